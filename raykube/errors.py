@@ -1,0 +1,151 @@
+"""Every error that raykube raises, for both planes.
+
+::
+
+    RaykubeError                   what, why, next_step
+     + ConfigError(ValueError)     wrong input, found before anything is started; lists every problem
+     + BackendError                the place answered no, or not at all; its own words in ``why``
+     |   + NotFound                no run or service of that name
+     |   + Conflict                the name is taken by something else
+     |   + Forbidden               refused for lack of rights
+     |   + Unreachable             no answer
+     + RunError                    a run did not end well
+         + RunFailed               reason, exit_code, evidence, tail
+         + RunStopped              somebody stopped it
+         + WaitTimeout             the wait ended; the run is alive
+
+A message says *what* happened, *why* in the words of whoever refused, and *next*: one thing to do.
+Fields carry all of it, so nobody has to parse the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with an input: ``path`` says where, as in ``workerGroupSpecs[0].replicas``."""
+
+    path: str
+    what: str
+    next_step: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        step = f" ({self.next_step})" if self.next_step else ""
+        return f"{where}{self.what}{step}"
+
+
+class RaykubeError(Exception):
+    """Base of all errors of raykube."""
+
+    def __init__(self, what: str, *, why: str = "", next_step: str = "") -> None:
+        # args holds just `what`: an exception that crosses a Ray process boundary is rebuilt from
+        # args and __dict__, and keyword-only arguments would make that rebuild fail.
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why:  {self.why}")
+        if self.next_step:
+            lines.append(f"  next: {self.next_step}")
+        return "\n".join(lines)
+
+
+class ConfigError(RaykubeError, ValueError):
+    """Wrong input. ``problems`` holds every problem found, not just the first."""
+
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, what: str, problems: Iterable[Problem]) -> ConfigError:
+        """Make one error that lists all `problems` below the headline `what`."""
+        error = cls(what)
+        error.problems = tuple(problems)
+        return error
+
+    def __str__(self) -> str:
+        head = super().__str__()
+        return "\n".join([head, *(f"  - {problem}" for problem in self.problems)])
+
+
+class BackendError(RaykubeError):
+    """The place (a local head, an API server) refused or failed; ``why`` holds its own words."""
+
+
+class NotFound(BackendError):
+    """No run or service of that name."""
+
+
+class Conflict(BackendError):
+    """The name is in use by something that differs from what was sent."""
+
+
+class Forbidden(BackendError):
+    """Refused for lack of rights."""
+
+
+class Unreachable(BackendError):
+    """No answer from the place."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run ended badly.
+
+    Attributes:
+        reason: one CamelCase word, as in ``EntrypointFailed`` or ``HeadDied``.
+        message: the words of whoever saw it.
+        exit_code: of the entrypoint; None when it never ended by itself.
+        tail: the last lines of the driver's log, oldest first.
+        next_step: one thing to do.
+    """
+
+    reason: str
+    message: str
+    exit_code: int | None = None
+    tail: Sequence[str] = field(default_factory=tuple)
+    next_step: str = ""
+
+
+class RunError(RaykubeError):
+    """A run did not end well."""
+
+
+class RunFailed(RunError):
+    """The run ended in FAILED. ``reason``, ``exit_code``, ``evidence`` and ``tail`` say why."""
+
+    reason: str = ""
+    exit_code: int | None = None
+    evidence: str = ""
+    tail: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, failure: Failure) -> RunFailed:
+        """Make the error of run `name` from its `failure`."""
+        error = cls(f"run {name} failed: {failure.reason}", why=failure.message, next_step=failure.next_step)
+        error.reason = failure.reason
+        error.exit_code = failure.exit_code
+        error.evidence = failure.message
+        error.tail = tuple(failure.tail)
+        return error
+
+    def __str__(self) -> str:
+        tail = (
+            [f"  last {len(self.tail)} lines of its log:", *(f"    {line}" for line in self.tail)] if self.tail else []
+        )
+        return "\n".join([super().__str__(), *tail])
+
+
+class RunStopped(RunError):
+    """The run was stopped before it ended."""
+
+
+class WaitTimeout(RunError):
+    """The wait ran out of time; the run itself is alive."""

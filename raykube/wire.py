@@ -1,0 +1,157 @@
+"""What crosses between the two planes: names of environment variables, and the files of a run.
+
+The outside plane (a laptop) sets these variables and later reads these files; the inside plane (a
+Ray driver and its workers) reads the variables and writes the files. Both import this module and
+nothing of each other. It needs only the standard library, because it travels to images that have
+no more than Ray.
+
+A run's folder, below the place's storage::
+
+    STORAGE/RUN/result.json              the last stage's Result; its presence means "that stage ended well"
+    STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
+    STORAGE/RUN/STAGE/result.json        that stage's Result
+    STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
+
+A stage is one call of ``train`` or ``sweep``: ``train-1``, ``sweep-2`` … in the order of the calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOME = "RAYKUBE_HOME"
+RUN_NAME = "RAYKUBE_RUN_NAME"
+STORAGE = "RAYKUBE_STORAGE"
+ATTEMPT = "RAYKUBE_ATTEMPT"
+WORKERS = "RAYKUBE_WORKERS"
+CPUS = "RAYKUBE_CPUS_PER_WORKER"
+GPUS = "RAYKUBE_GPUS_PER_WORKER"
+ACCELERATOR = "RAYKUBE_ACCELERATOR"
+TRIAL_WORKERS = "RAYKUBE_TRIAL_WORKERS"
+TRACKING = "RAYKUBE_TRACKING"
+GIT_COMMIT = "RAYKUBE_GIT_COMMIT"
+
+RESULT_FILE = "result.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+def home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of raykube's own state on this machine: ``RAYKUBE_HOME`` or ``~/.raykube``."""
+    return Path(environ.get(HOME) or "~/.raykube").expanduser().absolute()
+
+
+def default_storage(environ: Mapping[str, str] = os.environ) -> str:
+    """Return where runs are kept when nothing else was said: a folder on this machine."""
+    return str(home(environ) / "runs")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of a place one run may use.
+
+    Attributes:
+        workers: number of training workers, or (min, max) where the cluster autoscales.
+        cpus: logical CPUs of one worker.
+        gpus: GPUs of one worker.
+        accelerator: Ray's accelerator type, as in ``"H100"``; empty for any.
+    """
+
+    workers: int | tuple[int, int] = 1
+    cpus: float = 1
+    gpus: float = 0
+    accelerator: str = ""
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that a run may get."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    def environ(self) -> dict[str, str]:
+        """Return this scale as the environment variables that carry it inside."""
+        workers = str(self.workers) if isinstance(self.workers, int) else f"{self.workers[0]}..{self.workers[1]}"
+        sizes = {WORKERS: workers, CPUS: f"{self.cpus:g}", GPUS: f"{self.gpus:g}"}
+        return sizes | ({ACCELERATOR: self.accelerator} if self.accelerator else {})
+
+    @staticmethod
+    def from_environ(environ: Mapping[str, str] = os.environ) -> Scale:
+        """Read the scale that :meth:`environ` wrote; unset variables keep the defaults.
+
+        Raises:
+            ValueError: a variable does not hold a number (or ``MIN..MAX`` for the workers).
+        """
+        return Scale(
+            workers=parse_workers(environ.get(WORKERS, "1")),
+            cpus=float(environ.get(CPUS, "1")),
+            gpus=float(environ.get(GPUS, "0")),
+            accelerator=environ.get(ACCELERATOR, ""),
+        )
+
+
+def parse_workers(text: str) -> int | tuple[int, int]:
+    """Read ``"8"`` or ``"2..8"``.
+
+    Raises:
+        ValueError: the text is neither, or a number is below 1, or min is above max.
+    """
+    low, dots, high = text.partition("..")
+    bounds = (int(low), int(high) if dots else int(low))
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError(f"{text!r} is not a number of workers: write 8, or 2..8 for an autoscaled range")
+    return bounds if dots else bounds[0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one ``train`` or ``sweep`` ended with. Written inside, read anywhere.
+
+    Attributes:
+        kind: ``"train"`` or ``"sweep"``.
+        run: the run's name.
+        path: folder (or URI) of the stage that made it; holds the checkpoints and the metric history.
+        metrics: of the best checkpoint by the metric asked for, else the last ones reported.
+        checkpoint: path or URI of the best checkpoint; None when the loop reported none.
+        params: the config of the loop; of the best trial for a sweep.
+        model_uri: MLflow's ``models:/NAME/VERSION`` when the model was registered, else None.
+        trials: one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial; empty for ``train``.
+        notes: what did not work but was not worth failing for, such as an unreachable tracking server.
+    """
+
+    kind: str
+    run: str
+    path: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    model_uri: str | None = None
+    trials: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return every reported row, oldest first: ``{"time", "attempt", "metrics", "checkpoint"}``."""
+        return list(read_rows(Path(self.path) / METRICS_FILE))
+
+    def to_json(self) -> str:
+        """Return this result as one JSON document."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Result:
+        """Read what :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return Result(**fields | {"trials": tuple(fields["trials"]), "notes": tuple(fields["notes"])})
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON-lines file; none when it does not exist.
+
+    A last line without its newline is left out: its writer is still at it, or was killed there.
+    """
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        yield from (json.loads(line) for line in lines if line.endswith("\n"))
