@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from raykube.api import attach, deploy, plan, runs, submit
     from raykube.cluster import Cluster
     from raykube.errors import BackendError, ConfigError, RaykubeError, RunFailed
+    from raykube.handles import Endpoint, Run, Status
     from raykube.inside.training import report, train
     from raykube.inside.tuning import sweep
-    from raykube.runs import Endpoint, Run, Status
     from raykube.specs import App, Job, Service
     from raykube.wire import Result
 
@@ -25,14 +25,14 @@ _HOMES = {
     "BackendError": "errors",
     "Cluster": "cluster",
     "ConfigError": "errors",
-    "Endpoint": "runs",
+    "Endpoint": "handles",
     "Job": "specs",
     "RaykubeError": "errors",
     "Result": "wire",
-    "Run": "runs",
+    "Run": "handles",
     "RunFailed": "errors",
     "Service": "specs",
-    "Status": "runs",
+    "Status": "handles",
     "attach": "api",
     "deploy": "api",
     "plan": "api",
