@@ -1,0 +1,362 @@
+"""What to run: a `Job`, or a `Service` of `App`s. Frozen values, checked as they are made, no I/O.
+
+Field names are Ray's and Ray Serve's own. Every problem of a value is listed in one `ConfigError`; an
+unknown key is an error that names the nearest known ones, because Ray Serve takes typing errors in
+silence and a typing error in a training job costs hours.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import string
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from raykube.errors import ConfigError, Problem
+from raykube.strict import Spec, name_problem, nearest
+from raykube.wire import ATTEMPT, RUN_NAME, Scale
+
+__all__ = ["App", "Autoscaling", "Job", "Scale", "Service", "Spec", "name_problem", "nearest"]
+
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+_SET_BY_RAYKUBE = (RUN_NAME, ATTEMPT)
+_PASSED_ON = frozenset(
+    {
+        *("py_executable", "uv", "pip", "conda", "image_uri", "config", "worker_process_setup_hook", "py_modules"),
+        *("nsight", "_nsight", "rocprof-sys", "_rocprof_sys", "java_jars"),
+    }
+)
+_TYPED = ("working_dir", "excludes", "env_vars")
+_REFUSED = {
+    "container": "Ray replaced it by image_uri; the image of the whole cluster is Cluster.with_image's",
+    "_ray_release": "it would replace the Ray of the cluster",
+    "_ray_commit": "it would replace the Ray of the cluster",
+    "_inject_current_ray": "it would replace the Ray of the cluster",
+}
+
+
+def _none_if_empty(value: Any) -> Any:
+    return value or None
+
+
+def _kubernetes_name(value: str) -> str:
+    if problem := name_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be JSON, to be sent: {error}") from None
+    return value
+
+
+class _Code(Spec):
+    """The fields that say which code runs and in which environment."""
+
+    working_dir: Path = Path()
+    excludes: tuple[str, ...] = ()
+    pip: tuple[str, ...] = ()
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_typed_keys(cls, data: Any) -> Any:
+        """Move the keys of runtime_env that have a field of their own into that field."""
+        if not isinstance(data, dict) or not isinstance(data.get("runtime_env"), dict):
+            return data
+        env = dict(data["runtime_env"])
+        keys = [key for key in _TYPED if key in env and key in cls.model_fields]
+        keys += ["pip"] if isinstance(env.get("pip"), (list, tuple)) else []
+        if both := [key for key in keys if key in data]:
+            raise ConfigError.of("", [Problem(f"runtime_env.{key}", f"{key} is given twice") for key in both])
+        return data | {key: env.pop(key) for key in keys} | {"runtime_env": env}
+
+    @field_validator("working_dir", mode="before")
+    @classmethod
+    def _check_working_dir(cls, value: Any) -> Any:
+        if isinstance(value, str) and _REMOTE.match(value):
+            raise ValueError(f"{value!r} is not a folder here; raykube packs a local folder and sends it itself")
+        return value
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _check_runtime_env(cls, env: dict[str, Any]) -> dict[str, Any]:
+        if problems := list(_runtime_env_problems(env)):
+            raise ConfigError.of("", problems)
+        return _jsonable(env, "runtime_env")
+
+    @model_validator(mode="after")
+    def _check_installers(self) -> _Code:
+        used = [key for key in ("pip", "uv", "conda") if key in self.runtime_env or (key == "pip" and self.pip)]
+        if "pip" in self.runtime_env and self.pip:
+            raise ConfigError.of("", [Problem("runtime_env.pip", "pip is given twice")])
+        if len(used) > 1:
+            raise ConfigError.of("", [Problem("runtime_env", f"Ray takes one of pip, uv and conda, not {used}")])
+        return self
+
+
+def _runtime_env_problems(env: dict[str, Any]) -> Iterator[Problem]:
+    for key, value in env.items():
+        path = key
+        if key in _REFUSED:
+            yield Problem(path, f"refused: {_REFUSED[key]}")
+        elif key in _TYPED:
+            yield Problem(path, "refused: a service sets it for each app", "write it in apps[]")
+        elif key not in _PASSED_ON:
+            yield Problem(path, "unknown key", nearest(key, (*_PASSED_ON, *_TYPED)))
+        elif key in ("pip", "uv") and isinstance(value, str):
+            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
+        elif key == "conda" and isinstance(value, str) and value.endswith((".yml", ".yaml")):
+            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its content")
+        elif key == "py_modules":
+            yield from _local_modules(value)
+
+
+def _local_modules(modules: Any) -> Iterator[Problem]:
+    for index, module in enumerate(modules if isinstance(modules, (list, tuple)) else [modules]):
+        if not (isinstance(module, str) and _REMOTE.match(module)):
+            what = f"refused: {module!r} is not a URI that the cluster can read"
+            yield Problem(f"py_modules[{index}]", what, "put the module into the working_dir")
+
+
+def _env_vars(variables: dict[str, str]) -> dict[str, str]:
+    for key in variables:
+        if key in _SET_BY_RAYKUBE:
+            raise ValueError(f"{key} is set by raykube")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key):
+            raise ValueError(f"{key!r} cannot be the name of an environment variable")
+    return variables
+
+
+class Job(_Code):
+    """One command that runs to its end on a cluster.
+
+    Attributes:
+        entrypoint: the command, as in Ray; run by a shell on the head.
+        name: of the run; made from the entrypoint when empty. Kubernetes' rules hold on every backend.
+        working_dir: the folder that is packed and sent.
+        excludes: more patterns (as in .gitignore) of what is not sent.
+        pip: packages to install before the start; pip takes 20 s and more, an image none.
+        env_vars: environment of the driver and its workers.
+        runtime_env: the other keys of Ray's runtime environment, passed on as they are.
+        metadata: words of your own, kept with the run.
+        max_retries: how often the whole job is started again; each attempt resumes from its checkpoint.
+        timeout_s: seconds from submission after which it is stopped.
+        pending_timeout_s: seconds it may wait for its cluster.
+        keep_cluster_s: seconds the cluster stays after the end, for its logs.
+        queue: Kueue's local queue.
+        entrypoint_num_cpus: and the next four: what the driver itself reserves, as in Ray.
+    """
+
+    entrypoint: str
+    name: str = ""
+    env_vars: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[str, str] = Field(default_factory=dict)
+    max_retries: int = Field(default=0, ge=0)
+    timeout_s: float | None = Field(default=None, gt=0)
+    pending_timeout_s: float = Field(default=900, ge=1)
+    keep_cluster_s: float = Field(default=300, ge=0)
+    queue: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
+    entrypoint_num_cpus: float | None = Field(default=None, ge=0)
+    entrypoint_num_gpus: float | None = Field(default=None, ge=0)
+    entrypoint_memory: int | None = Field(default=None, ge=0)
+    entrypoint_resources: dict[str, float] = Field(default_factory=dict)
+    entrypoint_label_selector: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def module(cls, module: str, *args: object, **fields: Any) -> Job:
+        """Make the job ``python -m MODULE ARGS``, each argument quoted for the shell.
+
+        Example:
+            >>> Job.module("jobs.digits", "--note", "two words", name="a").entrypoint
+            "python -m jobs.digits --note 'two words'"
+        """
+        return cls(entrypoint=shlex.join(["python", "-m", module, *map(str, args)]), **fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name") or not isinstance(data.get("entrypoint"), str):
+            return data
+        return data | {"name": _made_name(data["entrypoint"])}
+
+    @field_validator("entrypoint")
+    @classmethod
+    def _check_entrypoint(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty; name a command, as in 'python -m jobs.digits'")
+        return value
+
+    @field_validator("queue")
+    @classmethod
+    def _check_queue(cls, value: str | None) -> str | None:
+        if value is not None and not _LABEL_VALUE.fullmatch(value):
+            raise ValueError(f"{value!r} cannot be the value of a Kubernetes label")
+        return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, str]) -> dict[str, str]:
+        if own := [key for key in value if key.startswith("raykube.")]:
+            raise ValueError(f"keys that begin with 'raykube.' are raykube's: {own}")
+        return value
+
+    _check_name = field_validator("name")(_kubernetes_name)
+    _check_env_vars = field_validator("env_vars")(_env_vars)
+
+
+def _made_name(entrypoint: str) -> str:
+    """Return a fresh name that says what runs: ``digits-xkqzp`` for ``python -m jobs.digits --lr 1``."""
+    try:
+        words = shlex.split(entrypoint)
+    except ValueError:
+        words = entrypoint.split()
+    words = [word for word in words if not re.fullmatch(r"\w+=.*", word)] or ["job"]
+    interpreter = re.fullmatch(r"python[\d.]*", PurePosixPath(words[0]).name)
+    target = next((word for word in words[1:] if not word.startswith("-")), "job") if interpreter else words[0]
+    stem = PurePosixPath(target).name.removesuffix(".py").split(".")[-1].lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", stem).strip("-0123456789")[:30].rstrip("-")
+    return f"{slug or 'job'}-{''.join(random.choices(string.ascii_lowercase, k=5))}"  # noqa: S311 - a name, no secret
+
+
+class Autoscaling(Spec):
+    """Ray Serve's ``autoscaling_config``; what is None keeps Ray Serve's default."""
+
+    min_replicas: int | None = Field(default=None, ge=0)
+    initial_replicas: int | None = Field(default=None, ge=0)
+    max_replicas: int | None = Field(default=None, ge=1)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+    upscale_delay_s: float | None = Field(default=None, ge=0)
+    downscale_delay_s: float | None = Field(default=None, ge=0)
+    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
+    upscaling_factor: float | None = Field(default=None, gt=0)
+    downscaling_factor: float | None = Field(default=None, gt=0)
+    look_back_period_s: float | None = Field(default=None, gt=0)
+    aggregation_function: str | None = Field(default=None, pattern="^(mean|max|min)$")
+    policy: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Autoscaling:
+        low = 1 if self.min_replicas is None else self.min_replicas
+        high = 1 if self.max_replicas is None else self.max_replicas
+        start = low if self.initial_replicas is None else self.initial_replicas
+        if not low <= start <= high:
+            what = f"min_replicas {low} <= initial_replicas {start} <= max_replicas {high} does not hold"
+            raise ConfigError.of("", [Problem("", what, "Ray Serve's default of min_replicas and max_replicas is 1")])
+        return self
+
+
+_ACTOR_OPTIONS = (
+    *("num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
+    *("label_selector", "fallback_strategy", "runtime_env"),
+)
+
+
+class App(Spec):
+    """One Ray Serve application.
+
+    Attributes:
+        import_path: ``module:attribute`` of the application or of its builder.
+        args: what the builder gets; strict there.
+        model: a model reference (``run:NAME``, a checkpoint's path or URI, ``models:/NAME/VERSION`` or
+            ``models:/NAME@ALIAS``); reaches the builder as ``args["model"]``.
+        deployment: the deployment that num_replicas, autoscaling_config, ray_actor_options and the two
+            request bounds apply to.
+    """
+
+    import_path: str
+    name: str = Field(default="app", min_length=1)
+    route_prefix: str = "/"
+    args: dict[str, Any] = Field(default_factory=dict)
+    env_vars: dict[str, str] = Field(default_factory=dict)
+    num_replicas: int | None = Field(default=None, ge=0)
+    autoscaling_config: Autoscaling | None = None
+    ray_actor_options: dict[str, Any] = Field(default_factory=dict)
+    max_ongoing_requests: int | None = Field(default=None, ge=1)
+    max_queued_requests: int | None = Field(default=None, ge=-1)
+    model: str | None = None
+    deployment: str = Field(default="Model", min_length=1)
+
+    @field_validator("import_path")
+    @classmethod
+    def _check_import_path(cls, value: str) -> str:
+        if not _IMPORT_PATH.fullmatch(value):
+            raise ValueError(f"{value!r} is not 'module:attribute', as in 'jobs.digits_app:app'")
+        return value
+
+    @field_validator("route_prefix")
+    @classmethod
+    def _check_route_prefix(cls, value: str) -> str:
+        if not value.startswith("/") or (value != "/" and value.endswith("/")) or "{" in value:
+            raise ValueError(f"{value!r} must begin with '/', not end with one, and hold no '{{'")
+        return value
+
+    @field_validator("args", "ray_actor_options")
+    @classmethod
+    def _check_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _jsonable(value, "it")
+
+    @field_validator("ray_actor_options")
+    @classmethod
+    def _check_actor_options(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if unknown := [
+            Problem(key, "unknown key", nearest(key, _ACTOR_OPTIONS)) for key in value.keys() - _ACTOR_OPTIONS
+        ]:
+            raise ConfigError.of("", unknown)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"run:.+|models:/[^/@]+(/[^/]+|@.+)|(?!run:|models:).+", value):
+            raise ValueError(f"{value!r} is not run:NAME, models:/NAME/VERSION, models:/NAME@ALIAS, a path or a URI")
+        return value
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> App:
+        problems = []
+        if self.num_replicas is not None and self.autoscaling_config is not None:
+            problems.append(Problem("num_replicas", "and autoscaling_config exclude each other", "give one of them"))
+        if self.model is not None and "model" in self.args:
+            problems.append(Problem("args.model", "the model is given twice", "give it as model"))
+        if problems:
+            raise ConfigError.of("", problems)
+        return self
+
+    _check_env_vars = field_validator("env_vars")(_env_vars)
+
+
+class Service(_Code):
+    """Ray Serve applications that stay up under one name."""
+
+    name: Annotated[str, Field(min_length=1)]
+    apps: tuple[App, ...]
+
+    @model_validator(mode="after")
+    def _check_apps(self) -> Service:
+        if not self.apps:
+            raise ConfigError.of("", [Problem("apps", "is empty", "give at least one App")])
+        twice: list[Problem] = []
+        for field in ("name", "route_prefix"):
+            values = [getattr(app, field) for app in self.apps]
+            twice += [
+                Problem(f"apps[{index}].{field}", f"{value!r} is taken by apps[{values.index(value)}]")
+                for index, value in enumerate(values)
+                if values.index(value) < index
+            ]
+        if twice:
+            raise ConfigError.of("", twice)
+        return self
+
+    _check_name = field_validator("name")(_kubernetes_name)
