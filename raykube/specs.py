@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raykube.errors import ConfigError, Problem
+from raykube.runtime_env import REMOTE, TYPED, problems_of
 from raykube.strict import Spec, name_problem, nearest
 from raykube.wire import ATTEMPT, RUN_NAME, Scale
 
@@ -26,21 +27,7 @@ __all__ = ["App", "Autoscaling", "Job", "Scale", "Service", "Spec", "name_proble
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _SET_BY_RAYKUBE = (RUN_NAME, ATTEMPT)
-_PASSED_ON = frozenset(
-    {
-        *("py_executable", "uv", "pip", "conda", "image_uri", "config", "worker_process_setup_hook", "py_modules"),
-        *("nsight", "_nsight", "rocprof-sys", "_rocprof_sys", "java_jars"),
-    }
-)
-_TYPED = ("working_dir", "excludes", "env_vars")
-_REFUSED = {
-    "container": "Ray replaced it by image_uri; the image of the whole cluster is Cluster.with_image's",
-    "_ray_release": "it would replace the Ray of the cluster",
-    "_ray_commit": "it would replace the Ray of the cluster",
-    "_inject_current_ray": "it would replace the Ray of the cluster",
-}
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -76,7 +63,7 @@ class _Code(Spec):
         if not isinstance(data, dict) or not isinstance(data.get("runtime_env"), dict):
             return data
         env = dict(data["runtime_env"])
-        keys = [key for key in _TYPED if key in env and key in cls.model_fields]
+        keys = [key for key in TYPED if key in env and key in cls.model_fields]
         keys += ["pip"] if isinstance(env.get("pip"), (list, tuple)) else []
         if both := [key for key in keys if key in data]:
             raise ConfigError.of("", [Problem(f"runtime_env.{key}", f"{key} is given twice") for key in both])
@@ -85,14 +72,14 @@ class _Code(Spec):
     @field_validator("working_dir", mode="before")
     @classmethod
     def _check_working_dir(cls, value: Any) -> Any:
-        if isinstance(value, str) and _REMOTE.match(value):
+        if isinstance(value, str) and REMOTE.match(value):
             raise ValueError(f"{value!r} is not a folder here; raykube packs a local folder and sends it itself")
         return value
 
     @field_validator("runtime_env")
     @classmethod
     def _check_runtime_env(cls, env: dict[str, Any]) -> dict[str, Any]:
-        if problems := list(_runtime_env_problems(env)):
+        if problems := list(problems_of(env)):
             raise ConfigError.of("", problems)
         return _jsonable(env, "runtime_env")
 
@@ -104,30 +91,6 @@ class _Code(Spec):
         if len(used) > 1:
             raise ConfigError.of("", [Problem("runtime_env", f"Ray takes one of pip, uv and conda, not {used}")])
         return self
-
-
-def _runtime_env_problems(env: dict[str, Any]) -> Iterator[Problem]:
-    for key, value in env.items():
-        path = key
-        if key in _REFUSED:
-            yield Problem(path, f"refused: {_REFUSED[key]}")
-        elif key in _TYPED:
-            yield Problem(path, "refused: a service sets it for each app", "write it in apps[]")
-        elif key not in _PASSED_ON:
-            yield Problem(path, "unknown key", nearest(key, (*_PASSED_ON, *_TYPED)))
-        elif key in ("pip", "uv") and isinstance(value, str):
-            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
-        elif key == "conda" and isinstance(value, str) and value.endswith((".yml", ".yaml")):
-            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its content")
-        elif key == "py_modules":
-            yield from _local_modules(value)
-
-
-def _local_modules(modules: Any) -> Iterator[Problem]:
-    for index, module in enumerate(modules if isinstance(modules, (list, tuple)) else [modules]):
-        if not (isinstance(module, str) and _REMOTE.match(module)):
-            what = f"refused: {module!r} is not a URI that the cluster can read"
-            yield Problem(f"py_modules[{index}]", what, "put the module into the working_dir")
 
 
 def _env_vars(variables: dict[str, str]) -> dict[str, str]:
