@@ -12,7 +12,6 @@ import random
 import re
 import shlex
 import string
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
