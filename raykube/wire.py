@@ -35,6 +35,7 @@ ACCELERATOR = "RAYKUBE_ACCELERATOR"
 TRIAL_WORKERS = "RAYKUBE_TRIAL_WORKERS"
 TRACKING = "RAYKUBE_TRACKING"
 GIT_COMMIT = "RAYKUBE_GIT_COMMIT"
+MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
@@ -154,4 +155,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if line.endswith("\n"))
+        yield from (row(line) for line in lines if line.endswith("\n"))
+
+
+def row(line: str | bytes) -> dict[str, Any]:
+    """Read one line of a metrics file."""
+    fields: dict[str, Any] = json.loads(line)
+    return fields

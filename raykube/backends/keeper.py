@@ -1,0 +1,187 @@
+"""The keeper of the local head: ``python -m raykube.backends.keeper HEAD_ID [--adopt]``.
+
+It starts Ray, publishes the head once it answers, and then looks after the runs on it until the head
+has been idle or Ray has died: it retries, enforces deadlines, sends what a killed client left unsent,
+keeps logs and last states. With ``--adopt`` it takes over a running head whose keeper was killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from raykube.backends import head, lifecycle, observe, records
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, Conflict, Unreachable
+from raykube.settings import setting
+
+_TICK_S = 1.0
+
+
+def main(arguments: list[str]) -> None:
+    """Run the keeper until its head ends."""
+    head_id = arguments[0]
+    started = _adopt() if "--adopt" in arguments else _start(head_id)
+    head.write_state(started)
+    api = head.api(started)
+    try:
+        while _should_go_on(started, api):
+            _tick(started, api)
+            time.sleep(_TICK_S)
+    finally:
+        _end(started)
+
+
+def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
+    """Return the command that starts Ray; every port is free or chosen by Ray, none is a default."""
+    return [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--port=0", f"--num-cpus={head.cpu_count()}", f"--temp-dir={temp_dir}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
+        *(f"--ray-client-server-port={head.free_port()}", "--min-worker-port=0", "--max-worker-port=0"),
+        # There is nothing to autoscale on one machine: one process fewer.
+        *("--no-monitor", "--disable-usage-stats"),
+    ]
+
+
+def ray_environ(head_id: str) -> dict[str, str]:
+    """Return the environment of Ray and so of every job on it.
+
+    The token goes by the path of its file: neither a process list nor an environment dump shows it.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return inherited | {
+        "PATH": path,
+        "RAYKUBE_HEAD_ID": head_id,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(head.home() / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A pipe would make Python hold back a script's output in blocks of 8 KiB.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _start(head_id: str) -> head.Head:
+    """Start Ray and wait until it answers."""
+    # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
+    temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-")
+    port = head.free_port()
+    address = f"http://127.0.0.1:{port}"
+    with (head.home() / "ray.log").open("wb") as log:
+        ray = subprocess.Popen(
+            ray_command(port, temp_dir),
+            env=ray_environ(head_id),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=temp_dir,
+        )
+    session = _session_name(RayApi(address, head.token()), ray)
+    me = psutil.Process()
+    return head.Head(
+        id=head_id,
+        keeper_pid=me.pid,
+        keeper_created=me.create_time(),
+        ray_pid=ray.pid,
+        ray_created=psutil.Process(ray.pid).create_time(),
+        address=address,
+        session_dir=f"{temp_dir}/{session}",
+        serve_port=int(setting("serve_port").value) or head.free_port(),
+        python=sys.executable,
+        started=time.time(),
+    )
+
+
+def _session_name(api: RayApi, ray: subprocess.Popen[bytes]) -> str:
+    """Wait for the head's first answer."""
+    while ray.poll() is None:
+        try:
+            return str(api.version()["session_name"])
+        except Unreachable:
+            time.sleep(0.05)
+    sys.exit(f"ray start ended with exit code {ray.returncode}")
+
+
+def _adopt() -> head.Head:
+    """Take over the published head."""
+    orphan = head.read_state()
+    if orphan is None:
+        sys.exit("there is no head to adopt")
+    me = psutil.Process()
+    return dataclasses.replace(orphan, keeper_pid=me.pid, keeper_created=me.create_time())
+
+
+def _should_go_on(started: head.Head, api: RayApi) -> bool:
+    """Whether Ray lives and is not idle for longer than the setting allows."""
+    if not head.alive(started.ray_pid, started.ray_created):
+        return False
+    idle_s = time.time() - (head.home() / "used").stat().st_mtime
+    return idle_s < float(setting("idle_timeout_s").value) or _is_busy(started, api)
+
+
+def _is_busy(started: head.Head, api: RayApi) -> bool:
+    """Whether anything runs on the head, sent by raykube or not."""
+    services = any(record.head == started.id for record in records.every("service"))
+    return services or any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
+
+
+def _tick(started: head.Head, api: RayApi) -> None:
+    """Look once after every run that has not ended."""
+    for record in records.every("job"):
+        if record.head == started.id and records.final(record.name) is None:
+            head.touch()
+            try:
+                _look_after(record, started, api)
+            except BackendError as error:
+                # The loop's own check finds out whether Ray died; an answer that failed is asked for again.
+                sys.stderr.write(f"{record.name}: {error}\n")
+
+
+def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
+    """Do what is due for one run."""
+    status, known = observe.status(record, started, api)
+    stop_requested = records.stop_requested(record.name)
+    action = lifecycle.action_of(record, status, known=known, stop_requested=stop_requested, now=time.time())
+    if action.do == "send":
+        records.set_attempt(record.name, action.attempt)
+        send(record, action.attempt, api)
+    elif action.do == "end":
+        api.stop(record.submission_id(status.attempt))
+        ended = dataclasses.replace(status, state="FAILED", failure=action.failure, ended=time.time())
+        observe.settle(record, ended, started)
+    elif status.is_terminal:
+        observe.settle(record, status, started)
+
+
+def send(record: records.Record, attempt: int, api: RayApi) -> None:
+    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt."""
+    try:
+        api.submit(observe.body_of(record, attempt))
+    except Conflict:
+        return
+
+
+def _end(started: head.Head) -> None:
+    """Note the end of what still ran, keep its logs, and leave no process and no folder behind."""
+    for record in records.every("job"):
+        if record.head == started.id and records.final(record.name) is None:
+            observe.settle_lost(record, started)
+    head.kill_marked(started.id, started.ray_pid)
+    state = head.read_state()
+    if state and state.id == started.id:
+        (head.home() / "state.json").unlink(missing_ok=True)
+    shutil.rmtree(Path(started.session_dir).parent, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

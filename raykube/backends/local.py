@@ -1,0 +1,195 @@
+"""The local backend: the jobs and services of this machine, on one Ray head that raykube owns.
+
+A client writes a record, sends the job and may then die: the record, the head's keeper and Ray go on.
+Everything can be asked again from another process by name, also after the head is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from raykube import package, plans, wire
+from raykube.backends import Kind, Status, head, keeper, lifecycle, localserve, observe, records
+from raykube.backends.records import Record
+from raykube.cluster import Cluster
+from raykube.errors import ConfigError, Conflict, NotFound, Problem, Unreachable
+from raykube.plans import Plan
+from raykube.specs import Job, Service
+from raykube.wire import Result
+
+_POLL_S = 0.1
+_STOP_TIMEOUT_S = 15.0
+
+
+class Local:
+    """Runs plans on this machine. See :class:`raykube.backends.Backend` for the methods."""
+
+    def plan(self, work: Job | Service, on: Cluster) -> Plan:
+        """Return the body that Ray's Job API or Serve API will get."""
+        _check_fits(on)
+        code = package.collect(work.working_dir, work.excludes)
+        uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
+        if isinstance(work, Service):
+            return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
+        package.check_entrypoint(work.entrypoint, code)
+        return Plan(work.name, "local", (plans.localjob(work, on, uri),), code)
+
+    def start(self, plan: Plan) -> str:
+        """Send the plan to the head, starting it if need be."""
+        records.ensure_home()
+        if plan.package:
+            package.write(plan.package, _code_folder())
+        with head.lock():
+            if plan.is_service:
+                localserve.deploy(plan)
+            else:
+                _submit(plan)
+        return plan.name
+
+    def status(self, name: str) -> Status:
+        """Return the state now; of a run that has ended, the state it ended in."""
+        record = records.load(name)
+        if record.kind == "service":
+            return localserve.status(record)
+        return records.final(name) or _live_status(record)
+
+    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
+        """Yield the driver's output, of all attempts in turn."""
+        record = records.load(name)
+        if record.kind == "service":
+            yield from localserve.logs(record, follow=follow)
+            return
+        attempt = 1
+        while attempt <= records.attempt(name):
+            path = observe.log_path(record, attempt, head.current())
+            yield from observe.lines(path, is_open=self._attempt_goes_on(name, attempt, follow=follow))
+            attempt += 1
+
+    def result(self, name: str) -> Result | None:
+        """Read the result that the run left in its storage."""
+        record = records.load(name)
+        path = Path(record.storage) / name / wire.RESULT_FILE
+        return Result.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def stop(self, name: str) -> None:
+        """Stop a job and wait until it has stopped; take a service down."""
+        record = records.load(name)
+        if record.kind == "service":
+            with head.lock():
+                localserve.take_down(record)
+            return
+        status = self.status(name)
+        if status.is_terminal:
+            return
+        records.request_stop(name)
+        running = head.current()
+        if running:
+            head.api(running).stop(record.submission_id(status.attempt))
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < deadline and not self.status(name).is_terminal:
+            time.sleep(_POLL_S)
+
+    def delete(self, name: str) -> None:
+        """Stop it and remove its record, its logs and, for a job, what it kept in its storage."""
+        record = records.load(name)
+        self.stop(name)
+        records.remove(name)
+        if record.kind == "job":
+            records.remove_tree(Path(record.storage) / name)
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of all jobs or services, oldest first."""
+        return [record.name for record in records.every(kind)]
+
+    def _attempt_goes_on(self, name: str, attempt: int, *, follow: bool) -> Iterator[bool]:
+        """Yield, after a short wait each, whether more output of the attempt is to be expected."""
+        while True:
+            time.sleep(_POLL_S if follow else 0)
+            try:
+                status = self.status(name)
+            except NotFound:  # deleted while its log is being read
+                yield False
+                continue
+            yield follow and status.attempt == attempt and not status.is_terminal
+
+
+def _code_folder() -> Path:
+    return wire.home() / "packages"
+
+
+def _check_fits(on: Cluster) -> None:
+    """Refuse what this machine can never run, instead of waiting for ever."""
+    scale, cpus = on.scale, head.cpu_count()
+    if scale.max_workers * scale.cpus <= cpus:
+        return
+    fits = int(cpus // scale.cpus)
+    need = f"{scale.max_workers} workers x {scale.cpus:g} CPU need {scale.max_workers * scale.cpus:g} CPUs"
+    raise ConfigError.of(
+        "the job does not fit on this machine",
+        [Problem("workers", f"{need}; this machine has {cpus}", f"--workers {fits} fits" if fits else "fewer CPUs a worker")],
+    )
+
+
+def _submit(plan: Plan) -> None:
+    """Send a job, or join the run that has this name and plan already. The caller holds the lock."""
+    try:
+        known = records.load(plan.name)
+    except NotFound:
+        _send(_record(plan), 1)
+        return
+    if known.kind == "service" or known.plan_hash != plan.hash:
+        raise Conflict(
+            f"the name {plan.name!r} is taken by another {known.kind}",
+            why=plans.difference(known.plan_yaml, plan.yaml()),
+            next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
+        )
+    ended = records.final(plan.name) or _live_status(known)
+    if ended.state in ("FAILED", "STOPPED"):
+        _send(replace(known, submitted=time.time()), ended.attempt + 1)
+
+
+def _record(plan: Plan) -> Record:
+    body = plan.body[0]
+    limits = plan.limits
+    return Record(
+        name=plan.name,
+        kind="job",
+        plan_hash=plan.hash,
+        plan_yaml=plan.yaml(),
+        body=body,
+        storage=body["runtime_env"]["env_vars"][wire.STORAGE],
+        submitted=time.time(),
+        max_retries=limits.max_retries,
+        timeout_s=limits.timeout_s,
+        pending_timeout_s=limits.pending_timeout_s,
+    )
+
+
+def _send(record: Record, attempt: int) -> None:
+    """Start one attempt of a run. The record is written first: its keeper sends what we could not."""
+    running = head.ensure()
+    record = replace(record, head=running.id)
+    records.save(record)
+    records.reopen(record.name, attempt)
+    keeper.send(record, attempt, head.api(running))
+
+
+def _live_status(record: Record) -> Status:
+    """Return the status of a run that has not ended, or see its end."""
+    running = head.current()
+    if running is None or running.id != record.head:
+        return observe.settle_lost(record, head.read_state())
+    try:
+        status, _ = observe.status(record, running, head.api(running))
+    except Unreachable:
+        if head.current():
+            raise
+        return observe.settle_lost(record, running)
+    if lifecycle.has_retry(record, status, stop_requested=records.stop_requested(record.name)):
+        return replace(status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start")
+    if status.is_terminal:
+        return observe.settle(record, status, running)
+    return replace(status, progress=observe.progress(record), url=running.address)

@@ -1,0 +1,131 @@
+"""Look at one local run: its state, its logs, its end. Used by its keeper and by everybody who asks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from raykube import wire
+from raykube.backends import Status, lifecycle, records
+from raykube.backends.head import Head
+from raykube.backends.rayapi import RayApi
+from raykube.backends.records import Record
+from raykube.errors import NotFound
+
+#: Lines of a failed run's log that its error shows.
+TAIL_LINES = 20
+#: Enough bytes for that many lines of ordinary length; longer ones are cut at the front.
+_TAIL_BYTES = 32_768
+
+
+def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
+    """Return the status of the run's current attempt, and whether the head has a job for it."""
+    attempt = records.attempt(record.name)
+    job: Mapping[str, Any] | None = None
+    with contextlib.suppress(NotFound):
+        job = api.job(record.submission_id(attempt))
+    last_words = tail(record, attempt, head) if job and job["status"] == "FAILED" else []
+    return lifecycle.status_of(record, attempt, job, last_words), job is not None
+
+
+def settle(record: Record, ended: Status, head: Head) -> Status:
+    """Keep the logs of a run that has ended for good, and then its last status."""
+    for attempt in range(1, ended.attempt + 1):
+        _keep_log(record, attempt, head)
+    return records.set_final(ended)
+
+
+def settle_lost(record: Record, head: Head | None) -> Status:
+    """Note that a run's head is gone; `head` is where its logs may still lie."""
+    attempt = records.attempt(record.name)
+    if head and head.id == record.head:
+        return settle(record, lifecycle.lost(record, attempt, tail(record, attempt, head), time.time()), head)
+    return records.set_final(lifecycle.lost(record, attempt, tail(record, attempt, None), time.time()))
+
+
+def _keep_log(record: Record, attempt: int, head: Head) -> None:
+    """Copy a driver's log to the record, once."""
+    kept = _kept_log(record, attempt)
+    source = head.driver_log(record.submission_id(attempt))
+    if source.exists() and not kept.exists():
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(source, temporary)
+        temporary.replace(kept)
+
+
+def _kept_log(record: Record, attempt: int) -> Path:
+    return records.folder(record.name) / f"driver-{attempt}.log"
+
+
+def log_path(record: Record, attempt: int, head: Head | None) -> Path:
+    """Return the file that holds an attempt's output: kept with the record, else where Ray writes it."""
+    kept = _kept_log(record, attempt)
+    if kept.exists() or head is None:
+        return kept
+    return head.driver_log(record.submission_id(attempt))
+
+
+def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
+    """Return the last lines of an attempt's output; bytes that are not UTF-8 show as U+FFFD."""
+    path = log_path(record, attempt, head)
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+
+
+def body_of(record: Record, attempt: int) -> dict[str, Any]:
+    """Return the POST body of one attempt: its submission id and ``RAYKUBE_ATTEMPT`` differ."""
+    body: dict[str, Any] = copy.deepcopy(record.body)
+    body["submission_id"] = record.submission_id(attempt)
+    body["runtime_env"].setdefault("env_vars", {})[wire.ATTEMPT] = str(attempt)
+    return body
+
+
+def progress(record: Record) -> Mapping[str, Any]:
+    """Return the metrics that the run reported last; empty when there are none to be seen from here."""
+    streams = (Path(record.storage) / record.name).glob(f"*/{wire.METRICS_FILE}")
+    newest = max(streams, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return MappingProxyType({})
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - _TAIL_BYTES))
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    return MappingProxyType(wire.row(lines[-1])["metrics"] if lines else {})
+
+
+def lines(path: Path, *, is_open: Iterator[bool]) -> Iterator[str]:
+    """Yield a growing file's lines until `is_open` says that nobody writes to it any more.
+
+    It is asked after each look that found nothing new, and once it says so one more look is taken.
+    """
+    rest = b""
+    offset = 0
+    going = True
+    while True:
+        chunk = _read_from(path, offset)
+        offset += len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
+        if not chunk and not going:
+            break
+        if not chunk:
+            going = next(is_open)
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(1 << 20)

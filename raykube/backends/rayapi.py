@@ -1,0 +1,93 @@
+"""Ray's Job API and Serve REST API over HTTP, without importing Ray.
+
+The paths and fields are those of Ray's dashboard (``/api/jobs/``, ``/api/serve/applications/``); the
+same two serve a head on this machine and one behind a Kubernetes API server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
+
+# The first submit on a fresh head waits for its job agent to come up, which takes seconds.
+_TIMEOUT = httpx.Timeout(60, connect=5)
+
+
+class RayApi:
+    """One Ray head, reached at `address` (as in ``http://127.0.0.1:8265``) with its token."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
+        # trust_env off: a proxy for the internet must not get requests for this head, nor its token.
+        self._http = httpx.Client(
+            base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, trust_env=False
+        )
+
+    def version(self) -> dict[str, Any]:
+        """Return ``{"ray_version", "session_name", …}``."""
+        return self._json("GET", "/api/version")
+
+    def submit(self, body: Mapping[str, Any]) -> None:
+        """Start a job. `body` is that of ``POST /api/jobs/`` and names its ``submission_id``.
+
+        Raises:
+            Conflict: a job of that submission id exists.
+        """
+        self._json("POST", "/api/jobs/", body)
+
+    def job(self, submission_id: str) -> dict[str, Any]:
+        """Return Ray's JobDetails: status, message, error_type, driver_exit_code, times in ms …"""
+        return self._json("GET", f"/api/jobs/{submission_id}")
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the details of every job and driver that the head knows."""
+        answer: list[dict[str, Any]] = self._json("GET", "/api/jobs/")
+        return answer
+
+    def stop(self, submission_id: str) -> None:
+        """Ask a job to stop: SIGTERM first, SIGKILL three seconds later."""
+        self._json("POST", f"/api/jobs/{submission_id}/stop")
+
+    def serve_status(self) -> dict[str, Any]:
+        """Return Serve's whole state; ``applications`` maps names to ``{status, message, deployments}``."""
+        return self._json("GET", "/api/serve/applications/")
+
+    def serve_deploy(self, applications: Sequence[Mapping[str, Any]], http_options: Mapping[str, Any]) -> None:
+        """Make the applications of the head exactly `applications`."""
+        body = {"proxy_location": "HeadOnly", "http_options": http_options, "applications": applications}
+        self._json("PUT", "/api/serve/applications/", body)
+
+    def serve_shutdown(self) -> None:
+        """Remove every application and Serve itself."""
+        self._json("DELETE", "/api/serve/applications/")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        try:
+            response = self._http.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise Unreachable(
+                f"no answer from the Ray head at {self.address}", why=f"{type(error).__name__}: {error}"
+            ) from error
+        if response.is_error:
+            raise _refusal(method, path, response)
+        return response.json() if response.text else {}
+
+
+def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
+    """Map an HTTP error to ours, with the last line of the head's words (it sends whole tracebacks)."""
+    words = response.text.strip()
+    last = words.splitlines()[-1] if words else f"HTTP {response.status_code}"
+    what = f"the Ray head refused {method} {path}"
+    # Ray answers a duplicate submission id with 500 and a traceback, not with 409.
+    if "already exists" in words and method == "POST":
+        return Conflict(what, why=last)
+    kinds = {401: Forbidden, 403: Forbidden, 404: NotFound}
+    return kinds.get(response.status_code, BackendError)(what, why=last)

@@ -1,0 +1,202 @@
+"""The local backend's memory: one folder per run or service, readable after the head is gone.
+
+::
+
+    HOME/records/NAME/record.json    what was sent: plan, kind, time, retries and deadlines
+    HOME/records/NAME/attempt        the attempt that runs now; written by the keeper
+    HOME/records/NAME/stop           present when somebody asked to stop it
+    HOME/records/NAME/final.json     the last status; written once, whoever sees the end first
+    HOME/records/NAME/driver-N.log   the driver's log of attempt N, copied when it ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raykube import wire
+from raykube.backends import Kind, Status
+from raykube.errors import BackendError, ConfigError, Failure, NotFound
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was sent under one name.
+
+    Attributes:
+        name, kind: of the run or service.
+        plan_hash: content hash of the plan; equal hashes mean the same run.
+        plan_yaml: the plan as text, to name the difference when another one wants the name.
+        body: what the head got: the job's POST body, or the list of Serve applications.
+        storage: where the run keeps its results.
+        submitted: Unix time in seconds.
+        head: id of the head that it was sent to.
+        max_retries, timeout_s, pending_timeout_s: from the Job.
+    """
+
+    name: str
+    kind: Kind
+    plan_hash: str
+    plan_yaml: str
+    body: Any
+    storage: str
+    submitted: float
+    head: str = ""
+    max_retries: int = 0
+    timeout_s: float | None = None
+    pending_timeout_s: float | None = None
+
+    def submission_id(self, attempt: int) -> str:
+        """Return the Ray submission id of one attempt."""
+        return f"{self.name}-{attempt}"
+
+
+def ensure_home() -> Path:
+    """Return raykube's own folder, made if need be.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+    home = wire.home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"raykube cannot keep its state in {home}",
+            why=error.strerror or str(error),
+            next_step=_remedy(error, "set RAYKUBE_HOME to a folder that you can write to"),
+        ) from error
+    return home
+
+
+def _remedy(error: OSError, otherwise: str) -> str:
+    """Say what helps: more room on a full disk, else `otherwise`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
+
+
+def folder(name: str) -> Path:
+    """Return the folder of one record; it need not exist."""
+    return wire.home() / "records" / name
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new one.
+
+    Raises:
+        BackendError: the disk is full or not writable. Nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BackendError(
+            f"cannot write {path}", why=error.strerror or str(error), next_step=_remedy(error, f"check {path.parent}")
+        ) from error
+
+
+def save(record: Record) -> None:
+    """Write a record."""
+    write(folder(record.name) / "record.json", json.dumps(asdict(record)))
+
+
+def load(name: str) -> Record:
+    """Read a record.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    try:
+        text = (folder(name) / "record.json").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(f"nothing is called {name!r} here", next_step="raykube job list; raykube service list") from error
+    return Record(**json.loads(text))
+
+
+def every(kind: Kind | None = None) -> list[Record]:
+    """Return all records, oldest first."""
+    names = [path.parent.name for path in (wire.home() / "records").glob("*/record.json")]
+    records = [record for record in _present(names) if kind in (None, record.kind)]
+    return sorted(records, key=lambda record: record.submitted)
+
+
+def _present(names: list[str]) -> Iterator[Record]:
+    """Load records, leaving out those that were deleted since their names were listed."""
+    for name in names:
+        with contextlib.suppress(NotFound):
+            yield load(name)
+
+
+def attempt(name: str) -> int:
+    """Return which attempt of the run is the current one, from 1."""
+    path = folder(name) / "attempt"
+    return int(path.read_text()) if path.exists() else 1
+
+
+def set_attempt(name: str, number: int) -> None:
+    """Note that attempt `number` begins."""
+    write(folder(name) / "attempt", str(number))
+
+
+def stop_requested(name: str) -> bool:
+    """Whether somebody asked to stop the run: it is then not retried."""
+    return (folder(name) / "stop").exists()
+
+
+def request_stop(name: str) -> None:
+    """Note that the run is to stop and not to be retried."""
+    write(folder(name) / "stop", "")
+
+
+def final(name: str) -> Status | None:
+    """Return the run's last status; None while it has not ended."""
+    path = folder(name) / "final.json"
+    if not path.exists():
+        return None
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    failure = fields.pop("failure")
+    return Status(**fields, failure=Failure(**failure) if failure else None)
+
+
+def reopen(name: str, number: int) -> None:
+    """Let attempt `number` of an ended run begin."""
+    (folder(name) / "final.json").unlink(missing_ok=True)
+    (folder(name) / "stop").unlink(missing_ok=True)
+    set_attempt(name, number)
+
+
+def set_final(status: Status) -> Status:
+    """Record the end of a run. The first to see it wins; its word is returned."""
+    path = folder(status.name) / "final.json"
+    temporary = path.with_name(f".final.{os.getpid()}")
+    # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
+    fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
+    write(temporary, json.dumps(fields))
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.link(temporary, path)
+    temporary.unlink(missing_ok=True)
+    return final(status.name) or status
+
+
+def remove(name: str) -> None:
+    """Forget a run or service."""
+    remove_tree(folder(name))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it; fine when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)

@@ -1,0 +1,166 @@
+"""The handles: a `Run` of a job, an `Endpoint` of a service. Each is made again from its name alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raykube.backends import Backend, State, Status
+from raykube.errors import BackendError, Failure, RunFailed, RunStopped, WaitTimeout
+from raykube.wire import Result
+
+__all__ = ["Endpoint", "Event", "Run", "State", "Status"]
+
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change that a wait saw.
+
+    Attributes:
+        time: Unix time in seconds.
+        status: the new status.
+    """
+
+    time: float
+    status: Status
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job that was submitted. Nothing is cached: every call asks the place."""
+
+    name: str
+    backend: Backend = field(repr=False, compare=False)
+
+    @property
+    def url(self) -> str:
+        """Where Ray's dashboard shows the run; empty when its cluster is gone."""
+        return self.status().url
+
+    def status(self) -> Status:
+        """Return the state now.
+
+        Raises:
+            NotFound: it was deleted.
+        """
+        return self.backend.status(self.name)
+
+    def wait(self, *, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Run:
+        """Wait until the run has ended well, and return it.
+
+        Args:
+            timeout_s: seconds after which to give up waiting; the run itself goes on.
+            on_event: called with every change of state, attempt or metrics.
+
+        Raises:
+            RunFailed: it ended in FAILED; the error says why and what to do.
+            RunStopped: somebody stopped it.
+            WaitTimeout: it has not ended in time.
+        """
+        last = _watch(self.status, lambda status: status.is_terminal, timeout_s, on_event)
+        if last.state == "FAILED":
+            raise RunFailed.of(self.name, last.failure or Failure("JobFailed", last.detail))
+        if last.state == "STOPPED":
+            raise RunStopped(f"run {self.name} was stopped", next_step="submit it again under the same name to resume")
+        if not last.is_terminal:
+            raise WaitTimeout(
+                f"run {self.name} is still {last.state} after {timeout_s:g} s",
+                why=last.detail,
+                next_step=f"it goes on; wait again with: raykube job wait {self.name}",
+            )
+        return self
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of the driver's log; with `follow` until the run has ended."""
+        return self.backend.logs(self.name, follow=follow)
+
+    def result(self) -> Result | None:
+        """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither."""
+        return self.backend.result(self.name)
+
+    def why(self) -> Failure:
+        """Say in one cause and one next step why the run is where it is."""
+        status = self.status()
+        return status.failure or Failure(status.state, status.detail, next_step=f"raykube job logs {self.name}")
+
+    def stop(self) -> None:
+        """Stop the run. Its logs, checkpoints and metrics stay."""
+        self.backend.stop(self.name)
+
+    def delete(self) -> None:
+        """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay."""
+        self.backend.delete(self.name)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A service that was deployed."""
+
+    name: str
+    backend: Backend = field(repr=False, compare=False)
+
+    @property
+    def url(self) -> str:
+        """The HTTP address of the service's first application."""
+        return self.status().url
+
+    def status(self) -> Status:
+        """Return the state now: RUNNING means that every application answers.
+
+        Raises:
+            NotFound: it was deleted.
+        """
+        return self.backend.status(self.name)
+
+    def wait_ready(self, *, timeout_s: float = 600, on_event: OnEvent | None = None) -> Endpoint:
+        """Wait until every application of the service answers, and return the endpoint.
+
+        Raises:
+            BackendError: an application failed to deploy; Serve's own words are in ``why``.
+            WaitTimeout: not ready in time; Serve goes on trying.
+        """
+        last = _watch(self.status, lambda status: status.state != "PENDING", timeout_s, on_event)
+        if last.state == "RUNNING":
+            return self
+        if last.state == "PENDING":
+            next_step = f"raykube service status {self.name}"
+            raise WaitTimeout(f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step)
+        why = self.why()
+        raise BackendError(f"service {self.name} is not up: {why.reason}", why=why.message, next_step=why.next_step)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Yield the log lines of the replicas."""
+        return self.backend.logs(self.name, follow=follow)
+
+    def why(self) -> Failure:
+        """Say in one cause and one next step why the service is where it is."""
+        status = self.status()
+        return status.failure or Failure(status.state, status.detail, next_step=f"raykube service logs {self.name}")
+
+    def delete(self) -> None:
+        """Take the service down and forget it."""
+        self.backend.delete(self.name)
+
+
+def _watch(
+    look: Callable[[], Status], done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None
+) -> Status:
+    """Look until `done` or the time is over; return the last status seen."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    seen: Any = None
+    while True:
+        status = look()
+        change = (status.state, status.attempt, status.detail, dict(status.progress))
+        if on_event and change != seen:
+            on_event(Event(time.time(), status))
+        seen = change
+        if done(status) or (deadline is not None and time.monotonic() >= deadline):
+            return status
+        time.sleep(_POLL_S)

@@ -1,0 +1,207 @@
+"""The one stream of metrics: written where they arise, followed by the driver.
+
+The training thread only appends to a buffer in memory. A daemon thread writes the rows, and whoever
+wants them (MLflow, Tune, a person) reads the file from the driver, away from training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raykube.errors import ConfigError, Problem
+from raykube.inside import storage
+
+log = logging.getLogger("raykube")
+Row = dict[str, Any]
+
+_FLUSH_S = 0.5
+_REMOTE_S = 5.0
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+
+
+def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any]:
+    """Return `metrics` with every value as a JSON scalar.
+
+    Args:
+        metrics: names to numbers, strings, booleans, None, or one-element numpy or torch values.
+        defer: leave a torch value on a device as a detached copy, so that the caller does not wait for
+            the device; :func:`scalars` on the result reads it.
+
+    Raises:
+        ConfigError: values that are none of these; every name is listed.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics must be a dict of names to numbers, not {type(metrics).__name__}")
+    done: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, value in metrics.items():
+        if type(value) in _PLAIN:
+            done[name] = value
+            continue
+        try:
+            done[name] = _scalar(value, defer=defer)
+        except (TypeError, ValueError) as error:
+            problems.append(Problem(str(name), str(error)))
+    if problems:
+        raise ConfigError.of("these metrics are not single numbers or strings", problems)
+    return done
+
+
+def _scalar(value: Any, *, defer: bool) -> Any:
+    if defer and getattr(getattr(value, "device", None), "type", "cpu") != "cpu" and hasattr(value, "detach"):
+        if value.numel() != 1:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} has more than one value: report its mean or norm")
+        return value.detach().clone()  # the loop may overwrite the tensor in place before it is read
+    if getattr(value, "size", 1) != 1 and not callable(getattr(value, "size", None)):
+        raise ValueError(f"an array of shape {value.shape} has more than one value: report its mean or norm")
+    item = getattr(value, "item", None)
+    plain = item() if callable(item) else value
+    if isinstance(plain, bool | int | float | str):
+        return plain
+    raise TypeError(f"{type(value).__name__} is not a number or string: convert it, or put it in the checkpoint")
+
+
+class Recorder:
+    """Buffers rows in memory and appends them to a metrics file from a thread of its own.
+
+    A row is in the file at most half a second after it was added; :meth:`flush` puts it there now. A
+    line is written in one go, so a killed writer leaves whole lines.
+    """
+
+    def __init__(self, path: str, attempt: int) -> None:
+        self._path = path
+        self._attempt = attempt
+        self._rows: deque[tuple[float, dict[str, Any], str | None]] = deque()
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._remote = storage.read_from(path) if storage.is_uri(path) else b""
+        self._broken = False
+        if not storage.is_uri(path):
+            heal(Path(path))
+        self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-history")
+        self._thread.start()
+
+    def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
+        """Take one row. Costs an append; touches no file."""
+        self._rows.append((time.time(), metrics, checkpoint))
+
+    def flush(self) -> None:
+        """Write the rows that were added so far."""
+        with self._lock:
+            lines = [self._line(*self._rows.popleft()) for _ in range(len(self._rows))]
+            if not lines or self._broken:
+                return
+            try:
+                self._append("".join(lines).encode())
+            except OSError as error:
+                self._broken = True
+                log.warning("metrics are no longer recorded in %s: %s", self._path, error)
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        self._end.set()
+        self._thread.join(timeout=_REMOTE_S)
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._end.wait(_REMOTE_S if storage.is_uri(self._path) else _FLUSH_S):
+            self.flush()
+
+    def _line(self, when: float, metrics: dict[str, Any], checkpoint: str | None) -> str:
+        row = {"time": when, "attempt": self._attempt, "metrics": scalars(metrics), "checkpoint": checkpoint}
+        return json.dumps(row) + "\n"
+
+    def _append(self, data: bytes) -> None:
+        if storage.is_uri(self._path):  # object stores cannot append
+            self._remote += data
+            storage.write_text(self._path, self._remote.decode())
+            return
+        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, data)
+        finally:
+            os.close(handle)
+
+
+def heal(path: Path) -> None:
+    """Cut off a last line that a killed writer left unfinished, so that the next row starts a new one."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+class Follower:
+    """Reads rows as they arrive in a metrics file and hands them on, in a thread of its own.
+
+    Args:
+        path: the file; it may not exist yet.
+        sinks: called with each batch of new rows, oldest first.
+        from_start: also hand on rows that are there already.
+    """
+
+    def __init__(self, path: str, sinks: Sequence[Callable[[list[Row]], None]], *, from_start: bool = False) -> None:
+        self._path = path
+        self._sinks = sinks
+        self._offset = 0 if from_start else len(storage.read_from(path))
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Hand on the rows that are left and end the thread."""
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        interval = _REMOTE_S if storage.is_uri(self._path) else _FLUSH_S / 2
+        while not self._end.wait(interval):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        data = storage.read_from(self._path, self._offset)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for sink in self._sinks if rows else ():
+            sink(rows)
+
+
+class Narrator:
+    """Logs what a person wants to see of the rows: every checkpoint, and otherwise one row a second."""
+
+    def __init__(self, label: str = "") -> None:
+        self._label = f"{label} " if label else ""
+        self._next = 0.0
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Log the rows of one batch that are worth a line."""
+        for row in rows:
+            if row["checkpoint"]:
+                log.info("%s", self._label + describe(row))
+        if not rows[-1]["checkpoint"] and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1.0
+            log.info("%s", self._label + describe(rows[-1]))
+
+
+def describe(row: Row) -> str:
+    """Return a row as words: ``step 120 loss 0.031 accuracy 0.97 (checkpoint)``."""
+    words = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row["metrics"].items()]
+    return " ".join(words) + (" (checkpoint)" if row["checkpoint"] else "")

@@ -1,0 +1,264 @@
+"""What the ``RAYKUBE_*`` environment says about where a script runs, and the way to Ray from there."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import string
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raykube import wire
+from raykube.errors import ConfigError, Problem
+from raykube.inside import storage
+
+log = logging.getLogger("raykube")
+T = TypeVar("T")
+
+RAY_ENVIRON = {
+    # The controller takes one report a poll: at Ray's 2 s every report waits 2 s and a run ends 4 s late.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Without a limit, ranks that report unequally often wait for each other for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    # Relative paths in a loop mean what they meant in the driver.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_JOINING_S = 60.0
+_stages: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a script runs, as far as ``train`` and ``sweep`` need to know.
+
+    Attributes:
+        run: the run's name.
+        storage: absolute path or URI below which runs keep their files.
+        scale: workers and the resources of one.
+        trial_workers: workers of one trial of a sweep.
+        attempt: 1 for the first start of this run, more for each retry.
+        git_commit: of the code that runs; empty when unknown.
+        tracking: whether runs are recorded in MLflow.
+        max_failures: how often workers may die before the run fails.
+    """
+
+    run: str
+    storage: str
+    scale: wire.Scale = wire.Scale()
+    trial_workers: int = 1
+    attempt: int = 1
+    git_commit: str = ""
+    tracking: bool = True
+    max_failures: int = 3
+
+    @classmethod
+    def from_environ(cls, experiment: str = "default", environ: Mapping[str, str] = os.environ) -> Place:
+        """Read the place from `environ`; without a run name a new one is made, so nothing resumes by accident.
+
+        Raises:
+            ConfigError: variables that do not hold what they should; all of them are listed.
+        """
+        problems: list[Problem] = []
+
+        def read(name: str, default: T, parse: Callable[[str], T]) -> T:
+            try:
+                return parse(environ[name]) if environ.get(name) else default
+            except ValueError as error:
+                problems.append(Problem(name, f"{environ[name]!r} does not work here: {error}"))
+                return default
+
+        place = cls(
+            run=environ.get(wire.RUN_NAME) or _new_name(experiment),
+            storage=storage.plain(environ.get(wire.STORAGE) or wire.default_storage(environ)),
+            scale=wire.Scale(
+                workers=read(wire.WORKERS, 1, wire.parse_workers),
+                cpus=read(wire.CPUS, 1.0, _positive),
+                gpus=read(wire.GPUS, 0.0, _not_negative),
+                accelerator=environ.get(wire.ACCELERATOR, ""),
+            ),
+            trial_workers=read(wire.TRIAL_WORKERS, 1, _count),
+            attempt=read(wire.ATTEMPT, 1, _count),
+            git_commit=environ.get(wire.GIT_COMMIT, ""),
+            tracking=environ.get(wire.TRACKING, "").lower() not in {"off", "0", "false", "no"},
+            max_failures=read(wire.MAX_FAILURES, 3, _whole),
+        )
+        if problems:
+            raise ConfigError.of("the environment of this run has values that do not work", problems)
+        return place
+
+    @property
+    def path(self) -> str:
+        """Folder or URI of this run."""
+        return storage.join(self.storage, self.run)
+
+    def next_stage(self, kind: str) -> str:
+        """Return the name of this process's next stage, as in ``train-1``: the same on every retry."""
+        return f"{kind}-{next(_stages[self.run])}"
+
+    def prepare(self) -> None:
+        """Make the run's folder.
+
+        Raises:
+            ConfigError: it cannot be made or written to.
+        """
+        if storage.is_uri(self.storage):
+            return
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the storage {self.storage} cannot be used",
+                why=str(error),
+                next_step=f"set {wire.STORAGE} to a folder that this user may write to",
+            ) from error
+
+    @contextmanager
+    def connect(self) -> Iterator[None]:
+        """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
+
+        The own instance is ended on the way out, whatever happened. A Ray that runs on this machine
+        for others is neither used nor touched.
+        """
+        apply_environ()
+        show_progress()
+        own = _start()
+        try:
+            yield
+        finally:
+            if own:
+                import ray
+
+                ray.shutdown()
+
+
+def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Set the variables of Ray that raykube relies on, unless they are set."""
+    for name, value in RAY_ENVIRON.items():
+        environ.setdefault(name, value)
+
+
+def show_progress() -> None:
+    """Send raykube's log lines to stdout, unless the script has set up logging itself."""
+    if log.handlers or logging.root.handlers:
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("raykube: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _start() -> bool:
+    """Connect to Ray if this process is not; return whether that started an instance of our own."""
+    early = "ray" not in sys.modules
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if early and not joins:
+        # Ray caches the mode while it is imported; with a token of our own it writes none below HOME.
+        os.environ.setdefault(_AUTH_MODE, "token")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if joins:
+        ray.init()
+        return False
+    os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
+    # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
+    ray.init(address="local", include_dashboard=True)
+    return True
+
+
+def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
+    """Return how many workers of `scale` fit on `nodes` (as of ``ray.nodes()``) when nothing else runs."""
+    needs = {"CPU": scale.cpus, "GPU": scale.gpus}
+    if scale.accelerator:
+        needs[f"accelerator_type:{scale.accelerator}"] = 0.001
+    needs = {name: need for name, need in needs.items() if need}
+    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive", True)]
+    return sum(min((int(have.get(name, 0) / need + 1e-6) for name, need in needs.items()), default=0) for have in alive)
+
+
+def require(place: Place, workers: int | tuple[int, int]) -> int:
+    """Return how many workers the connected cluster fits.
+
+    Raises:
+        ConfigError: fewer than asked for, so that Ray would wait for ever.
+    """
+    need = workers if isinstance(workers, int) else workers[0]
+    fits = _settled_slots(place.scale, need)
+    if fits >= need or not isinstance(workers, int):
+        return max(fits, need)
+    size, have = _describe(place.scale), _capacity()
+    raise ConfigError(
+        f"{need} workers x {size} do not fit: the cluster has {have}, room for {fits}",
+        why="Ray would wait for resources that never come",
+        next_step=f"ask for {fits} workers or a larger cluster" if fits else "ask for smaller workers",
+    )
+
+
+def _settled_slots(scale: wire.Scale, need: int) -> int:
+    import ray
+
+    deadline = time.monotonic() + _JOINING_S
+    # A head without CPUs of its own means that workers are separate nodes, which may still be on their way.
+    while (fits := slots(ray.nodes(), scale)) < need and _head_runs_no_work() and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return fits
+
+
+def _head_runs_no_work() -> bool:
+    import ray
+
+    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return not any(head.get("CPU") for head in heads)
+
+
+def _capacity() -> str:
+    import ray
+
+    have = ray.cluster_resources()
+    parts = [f"{have.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if name == "CPU" or have.get(name)]
+    return " and ".join(parts)
+
+
+def _describe(scale: wire.Scale) -> str:
+    gpus = f" and {scale.gpus:g} GPU" if scale.gpus else ""
+    return f"{scale.cpus:g} CPU{gpus}" + (f" ({scale.accelerator})" if scale.accelerator else "")
+
+
+def _new_name(experiment: str) -> str:
+    letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+    return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
+
+
+def _checked(text: str, number: float, low: float, what: str) -> float:
+    if not number >= low:
+        raise ValueError(f"{what} is needed, not {text}")
+    return number
+
+
+def _positive(text: str) -> float:
+    return _checked(text, float(text), 1e-4, "a number above 0")
+
+
+def _not_negative(text: str) -> float:
+    return _checked(text, float(text), 0, "a number from 0 on")
+
+
+def _count(text: str) -> int:
+    return int(_checked(text, int(text), 1, "a whole number from 1 on"))
+
+
+def _whole(text: str) -> int:
+    return int(_checked(text, int(text), 0, "a whole number from 0 on"))

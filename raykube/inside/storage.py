@@ -1,0 +1,95 @@
+"""Files of a run, in a folder or behind a URI: the few operations that both kinds need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+
+def is_uri(path: str) -> bool:
+    """Tell ``s3://bucket/key`` from a path on this machine."""
+    return "://" in path
+
+
+def plain(path: str) -> str:
+    """Return `path` with a ``file://`` prefix taken off, absolute if it is a path."""
+    if path.startswith("file://"):
+        return urlparse(path).path
+    return path.rstrip("/") if is_uri(path) else str(Path(path).expanduser().absolute())
+
+
+def join(base: str, *parts: str) -> str:
+    """Return the path or URI of `parts` below `base`."""
+    return "/".join([base.rstrip("/"), *parts])
+
+
+def _remote(uri: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return filesystem, path
+
+
+def exists(path: str) -> bool:
+    """Tell whether a file or folder is there."""
+    if not is_uri(path):
+        return Path(path).exists()
+    filesystem, key = _remote(path)
+    return bool(filesystem.get_file_info(key).type.name != "NotFound")
+
+
+def read_from(path: str, offset: int = 0) -> bytes:
+    """Return the bytes of a file from `offset` on; none when there is no such file."""
+    if not is_uri(path):
+        if not Path(path).exists():
+            return b""
+        with Path(path).open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    filesystem, key = _remote(path)
+    info = filesystem.get_file_info(key)
+    if info.type.name == "NotFound" or info.size <= offset:
+        return b""
+    with filesystem.open_input_file(key) as file:
+        file.seek(offset)
+        return bytes(file.read())
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never a part."""
+    if is_uri(path):
+        filesystem, key = _remote(path)
+        filesystem.create_dir(key.rpartition("/")[0])
+        with filesystem.open_output_stream(key) as stream:
+            stream.write(text.encode())
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).chmod(0o644)  # mkstemp gives 0600, which another user of a shared storage could not read
+        Path(draft).replace(target)
+    except OSError:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def local_copy(path: str) -> str:
+    """Return a folder on this machine that holds what is at `path`; itself when it is one already."""
+    if not is_uri(path):
+        return path
+    from pyarrow import fs
+
+    folder = tempfile.mkdtemp(prefix="raykube-")
+    try:
+        fs.copy_files(path, folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder

@@ -1,0 +1,116 @@
+"""One way to find a setting: argument, then ``RAYKUBE_NAME``, then ``[tool.raykube]``, then the default.
+
+The answer says where it came from, because "which storage did it take?" is asked more often than set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykube.errors import ConfigError, Problem
+from raykube.strict import nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KNOWN: Mapping[str, str] = {
+    "on": "local",  # where jobs and services go: "local", the name of a preset, or a path of one
+    "storage": "",  # where local runs are kept; empty is a folder of raykube's own
+    "namespace": "",  # of Kubernetes; empty is the context's own
+    "context": "",  # of the kubeconfig; empty is its current one
+    "idle_timeout_s": "900",  # seconds without work after which the local head ends
+    "serve_port": "0",  # of the local head; 0 is a free one
+    "tracking": "",  # "off" keeps MLflow out
+}
+_NUMBERS = ("idle_timeout_s", "serve_port")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it came from, as in ``from RAYKUBE_STORAGE``."""
+
+    name: str
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value!r} ({self.source})"
+
+    @property
+    def number(self) -> float:
+        """The value as a number; :func:`setting` has checked it."""
+        return float(self.value)
+
+
+def setting(name: str, argument: object = None, default: str | None = None) -> Setting:
+    """Find one setting.
+
+    Args:
+        name: one of ``KNOWN``.
+        argument: what the caller was given; None when nothing.
+        default: in place of the one in ``KNOWN``.
+
+    Raises:
+        ConfigError: an unknown name or key, a pyproject.toml that cannot be read, or a value that is no number
+            where one is needed.
+    """
+    if name not in KNOWN:
+        raise ConfigError(f"there is no setting {name!r}", next_step=nearest(name, KNOWN))
+    found = _found(name, argument) or Setting(name, KNOWN[name] if default is None else default, "default")
+    if name in _NUMBERS and not _is_number(found.value):
+        raise ConfigError(
+            f"{name} is {found.value!r}, which is not a number of 0 or more",
+            why=f"it came {found.source}",
+            next_step=f"set it to a number such as {KNOWN[name]}",
+        )
+    return found
+
+
+def _found(name: str, argument: object) -> Setting | None:
+    if argument is not None:
+        return Setting(name, str(argument), "from the argument")
+    variable = f"RAYKUBE_{name.upper()}"
+    if value := os.environ.get(variable):
+        return Setting(name, value, f"from {variable}")
+    table, path = _project_table(Path.cwd())
+    return Setting(name, str(table[name]), f"from [tool.raykube] in {path}") if name in table else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return 0 <= float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+def _project_table(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """Return the nearest ``[tool.raykube]`` upward from `folder`, and the file's path as one would name it."""
+    for parent in (folder, *folder.parents):
+        path = parent / "pyproject.toml"
+        if path.is_file() and (table := _read_table(path)) is not None:
+            return table, os.path.relpath(path, folder)
+    return {}, ""
+
+
+def _read_table(path: Path) -> Mapping[str, Any] | None:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read", why=str(error), next_step="repair it, or make it readable"
+        ) from None
+    table = document.get("tool", {}).get("raykube")
+    if table is None:
+        return None
+    if unknown := [
+        Problem(f"tool.raykube.{key}", "unknown key", nearest(key, KNOWN)) for key in table if key not in KNOWN
+    ]:
+        raise ConfigError.of(f"{path} sets what raykube does not know", unknown)
+    return dict(table)
