@@ -29,7 +29,7 @@ KNOWN: Mapping[str, str] = {
     "serve_port": "0",  # of the local head; 0 is a free one
     "tracking": "",  # "off" keeps MLflow out
 }
-_NUMBERS = ("idle_timeout_s", "serve_port")
+_NUMBERS = {"idle_timeout_s": "a number of 0 or more", "serve_port": "a port from 0 to 65535"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.name} = {self.value!r} ({self.source})"
-
-    @property
-    def number(self) -> float:
-        """The value as a number; :func:`setting` has checked it."""
-        return float(self.value)
 
 
 def setting(name: str, argument: object = None, default: str | None = None) -> Setting:
@@ -64,9 +59,9 @@ def setting(name: str, argument: object = None, default: str | None = None) -> S
     if name not in KNOWN:
         raise ConfigError(f"there is no setting {name!r}", next_step=nearest(name, KNOWN))
     found = _found(name, argument) or Setting(name, KNOWN[name] if default is None else default, "default")
-    if name in _NUMBERS and not _is_number(found.value):
+    if name in _NUMBERS and not _is_valid(name, found.value):
         raise ConfigError(
-            f"{name} is {found.value!r}, which is not a number of 0 or more",
+            f"{name} is {found.value!r}, which is not {_NUMBERS[name]}",
             why=f"it came {found.source}",
             next_step=f"set it to a number such as {KNOWN[name]}",
         )
@@ -83,9 +78,9 @@ def _found(name: str, argument: object) -> Setting | None:
     return Setting(name, str(table[name]), f"from [tool.raykube] in {path}") if name in table else None
 
 
-def _is_number(text: str) -> bool:
+def _is_valid(name: str, text: str) -> bool:
     try:
-        return 0 <= float(text) < float("inf")
+        return 0 <= int(text) <= 65535 if name == "serve_port" else 0 <= float(text) < float("inf")
     except ValueError:
         return False
 

@@ -1,0 +1,252 @@
+"""A working directory becomes a zip named by its content, which is what a cluster gets as code.
+
+The same files give the same bytes on every machine. The zip also carries the inside plane of raykube, so that an
+image with nothing but Ray runs it. All lies in one top folder, which Ray strips when it unpacks the zip of a URI.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import subprocess
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from raykube.entrypoints import check_entrypoint
+from raykube.errors import BackendError, ConfigError, Problem
+from raykube.walk import DEFAULTS, MAX_SEEN, Found, walk
+
+__all__ = ["Package", "PackedFile", "check_entrypoint", "collect", "write", "zipped"]
+
+MAX_FILES = 20_000
+MAX_BYTES = 500 * 2**20
+_TOP = "raykube-code"  # a name that no working directory has at its top: Ray moves its content up by one
+_CARRIED = ("__init__.py", "errors.py", "wire.py", "py.typed")
+_FAST_ABOVE = 32 * 2**20  # deflating more at the usual level takes longer than sending it
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """One file of a package: `path` in it, its size in bytes, its sha256, whether it may be run."""
+
+    path: str
+    source: Path = field(compare=False)
+    size: int
+    sha256: str
+    executable: bool
+
+
+@dataclass(frozen=True)
+class Package:
+    """The code that will be sent.
+
+    Attributes:
+        root: the working directory.
+        files: what is sent, in the order of the paths.
+        hash: 20 hexadecimal digits over every path, mode and content.
+        ignored: what the ignore rules left out; a folder is named once and ends with '/'.
+        git_commit: of the working directory; "" outside a repository, with ``-dirty`` when files were changed.
+    """
+
+    root: Path = field(compare=False)
+    files: tuple[PackedFile, ...]
+    hash: str
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    git_commit: str = field(default="", compare=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files before compression."""
+        return sum(file.size for file in self.files)
+
+    def report(self) -> list[str]:
+        """Return lines for a reader: files, size, the five largest, what was ignored."""
+        largest = sorted(self.files, key=lambda file: -file.size)[:5]
+        standard = {pattern.rstrip("/") for pattern in DEFAULTS}
+        told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
+        lines = [f"{len(self.files)} files, {_size(self.size)}, content {self.hash}"]
+        lines += [f"  {_size(file.size):>10}  {file.path}" for file in largest]
+        return lines + ([f"  ignored: {', '.join(told[:5])}{' …' if len(told) > 5 else ''}"] if told else [])
+
+
+def collect(working_dir: str | Path, excludes: tuple[str, ...] = ()) -> Package:
+    """Read a working directory and say exactly what would be sent.
+
+    Args:
+        working_dir: a folder.
+        excludes: patterns as in .gitignore; ``!pattern`` brings back what an ignore file leaves out.
+
+    Raises:
+        ConfigError: no such folder, files that cannot be sent, or too many or too large ones; every problem at once.
+    """
+    root = Path(working_dir).expanduser().absolute()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise ConfigError(f"the working directory {root} {what}", next_step="give --working-dir a folder")
+    walked = walk(root, tuple(excludes))
+    problems = [*walked.problems, *_too_much(walked.files)]
+    if not problems:
+        files, problems = _hashed((*walked.files, *_carried(walked.files)))
+    if problems:
+        raise ConfigError.of(f"the working directory {root} cannot be sent", problems)
+    return Package(root, files, _digest(files), walked.ignored, _git_commit(root))
+
+
+def _too_much(files: tuple[Found, ...]) -> Iterator[Problem]:
+    if len(files) > MAX_FILES:
+        folders = Counter(parent for file in files for parent in _folders(file.path))
+        count = f"{len(files):,}{' and more' if len(files) >= MAX_SEEN else ''} files"
+        yield Problem("", f"{count}; {MAX_FILES:,} can be sent", _exclude(folders, "{:,} files"))
+    if (total := sum(file.size for file in files)) > MAX_BYTES:
+        sizes = Counter({file.path: file.size for file in files})
+        yield Problem("", f"{_size(total)}; {_size(MAX_BYTES)} can be sent", _exclude(sizes, ""))
+
+
+def _folders(path: str) -> Iterator[str]:
+    top, slash, _ = path.partition("/")
+    yield f"{top}/" if slash else "./"
+
+
+def _exclude(weights: Counter[str], form: str) -> str:
+    worst = weights.most_common(3)
+    named = ", ".join(f"{path} ({form.format(weight) if form else _size(weight)})" for path, weight in worst)
+    return f"most of it: {named}; exclude it: --exclude {worst[0][0]!r}, or a line in .gitignore"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _carried(files: tuple[Found, ...]) -> Iterator[Found]:
+    """Yield the part of raykube that runs on the cluster, unless the working directory has its own."""
+    if any(file.path == "raykube/__init__.py" for file in files):
+        return
+    home = Path(__file__).parent
+    for path in sorted([*(home / name for name in _CARRIED), *home.glob("inside/**/*.py")]):
+        yield Found(f"raykube/{path.relative_to(home).as_posix()}", path, path.stat().st_size, executable=False)
+
+
+def _hashed(found: tuple[Found, ...]) -> tuple[tuple[PackedFile, ...], list[Problem]]:
+    done = [_packed(file) for file in sorted(found, key=lambda file: file.path)]
+    files = tuple(item for item in done if isinstance(item, PackedFile))
+    return files, [item for item in done if isinstance(item, Problem)]
+
+
+def _packed(file: Found) -> PackedFile | Problem:
+    try:
+        with file.source.open("rb") as stream:
+            digest = _sha256(stream)
+    except OSError as error:
+        return Problem(file.path, f"cannot be read: {error.strerror}", "make it readable, or exclude it")
+    return PackedFile(file.path, file.source, file.size, digest, file.executable)
+
+
+def _sha256(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest(files: tuple[PackedFile, ...]) -> str:
+    rows = "".join(f"{file.path}\0{file.executable:d}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def _git_commit(root: Path) -> str:
+    """Return the commit that the code is of; what is not known is "", because it is only told, never used."""
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{commit}-dirty" if dirty else commit
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def zipped(package: Package) -> bytes:
+    """Return the package's zip.
+
+    Raises:
+        ConfigError: a file was changed since it was collected.
+    """
+    buffer = io.BytesIO()
+    _zip_into(buffer, package)
+    return buffer.getvalue()
+
+
+def write(package: Package, folder: Path) -> Path:
+    """Write ``HASH.zip`` into `folder`, whole or not at all; one that is there already is kept.
+
+    Raises:
+        ConfigError: a file was changed since it was collected.
+        BackendError: it cannot be written, as on a full disk.
+    """
+    path = folder / f"{package.hash}.zip"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(package, path)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise BackendError(
+            f"the code package {path} cannot be written",
+            why=error.strerror or str(error),
+            next_step=f"free {_size(package.size)} there, or set RAYKUBE_HOME to another disk"
+            if full
+            else "make it writable",
+        ) from error
+    return path
+
+
+def _write_whole(package: Package, path: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as partial:
+        try:
+            _zip_into(partial, package)
+            partial.close()
+            Path(partial.name).replace(path)
+        except BaseException:
+            Path(partial.name).unlink(missing_ok=True)
+            raise
+
+
+def _zip_into(stream: IO[bytes], package: Package) -> None:
+    level = 6 if package.size < _FAST_ABOVE else 1
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
+        for file in package.files:
+            info = zipfile.ZipInfo(f"{_TOP}/{file.path}", _EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3  # Unix, or the mode below is not read
+            info.external_attr = (0o100755 if file.executable else 0o100644) << 16
+            _copy(file, archive, info)
+
+
+def _copy(file: PackedFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    digest = hashlib.sha256()
+    with file.source.open("rb") as source, archive.open(info, "w", force_zip64=file.size > 2**31) as target:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            target.write(chunk)
+    if digest.hexdigest() != file.sha256:
+        raise ConfigError(
+            f"{file.source} was changed while it was packed",
+            why="the package is named by its content, and that is another now",
+            next_step="submit again when it is at rest, or exclude it",
+        )

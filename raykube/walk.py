@@ -1,0 +1,172 @@
+"""Which files of a folder are sent: ignore rules, symlinks, and what cannot be sent at all.
+
+The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then the
+``.gitignore`` and ``.rayignore`` files from the deepest folder upward to the repository's root, then ``DEFAULTS``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pathspec import GitIgnoreSpec
+
+from raykube.errors import ConfigError, Problem
+
+DEFAULTS = (
+    *(".git/", ".hg/", ".svn/", ".venv/", "venv/", "__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/"),
+    *(".pytest_cache/", ".import_linter_cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/", ".DS_Store"),
+)
+_IGNORE_FILES = (".gitignore", ".rayignore")
+MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file to send: `path` below the root with '/', where its bytes are, how many, and if it may be run."""
+
+    path: str
+    source: Path
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What a walk found, in the order of the paths."""
+
+    files: tuple[Found, ...]
+    ignored: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+class _Rule(NamedTuple):
+    """An ignore file's patterns, and how a path below the root reads from its folder: cut `cut`, put `add` before."""
+
+    cut: str
+    add: str
+    spec: GitIgnoreSpec
+
+    def verdict(self, path: str) -> bool | None:
+        return self.spec.check_file(self.add + path.removeprefix(self.cut)).include
+
+
+@dataclass
+class _Walk:
+    root: Path
+    own: GitIgnoreSpec
+    defaults: GitIgnoreSpec
+    files: list[Found] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def enter(self, folder: Path, prefix: str, rules: tuple[_Rule, ...], chain: tuple[str, ...]) -> None:
+        """Walk `folder`, whose path below the root is `prefix`; `chain` holds the real folders it lies in."""
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            self.problems.append(Problem(prefix or ".", f"cannot be listed: {error.strerror}", _or_exclude(prefix)))
+            return
+        rules = (*(_Rule(prefix, "", spec) for spec in _specs_of(folder)), *rules)
+        for entry in entries:
+            if len(self.files) < MAX_SEEN:
+                self._take(entry, f"{prefix}{entry.name}", rules, chain)
+
+    def _take(self, entry: os.DirEntry[str], path: str, rules: tuple[_Rule, ...], chain: tuple[str, ...]) -> None:
+        is_folder = _is_folder(entry)
+        if self._is_ignored(path + "/" if is_folder else path, rules):
+            self.ignored.append(path + "/" if is_folder else path)
+            return
+        if entry.is_symlink() and (problem := self._link_problem(entry, path, chain)):
+            self.problems.append(problem)
+        elif not is_folder:
+            self._take_file(entry, path)
+        elif os.path.lexists(Path(entry.path, "pyvenv.cfg")):
+            self.ignored.append(path + "/")
+        else:
+            self.enter(Path(entry.path), path + "/", rules, (*chain, os.path.realpath(entry.path)))
+
+    def _take_file(self, entry: os.DirEntry[str], path: str) -> None:
+        try:
+            status = entry.stat()
+        except OSError as error:
+            self.problems.append(Problem(path, f"cannot be read: {error.strerror}", _or_exclude(path)))
+            return
+        if stat.S_ISREG(status.st_mode):
+            executable = bool(status.st_mode & stat.S_IXUSR)
+            self.files.append(Found(path, Path(entry.path), status.st_size, executable))
+        else:
+            self.problems.append(Problem(path, "is a pipe, socket or device, not a file", _or_exclude(path)))
+
+    def _is_ignored(self, path: str, rules: tuple[_Rule, ...]) -> bool:
+        for rule in (_Rule("", "", self.own), *rules, _Rule("", "", self.defaults)):
+            verdict = rule.verdict(path)
+            if verdict is not None:
+                return verdict
+        return False
+
+    def _link_problem(self, entry: os.DirEntry[str], path: str, chain: tuple[str, ...]) -> Problem | None:
+        target = os.path.realpath(entry.path)
+        if not os.path.exists(target):  # noqa: PTH110 - realpath answers with a string
+            return Problem(path, f"is a link to {Path(entry.path).readlink()}, which does not exist", _or_exclude(path))
+        if not Path(target).is_relative_to(chain[0]):
+            return Problem(path, f"is a link out of the working directory, to {target}", "copy the target in its place")
+        if any(Path(folder).is_relative_to(target) for folder in chain):
+            return Problem(path, "is a link to a folder that holds it, without end", _or_exclude(path))
+        return None
+
+
+def _or_exclude(path: str) -> str:
+    return f"repair it, or exclude {path!r}" if path else "make it readable"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _specs_of(folder: Path) -> Iterator[GitIgnoreSpec]:
+    for path in (folder / name for name in _IGNORE_FILES):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read", why=str(error), next_step="make it readable") from None
+        if lines:
+            yield _spec(lines, str(path))
+
+
+def _spec(lines: list[str] | tuple[str, ...], source: str) -> GitIgnoreSpec:
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise ConfigError(f"a pattern of {source} cannot be read", why=str(error), next_step="repair it") from None
+
+
+def _rules_above(root: Path) -> tuple[_Rule, ...]:
+    """Return the ignore rules between `root` and the repository it lies in, nearest first; none without one."""
+    rules: list[_Rule] = []
+    if (root / ".git").exists():
+        return ()
+    for parent in root.parents:
+        add = f"{root.relative_to(parent).as_posix()}/"
+        rules += [_Rule("", add, spec) for spec in _specs_of(parent)]
+        if (parent / ".git").exists():
+            return tuple(rules)
+    return ()
+
+
+def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
+    """Find the files below `root` that are to be sent, and every one that cannot be.
+
+    Raises:
+        ConfigError: an ignore file or a pattern that cannot be read.
+    """
+    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"))
+    state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
+    return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))
