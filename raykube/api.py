@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raykube import package, plans
-from raykube.backends import Backend, backend_for
+from raykube.backends import backend, backend_for
 from raykube.cluster import Cluster
 from raykube.handles import Endpoint, OnEvent, Run
 from raykube.plans import Plan
@@ -11,7 +11,7 @@ from raykube.settings import setting
 from raykube.specs import Job, Service
 
 
-def place(on: str | Cluster | None = None) -> Cluster:
+def cluster_of(on: str | Cluster | None = None) -> Cluster:
     """Return the cluster meant by `on`: one itself, ``"local"``, a preset's name or a manifest's path.
 
     None takes the setting ``on`` (``RAYKUBE_ON``, or ``[tool.raykube]`` in pyproject.toml), else ``"local"``.
@@ -25,7 +25,7 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     Raises:
         ConfigError: what cannot work, every problem at once.
     """
-    cluster = place(on)
+    cluster = cluster_of(on)
     if cluster.is_local:
         return backend_for(cluster).plan(work, cluster)
     code = package.collect(work.working_dir, work.excludes)
@@ -33,6 +33,18 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
         package.check_entrypoint(work.entrypoint, code)
         return plans.rayjob(work, cluster, code)
     return plans.rayservice(work, cluster, code)
+
+
+def start(planned: Plan) -> Run:
+    """Send the plan of a job, exactly as it was planned."""
+    place = backend(planned.backend)
+    return Run(place.start(planned), place)
+
+
+def serve(planned: Plan) -> Endpoint:
+    """Send the plan of a service, exactly as it was planned."""
+    place = backend(planned.backend)
+    return Endpoint(place.start(planned), place)
 
 
 def submit(job: Job, on: str | Cluster | None = None) -> Run:
@@ -45,9 +57,7 @@ def submit(job: Job, on: str | Cluster | None = None) -> Run:
         ConfigError: what cannot work, found before anything is started.
         Conflict: the name is taken by a run of another plan.
     """
-    cluster = place(on)
-    backend = backend_for(cluster)
-    return Run(backend.start(plan(job, cluster)), backend)
+    return start(plan(job, on))
 
 
 def deploy(
@@ -60,22 +70,19 @@ def deploy(
         BackendError: it failed to deploy.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
-    cluster = place(on)
-    backend = backend_for(cluster)
-    endpoint = Endpoint(backend.start(plan(service, cluster)), backend)
-    return endpoint.wait_ready(timeout_s=timeout_s, on_event=on_event)
+    return serve(plan(service, on)).wait_ready(timeout_s=timeout_s, on_event=on_event)
 
 
 def runs(on: str | Cluster | None = None) -> list[Run]:
     """Return all runs of a place, oldest first."""
-    backend = backend_for(place(on))
-    return [Run(name, backend) for name in backend.names("job")]
+    place = backend_for(cluster_of(on))
+    return [Run(name, place) for name in place.names("job")]
 
 
 def endpoints(on: str | Cluster | None = None) -> list[Endpoint]:
     """Return all services of a place, oldest first."""
-    backend = backend_for(place(on))
-    return [Endpoint(name, backend) for name in backend.names("service")]
+    place = backend_for(cluster_of(on))
+    return [Endpoint(name, place) for name in place.names("service")]
 
 
 def attach(name: str, on: str | Cluster | None = None) -> Run | Endpoint:
@@ -84,6 +91,6 @@ def attach(name: str, on: str | Cluster | None = None) -> Run | Endpoint:
     Raises:
         NotFound: nothing is called `name` there.
     """
-    backend: Backend = backend_for(place(on))
-    kind = backend.status(name).kind
-    return Run(name, backend) if kind == "job" else Endpoint(name, backend)
+    place = backend_for(cluster_of(on))
+    kind = place.status(name).kind
+    return Run(name, place) if kind == "job" else Endpoint(name, place)

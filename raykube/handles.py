@@ -131,7 +131,9 @@ class Endpoint:
             return self
         if last.state == "PENDING":
             next_step = f"raykube service status {self.name}"
-            raise WaitTimeout(f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step)
+            raise WaitTimeout(
+                f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
+            )
         why = self.why()
         raise BackendError(f"service {self.name} is not up: {why.reason}", why=why.message, next_step=why.next_step)
 

@@ -94,18 +94,22 @@ class Backend(Protocol):
 _BACKENDS = {"local": "raykube.backends.local:Local"}
 
 
-def backend_for(cluster: Cluster) -> Backend:
-    """Return the backend that runs things on `cluster`.
+def backend(name: str) -> Backend:
+    """Return the backend called `name`, as in ``Plan.backend``.
 
     Raises:
-        ConfigError: nothing here can send to that kind of cluster.
+        ConfigError: nothing here can send to that kind of place.
     """
-    kind = "local" if cluster.is_local else "kuberay"
-    if kind not in _BACKENDS:
+    if name not in _BACKENDS:
         raise ConfigError(
-            f"raykube plans for KubeRay but does not send to it yet ({cluster.source})",
+            f"raykube plans for {name} but does not send to it yet",
             next_step="raykube job submit --dry-run=client -o yaml … | kubectl apply -f -",
         )
-    module, _, name = _BACKENDS[kind].partition(":")
-    backend: Backend = getattr(import_module(module), name)()
-    return backend
+    module, _, attribute = _BACKENDS[name].partition(":")
+    made: Backend = getattr(import_module(module), attribute)()
+    return made
+
+
+def backend_for(cluster: Cluster) -> Backend:
+    """Return the backend that runs things on `cluster`."""
+    return backend("local" if cluster.is_local else "kuberay")

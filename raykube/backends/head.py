@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import signal
@@ -29,6 +30,8 @@ from raykube.errors import BackendError, ConfigError, Unreachable
 from raykube.settings import setting
 
 START_TIMEOUT_S = 90.0
+
+_log = logging.getLogger("raykube")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def ensure() -> Head:
     if head:
         kill(head)
     _check_can_start()
+    _log.info("starting a Ray head on this machine")
     return _spawn_keeper(secrets.token_hex(4), adopt=False)
 
 

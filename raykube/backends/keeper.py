@@ -7,6 +7,7 @@ keeps logs and last states. With ``--adopt`` it takes over a running head whose 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -57,7 +58,9 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
     The token goes by the path of its file: neither a process list nor an environment dump shows it.
     """
-    inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return inherited | {
         "PATH": path,
@@ -105,10 +108,9 @@ def _start(head_id: str) -> head.Head:
 def _session_name(api: RayApi, ray: subprocess.Popen[bytes]) -> str:
     """Wait for the head's first answer."""
     while ray.poll() is None:
-        try:
+        with contextlib.suppress(Unreachable):
             return str(api.version()["session_name"])
-        except Unreachable:
-            time.sleep(0.05)
+        time.sleep(0.05)
     sys.exit(f"ray start ended with exit code {ray.returncode}")
 
 

@@ -46,7 +46,9 @@ class Action:
 
 def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail: Sequence[str] = ()) -> Status:
     """Return a run's status from Ray's JobDetails (None: the head does not know it yet) and its log's tail."""
-    status = Status(record.name, record.kind, "PENDING", "not on the head yet", submitted=record.submitted, attempt=attempt)
+    status = Status(
+        record.name, record.kind, "PENDING", "not on the head yet", submitted=record.submitted, attempt=attempt
+    )
     if job is None:
         return status
     state: State = job["status"]
@@ -111,7 +113,11 @@ def action_of(record: Record, status: Status, *, known: bool, stop_requested: bo
 def _overrun(record: Record, status: Status, now: float) -> Failure | None:
     """Return the deadline that a live run has exceeded, if any."""
     if status.state == "PENDING":
-        limit, since, reason = record.pending_timeout_s, status.started or record.submitted, "PreRunningDeadlineExceeded"
+        limit, since, reason = (
+            record.pending_timeout_s,
+            status.started or record.submitted,
+            "PreRunningDeadlineExceeded",
+        )
     else:
         limit, since, reason = record.timeout_s, status.started or record.submitted, "DeadlineExceeded"
     if limit is None or now - since <= limit:

@@ -129,7 +129,13 @@ def _check_fits(on: Cluster) -> None:
     need = f"{scale.max_workers} workers x {scale.cpus:g} CPU need {scale.max_workers * scale.cpus:g} CPUs"
     raise ConfigError.of(
         "the job does not fit on this machine",
-        [Problem("workers", f"{need}; this machine has {cpus}", f"--workers {fits} fits" if fits else "fewer CPUs a worker")],
+        [
+            Problem(
+                "workers",
+                f"{need}; this machine has {cpus}",
+                f"--workers {fits} fits" if fits else "fewer CPUs a worker",
+            )
+        ],
     )
 
 
@@ -189,7 +195,9 @@ def _live_status(record: Record) -> Status:
             raise
         return observe.settle_lost(record, running)
     if lifecycle.has_retry(record, status, stop_requested=records.stop_requested(record.name)):
-        return replace(status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start")
+        return replace(
+            status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
+        )
     if status.is_terminal:
         return observe.settle(record, status, running)
     return replace(status, progress=observe.progress(record), url=running.address)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykube.backends import Status, head, observe, records
+from raykube.backends import Status, head, records
 from raykube.backends.head import Head
 from raykube.backends.records import Record
 from raykube.errors import Conflict, Failure, NotFound

@@ -40,7 +40,7 @@ class RayApi:
         self._json("POST", "/api/jobs/", body)
 
     def job(self, submission_id: str) -> dict[str, Any]:
-        """Return Ray's JobDetails: status, message, error_type, driver_exit_code, times in ms …"""
+        """Return Ray's JobDetails: status, message, error_type, driver_exit_code, and times in ms."""
         return self._json("GET", f"/api/jobs/{submission_id}")
 
     def jobs(self) -> list[dict[str, Any]]:

@@ -122,7 +122,9 @@ def load(name: str) -> Record:
     try:
         text = (folder(name) / "record.json").read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise NotFound(f"nothing is called {name!r} here", next_step="raykube job list; raykube service list") from error
+        raise NotFound(
+            f"nothing is called {name!r} here", next_step="raykube job list; raykube service list"
+        ) from error
     return Record(**json.loads(text))
 
 

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,9 @@ class Follower:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
 
-    def __enter__(self) -> Follower:
+    def start(self) -> None:
+        """Begin to read."""
         self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Hand on the rows that are left and end the thread."""
@@ -184,6 +182,17 @@ class Follower:
             sink(rows)
 
 
+@contextmanager
+def following(path: str, sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[None]:
+    """Hand new rows of `path` to `sinks` for the length of the block, to the last one."""
+    follower = Follower(path, sinks)
+    follower.start()
+    try:
+        yield
+    finally:
+        follower.stop()
+
+
 class Narrator:
     """Logs what a person wants to see of the rows: every checkpoint, and otherwise one row a second."""
 
@@ -203,5 +212,8 @@ class Narrator:
 
 def describe(row: Row) -> str:
     """Return a row as words: ``step 120 loss 0.031 accuracy 0.97 (checkpoint)``."""
-    words = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row["metrics"].items()]
+    words = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row["metrics"].items()
+    ]
     return " ".join(words) + (" (checkpoint)" if row["checkpoint"] else "")

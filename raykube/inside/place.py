@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class Place:
 
     run: str
     storage: str
-    scale: wire.Scale = wire.Scale()
+    scale: wire.Scale = field(default_factory=wire.Scale)
     trial_workers: int = 1
     attempt: int = 1
     git_commit: str = ""
@@ -71,6 +71,7 @@ class Place:
             ConfigError: variables that do not hold what they should; all of them are listed.
         """
         problems: list[Problem] = []
+        one: int | tuple[int, int] = 1
 
         def read(name: str, default: T, parse: Callable[[str], T]) -> T:
             try:
@@ -83,7 +84,7 @@ class Place:
             run=environ.get(wire.RUN_NAME) or _new_name(experiment),
             storage=storage.plain(environ.get(wire.STORAGE) or wire.default_storage(environ)),
             scale=wire.Scale(
-                workers=read(wire.WORKERS, 1, wire.parse_workers),
+                workers=read(wire.WORKERS, one, wire.parse_workers),
                 cpus=read(wire.CPUS, 1.0, _positive),
                 gpus=read(wire.GPUS, 0.0, _not_negative),
                 accelerator=environ.get(wire.ACCELERATOR, ""),

@@ -1,0 +1,65 @@
+"""The command line. Only this package prints: data on stdout, progress and errors on stderr.
+
+Exit codes: 0 success, 1 the run failed, 2 wrong use or a place that said no, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from raykube.cli import jobs, services
+from raykube.cli.common import json_option, tell
+from raykube.errors import RaykubeError, RunError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="raykube")
+def raykube() -> None:
+    """Run Ray jobs and services, on this machine or on KubeRay, by the same commands."""
+
+
+@raykube.command()
+@json_option
+def doctor(*, as_json: bool) -> None:
+    """Look whether this machine can do what raykube will ask of it."""
+    from raykube import doctor as doctor_module
+    from raykube import view
+
+    found = list(doctor_module.checks())
+    if as_json:
+        click.echo(view.dump([vars(check) for check in found]))
+    for check in found if not as_json else ():
+        click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
+        if not check.ok:
+            click.echo(f"      next: {check.next_step}")
+    sys.exit(0 if all(check.ok for check in found) else 1)
+
+
+raykube.add_command(jobs.job)
+raykube.add_command(services.service)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("raykube").setLevel(logging.INFO)
+    try:
+        raykube.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RaykubeError as error:
+        tell(f"error: {error}")
+        sys.exit(1 if isinstance(error, RunError) else 2)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; flushing again at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)

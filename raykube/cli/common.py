@@ -1,0 +1,145 @@
+"""What the commands share: options, how a run is found, how things are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from raykube.handles import Endpoint, Run, Status
+    from raykube.plans import Plan
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def joined(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Join several options to one decorator, in the order in which --help shows them."""
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+on_option = click.option(
+    "--on", metavar="NAME|PATH", help="Where: local, a preset of cluster-configs/, or a manifest. [local]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+name_argument = click.argument("name")
+names_argument = click.argument("names", nargs=-1, required=True)
+plan_options = joined(
+    click.option("--dry-run", type=click.Choice(["client"]), help="Print the plan and send nothing."),
+    click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
+)
+code_options = joined(
+    click.option("--working-dir", type=click.Path(path_type=Path), help="Folder to pack and send. [.]"),
+    click.option(
+        "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
+    ),
+    click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
+    click.option("--runtime-env", type=click.Path(path_type=Path), help="YAML file with a Ray runtime environment."),
+    click.option("--runtime-env-json", metavar="JSON", help="A Ray runtime environment."),
+)
+
+
+def find_run(name: str, on: str | None) -> Run:
+    """Return the handle of a run; NotFound when the name is a service's."""
+    from raykube import api
+    from raykube.errors import NotFound
+    from raykube.handles import Run as RunHandle
+
+    found = api.attach(name, on)
+    if isinstance(found, RunHandle):
+        return found
+    raise NotFound(f"{name} is a service, not a run", next_step=f"raykube service status {name}")
+
+
+def find_endpoint(name: str, on: str | None) -> Endpoint:
+    """Return the handle of a service; NotFound when the name is a run's."""
+    from raykube import api
+    from raykube.errors import NotFound
+    from raykube.handles import Endpoint as EndpointHandle
+
+    found = api.attach(name, on)
+    if isinstance(found, EndpointHandle):
+        return found
+    raise NotFound(f"{name} is a run, not a service", next_step=f"raykube job status {name}")
+
+
+def tell(*lines: str) -> None:
+    """Print lines of progress, on stderr."""
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def line_of(status: Status) -> str:
+    """Return a status on one line."""
+    from raykube import view
+
+    return view.status_line(status, time.time())
+
+
+def print_plan(plan: Plan, output: str) -> None:
+    """Print a plan as yaml, json or just its name."""
+    texts = {"yaml": plan.yaml, "json": lambda: json.dumps(plan.body, indent=2), "name": lambda: plan.name}
+    click.echo(texts[output]().rstrip("\n"))
+
+
+def print_table(statuses: list[Status], *, as_json: bool) -> None:
+    """Print statuses as a table, or as JSON."""
+    from raykube import view
+
+    if as_json:
+        click.echo(view.dump([view.as_json(status) for status in statuses]))
+    else:
+        click.echo(view.table(statuses, time.time()))
+
+
+def follow_run(run: Run, *, as_json: bool) -> None:
+    """Show a run until it has ended; with JSON its log goes to stderr, so that stdout is data alone."""
+    from raykube import follow
+
+    kind = follow.LiveScreen if sys.stderr.isatty() else follow.Screen
+    write = tell if as_json else click.echo
+    with detach_hint(run):
+        error = follow.follow(run, kind(write, tell))
+    if error:
+        raise error
+    finish(run, as_json=as_json)
+
+
+def finish(run: Run, *, as_json: bool) -> None:
+    """Show how a run ended well, and what it returned."""
+    from raykube import view
+
+    status, found = run.status(), run.result()
+    if as_json:
+        click.echo(view.dump(view.as_json(status) | {"result": found and view.as_json(found)}))
+        return
+    tell(line_of(status), *([view.result_text(found)] if found else []))
+
+
+class detach_hint:  # noqa: N801 - used as a with statement, where it reads as a verb
+    """After Ctrl-C, say that the run goes on and how to get back to it."""
+
+    def __init__(self, run: Run) -> None:
+        self.name = run.name
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is KeyboardInterrupt:
+            tell(
+                f"\ndetached; {self.name} goes on",
+                f"  follow it again: raykube job logs -f {self.name}",
+                f"  stop it:         raykube job stop {self.name}",
+            )

@@ -1,0 +1,244 @@
+"""Where work goes: this machine, or a cluster as its manifest describes it.
+
+A preset is a RayCluster manifest that ``kubectl apply`` takes as it is; nothing here models a Pod. raykube's own
+words on a manifest are annotations:
+
+=======================  ==========================================================================
+``raykube.io/storage``   where runs keep checkpoints and results: a path that every pod mounts, or a URI
+``raykube.io/tracking``  ``off`` keeps MLflow out of the runs
+=======================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raykube import manifest as manifests
+from raykube import wire
+from raykube.errors import ConfigError, Problem
+from raykube.settings import setting
+from raykube.strict import nearest
+from raykube.wire import Scale
+
+FOLDER = "cluster-configs"
+STORAGE_ANNOTATION = "raykube.io/storage"
+TRACKING_ANNOTATION = "raykube.io/tracking"
+_LOCAL = "local"
+_LOCAL_KIND = "LocalCluster"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A place for work. Edits return copies.
+
+    Attributes:
+        manifest: a RayCluster as plain data; fields that raykube does not know stay as they are.
+        source: where it was read from, for messages.
+        name: of the preset or manifest; ``"local"`` for this machine.
+    """
+
+    manifest: Mapping[str, Any]
+    source: str
+    name: str
+
+    @staticmethod
+    def load(name_or_path: str | Path) -> Cluster:
+        """Return ``local``, the preset ``cluster-configs/NAME.yaml`` (looked for upward from here), or a file's cluster.
+
+        Raises:
+            ConfigError: nothing of that name (with the nearest ones), or a manifest that cannot work (every problem).
+        """
+        if str(name_or_path) == _LOCAL:
+            return Cluster.local()
+        path = Path(name_or_path)
+        is_path = isinstance(name_or_path, Path) or "/" in name_or_path or path.suffix in (".yaml", ".yml")
+        return _read(path if is_path else _find(str(name_or_path)))
+
+    @staticmethod
+    def local(workers: int | tuple[int, int] = 1, cpus: float = 1, gpus: float = 0) -> Cluster:
+        """Return this machine, offering `workers` training workers of so many CPUs and GPUs each."""
+        wrong = [*_count_problems(workers), *_below("cpus", cpus, 0), *_below("gpus", gpus, 0)]
+        if wrong:
+            raise ConfigError.of("no such local cluster can be", wrong)
+        spec = {"workers": workers, "cpus": cpus, "gpus": gpus}
+        settings = {"storage": setting("storage").value, "tracking": setting("tracking").value}
+        return Cluster({"kind": _LOCAL_KIND, "spec": spec | settings}, "this machine", _LOCAL)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine."""
+        return bool(self.manifest.get("kind") == _LOCAL_KIND)
+
+    @property
+    def scale(self) -> Scale:
+        """What one run may use: one worker a pod with all its CPUs; in pods of several GPUs, one worker a GPU.
+
+        Read from the first worker group with GPUs, else from the first one, else from the head.
+
+        Raises:
+            ConfigError: the manifest starts no worker.
+        """
+        spec = self.manifest["spec"]
+        if self.is_local:
+            return Scale(spec["workers"], spec["cpus"], spec["gpus"])
+        group = _scaled_group(spec)
+        per_pod = max(1, manifests.gpus(group))
+        cpus = max(1, manifests.cpus(group) // per_pod)
+        gpus = min(1, manifests.gpus(group))
+        return Scale(self._workers(group), cpus, gpus, manifests.accelerator(group))
+
+    def _workers(self, group: Mapping[str, Any]) -> int | tuple[int, int]:
+        if "groupName" not in group:
+            return 1
+        per_replica = _per_replica(group)
+        low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
+        if self.manifest["spec"].get("enableInTreeAutoscaling") and low < high:
+            return (max(1, low) * per_replica, high * per_replica)
+        if not (replicas := int(group.get("replicas") or low)):
+            raise ConfigError(
+                f"{self.source} starts no worker: group {group['groupName']!r} has 0 replicas",
+                next_step="give --workers, or set replicas",
+            )
+        return replicas * per_replica
+
+    @property
+    def storage(self) -> str:
+        """Where runs are kept: a path or URI; "" for a cluster that names none, where they end with it."""
+        if self.is_local:
+            return str(self.manifest["spec"]["storage"]) or wire.default_storage()
+        return self._annotation(STORAGE_ANNOTATION)
+
+    @property
+    def tracking(self) -> str:
+        """``off`` when runs are not to be tracked, else ""."""
+        return str(self.manifest["spec"]["tracking"]) if self.is_local else self._annotation(TRACKING_ANNOTATION)
+
+    def _annotation(self, key: str) -> str:
+        return str((self.manifest["metadata"].get("annotations") or {}).get(key, ""))
+
+    def sized(self, workers: int | tuple[int, int]) -> Cluster:
+        """Return a copy with so many training workers, or with a range of them that the autoscaler keeps to.
+
+        Only counts are edited, and only those of the group that :attr:`scale` is read from; a number of workers
+        that its pods cannot make (a pod of 8 GPUs is 8 workers) is refused.
+
+        Raises:
+            ConfigError: no such number of workers can be.
+        """
+        if wrong := list(_count_problems(workers)):
+            raise ConfigError.of(f"{self.name} cannot be sized so", wrong)
+        if self.is_local:
+            return self._edited(lambda it: it["spec"].update(workers=workers))
+        group = _scaled_group(self.manifest["spec"])
+        if "groupName" not in group:
+            raise ConfigError(f"{self.source} has no worker group", next_step="add one to workerGroupSpecs")
+        step = _per_replica(group)
+        bounds = workers if isinstance(workers, tuple) else (workers, workers)
+        if any(bound % step for bound in bounds):
+            raise ConfigError(
+                f"{self.name} cannot have {workers} workers",
+                why=f"one replica of its group {group['groupName']!r} makes {step}",
+                next_step=f"take a multiple of {step}",
+            )
+        low, high = (bound // step for bound in bounds)
+        return self._edited(lambda it: _set_replicas(it["spec"], low, high))
+
+    def with_image(self, image: str) -> Cluster:
+        """Return a copy whose head and workers all run `image`.
+
+        Raises:
+            ConfigError: there are no images here.
+        """
+        if self.is_local:
+            raise ConfigError("this machine runs no image", next_step="leave --image out, or name a cluster with --on")
+
+        def edit(it: dict[str, Any]) -> None:
+            for group in _groups(it["spec"]):
+                group["template"]["spec"]["containers"][0]["image"] = image
+
+        return self._edited(edit)
+
+    def _edited(self, edit: Callable[[dict[str, Any]], None]) -> Cluster:
+        manifest = copy.deepcopy(dict(self.manifest))
+        edit(manifest)
+        return dataclasses.replace(self, manifest=manifest)
+
+
+def _groups(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield spec["headGroupSpec"]
+    yield from spec.get("workerGroupSpecs") or []
+
+
+def _scaled_group(spec: Mapping[str, Any]) -> dict[str, Any]:
+    workers = [*(spec.get("workerGroupSpecs") or [])]
+    return next((group for group in workers if manifests.gpus(group)), [*workers, spec["headGroupSpec"]][0])
+
+
+def _per_replica(group: Mapping[str, Any]) -> int:
+    return int(group.get("numOfHosts") or 1) * max(1, manifests.gpus(group))
+
+
+def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:
+    _scaled_group(spec).update(replicas=low, minReplicas=low, maxReplicas=high)
+    if low < high:
+        spec["enableInTreeAutoscaling"] = True
+        spec["autoscalerOptions"] = (spec.get("autoscalerOptions") or {}) | {"version": "v2"}
+
+
+def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
+    bounds = workers if isinstance(workers, tuple) else (workers, workers)
+    whole = len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds)
+    if not whole or not 1 <= bounds[0] <= bounds[1]:
+        yield Problem("workers", f"{workers!r} is not a number of workers", "give 8, or a range such as (2, 8)")
+
+
+def _below(name: str, value: float, least: float) -> Iterator[Problem]:
+    if value < least:
+        yield Problem(name, f"{value!r} is below {least}")
+
+
+def _find(name: str) -> Path:
+    """Return the preset's file; the nearest folder upward from here that has it wins."""
+    here = Path.cwd()
+    folders = [parent / FOLDER for parent in (here, *here.parents) if (parent / FOLDER).is_dir()]
+    for folder in folders:
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    presets = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+    looked = ", ".join(map(str, folders)) or f"there is no folder {FOLDER}/ in {here} or above it"
+    raise ConfigError(
+        f"there is no cluster {name!r}", why=f"looked in {looked}", next_step=nearest(name, {_LOCAL, *presets})
+    )
+
+
+def _read(path: Path) -> Cluster:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"the manifest {path} cannot be read", why=why, next_step="name a readable YAML file"
+        ) from None
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise _yaml_error(path, error) from None
+    if len(documents) != 1:
+        raise ConfigError(f"{path} holds {len(documents)} YAML documents", next_step="keep just the RayCluster in it")
+    if problems := list(manifests.problems_of(documents[0])):
+        raise ConfigError.of(f"the manifest {path} cannot work", problems)
+    return Cluster(documents[0], str(path), path.stem)
+
+
+def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    why = getattr(error, "problem", None) or str(error)
+    return ConfigError(f"{where}: this is not YAML", why=str(why), next_step="correct that line")

@@ -1,0 +1,74 @@
+"""What ``raykube doctor`` looks at: whether this machine can do what raykube will ask of it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from raykube import wire
+from raykube.backends import head, records
+from raykube.errors import ConfigError
+
+#: The Ray releases that the tests run on.
+TESTED_RAY = ("2.60",)
+_NEEDED_GB = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, and what to do when it is not `ok`."""
+
+    name: str
+    ok: bool
+    found: str
+    next_step: str = ""
+
+
+def checks() -> Iterator[Check]:
+    """Look at everything, cheapest first."""
+    yield Check("python", (3, 10) <= sys.version_info[:2] <= (3, 13), sys.version.split()[0], "use Python 3.10 to 3.13")
+    yield _home()
+    yield _disk()
+    yield _ray()
+    for name, extra in (("torch", "local"), ("pyarrow", "local"), ("optuna", "local"), ("mlflow", "mlflow")):
+        found = _version(name)
+        yield Check(name, bool(found), found or "not installed", f"pip install 'raykube[{extra}]'")
+    yield Check("cpus", True, f"{head.cpu_count()} offered to Ray on this machine")
+    yield _head()
+
+
+def _home() -> Check:
+    try:
+        return Check("state folder", True, str(records.ensure_home()))
+    except ConfigError as error:
+        return Check("state folder", False, f"{error.what}: {error.why}", error.next_step)
+
+
+def _disk() -> Check:
+    folder = next(path for path in (wire.home(), *wire.home().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    return Check("disk", free > _NEEDED_GB, f"{free:.0f} GB free", f"have {_NEEDED_GB} GB free for runs and Ray's logs")
+
+
+def _ray() -> Check:
+    found = _version("ray")
+    if not found:
+        return Check("ray", False, "not installed", "pip install 'raykube[local]' (not needed to submit to a cluster)")
+    tested = any(found.startswith(f"{minor}.") for minor in TESTED_RAY)
+    return Check("ray", tested, found, f"raykube is tested on Ray {', '.join(TESTED_RAY)}; others may work")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _head() -> Check:
+    if not _version("psutil") or (running := head.current()) is None:
+        return Check("local head", True, "none runs; the first job on this machine starts one")
+    return Check("local head", True, f"runs at {running.address} on {running.python}")

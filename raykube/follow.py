@@ -1,0 +1,98 @@
+"""Follow a run on a terminal: its log, and below it one live line with phase, metrics and time.
+
+In a pipe there is no live line; each change of state is a plain line on stderr instead.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from raykube import view
+from raykube.errors import RaykubeError
+from raykube.handles import Event, Run, Status
+
+
+class Screen:
+    """Where log lines, progress and the live line go. `write` and `tell` print one line each."""
+
+    def __init__(self, write: Callable[[str], None], tell: Callable[[str], None]) -> None:
+        self.write = write
+        self.tell = tell
+        self._told = ""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind."""
+
+    def show(self, status: Status) -> None:
+        """Tell a new state or attempt once; metrics go by unsaid, they are in the log."""
+        stage = f"{status.state} {status.attempt} {status.detail}"
+        if stage != self._told and not status.is_terminal:
+            self._told = stage
+            self.tell(view.status_line(status, time.time()))
+
+
+class LiveScreen(Screen):
+    """A terminal: the log scrolls, the last line is redrawn."""
+
+    def __init__(self, write: Callable[[str], None], tell: Callable[[str], None]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        super().__init__(write, tell)
+        self._status: Status | None = None
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._line,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+        )
+        if sys.stdout.isatty():
+            # Printed through the live display, which moves its line down; a pipe gets the plain line.
+            self.write = lambda line: self._console.out(line, highlight=False)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, status: Status) -> None:
+        """Redraw the line with this status."""
+        self._status = status
+
+    def _line(self) -> str:
+        return view.status_line(self._status, time.time()) if self._status else ""
+
+
+def follow(run: Run, screen: Screen) -> RaykubeError | None:
+    """Print a run's log until it has ended; return the error that `wait` raised, if any.
+
+    The state is watched in a thread of its own: a job that prints nothing still shows its phase.
+    """
+    ended: list[RaykubeError] = []
+
+    def watch() -> None:
+        try:
+            run.wait(on_event=lambda event: _show(screen, event))
+        except RaykubeError as error:
+            ended.append(error)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    with screen:
+        watcher.start()
+        for line in run.logs(follow=True):
+            screen.write(line)
+        watcher.join()
+    return ended[0] if ended else None
+
+
+def _show(screen: Screen, event: Event) -> None:
+    screen.show(event.status)

@@ -1,0 +1,55 @@
+"""What raykube adds to Ray Train's controller process. Imported only where Ray is."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from ray.train import UserCallback
+
+from raykube.inside.failures import LoopError, is_bug
+from raykube.inside.history import Recorder, scalars
+
+_OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
+
+
+def checkpoint_name(now: float) -> str:
+    """Return a name that no other checkpoint of this stage has, and that says that its row is recorded."""
+    return f"checkpoint_{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1e6):06d}"
+
+
+class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no types
+    """Records rows of plain ``ray.train.report``, and ends a run whose loop has a bug.
+
+    Args:
+        path: the stage's metrics file; for storage behind a URI a file of its own beside it, because
+            two writers of one object would overwrite each other.
+        attempt: of the run.
+    """
+
+    def __init__(self, path: str, attempt: int) -> None:
+        self._path = path
+        self._attempt = attempt
+        self._recorder: Recorder | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""
+        del run_context
+        name = checkpoint.path.rpartition("/")[2] if checkpoint else None
+        if name and _OURS.match(name):
+            return
+        # Made here, not in the constructor: this object travels to the controller by pickle.
+        self._recorder = self._recorder or Recorder(self._path, self._attempt)
+        self._recorder.add(scalars(metrics[0]), name)
+        self._recorder.flush()
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """End the run at once when a retry would only raise the same again.
+
+        Raises:
+            LoopError: always then; Ray retries no error of a callback.
+        """
+        del run_context
+        if any(is_bug(error) for error in worker_exceptions.values()):
+            raise LoopError(worker_exceptions)

@@ -1,0 +1,198 @@
+"""The worker's side of ``train``: what surrounds a loop, and ``report``."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykube.errors import ConfigError
+from raykube.inside import checkpoints
+from raykube.inside.history import Recorder, scalars
+
+
+class _Session:
+    """One worker's running loop. Only rank 0 has a recorder."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self.recorder = recorder
+
+    def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
+        if self.recorder is not None:
+            self.recorder.add(metrics, checkpoint)
+
+
+_session: _Session | None = None
+
+
+def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
+    """Report metrics from a loop, at every step if you like; with a checkpoint, save that too.
+
+    Without a checkpoint this appends to a buffer: no file, no network, no wait for other workers.
+    Rank 0's metrics count. With a checkpoint, every rank has to call it equally often, as with
+    ``ray.train.report``.
+
+    Args:
+        metrics: names to numbers, strings, booleans; numpy and torch scalars are fine.
+        checkpoint: a dict of states (rank 0 saves it; the copy to storage goes on beside training),
+            or a folder, or a ``ray.train.Checkpoint`` (in storage when this returns).
+
+    Raises:
+        ConfigError: called outside of a loop, or a metric is not a single number or string.
+    """
+    session = _session
+    if session is None:
+        raise ConfigError(
+            "raykube.report was called outside of a training loop",
+            why="there is no run that the metrics could belong to",
+            next_step="call it in the function that you pass to raykube.train or raykube.sweep",
+        )
+    if checkpoint is None:
+        session.add(scalars(metrics, defer=True))
+        return
+    plain = scalars(metrics)
+    name = _checkpoint_name(time.time())
+    session.add(plain, name)
+    if session.recorder is not None:
+        session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
+    _send(plain, checkpoint, name)
+
+
+def _send(metrics: dict[str, Any], checkpoint: Any, name: str) -> None:
+    import ray.train
+
+    if not isinstance(checkpoint, Mapping):
+        # The caller's folder may be gone as soon as report returns, so this waits for the copy.
+        made = checkpoint if isinstance(checkpoint, ray.train.Checkpoint) else ray.train.Checkpoint(str(checkpoint))
+        ray.train.report(metrics, checkpoint=made, checkpoint_dir_name=name)
+        return
+    own = None
+    if ray.train.get_context().get_world_rank() == 0:
+        folder = tempfile.mkdtemp(prefix="raykube-checkpoint-")
+        checkpoints.save(checkpoint, folder)
+        own = ray.train.Checkpoint(folder)
+    ray.train.report(
+        metrics,
+        checkpoint=own,
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _checkpoint_name(now: float) -> str:
+    from raykube.inside.controller import checkpoint_name
+
+    return checkpoint_name(now)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop with what raykube puts around it, as sent to each worker.
+
+    Attributes:
+        body: the user's function, of no or one argument.
+        path: the stage's metrics file.
+        attempt: of the run.
+    """
+
+    body: Callable[..., Any]
+    path: str
+    attempt: int
+
+    def __call__(self, config: dict[str, Any]) -> Any:
+        """Run the loop, with its rows recorded to the last one however it ends."""
+        with _recording(self.path, self.attempt), _plain_reports(), _equal_reports():
+            return self.body(config) if takes_config(self.body) else self.body()
+
+
+def takes_config(body: Callable[..., Any]) -> bool:
+    """Tell whether a loop wants its config.
+
+    Raises:
+        ConfigError: it takes more than one argument, or is no function.
+    """
+    if not callable(body):
+        raise ConfigError(f"the loop must be a function, not {type(body).__name__}")
+    needed = [
+        name
+        for name, parameter in inspect.signature(body).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+    ]
+    if len(needed) > 1:
+        raise ConfigError(
+            f"the loop takes {len(needed)} arguments ({', '.join(needed)})",
+            why="a loop is called with its config, or with nothing",
+            next_step="put all settings into the config",
+        )
+    return bool(needed)
+
+
+@contextmanager
+def _recording(path: str, attempt: int) -> Iterator[None]:
+    global _session  # noqa: PLW0603 # report() has no other way to find the loop it was called from
+    import ray.train
+
+    recorder = Recorder(path, attempt) if ray.train.get_context().get_world_rank() == 0 else None
+    _session = _Session(recorder)
+    try:
+        yield
+    finally:
+        _session = None
+        if recorder is not None:
+            recorder.close()
+
+
+@contextmanager
+def _plain_reports() -> Iterator[None]:
+    """Let plain ``ray.train.report`` take numpy and torch scalars: Ray's controller dies of them."""
+    try:
+        from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
+    except ImportError:  # an inner place of Ray, which may move; loops then have to convert by themselves
+        yield
+        return
+    utils = get_train_fn_utils()
+    send = utils.report
+
+    def clean(metrics: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        send(scalars(metrics), *args, **kwargs)
+
+    utils.report = clean
+    try:
+        yield
+    finally:
+        del utils.report
+
+
+@contextmanager
+def _equal_reports() -> Iterator[None]:
+    """Say in plain words that ranks waited for each other in vain.
+
+    Raises:
+        ConfigError: then.
+    """
+    import ray.exceptions
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if "CollectiveTimeout" not in type(error.cause).__name__:
+            raise
+        missing = getattr(error.cause, "_missing_ranks", "some")
+        raise ConfigError(
+            f"the workers reported unequally often: {missing} did not join",
+            why="report with a checkpoint, and ray.train.report, wait for all workers",
+            next_step="call it on every rank, without `if rank == 0` around it; "
+            "set RAY_TRAIN_COLLECTIVE_TIMEOUT_S if a worker is only slow",
+        ) from error
+
+
+def checkpoint_path(checkpoint: Any) -> str:
+    """Return the folder name of one of Ray's checkpoints."""
+    return Path(checkpoint.path).name

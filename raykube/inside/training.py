@@ -1,0 +1,256 @@
+"""``train``: a plain Ray Train loop, run with the scale and the storage of wherever this is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raykube import wire
+from raykube.errors import ConfigError, Conflict, RunFailed
+from raykube.inside import storage, tracking
+from raykube.inside.failures import explain
+from raykube.inside.history import Narrator, Row, following
+from raykube.inside.loops import Loop, report, takes_config
+from raykube.inside.place import Place, require
+
+__all__ = ["Task", "fit", "report", "train"]
+
+log = logging.getLogger("raykube")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        loop: a Ray Train loop, of no argument or of its config.
+        config: for the loop.
+        metric: by which the best checkpoint is chosen; None for the last one.
+        mode: ``"min"`` or ``"max"``.
+    """
+
+    loop: Callable[..., Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        takes_config(self.loop)
+        if self.mode not in {"min", "max"}:
+            raise ConfigError(f"mode is {self.mode!r}", next_step='write "min" or "max"')
+
+    def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
+        """Return the (item, metrics) with the best metric; None when no metrics have a number for it."""
+        valid = [pair for pair in scored if _is_number(pair[1].get(self.metric or ""))]
+        choose = min if self.mode == "min" else max
+        return choose(valid, key=lambda pair: pair[1][self.metric or ""]) if valid else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of ``train`` or ``sweep``, or one trial: where its files lie."""
+
+    place: Place
+    name: str
+    parent: str
+
+    @property
+    def path(self) -> str:
+        """Folder or URI of this stage."""
+        return storage.join(self.parent, self.name)
+
+    @property
+    def metrics(self) -> str:
+        """Its metrics file."""
+        return storage.join(self.path, wire.METRICS_FILE)
+
+    def finished(self) -> wire.Result | None:
+        """Return the result of a stage that an earlier attempt of this run ended well.
+
+        Raises:
+            Conflict: the stage is finished, and this is not a retry but a new run of the same name.
+        """
+        text = storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
+        if not text:
+            return None
+        if self.place.attempt > 1:
+            log.info("%s of run %s is finished, its result is kept", self.name, self.place.run)
+            return wire.Result.from_json(text)
+        raise Conflict(
+            f"run {self.place.run} has finished",
+            why=f"{self.path} holds its result",
+            next_step="choose another name, or delete it",
+        )
+
+    def finish(self, result: wire.Result) -> wire.Result:
+        """Write the result; from here on this stage counts as finished."""
+        for folder in (self.path, self.parent):
+            storage.write_text(storage.join(folder, wire.RESULT_FILE), result.to_json())
+        return result
+
+
+def train(
+    loop: Callable[..., Any],
+    config: Mapping[str, Any] | None = None,
+    *,
+    experiment: str = "default",
+    metric: str | None = None,
+    mode: str = "min",
+    model: tracking.Loader | None = None,
+) -> wire.Result:
+    """Train with PyTorch on as many workers as the place gives, and return how it ended.
+
+    A run that was killed goes on from its last complete checkpoint when it is started again under the
+    same name. Workers that die are replaced, at most ``RAYKUBE_MAX_FAILURES`` times.
+
+    Args:
+        loop: a Ray Train loop: a function of its config, or of nothing, that each worker calls.
+        config: handed to the loop and recorded as parameters.
+        experiment: under which runs are grouped, and the name of the registered model.
+        metric: by which the best checkpoint is chosen; None means the last one.
+        mode: whether a small (``"min"``) or large (``"max"``) metric is good.
+        model: makes a ``torch.nn.Module`` from a checkpoint's folder; given it, the best model is
+            logged and registered in MLflow.
+
+    Raises:
+        ConfigError: wrong arguments or environment, or more workers than the cluster fits.
+        Conflict: a run of this name has finished.
+        RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
+    """
+    task = Task(loop, dict(config or {}), metric, mode)
+    place = Place.from_environ(experiment)
+    place.prepare()
+    stage = Stage(place, place.next_stage("train"), place.path)
+    if done := stage.finished():
+        return done
+    log_start(stage)
+    with place.connect():
+        require(place, place.scale.workers)
+        subject = tracking.Subject(experiment, stage.path, task.config)
+        with tracking.record(place, subject) as tracker:
+            result = fit(stage, task, [Narrator(), tracker.rows])
+            result = tracker.conclude(result, model)
+    return stage.finish(result)
+
+
+def log_start(stage: Stage) -> None:
+    """Say what starts and where its files lie."""
+    log.info("run %s, %s, files in %s", stage.place.run, stage.name, stage.path)
+
+
+def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) -> wire.Result:
+    """Run one Ray Train run in the connected cluster, its rows handed to `sinks` as they arrive.
+
+    Raises:
+        RunFailed: it did not end well.
+    """
+    from ray.train import TrainingFailedError
+
+    trainer = _trainer(stage, task)
+    try:
+        with following(stage.metrics, sinks), _interrupts():
+            outcome = trainer.fit()
+    except TrainingFailedError as error:
+        failure, cause = explain(error)
+        raise RunFailed.of(stage.place.run, failure) from cause
+    return _result(stage, task, outcome)
+
+
+def _trainer(stage: Stage, task: Task) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    from raykube.inside.controller import Controller
+
+    place = stage.place
+    rows = f"{stage.metrics}.plain" if storage.is_uri(stage.metrics) else stage.metrics
+    return TorchTrainer(
+        Loop(task.loop, stage.metrics, place.attempt),
+        train_loop_config=task.config,
+        scaling_config=_scaling(place.scale),
+        run_config=RunConfig(
+            name=stage.name,
+            storage_path=stage.parent,
+            failure_config=FailureConfig(max_failures=place.max_failures),
+            checkpoint_config=_keep(task),
+            callbacks=[Controller(rows, place.attempt)],
+            # Ray's own lines, several a checkpoint, would bury what a person looks for.
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _keep(task: Task) -> Any:
+    from ray.train import CheckpointConfig
+
+    # Ray keeps the last one besides the best, whatever the number.
+    if task.metric is None:
+        return CheckpointConfig(num_to_keep=2)
+    return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=task.metric, checkpoint_score_order=task.mode)
+
+
+def _scaling(scale: wire.Scale) -> Any:
+    from ray.train import ScalingConfig
+
+    resources = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
+    return ScalingConfig(
+        num_workers=scale.workers,
+        use_gpu=scale.gpus > 0,
+        resources_per_worker=resources,
+        accelerator_type=scale.accelerator or None,
+    )
+
+
+def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
+    plain = {name: _plain(value) for name, value in task.config.items()}
+    result = wire.Result("train", stage.place.run, stage.path, params=plain)
+    kept = [(checkpoint, dict(metrics)) for checkpoint, metrics in outcome.best_checkpoints or []]
+    if outcome.checkpoint is None:
+        return replace(result, metrics=last_metrics(stage))
+    best = task.best(kept) if task.metric else None
+    chosen, metrics = best or (outcome.checkpoint, dict(outcome.metrics or {}))
+    note = f"no checkpoint was reported with the metric {task.metric!r}, so this is the last one"
+    return replace(
+        result,
+        metrics=dict(metrics),
+        checkpoint=storage.join(stage.path, chosen.path.rpartition("/")[2]),
+        notes=() if best or not task.metric else (note,),
+    )
+
+
+def last_metrics(stage: Stage) -> dict[str, Any]:
+    """Return the metrics of the last row of a stage; empty without rows."""
+    lines = storage.read_from(stage.metrics).splitlines()
+    return dict(json.loads(lines[-1])["metrics"]) if lines else {}
+
+
+def _plain(value: Any) -> Any:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to whoever had it: Ray Train keeps it for itself after a run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,192 @@
+"""What a RayCluster manifest says, and what is wrong with it that a cluster would answer with a hang.
+
+The API server checks the schema; here stand only the rules that no server checks, or that surface as an event on an
+object nobody looks at. All functions take plain manifests and change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raykube.errors import Problem
+from raykube.strict import name_problem
+
+MAX_CLUSTER_NAME = 53
+MIN_RAY_FOR_TOKENS = (2, 52)
+_SIZES = ("num-cpus", "num-gpus", "memory", "resources")
+_V2_ENV = "RAY_enable_autoscaler_v2"
+
+Manifest = Mapping[str, Any]
+
+
+def problems_of(manifest: Any) -> Iterator[Problem]:
+    """Yield every problem of a RayCluster manifest that can be seen without a cluster."""
+    if not isinstance(manifest, Mapping):
+        yield Problem("", "is not a mapping", "write a RayCluster")
+        return
+    yield from _header_problems(manifest)
+    spec = manifest.get("spec")
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("headGroupSpec"), Mapping):
+        yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
+        return
+    yield from _version_problems(spec)
+    if "upgradeStrategy" in spec:
+        what = "is refused, with an event only, in the cluster of a RayJob or RayService: the run would hang"
+        yield Problem("spec.upgradeStrategy", what, "remove it")
+    yield from _group_problems(spec["headGroupSpec"], "spec.headGroupSpec", spec)
+    yield from _worker_problems(spec)
+
+
+def _header_problems(manifest: Manifest) -> Iterator[Problem]:
+    for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
+        if manifest.get(key) != wanted:
+            yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
+    metadata = manifest.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    if problem := name_problem(name, MAX_CLUSTER_NAME) if isinstance(name, str) else "is required":
+        yield Problem("metadata.name", problem)
+
+
+def _version_problems(spec: Manifest) -> Iterator[Problem]:
+    version = str(spec.get("rayVersion") or "")
+    if not version:
+        yield Problem("spec.rayVersion", "is required: KubeRay chooses probes and authentication by it")
+    elif (parsed := _version(version)) is None:
+        yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
+    elif auth(spec).get("mode", "token") == "token" and parsed < MIN_RAY_FOR_TOKENS:
+        yield Problem(
+            "spec.rayVersion", f"{version} knows no tokens; Ray 2.52 does", "take a newer image and rayVersion"
+        )
+    if auth(spec).get("enableK8sTokenAuth"):
+        yield Problem(
+            "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
+        )
+
+
+def auth(spec: Manifest) -> Manifest:
+    """Return a cluster's ``authOptions``."""
+    return spec.get("authOptions") or {}
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except ValueError:
+        return None
+
+
+def _worker_problems(spec: Manifest) -> Iterator[Problem]:
+    names: dict[str, int] = {}
+    for index, group in enumerate(spec.get("workerGroupSpecs") or []):
+        path = f"spec.workerGroupSpecs[{index}]"
+        if not isinstance(group, Mapping):
+            yield Problem(path, "is not a mapping")
+            continue
+        name = group.get("groupName")
+        if problem := name_problem(name, 63) if isinstance(name, str) else "is required":
+            yield Problem(f"{path}.groupName", problem)
+        elif (first := names.setdefault(str(name), index)) != index:
+            yield Problem(
+                f"{path}.groupName", f"{name!r} is the name of workerGroupSpecs[{first}] too: the run would hang"
+            )
+        yield from _replica_problems(group, path)
+        yield from _group_problems(group, path, spec)
+        yield from _v2_only_problems(group, path, spec)
+
+
+def _replica_problems(group: Manifest, path: str) -> Iterator[Problem]:
+    counts = {key: group[key] for key in ("minReplicas", "replicas", "maxReplicas") if group.get(key) is not None}
+    if wrong := [key for key, value in counts.items() if not isinstance(value, int) or value < 0]:
+        yield from (Problem(f"{path}.{key}", f"{counts[key]!r} is not a whole number of 0 or more") for key in wrong)
+    elif list(counts.values()) != sorted(counts.values()):
+        what = " <= ".join(f"{key} {value}" for key, value in counts.items())
+        yield Problem(path, f"{what} does not hold; KubeRay would cut it down in silence")
+
+
+def _v2_only_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
+    for key in ("idleTimeoutSeconds", "priority"):
+        if key in group and (spec.get("autoscalerOptions") or {}).get("version") != "v2":
+            yield Problem(f"{path}.{key}", "needs spec.autoscalerOptions.version: v2")
+
+
+def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
+    params = group.get("rayStartParams") or {}
+    for key, value in params.items():
+        if not isinstance(value, str):
+            yield Problem(f"{path}.rayStartParams.{key}", f"{value!r} must be text", f'write "{value}"')
+    if group.get("resources") and (both := [key for key in _SIZES if key in params]):
+        yield Problem(f"{path}.resources", f"and rayStartParams {both} exclude each other", "keep one of them")
+    if "labels" in params:
+        yield Problem(f"{path}.rayStartParams.labels", "is refused by KubeRay", f"write {path}.labels")
+    yield from _pod_problems(group, f"{path}.template.spec", spec)
+
+
+def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
+    pod = ((group.get("template") or {}).get("spec")) or {}
+    containers = pod.get("containers") or []
+    if not containers or not all(isinstance(container, Mapping) for container in containers):
+        yield Problem(f"{path}.containers", "needs at least the container that runs Ray")
+        return
+    at = next((i for i, one in enumerate(containers) if str(one.get("name", "")).startswith("ray-")), 0)
+    if at:
+        yield Problem(f"{path}.containers[{at}]", "KubeRay starts Ray in the first container", "move it to the top")
+    if spec.get("enableInTreeAutoscaling") and pod.get("restartPolicy", "Never") != "Never":
+        yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
+    if any(variable.get("name") == _V2_ENV for variable in containers[0].get("env") or []):
+        yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
+
+
+def container(group: Manifest) -> Manifest:
+    """Return a group's container that runs Ray: the first, by KubeRay's rule."""
+    found: Manifest = group["template"]["spec"]["containers"][0]
+    return found
+
+
+def _limits(group: Manifest) -> dict[str, Any]:
+    resources = container(group).get("resources") or {}
+    return {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+
+
+def cpus(group: Manifest) -> int:
+    """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
+    said = (group.get("rayStartParams") or {}).get("num-cpus", (group.get("resources") or {}).get("CPU"))
+    return math.ceil(_quantity(said if said is not None else _limits(group).get("cpu", 1)))
+
+
+def gpus(group: Manifest) -> int:
+    """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
+    said = (group.get("rayStartParams") or {}).get("num-gpus", (group.get("resources") or {}).get("GPU"))
+    if said is not None:
+        return int(_quantity(said))
+    found = [
+        amount for key, amount in _limits(group).items() if key.endswith("gpu") or key.startswith("nvidia.com/mig-")
+    ]
+    return int(_quantity(found[0])) if found else 0
+
+
+def accelerator(group: Manifest) -> str:
+    """Return the accelerator type that a group declares to Ray as ``accelerator_type:NAME``, else "".
+
+    A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
+    and a worker asking for it would wait for ever.
+    """
+    params = group.get("rayStartParams") or {}
+    declared = dict(group.get("resources") or {}) | _custom(params.get("resources", ""))
+    return next((key.partition(":")[2] for key in declared if key.startswith("accelerator_type:")), "")
+
+
+def _custom(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.strip("\"'").replace("\\", ""))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _quantity(value: Any) -> float:
+    """Read a Kubernetes quantity of CPUs or devices: ``2``, ``"1.5"`` or ``"500m"``."""
+    text = str(value)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

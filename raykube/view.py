@@ -1,0 +1,108 @@
+"""What the command line shows: statuses, runs and events as text. Pure; cli.py prints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from raykube.errors import Failure
+from raykube.handles import Status
+from raykube.wire import Result
+
+_PROGRESS_KEYS = 4
+
+
+def age(seconds: float) -> str:
+    """Return a duration as kubectl writes it: ``45s``, ``12m``, ``3h``, ``2d``."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def number(value: Any) -> str:
+    """Return a metric's value in few characters."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def progress(metrics: Mapping[str, Any]) -> str:
+    """Return the first few metrics on one line: ``epoch 3 · loss 0.12``."""
+    shown = list(metrics.items())[:_PROGRESS_KEYS]
+    return " · ".join(f"{key} {number(value)}" for key, value in shown)
+
+
+def elapsed(status: Status, now: float) -> float:
+    """Return for how long a run has been or was going, in seconds."""
+    return (status.ended or now) - (status.submitted or now)
+
+
+def status_line(status: Status, now: float) -> str:
+    """Return a status on one line, for a pipe or below a live log."""
+    attempt = f"attempt {status.attempt}" if status.attempt > 1 else ""
+    detail = status.detail if status.state not in ("RUNNING", "SUCCEEDED") or status.kind == "service" else ""
+    parts = [f"{status.name} {status.state}", attempt, progress(status.progress), detail, age(elapsed(status, now))]
+    return " · ".join(part for part in parts if part)
+
+
+def status_text(status: Status) -> str:
+    """Return a status as lines of ``key: value``."""
+    when = {key: _clock(getattr(status, key)) for key in ("submitted", "started", "ended")}
+    fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
+    rows = fields | when | {"progress": progress(status.progress), "url": status.url}
+    lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
+    return "\n".join([*lines, *(["", failure_text(status.failure)] if status.failure else [])])
+
+
+def failure_text(failure: Failure) -> str:
+    """Return a cause, its evidence and the next step."""
+    lines = [f"{failure.reason}: {failure.message}"]
+    if failure.tail:
+        lines += [f"  last {len(failure.tail)} lines of its log:", *(f"    {line}" for line in failure.tail)]
+    return "\n".join([*lines, *([f"  next: {failure.next_step}"] if failure.next_step else [])])
+
+
+def result_text(result: Result) -> str:
+    """Return a result as lines of ``key: value``."""
+    rows: dict[str, Any] = {f"metric {key}": number(value) for key, value in result.metrics.items()}
+    rows |= {f"param {key}": number(value) for key, value in result.params.items()}
+    rows |= {"checkpoint": result.checkpoint, "model": result.model_uri, "folder": result.path}
+    if result.trials:
+        rows["trials"] = len(result.trials)
+    lines = [f"{key + ':':<20} {value}" for key, value in rows.items() if value is not None]
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def table(statuses: Iterable[Status], now: float) -> str:
+    """Return statuses as a table with kubectl's look."""
+    rows: list[Sequence[str]] = [("NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS")]
+    for status in statuses:
+        note = progress(status.progress) or (status.failure.reason if status.failure else "") or _note(status)
+        rows.append((status.name, status.state, str(status.attempt), age(now - (status.submitted or now)), note))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _note(status: Status) -> str:
+    return status.detail if status.kind == "service" else ""
+
+
+def as_json(value: Status | Failure | Result) -> dict[str, Any]:
+    """Return a value as what ``--json`` prints."""
+    if isinstance(value, Status):
+        failure = asdict(value.failure) if value.failure else None
+        return {**vars(value), "progress": dict(value.progress), "failure": failure}
+    return asdict(value)
+
+
+def dump(value: Any) -> str:
+    """Return JSON text; the same value gives the same text."""
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
+def _clock(moment: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else ""
