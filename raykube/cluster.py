@@ -50,7 +50,7 @@ class Cluster:
 
     @staticmethod
     def load(name_or_path: str | Path) -> Cluster:
-        """Return ``local``, the preset ``cluster-configs/NAME.yaml`` (looked for upward from here), or a file's cluster.
+        """Return ``local``, the preset ``cluster-configs/NAME.yaml`` (looked for upward from here), or a file's own.
 
         Raises:
             ConfigError: nothing of that name (with the nearest ones), or a manifest that cannot work (every problem).

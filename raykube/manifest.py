@@ -51,8 +51,10 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
 
 
 def _version_problems(spec: Manifest) -> Iterator[Problem]:
-    version = str(spec.get("rayVersion") or "")
-    if not version:
+    version = spec.get("rayVersion") or ""
+    if not isinstance(version, str):
+        yield Problem("spec.rayVersion", f"{version!r} must be text", "write it in quotes, with all its parts")
+    elif not version:
         yield Problem("spec.rayVersion", "is required: KubeRay chooses probes and authentication by it")
     elif (parsed := _version(version)) is None:
         yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
@@ -68,7 +70,12 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
 
 def auth(spec: Manifest) -> Manifest:
     """Return a cluster's ``authOptions``."""
-    return spec.get("authOptions") or {}
+    return _map(spec.get("authOptions"))
+
+
+def _map(value: Any) -> Manifest:
+    """Return `value`, or an empty mapping for what is none: its shape is the API server's to judge."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _version(text: str) -> tuple[int, ...] | None:
@@ -108,12 +115,12 @@ def _replica_problems(group: Manifest, path: str) -> Iterator[Problem]:
 
 def _v2_only_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
     for key in ("idleTimeoutSeconds", "priority"):
-        if key in group and (spec.get("autoscalerOptions") or {}).get("version") != "v2":
+        if key in group and _map(spec.get("autoscalerOptions")).get("version") != "v2":
             yield Problem(f"{path}.{key}", "needs spec.autoscalerOptions.version: v2")
 
 
 def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
-    params = group.get("rayStartParams") or {}
+    params = _map(group.get("rayStartParams"))
     for key, value in params.items():
         if not isinstance(value, str):
             yield Problem(f"{path}.rayStartParams.{key}", f"{value!r} must be text", f'write "{value}"')
@@ -125,7 +132,7 @@ def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Prob
 
 
 def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
-    pod = ((group.get("template") or {}).get("spec")) or {}
+    pod = _map(_map(group.get("template")).get("spec"))
     containers = pod.get("containers") or []
     if not containers or not all(isinstance(container, Mapping) for container in containers):
         yield Problem(f"{path}.containers", "needs at least the container that runs Ray")
@@ -137,6 +144,14 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
         yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
     if any(variable.get("name") == _V2_ENV for variable in containers[0].get("env") or []):
         yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
+    yield from _quantity_problems(group, path)
+
+
+def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
+    try:
+        cpus(group), gpus(group)
+    except ValueError as error:
+        yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
 
 
 def container(group: Manifest) -> Manifest:
@@ -146,19 +161,19 @@ def container(group: Manifest) -> Manifest:
 
 
 def _limits(group: Manifest) -> dict[str, Any]:
-    resources = container(group).get("resources") or {}
-    return {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    resources = _map(container(group).get("resources"))
+    return {**_map(resources.get("requests")), **_map(resources.get("limits"))}
 
 
 def cpus(group: Manifest) -> int:
     """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
-    said = (group.get("rayStartParams") or {}).get("num-cpus", (group.get("resources") or {}).get("CPU"))
+    said = _map(group.get("rayStartParams")).get("num-cpus", _map(group.get("resources")).get("CPU"))
     return math.ceil(_quantity(said if said is not None else _limits(group).get("cpu", 1)))
 
 
 def gpus(group: Manifest) -> int:
     """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
-    said = (group.get("rayStartParams") or {}).get("num-gpus", (group.get("resources") or {}).get("GPU"))
+    said = _map(group.get("rayStartParams")).get("num-gpus", _map(group.get("resources")).get("GPU"))
     if said is not None:
         return int(_quantity(said))
     found = [
@@ -173,8 +188,8 @@ def accelerator(group: Manifest) -> str:
     A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
     and a worker asking for it would wait for ever.
     """
-    params = group.get("rayStartParams") or {}
-    declared = dict(group.get("resources") or {}) | _custom(params.get("resources", ""))
+    params = _map(group.get("rayStartParams"))
+    declared = dict(_map(group.get("resources"))) | _custom(params.get("resources", ""))
     return next((key.partition(":")[2] for key in declared if key.startswith("accelerator_type:")), "")
 
 
