@@ -234,7 +234,14 @@ def _read(path: Path) -> Cluster:
         raise ConfigError(f"{path} holds {len(documents)} YAML documents", next_step="keep just the RayCluster in it")
     if problems := list(manifests.problems_of(documents[0])):
         raise ConfigError.of(f"the manifest {path} cannot work", problems)
-    return Cluster(documents[0], str(path), path.stem)
+    return Cluster(_unshared(documents[0]), str(path), path.stem)
+
+
+def _unshared(value: Any) -> Any:
+    """Copy plain data so that a YAML anchor's uses are values of their own: an edit must not reach all of them."""
+    if isinstance(value, Mapping):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:

@@ -1,0 +1,101 @@
+"""The parts of a RayJob and RayService: the cluster with what every run needs added, and the job's own fields."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+from raykube import manifest as manifests
+from raykube.cluster import Cluster
+from raykube.package import Package
+from raykube.specs import Job
+
+SERVE_PORT = 8000
+CODE_MOUNT = "/etc/raykube/code"
+_CODE_VOLUME = "raykube-code"
+_HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
+
+
+def code_uri(storage: str, package: Package, *, in_config_map: bool) -> str:
+    """Return where a cluster reads the package's zip: the mounted ConfigMap, or ``STORAGE/.code/HASH.zip``."""
+    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/.code"
+    return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
+
+
+def ray_job_spec(job: Job) -> dict[str, Any]:
+    """Return the fields of a RayJob that follow from the job alone."""
+    spec: dict[str, Any] = {
+        "entrypoint": job.entrypoint,
+        "backoffLimit": job.max_retries,
+        "preRunningDeadlineSeconds": _whole(job.pending_timeout_s),
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s),
+    }
+    if job.timeout_s:
+        spec["activeDeadlineSeconds"] = _whole(job.timeout_s)
+    if job.entrypoint_num_cpus:
+        spec["entrypointNumCpus"] = job.entrypoint_num_cpus
+    if job.entrypoint_num_gpus:
+        spec["entrypointNumGpus"] = job.entrypoint_num_gpus
+    if job.entrypoint_resources:
+        spec["entrypointResources"] = json.dumps(job.entrypoint_resources, sort_keys=True)
+    return spec
+
+
+def _whole(seconds: float) -> int:
+    return max(1, math.ceil(seconds))  # Kubernetes counts in whole seconds, and refuses 0
+
+
+def ray_cluster(cluster: Cluster, config_map: str) -> dict[str, Any]:
+    """Return the manifest's spec with what KubeRay leaves out and every run needs.
+
+    The ConfigMap named `config_map`, if any, holds the code and is mounted in every pod.
+    """
+    spec: dict[str, Any] = copy.deepcopy(dict(cluster.manifest["spec"]))
+    spec["autoscalerOptions"] = {**(spec.get("autoscalerOptions") or {}), "version": "v2"}
+    spec["authOptions"] = {"mode": "token", **(spec.get("authOptions") or {})}
+    workers = spec.get("workerGroupSpecs") or []
+    _complete_head(spec["headGroupSpec"], has_workers=bool(workers))
+    for group in (spec["headGroupSpec"], *workers) if config_map else ():
+        _mount(group, config_map)
+    return spec
+
+
+def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:
+    _add_ports(head["template"]["spec"]["containers"][0])
+    if has_workers:
+        _say(head, "num-cpus", "CPU")
+    if not manifests.gpus(head):
+        _say(head, "num-gpus", "GPU")
+        _add(head["template"]["spec"]["containers"][0], "env", {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+
+
+def _say(head: dict[str, Any], param: str, resource: str) -> None:
+    """Declare none of a resource, unless the manifest says how much; the two places for it exclude each other."""
+    if head.get("resources"):
+        head["resources"].setdefault(resource, "0")
+    else:
+        head["rayStartParams"] = {param: "0", **(head.get("rayStartParams") or {})}
+
+
+def _add_ports(container: dict[str, Any]) -> None:
+    known = container.get("ports") or []
+    taken = {port.get("name") for port in known} | {port.get("containerPort") for port in known}
+    missing = [(name, port) for name, port in _HEAD_PORTS.items() if not {name, port} & taken]
+    container["ports"] = [*known, *({"name": name, "containerPort": port} for name, port in missing)]
+
+
+def _mount(group: dict[str, Any], config_map: str) -> None:
+    pod = group["template"]["spec"]
+    _add(pod, "volumes", {"name": _CODE_VOLUME, "configMap": {"name": config_map}})
+    mount = {"name": _CODE_VOLUME, "mountPath": CODE_MOUNT, "readOnly": True}
+    _add(pod["containers"][0], "volumeMounts", mount)
+
+
+def _add(owner: dict[str, Any], key: str, item: dict[str, Any]) -> None:
+    """Append a named item to a list, unless one of that name is there."""
+    items = owner.get(key) or []
+    if all(known.get("name") != item["name"] for known in items):
+        owner[key] = [*items, item]

@@ -1,0 +1,293 @@
+"""Exactly what would be sent for a piece of work: printable, comparable, made without a network.
+
+The builders add to the cluster's manifest what KubeRay leaves out and every run needs; fields they do not know
+stay as they are. Code of up to 700 KiB travels inside the plan, in a ConfigMap.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import difflib
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raykube import bodies, wire
+from raykube.bodies import code_uri, ray_cluster
+from raykube.cluster import Cluster
+from raykube.errors import ConfigError, Problem
+from raykube.package import Package, zipped
+from raykube.specs import App, Job, Service
+
+__all__ = ["Limits", "Plan", "code_uri", "difference", "localjob", "localservice", "rayjob", "rayservice"]
+
+PLAN_LABEL = "raykube.io/plan"
+RUN_KEY = "raykube.run"
+PLAN_KEY = "raykube.plan"
+_LIMITS_KEY = "raykube.limits"
+_CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
+_MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
+_TRY_ZIP = 16 * 2**20
+_UPLOAD_LIMIT = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a job that whoever runs the plan must keep."""
+
+    max_retries: int = 0
+    timeout_s: float | None = None
+    pending_timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be sent, and the code that goes with it.
+
+    Attributes:
+        name: of the run or service.
+        backend: ``"local"`` or ``"kuberay"``.
+        body: Kubernetes objects; for ``"local"`` one body of Ray's Job API, or the Serve applications.
+        package: the code.
+        notes: what the reader should know before sending it.
+    """
+
+    name: str
+    backend: str
+    body: tuple[dict[str, Any], ...]
+    package: Package | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits over the body; equal ones mean that nothing would change."""
+        return _digest(self.body)
+
+    @property
+    def is_service(self) -> bool:
+        """Whether it is a service and not a job."""
+        return any("import_path" in part or part.get("kind") == "RayService" for part in self.body)
+
+    @property
+    def limits(self) -> Limits:
+        """The job's bounds, as written in the body."""
+        texts = [part["metadata"][_LIMITS_KEY] for part in self.body if _LIMITS_KEY in part.get("metadata", {})]
+        return Limits(**json.loads(texts[0])) if texts else Limits()
+
+    def yaml(self) -> str:
+        """Return the body as YAML documents, in the same order and with the same line breaks every time."""
+        return "---\n".join(yaml.dump(part, Dumper=_Dumper, sort_keys=False, width=sys.maxsize) for part in self.body)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes each value where it stands, and text of several lines as such."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def difference(old: str, new: str) -> str:
+    """Return the lines in which two plans' YAML differ; "" when they do not."""
+    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
+    told = [line for line in lines if line[:1] in "+-" and PLAN_KEY not in line and PLAN_LABEL not in line]
+    return "\n".join(told[:20] + (["…"] if len(told) > 20 else []))
+
+
+def _digest(body: tuple[dict[str, Any], ...]) -> str:
+    text = json.dumps(_told_apart(body), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _told_apart(value: Any) -> Any:
+    """Leave out what does not make a plan another one: its own hash, and which commit the same code came from."""
+    if isinstance(value, Mapping):
+        skipped = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT)
+        return {key: _told_apart(inner) for key, inner in value.items() if key not in skipped}
+    if isinstance(value, (list, tuple)):
+        return [_told_apart(inner) for inner in value]
+    if isinstance(value, str) and wire.GIT_COMMIT in value:
+        return "\n".join(line for line in value.split("\n") if wire.GIT_COMMIT not in line)
+    return value
+
+
+def _environ(name: str, cluster: Cluster, package: Package | None) -> dict[str, str]:
+    """Return what the inside plane reads: its run, its storage, its scale."""
+    said = {
+        wire.RUN_NAME: name,
+        wire.STORAGE: cluster.storage,
+        wire.ATTEMPT: "1",
+        wire.TRACKING: cluster.tracking,
+        wire.GIT_COMMIT: package.git_commit if package else "",
+    }
+    return {key: value for key, value in said.items() if value} | cluster.scale.environ()
+
+
+def _runtime_env(work: Job | Service, env_vars: dict[str, str], working_dir: str) -> dict[str, Any]:
+    env = dict(work.runtime_env) | ({"pip": list(work.pip)} if work.pip else {})
+    return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": env_vars}
+
+
+def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package | None = None) -> dict[str, Any]:
+    """Return the body that Ray's ``POST /api/jobs/`` gets.
+
+    The head reads the code's zip from `working_dir_uri`; of the `package` only the git commit is told.
+    """
+    limits = Limits(job.max_retries, job.timeout_s, job.pending_timeout_s)
+    env_vars = _environ(job.name, cluster, package) | job.env_vars
+    body: dict[str, Any] = {
+        "entrypoint": job.entrypoint,
+        "submission_id": f"{job.name}-1",
+        "runtime_env": _runtime_env(job, env_vars, working_dir_uri),
+        "metadata": {**job.metadata, RUN_KEY: job.name, _LIMITS_KEY: json.dumps(vars(limits))},
+    }
+    for key in ("num_cpus", "num_gpus", "memory", "resources", "label_selector"):
+        if value := getattr(job, f"entrypoint_{key}"):
+            body[f"entrypoint_{key}"] = value
+    body["metadata"][PLAN_KEY] = _digest((body,))
+    return body
+
+
+def localservice(service: Service, cluster: Cluster, working_dir_uri: str) -> list[dict[str, Any]]:
+    """Return the applications for ``PUT /api/serve/applications/``."""
+    return [_application(service, app, cluster, working_dir_uri) for app in service.apps]
+
+
+def _application(service: Service, app: App, cluster: Cluster, working_dir: str) -> dict[str, Any]:
+    place = {wire.STORAGE: cluster.storage} if cluster.storage else {}
+    body: dict[str, Any] = {
+        "name": app.name,
+        "route_prefix": app.route_prefix,
+        "import_path": app.import_path,
+        "runtime_env": _runtime_env(service, place | app.env_vars, working_dir),
+        "args": app.args | ({"model": app.model} if app.model else {}),
+    }
+    bounds = app.model_dump(include={"num_replicas", "max_ongoing_requests", "max_queued_requests"}, exclude_none=True)
+    if app.autoscaling_config:
+        bounds["autoscaling_config"] = app.autoscaling_config.model_dump(exclude_none=True)
+    if app.ray_actor_options:
+        bounds["ray_actor_options"] = app.ray_actor_options
+    return body | ({"deployments": [{"name": app.deployment, **bounds}]} if bounds else {})
+
+
+def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
+    """Plan a RayJob, with its code in a ConfigMap when it is small.
+
+    Raises:
+        ConfigError: what a RayJob cannot do, every problem at once.
+    """
+    code = _code_object(job.name, cluster, package)
+    upload = code is None and not cluster.storage
+    if problems := [*_missing_in_rayjob(job), *(_upload_problems(job, package) if upload else [])]:
+        raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
+    working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
+    env_vars = _environ(job.name, cluster, package) | job.env_vars
+    spec = bodies.ray_job_spec(job)
+    spec |= {
+        "submissionMode": "InteractiveMode" if upload else "HTTPMode",
+        "runtimeEnvYAML": yaml.dump(
+            _runtime_env(job, env_vars, working_dir), Dumper=_Dumper, sort_keys=True, width=sys.maxsize
+        ),
+        "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
+        "rayClusterSpec": ray_cluster(cluster, f"{job.name}-code" if code else ""),
+    }
+    labels = {_QUEUE_LABEL: job.queue} if job.queue else {}
+    if upload:
+        spec["jobId"] = f"{job.name}-1"
+    work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
+    return _plan(job.name, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
+
+
+def _missing_in_rayjob(job: Job) -> list[Problem]:
+    known = {"entrypoint_memory": job.entrypoint_memory, "entrypoint_label_selector": job.entrypoint_label_selector}
+    what = "has no place in a RayJob"
+    return [Problem(key, what, "use entrypoint_resources, or leave it out") for key, value in known.items() if value]
+
+
+def _upload_problems(job: Job, package: Package) -> list[Problem]:
+    problems = []
+    step = "annotate the cluster with raykube.io/storage, or exclude files from the code"
+    if job.max_retries:
+        what = f"the code ({package.size:,} bytes) is too large for a ConfigMap and is uploaded by hand, once"
+        problems.append(Problem("max_retries", f"must be 0: {what}", step))
+    if package.size > _UPLOAD_LIMIT:
+        problems.append(Problem("working_dir", f"{package.size:,} bytes; an upload takes {_UPLOAD_LIMIT:,}", step))
+    return problems
+
+
+def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
+    """Plan a RayService, with its code in a ConfigMap when it is small.
+
+    Raises:
+        ConfigError: the code is too large for one and the cluster names no storage.
+    """
+    code = _code_object(service.name, cluster, package)
+    if code is None and not cluster.storage:
+        raise ConfigError(
+            f"the code of {service.name} ({package.size:,} bytes) is too large for a ConfigMap",
+            next_step="annotate the cluster with raykube.io/storage, or exclude files from the code",
+        )
+    uri = code_uri(cluster.storage, package, in_config_map=code is not None)
+    serve = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": bodies.SERVE_PORT},  # noqa: S104 - inside a pod
+        "applications": localservice(service, cluster, uri),
+    }
+    metadata = _metadata(service.name, cluster, {})
+    # Without it a service that cannot start keeps its GPUs for ever.
+    metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
+    spec = {
+        "serveConfigV2": yaml.dump(serve, Dumper=_Dumper, sort_keys=False, width=sys.maxsize),
+        "rayClusterConfig": ray_cluster(cluster, f"{service.name}-code" if code else ""),
+    }
+    work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": spec}
+    return _plan(service.name, (*([code] if code else []), work), package, _notes(cluster, upload=False))
+
+
+def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
+    """Return the ConfigMap that carries the code; None when it is too large for one."""
+    data = zipped(package) if package.size <= _TRY_ZIP else b""
+    if not data or len(data) > _IN_CONFIG_MAP:
+        return None
+    metadata = _metadata(f"{name}-code", cluster, {})
+    metadata.pop("annotations", None)
+    content = {f"{package.hash}.zip": base64.b64encode(data).decode()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": content}
+
+
+def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, Any]:
+    """Return the metadata of an object: the manifest's own, with this name and raykube's labels."""
+    kept = copy.deepcopy(dict(cluster.manifest["metadata"]))
+    return kept | {"name": name, "labels": (kept.get("labels") or {}) | _MANAGED_BY | labels}
+
+
+def _plan(name: str, body: tuple[dict[str, Any], ...], package: Package, notes: tuple[str, ...]) -> Plan:
+    digest = _digest(body)
+    for part in body:
+        part["metadata"]["labels"][PLAN_LABEL] = digest
+    return Plan(name, "kuberay", body, package, notes)
+
+
+def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
+    notes = []
+    if not cluster.storage:
+        notes.append(
+            f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results end with the cluster"
+        )
+    if upload:
+        notes.append("the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried")
+    return tuple(notes)
