@@ -68,7 +68,7 @@ class Cluster:
         if wrong:
             raise ConfigError.of("no such local cluster can be", wrong)
         spec = {"workers": workers, "cpus": cpus, "gpus": gpus}
-        settings = {"storage": setting("storage").value, "tracking": setting("tracking").value}
+        settings = {"storage": _absolute(setting("storage").value), "tracking": setting("tracking").value}
         return Cluster({"kind": _LOCAL_KIND, "spec": spec | settings}, "this machine", _LOCAL)
 
     @property
@@ -197,6 +197,11 @@ def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
     whole = len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds)
     if not whole or not 1 <= bounds[0] <= bounds[1]:
         yield Problem("workers", f"{workers!r} is not a number of workers", "give 8, or a range such as (2, 8)")
+
+
+def _absolute(storage: str) -> str:
+    """Return a path from here as one from the root: the head and its workers have other working directories."""
+    return storage if "://" in storage or not storage else str(Path(storage).expanduser().absolute())
 
 
 def _below(name: str, value: float, least: float) -> Iterator[Problem]:

@@ -32,6 +32,7 @@ RUN_KEY = "raykube.run"
 PLAN_KEY = "raykube.plan"
 _LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
+_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT)  # what does not make a plan another one
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
@@ -104,7 +105,7 @@ _Dumper.add_representer(str, _text)
 def difference(old: str, new: str) -> str:
     """Return the lines in which two plans' YAML differ; "" when they do not."""
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
-    told = [line for line in lines if line[:1] in "+-" and PLAN_KEY not in line and PLAN_LABEL not in line]
+    told = [line for line in lines if line[:1] in "+-" and not any(key in line for key in _NOT_PART)]
     return "\n".join(told[:20] + (["…"] if len(told) > 20 else []))
 
 
@@ -114,10 +115,9 @@ def _digest(body: tuple[dict[str, Any], ...]) -> str:
 
 
 def _told_apart(value: Any) -> Any:
-    """Leave out what does not make a plan another one: its own hash, and which commit the same code came from."""
+    """Leave out a plan's own hash, and which commit the same code came from."""
     if isinstance(value, Mapping):
-        skipped = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT)
-        return {key: _told_apart(inner) for key, inner in value.items() if key not in skipped}
+        return {key: _told_apart(inner) for key, inner in value.items() if key not in _NOT_PART}
     if isinstance(value, (list, tuple)):
         return [_told_apart(inner) for inner in value]
     if isinstance(value, str) and wire.GIT_COMMIT in value:

@@ -186,9 +186,10 @@ def _made_name(entrypoint: str) -> str:
         words = entrypoint.split()
     words = [word for word in words if not re.fullmatch(r"\w+=.*", word)] or ["job"]
     interpreter = re.fullmatch(r"python[\d.]*", PurePosixPath(words[0]).name)
-    target = next((word for word in words[1:] if not word.startswith("-")), "job") if interpreter else words[0]
-    stem = PurePosixPath(target).name.removesuffix(".py").split(".")[-1].lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", stem).strip("-0123456789")[:30].rstrip("-")
+    words = words[1:] if interpreter and "-c" not in words else words
+    target = next((word for word in words if not word.startswith("-")), "job")
+    stem = re.sub(r"\.(py|sh)$", "", PurePosixPath(target).name).split(".")[-1].lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", stem).lstrip("-0123456789")[:30].rstrip("-")
     return f"{slug or 'job'}-{''.join(random.choices(string.ascii_lowercase, k=5))}"  # noqa: S311 - a name, no secret
 
 

@@ -1,0 +1,231 @@
+import copy
+
+import pytest
+import yaml
+
+from raykube import Cluster, ConfigError
+from raykube.wire import Scale
+
+PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
+
+
+@pytest.fixture
+def manifest():
+    return copy.deepcopy(Cluster.load("gpu-t4").manifest)
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    def load(manifest):
+        path = tmp_path / "it.yaml"
+        path.write_text(manifest if isinstance(manifest, str) else yaml.safe_dump(manifest))
+        return Cluster.load(path)
+
+    return load
+
+
+def paths(loaded, manifest):
+    with pytest.raises(ConfigError) as caught:
+        loaded(manifest)
+    return {problem.path for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("cpu-small", Scale(2, 2)),
+        ("cpu-autoscale", Scale((1, 10), 4)),
+        ("gpu-t4", Scale(2, 4, 1)),
+        ("gpu-8xh100", Scale(16, 11, 1)),
+    ],
+)
+def test_preset_scale_is_read_from_its_workers(name, scale):
+    assert Cluster.load(name).scale == scale
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_heads_run_no_work_and_pods_have_no_privilege(name):
+    spec = Cluster.load(name).manifest["spec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        container = pod["containers"][0]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("workers", [8, 16, (8, 24)])
+def test_sized_scale_is_what_was_asked_for(name, workers):
+    before = copy.deepcopy(Cluster.load(name).manifest)
+    cluster = Cluster.load(name)
+    assert cluster.sized(workers).scale.workers == workers
+    assert cluster.manifest == before
+
+
+def test_sized_range_turns_the_autoscaler_on():
+    spec = Cluster.load("gpu-8xh100").sized((8, 24)).manifest["spec"]
+    group = spec["workerGroupSpecs"][0]
+    assert (spec["enableInTreeAutoscaling"], spec["autoscalerOptions"]["version"]) == (True, "v2")
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 1, 3)
+
+
+def test_sized_count_that_pods_cannot_make_is_refused():
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        Cluster.load("gpu-8xh100").sized(12)
+
+
+@pytest.mark.parametrize("workers", [0, -1, (3, 2), (0, 2), (1, 2, 3), "8"])
+def test_sized_to_what_is_no_count_is_refused(workers):
+    with pytest.raises(ConfigError, match="workers"):
+        Cluster.load("cpu-small").sized(workers)
+
+
+def test_sized_edits_the_group_with_gpus_only(manifest, loaded):
+    cpu = copy.deepcopy(Cluster.load("cpu-small").manifest["spec"]["workerGroupSpecs"][0]) | {"groupName": "cpu"}
+    manifest["spec"]["workerGroupSpecs"].insert(0, cpu)
+    groups = loaded(manifest).sized(5).manifest["spec"]["workerGroupSpecs"]
+    assert [group["replicas"] for group in groups] == [2, 5]
+
+
+def test_with_image_reaches_the_head_and_all_workers():
+    spec = Cluster.load("gpu-t4").with_image("me/ray:1").manifest["spec"]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    assert {group["template"]["spec"]["containers"][0]["image"] for group in groups} == {"me/ray:1"}
+
+
+def test_local_cluster_has_the_scale_asked_for_and_no_image():
+    cluster = Cluster.local(workers=2, cpus=0.5, gpus=1)
+    assert cluster.is_local
+    assert cluster.scale == Scale(2, 0.5, 1)
+    assert cluster.sized(3).scale == Scale(3, 0.5, 1)
+    with pytest.raises(ConfigError, match="no image"):
+        cluster.with_image("x")
+
+
+def test_local_storage_is_the_setting_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYKUBE_STORAGE", "kept")
+    assert Cluster.load("local").storage == str(tmp_path / "kept")
+    monkeypatch.setenv("RAYKUBE_STORAGE", "s3://bucket/runs")
+    assert Cluster.load("local").storage == "s3://bucket/runs"
+
+
+def test_storage_is_the_annotation(manifest, loaded):
+    assert loaded(manifest).storage == ""
+    manifest["metadata"]["annotations"] = {"raykube.io/storage": "s3://b/runs"}
+    assert loaded(manifest).storage == "s3://b/runs"
+
+
+def test_unknown_preset_names_the_nearest_and_where_it_looked():
+    with pytest.raises(ConfigError, match=r"(?s)looked in .*cluster-configs.*did you mean gpu-t4"):
+        Cluster.load("gpu-t5")
+
+
+def test_preset_is_found_upward(tmp_path, monkeypatch):
+    (tmp_path / "cluster-configs").mkdir()
+    (tmp_path / "cluster-configs" / "mine.yaml").write_text(yaml.safe_dump(dict(Cluster.load("cpu-small").manifest)))
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert Cluster.load("mine").name == "mine"
+
+
+def test_broken_yaml_is_named_by_file_and_line(loaded):
+    with pytest.raises(ConfigError, match=r"it\.yaml:2"):
+        loaded("a: [\nb: }")
+
+
+def test_missing_file_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        Cluster.load(tmp_path / "none.yaml")
+
+
+def test_two_documents_are_refused(loaded):
+    with pytest.raises(ConfigError, match="2 YAML documents"):
+        loaded("a: 1\n---\nb: 1\n")
+
+
+def edit(*keys, value):
+    def change(manifest):
+        *way, last = keys
+        for key in way:
+            manifest = manifest[key]
+        manifest[last] = value
+
+    return change
+
+
+HEAD = ("spec", "headGroupSpec")
+GROUP = ("spec", "workerGroupSpecs", 0)
+RULES = {
+    "kind": edit("kind", value="RayJob"),
+    "apiVersion": edit("apiVersion", value="ray.io/v1alpha1"),
+    "metadata.name": edit("metadata", "name", value="a" * 54),
+    "spec.rayVersion": edit("spec", "rayVersion", value="2.51.0"),
+    "spec.authOptions.enableK8sTokenAuth": edit("spec", "authOptions", value={"enableK8sTokenAuth": True}),
+    "spec.upgradeStrategy": edit("spec", "upgradeStrategy", value={"type": "Recreate"}),
+    "spec.headGroupSpec": edit("spec", "headGroupSpec", value=None),
+    "spec.headGroupSpec.rayStartParams.num-cpus": edit(*HEAD, "rayStartParams", "num-cpus", value=0),
+    "spec.headGroupSpec.resources": edit(*HEAD, "resources", value={"CPU": "0"}),
+    "spec.workerGroupSpecs[0].groupName": edit(*GROUP, "groupName", value="A_b"),
+    "spec.workerGroupSpecs[0]": edit(*GROUP, "replicas", value=9),
+    "spec.workerGroupSpecs[0].minReplicas": edit(*GROUP, "minReplicas", value=-1),
+    "spec.workerGroupSpecs[0].rayStartParams.labels": edit(*GROUP, "rayStartParams", value={"labels": "a=b"}),
+    "spec.workerGroupSpecs[0].template.spec.containers": edit(*GROUP, "template", "spec", "containers", value=[]),
+    "spec.workerGroupSpecs[0].template.spec.containers[0].resources": edit(
+        *GROUP, "template", "spec", "containers", 0, "resources", value={"limits": {"cpu": "two"}}
+    ),
+}
+
+
+@pytest.mark.parametrize("path", RULES)
+def test_manifest_that_would_hang_is_refused(path, manifest, loaded):
+    RULES[path](manifest)
+    assert paths(loaded, manifest) == {path}
+
+
+def test_manifest_problems_are_all_listed(manifest, loaded):
+    wrong = ("kind", "spec.rayVersion", "spec.upgradeStrategy", "spec.workerGroupSpecs[0].groupName")
+    for path in wrong:
+        RULES[path](manifest)
+    assert paths(loaded, manifest) == set(wrong)
+
+
+def test_duplicate_group_names_are_refused(manifest, loaded):
+    manifest["spec"]["workerGroupSpecs"] *= 2
+    assert paths(loaded, manifest) == {"spec.workerGroupSpecs[1].groupName"}
+
+
+def test_ray_container_must_be_the_first(manifest, loaded):
+    containers = manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    containers.insert(0, {"name": "logs", "image": "x"})
+    assert paths(loaded, manifest) == {"spec.headGroupSpec.template.spec.containers[1]"}
+
+
+def test_v2_only_fields_need_v2(manifest, loaded):
+    manifest["spec"]["workerGroupSpecs"][0]["idleTimeoutSeconds"] = 30
+    loaded(manifest)
+    del manifest["spec"]["autoscalerOptions"]["version"]
+    assert paths(loaded, manifest) == {"spec.workerGroupSpecs[0].idleTimeoutSeconds"}
+
+
+def test_cpus_are_rounded_up_as_kuberay_does(manifest, loaded):
+    container = manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    container["resources"] = {"requests": {"cpu": "1500m"}}
+    assert loaded(manifest).scale == Scale(2, 2, 0)
+
+
+def test_accelerator_is_what_the_group_declares_to_ray(manifest, loaded):
+    group = manifest["spec"]["workerGroupSpecs"][0]
+    group["rayStartParams"]["resources"] = '"{\\"accelerator_type:T4\\": 1}"'
+    assert loaded(manifest).scale.accelerator == "T4"
+
+
+def test_group_at_zero_has_no_scale_until_it_is_sized(manifest, loaded):
+    manifest["spec"]["workerGroupSpecs"][0].update(replicas=0, minReplicas=0)
+    with pytest.raises(ConfigError, match="0 replicas"):
+        _ = loaded(manifest).scale
+    assert loaded(manifest).sized(2).scale.workers == 2

@@ -1,0 +1,58 @@
+import pytest
+
+from raykube import ConfigError
+from raykube.settings import KNOWN, setting
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for name in KNOWN:
+        monkeypatch.delenv(f"RAYKUBE_{name.upper()}", raising=False)
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    return tmp_path / "pyproject.toml"
+
+
+def test_setting_precedence_is_argument_environment_project_default(project, monkeypatch):
+    assert (setting("on").value, setting("on").source) == ("local", "default")
+    project.write_text('[tool.raykube]\non = "a"\n')
+    assert setting("on").value == "a"
+    assert "[tool.raykube] in ../../pyproject.toml" in setting("on").source
+    monkeypatch.setenv("RAYKUBE_ON", "b")
+    assert (setting("on").value, setting("on").source) == ("b", "from RAYKUBE_ON")
+    assert (setting("on", "c").value, setting("on", "c").source) == ("c", "from the argument")
+
+
+def test_setting_default_of_the_caller_wins_over_the_table(project):
+    assert setting("storage", default="here").value == "here"
+
+
+def test_setting_passes_over_projects_that_say_nothing(project):
+    project.write_text('[tool.raykube]\non = "far"\n')
+    (project.parent / "a" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert setting("on").value == "far"
+
+
+def test_setting_unknown_key_of_a_project_names_the_nearest(project):
+    project.write_text('[tool.raykube]\nstorge = "x"\n')
+    with pytest.raises(ConfigError, match="did you mean storage"):
+        setting("on")
+
+
+def test_setting_project_that_is_no_toml_is_named(project):
+    project.write_text("[tool.raykube\n")
+    with pytest.raises(ConfigError, match=r"pyproject\.toml cannot be read"):
+        setting("on")
+
+
+@pytest.mark.parametrize(("name", "value"), [("serve_port", "80.5"), ("serve_port", "99999"), ("idle_timeout_s", "x")])
+def test_setting_that_is_no_number_says_where_it_came_from(project, monkeypatch, name, value):
+    monkeypatch.setenv(f"RAYKUBE_{name.upper()}", value)
+    with pytest.raises(ConfigError, match=f"RAYKUBE_{name.upper()}"):
+        setting(name)
+
+
+def test_setting_unknown_name_is_refused(project):
+    with pytest.raises(ConfigError, match="did you mean storage"):
+        setting("storag")

@@ -1,0 +1,136 @@
+import re
+
+import pytest
+
+from raykube import App, ConfigError, Job, Service
+from raykube.specs import Autoscaling
+
+
+def problems(kind, **fields):
+    with pytest.raises(ConfigError) as caught:
+        kind(**fields)
+    return {problem.path: problem for problem in caught.value.problems}
+
+
+def test_job_module_quotes_each_argument():
+    job = Job.module("jobs.digits", "--note", "two words; rm", "--lr", 1e-3, name="a")
+    assert job.entrypoint == "python -m jobs.digits --note 'two words; rm' --lr 0.001"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "stem"),
+    [
+        ("python -m jobs.digits --lr 1", "digits"),
+        ("A=1 python3.11 -u ./x/Train_2.py", "train-2"),
+        ("./run.sh", "run"),
+        ("python -c 'print(1)'", "python"),
+        ("_", "job"),
+    ],
+)
+def test_job_name_is_made_from_the_entrypoint(entrypoint, stem):
+    first, second = Job(entrypoint=entrypoint).name, Job(entrypoint=entrypoint).name
+    assert re.fullmatch(rf"{stem}-[a-z]{{5}}", first)
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["A", "9a", "a_b", "a-", "ü", "a" * 48, "a.b"])
+def test_job_name_that_kubernetes_would_refuse_is_refused(name):
+    assert "name" in problems(Job, entrypoint="true", name=name)
+
+
+def test_job_name_of_47_characters_is_taken():
+    assert Job(entrypoint="true", name="a" * 47).name == "a" * 47
+
+
+def test_job_error_lists_every_problem_at_once():
+    found = problems(Job, entrypoint=" ", name="X", env_vars={"A": 1}, max_retries=-1, timeout_s=0, metdata={})
+    assert set(found) == {"entrypoint", "name", "env_vars.A", "max_retries", "timeout_s", "metdata"}
+    assert found["metdata"].next_step == "did you mean metadata?"
+
+
+def test_job_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Job(entrypoint="true").name = "other"  # type: ignore[misc]
+
+
+def test_runtime_env_keys_are_all_kept():
+    env = {"config": {"setup_timeout_seconds": 9}, "uv": ["x"], "py_modules": ["s3://b/x.zip"], "image_uri": "i"}
+    assert Job(entrypoint="true", runtime_env=env).runtime_env == env
+
+
+def test_runtime_env_keys_with_a_field_move_into_it():
+    env = {"env_vars": {"A": "b"}, "pip": ["x"], "working_dir": "src", "excludes": ["data/"]}
+    job = Job(entrypoint="true", runtime_env=env)
+    assert (job.env_vars, job.pip, str(job.working_dir), job.excludes) == ({"A": "b"}, ("x",), "src", ("data/",))
+    assert job.runtime_env == {}
+
+
+@pytest.mark.parametrize(
+    ("env", "word"),
+    [
+        ({"pipp": []}, "did you mean pip"),
+        ({"container": {}}, "image_uri"),
+        ({"py_modules": ["./lib"]}, "working_dir"),
+        ({"pip": "requirements.txt"}, "as a list"),
+        ({"conda": "env.yml"}, "content"),
+        ({"worker_process_setup_hook": print}, "JSON"),
+        ({"uv": ["a"], "pip": ["b"]}, "one of pip, uv and conda"),
+        ({"working_dir": "s3://bucket/x.zip"}, "local folder"),
+    ],
+)
+def test_runtime_env_that_cannot_be_sent_is_refused_with_the_reason(env, word):
+    with pytest.raises(ConfigError, match=word):
+        Job(entrypoint="true", runtime_env=env)
+
+
+def test_runtime_env_value_given_twice_is_refused():
+    assert "runtime_env.env_vars" in problems(Job, entrypoint="x", env_vars={}, runtime_env={"env_vars": {}})
+
+
+@pytest.mark.parametrize("key", ["RAYKUBE_RUN_NAME", "RAYKUBE_ATTEMPT"])
+def test_environment_that_raykube_sets_is_refused(key):
+    assert "env_vars" in problems(Job, entrypoint="true", env_vars={key: "x"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"import_path": "jobs/app.py"}, "import_path"),
+        ({"route_prefix": "api"}, "route_prefix"),
+        ({"route_prefix": "/api/"}, "route_prefix"),
+        ({"ray_actor_options": {"num_cpu": 1}}, "ray_actor_options.num_cpu"),
+        ({"num_replicas": 1, "autoscaling_config": {}}, "num_replicas"),
+        ({"model": "run:a", "args": {"model": "b"}}, "args.model"),
+        ({"model": "models:/digits"}, "model"),
+        ({"autoscaling_config": {"min_replicas": 3}}, "autoscaling_config"),
+        ({"autoscaling_config": {"max_replica": 3}}, "autoscaling_config.max_replica"),
+        ({"args": {"x": object()}}, "args"),
+    ],
+)
+def test_app_that_serve_would_take_in_silence_is_refused(fields, path):
+    assert path in problems(App, **{"import_path": "jobs.app:app", **fields})
+
+
+@pytest.mark.parametrize("model", ["run:digits", "models:/digits/3", "models:/digits@champion", "/a/b", "s3://b/c"])
+def test_app_takes_each_kind_of_model_reference(model):
+    assert App(import_path="a:b", model=model).model == model
+
+
+def test_autoscaling_order_holds_with_serve_defaults():
+    Autoscaling(min_replicas=0, max_replicas=4)
+    with pytest.raises(ConfigError, match="max_replicas 1"):
+        Autoscaling(initial_replicas=2)
+
+
+def test_service_refuses_names_and_routes_taken_twice():
+    found = problems(Service, name="s", apps=[{"import_path": "a:b"}, {"import_path": "a:c"}])
+    assert set(found) == {"apps[1].name", "apps[1].route_prefix"}
+
+
+def test_service_error_has_the_path_of_each_app():
+    found = problems(Service, name="s", apps=[{"import_path": "a:b"}, {"import_pth": "a:c"}])
+    assert set(found) == {"apps[1].import_path", "apps[1].import_pth"}
+
+
+def test_service_without_apps_is_refused():
+    assert "apps" in problems(Service, name="s", apps=[])
