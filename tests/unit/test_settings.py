@@ -24,7 +24,8 @@ def test_setting_precedence_is_argument_environment_project_default(project, mon
     assert (setting("on", "c").value, setting("on", "c").source) == ("c", "from the argument")
 
 
-def test_setting_default_of_the_caller_wins_over_the_table(project):
+@pytest.mark.usefixtures("project")
+def test_setting_default_of_the_caller_wins_over_the_table():
     assert setting("storage", default="here").value == "here"
 
 
@@ -46,13 +47,15 @@ def test_setting_project_that_is_no_toml_is_named(project):
         setting("on")
 
 
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize(("name", "value"), [("serve_port", "80.5"), ("serve_port", "99999"), ("idle_timeout_s", "x")])
-def test_setting_that_is_no_number_says_where_it_came_from(project, monkeypatch, name, value):
+def test_setting_that_is_no_number_says_where_it_came_from(monkeypatch, name, value):
     monkeypatch.setenv(f"RAYKUBE_{name.upper()}", value)
     with pytest.raises(ConfigError, match=f"RAYKUBE_{name.upper()}"):
         setting(name)
 
 
-def test_setting_unknown_name_is_refused(project):
+@pytest.mark.usefixtures("project")
+def test_setting_unknown_name_is_refused():
     with pytest.raises(ConfigError, match="did you mean storage"):
         setting("storag")

@@ -1,0 +1,311 @@
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from raykube import ConfigError
+from raykube.package import check_entrypoint, collect, write, zipped
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Make files below a folder; a value that is an int is a sparse file of that size."""
+    root = tmp_path / "work"
+    root.mkdir()
+
+    def make(files):
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, int):
+                with path.open("wb") as file:
+                    file.truncate(content)
+            else:
+                path.write_text(content)
+        return root
+
+    return make
+
+
+def own(package):
+    return [file.path for file in package.files if not file.path.startswith("raykube/")]
+
+
+def problems(root, **fields):
+    with pytest.raises(ConfigError) as caught:
+        collect(root, **fields)
+    return {problem.path: problem for problem in caught.value.problems}
+
+
+def in_child(code, *setup):
+    command = [*setup, sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_package_bytes_are_the_same_from_another_place_and_time(tree, tmp_path):
+    root = tree({"b.py": "b", "a/c.py": "c"})
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    os.utime(other / "b.py", (1, 1))
+    assert collect(root).hash == collect(other).hash
+    assert zipped(collect(root)) == zipped(collect(other))
+
+
+@pytest.mark.parametrize("change", ["content", "name", "mode"])
+def test_package_hash_changes_with(tree, change):
+    root = tree({"a.py": "a"})
+    before = collect(root).hash
+    if change == "content":
+        (root / "a.py").write_text("b")
+    elif change == "name":
+        (root / "a.py").rename(root / "b.py")
+    else:
+        (root / "a.py").chmod(0o755)
+    assert collect(root).hash != before
+
+
+def test_package_lies_in_one_top_folder_and_keeps_what_may_be_run(tree, tmp_path):
+    root = tree({"run.sh": "x", "a.py": "a"})
+    (root / "run.sh").chmod(0o750)
+    (root / "a.py").chmod(0o600)
+    with zipfile.ZipFile(write(collect(root), tmp_path / "out")) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"raykube-code"}
+        modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
+        assert archive.read("raykube-code/a.py") == b"a"
+    assert (modes["raykube-code/run.sh"], modes["raykube-code/a.py"]) == (0o755, 0o644)
+
+
+def test_package_carries_the_inside_plane_and_no_more(tree):
+    paths = {file.path for file in collect(tree({"a.py": ""})).files}
+    assert {"raykube/__init__.py", "raykube/errors.py", "raykube/wire.py", "raykube/py.typed"} < paths
+    assert "raykube/inside/__init__.py" in paths
+    assert "raykube/specs.py" not in paths
+
+
+def test_package_of_raykube_itself_carries_its_own_files_only(tree):
+    root = tree({"raykube/__init__.py": "mine"})
+    assert [file.path for file in collect(root).files] == ["raykube/__init__.py"]
+
+
+def test_package_runs_with_nothing_but_the_standard_library(tree, tmp_path):
+    root = tree({"a.py": "import raykube.inside, raykube.wire; print('in', raykube.__file__)"})
+    shutil.unpack_archive(write(collect(root), tmp_path / "out"), tmp_path / "there")
+    code = tmp_path / "there" / "raykube-code"
+    done = subprocess.run([sys.executable, "-S", "a.py"], cwd=code, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"in {code}/raykube/__init__.py"
+
+
+def test_ignore_files_hold_at_every_level(tree):
+    root = tree(
+        {
+            ".gitignore": "*.log\n/data/\n!keep.log\n",
+            "a.log": "",
+            "keep.log": "",
+            "data/x": "",
+            "sub/data/x": "",
+            "sub/.gitignore": "*.bin\n!/b.log\n",
+            "sub/a.bin": "",
+            "sub/b.log": "",
+            "sub/deep/b.log": "",
+            "a.bin": "",
+            ".rayignore": "big/\n",
+            "big/x": "",
+        }
+    )
+    kept = [".gitignore", ".rayignore", "a.bin", "keep.log", "sub/.gitignore", "sub/b.log", "sub/data/x"]
+    assert own(collect(root)) == kept
+
+
+def test_ignore_rules_of_the_repository_hold_in_a_folder_of_it(tree):
+    root = tree(
+        {".git/HEAD": "", ".gitignore": "secret\n/sub/data/\n", "sub/secret": "", "sub/data/x": "", "sub/a": ""}
+    )
+    assert own(collect(root / "sub")) == ["a"]
+
+
+def test_ignore_rules_above_hold_in_a_repository_only(tree):
+    root = tree({".gitignore": "secret\n", "sub/secret": ""})
+    assert own(collect(root / "sub")) == ["secret"]
+
+
+def test_excludes_win_over_ignore_files_and_defaults(tree):
+    root = tree({".gitignore": "data/\n", "data/x": "", "a.bin": "", "node_modules/m": "", "sub/a.bin": ""})
+    assert own(collect(root, excludes=("!data/", "/a.bin", "!node_modules/", ".gitignore"))) == [
+        "data/x",
+        "node_modules/m",
+        "sub/a.bin",
+    ]
+
+
+def test_virtual_environment_of_any_name_is_left_out(tree):
+    assert own(collect(tree({"myenv/pyvenv.cfg": "", "myenv/lib/x.py": "", "a.py": ""}))) == ["a.py"]
+
+
+def test_link_inside_the_tree_is_sent_as_what_it_points_to(tree):
+    root = tree({"real/a.txt": "content"})
+    (root / "file").symlink_to("real/a.txt")
+    (root / "folder").symlink_to(root / "real")
+    package = collect(root)
+    assert own(package) == ["file", "folder/a.txt", "real/a.txt"]
+    assert len({file.sha256 for file in package.files if not file.path.startswith("raykube/")}) == 1
+
+
+def test_what_cannot_be_sent_is_listed_with_its_reason(tree, tmp_path):
+    root = tree({"a.py": ""})
+    outside = tmp_path / "outside"
+    outside.write_text("")
+    (root / "out").symlink_to(outside)
+    (root / "broken").symlink_to("nowhere")
+    (root / "loop").symlink_to(root)
+    os.mkfifo(root / "pipe")
+    found = problems(root)
+    assert set(found) == {"out", "broken", "loop", "pipe"}
+    assert own(collect(root, excludes=("out", "broken", "loop", "pipe"))) == ["a.py"]
+
+
+def test_file_that_cannot_be_read_is_named(tree):
+    root = tree({"a.py": "", "b.py": "", "shut/x": ""})
+    (root / "a.py").chmod(0)
+    (root / "shut").chmod(0)
+    try:
+        no_root = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+        inner = f"from raykube.package import collect\ncollect({str(root)!r})"
+        listed = in_child(inner, *no_root).stderr
+        (root / "shut").chmod(0o755)
+        hashed = in_child(inner, *no_root).stderr
+    finally:
+        (root / "shut").chmod(0o755)
+    assert "shut/: cannot be listed: Permission denied" in listed
+    assert "a.py: cannot be read: Permission denied" in hashed
+
+
+def test_large_file_is_refused_by_name_without_reading_it(tree):
+    root = tree({"data/big.bin": 200 * 2**30, "a.py": ""})  # reading it would take minutes
+    with pytest.raises(ConfigError, match=r"200\.0 GiB.*--exclude 'data/big\.bin'"):
+        collect(root)
+
+
+def test_many_files_are_refused_by_the_folder_that_has_them(tree):
+    root = tree({"a.py": "", "images/0": ""})
+    for index in range(20_001):
+        os.link(root / "a.py", root / "images" / f"f{index}")
+    with pytest.raises(ConfigError, match=r"20,003 files.*--exclude 'images/'"):
+        collect(root)
+
+
+def test_working_dir_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        collect(tmp_path / "it")
+    (tmp_path / "it").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        collect(tmp_path / "it")
+
+
+def test_report_names_the_largest_files_and_what_was_ignored(tree):
+    root = tree({"big.bin": 3 * 2**20, "a.py": "", ".gitignore": "data/\n", "data/x": "", "__pycache__/x": ""})
+    report = collect(root).report()
+    assert report[1].split() == ["3.0", "MiB", "big.bin"]
+    assert report[-1] == "  ignored: data/"
+
+
+def test_write_keeps_the_package_that_is_there(tree, tmp_path):
+    package = collect(tree({"a.py": ""}))
+    path = write(package, tmp_path / "out")
+    before = path.stat()
+    assert path.name == f"{package.hash}.zip"
+    assert write(package, tmp_path / "out").stat().st_ino == before.st_ino
+
+
+def test_write_on_a_full_disk_leaves_nothing_and_says_what_to_do(tree, tmp_path):
+    root = tree({"a.bin": ""})
+    (root / "a.bin").write_bytes(os.urandom(200_000))
+    inner = (
+        "import resource, signal, pathlib\nfrom raykube.package import collect, write\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        f"write(collect({str(root)!r}), pathlib.Path({str(tmp_path / 'out')!r}))"
+    )
+    done = in_child(inner)
+    assert "BackendError" in done.stderr
+    assert "next: free" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_file_changed_while_it_is_packed_is_an_error(tree, tmp_path):
+    root = tree({"a.py": "one"})
+    package = collect(root)
+    (root / "a.py").write_text("two")
+    with pytest.raises(ConfigError, match="changed while it was packed"):
+        write(package, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_git_commit_says_when_files_were_changed(tree):
+    root = tree({"a.py": "one"})
+    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for words in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert collect(root).git_commit == commit
+    (root / "a.py").write_text("two")
+    assert collect(root).git_commit == f"{commit}-dirty"
+
+
+CODE = {
+    "jobs/digits.py": "print(1)",
+    "jobs/broken.py": "x = 1\ndef f(:\n",
+    "jobs/__init__.py": "",
+    "train.py": "",
+    "pkg/__main__.py": "",
+    ".gitignore": "hidden.py\n",
+    "hidden.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "python -m jobs.digits --lr 1",
+        "A=1 python3.11 -u -W ignore train.py && echo done",
+        "python -m pkg",
+        "python -m json.tool",
+        "python -m pytest.plugins",
+        "python -c 'import x'",
+        "python $HOME/x.py",
+        "cd elsewhere && python none.py",
+        "nvidia-smi",
+        "bash -c 'exit 3'",
+    ],
+)
+def test_entrypoint_that_can_start_is_taken(tree, entrypoint):
+    check_entrypoint(entrypoint, collect(tree(CODE)))
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "words"),
+    [
+        ("python -m jobs.digit", "did you mean jobs.digits"),
+        ("python -m jobz.digits", "did you mean jobs.digits"),
+        ("python trian.py", "did you mean train.py"),
+        ("python -u jobs/digit.py --x 1", "did you mean jobs/digits.py"),
+        ("python -m jobs", "jobs/__main__.py"),
+        ("./run.sh", "no file run.sh"),
+        ("bash run.sh", "no file run.sh"),
+        ("python hidden.py", "an ignore rule leaves it out"),
+        ("python -m jobs.broken", r"jobs/broken.py:2: .*syntax error"),
+        ("python -m 'jobs", "cannot be read by a shell"),
+    ],
+)
+def test_entrypoint_that_cannot_start_is_refused_with_the_reason(tree, entrypoint, words):
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        check_entrypoint(entrypoint, collect(tree(CODE)))
+
+
+def test_entrypoint_check_runs_nothing(tree, tmp_path):
+    mark = tmp_path / "ran"
+    root = tree({"a.py": f"open({str(mark)!r}, 'w')"})
+    check_entrypoint("python a.py", collect(root))
+    assert not Path(mark).exists()

@@ -1,0 +1,304 @@
+import base64
+import copy
+import io
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raykube import App, Cluster, ConfigError, Job, Service, plans
+from raykube.cluster import STORAGE_ANNOTATION
+from raykube.package import collect
+from raykube.specs import Autoscaling
+
+GOLDEN = Path(__file__).parent / "golden"
+PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
+JOB = Job.module("jobs.digits", "--epochs", "20", name="digits-a1", env_vars={"A": "b"}, max_retries=2, timeout_s=3600)
+SERVICE = Service(
+    name="digits",
+    apps=(
+        App(
+            import_path="jobs.digits_app:app",
+            model="run:digits-a1",
+            args={"max_batch_size": 8},
+            autoscaling_config=Autoscaling(min_replicas=1, max_replicas=4),
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def code(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_text("print(1)\n")
+    return collect(tmp_path / "code")
+
+
+@pytest.fixture
+def large(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "a.bin").write_bytes(os.urandom(800 * 1024))
+    return collect(tmp_path / "large")
+
+
+def stored(cluster, storage="s3://bucket/runs"):
+    manifest = copy.deepcopy(dict(cluster.manifest))
+    manifest["metadata"]["annotations"] = {STORAGE_ANNOTATION: storage}
+    return Cluster(manifest, cluster.source, cluster.name)
+
+
+def only(plan, kind):
+    (found,) = (part for part in plan.body if part["kind"] == kind)
+    return found
+
+
+def normal(text, package):
+    text = re.sub(rf"(?m)^(  {package.hash}\.zip: ).*$", r"\1BYTES", text)
+    return re.sub(r"(raykube\.io/plan: ).*", r"\1PLAN", text).replace(package.hash, "HASH")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("kind", ["job", "service"])
+def test_plan_of_each_preset_is_the_golden_one(name, kind, code):
+    cluster = Cluster.load(name)
+    plan = plans.rayjob(JOB, cluster, code) if kind == "job" else plans.rayservice(SERVICE, cluster, code)
+    golden = GOLDEN / f"{name}-{kind}.yaml"
+    text = normal(plan.yaml(), code)
+    if os.environ.get("RAYKUBE_WRITE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_plan_yaml_is_the_body_again(name, code):
+    plan = plans.rayjob(JOB, Cluster.load(name), code)
+    assert list(yaml.safe_load_all(plan.yaml())) == list(plan.body)
+    assert "&id" not in plan.yaml()
+
+
+def test_plan_is_equal_for_equal_input_and_differs_by_each_part(code, large):
+    cluster = Cluster.load("gpu-t4")
+    base = plans.rayjob(JOB, cluster, code)
+    assert plans.rayjob(JOB, cluster, code).hash == base.hash
+    others = [
+        plans.rayjob(JOB.model_copy(update={"max_retries": 3}), cluster, code),
+        plans.rayjob(JOB, cluster.sized(3), code),
+        plans.rayjob(JOB, stored(cluster), large),
+        plans.rayjob(JOB, stored(cluster), code),
+    ]
+    assert len({plan.hash for plan in [base, *others]}) == 5
+
+
+def test_plan_label_is_its_hash_and_not_part_of_it(code):
+    plan = plans.rayjob(JOB, Cluster.load("gpu-t4"), code)
+    assert {part["metadata"]["labels"]["raykube.io/plan"] for part in plan.body} == {plan.hash}
+
+
+def test_plan_of_the_same_code_at_another_commit_is_the_same(code, tmp_path):
+    other = collect(tmp_path / "code")
+    object.__setattr__(other, "git_commit", "f" * 40)
+    cluster = Cluster.load("gpu-t4")
+    first, second = plans.rayjob(JOB, cluster, code), plans.rayjob(JOB, cluster, other)
+    assert "f" * 40 in second.yaml()
+    assert first.hash == second.hash
+    assert plans.difference(first.yaml(), second.yaml()) == ""
+
+
+def test_small_code_travels_in_a_config_map_on_every_pod(code):
+    plan = plans.rayjob(JOB, Cluster.load("gpu-t4"), code)
+    (content,) = only(plan, "ConfigMap")["binaryData"].values()
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(content))) as archive:
+        assert "raykube-code/a.py" in archive.namelist()
+    job = only(plan, "RayJob")["spec"]
+    assert job["submissionMode"] == "HTTPMode"
+    env = yaml.safe_load(job["runtimeEnvYAML"])
+    spec = job["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        mount = pod["containers"][0]["volumeMounts"][-1]
+        assert env["working_dir"] == f"file://{mount['mountPath']}/{code.hash}.zip"
+        assert pod["volumes"][-1] == {"name": mount["name"], "configMap": {"name": "digits-a1-code"}}
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri"), [("s3://bucket/runs/", "s3://bucket/runs/.code/"), ("/mnt/runs", "file:///mnt/runs/.code/")]
+)
+def test_large_code_goes_to_the_storage(large, storage, uri):
+    plan = plans.rayjob(JOB, stored(Cluster.load("gpu-t4"), storage), large)
+    env = yaml.safe_load(only(plan, "RayJob")["spec"]["runtimeEnvYAML"])
+    assert env["working_dir"] == f"{uri}{large.hash}.zip"
+    assert env["env_vars"]["RAYKUBE_STORAGE"] == storage
+    assert [part["kind"] for part in plan.body] == ["RayJob"]
+
+
+def test_large_code_without_storage_is_uploaded_and_not_retried(large):
+    cluster = Cluster.load("gpu-t4")
+    with pytest.raises(ConfigError, match="max_retries: must be 0"):
+        plans.rayjob(JOB, cluster, large)
+    plan = plans.rayjob(JOB.model_copy(update={"max_retries": 0}), cluster, large)
+    spec = only(plan, "RayJob")["spec"]
+    assert (spec["submissionMode"], spec["jobId"], spec["backoffLimit"]) == ("InteractiveMode", "digits-a1-1", 0)
+    assert spec["metadata"]["raykube.code"] == large.hash
+    assert any("cannot be retried" in note for note in plan.notes)
+
+
+def test_large_code_of_a_service_without_storage_is_refused(large):
+    with pytest.raises(ConfigError, match="too large for a ConfigMap"):
+        plans.rayservice(SERVICE, Cluster.load("gpu-t4"), large)
+
+
+def test_rayjob_says_what_it_cannot_do_all_at_once(code):
+    job = Job(entrypoint="true", entrypoint_memory=1, entrypoint_label_selector={"a": "b"})
+    with pytest.raises(ConfigError) as caught:
+        plans.rayjob(job, Cluster.load("gpu-t4"), code)
+    assert {problem.path for problem in caught.value.problems} == {"entrypoint_memory", "entrypoint_label_selector"}
+
+
+def test_rayjob_carries_every_field_of_the_job(code):
+    job = Job(
+        entrypoint="python a.py && echo '$X'",
+        name="a",
+        pip=("tqdm",),
+        runtime_env={"config": {"setup_timeout_seconds": 60}},
+        metadata={"team": "x"},
+        timeout_s=0.5,
+        pending_timeout_s=60,
+        keep_cluster_s=0,
+        queue="gpus",
+        entrypoint_num_cpus=1,
+        entrypoint_num_gpus=0.5,
+        entrypoint_resources={"a": 1},
+    )
+    found = only(plans.rayjob(job, Cluster.load("gpu-t4"), code), "RayJob")
+    spec = found["spec"]
+    env = yaml.safe_load(spec["runtimeEnvYAML"])
+    assert found["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert spec["entrypoint"] == "python a.py && echo '$X'"
+    assert (env["pip"], env["config"]) == (["tqdm"], {"setup_timeout_seconds": 60})
+    assert spec["metadata"]["team"] == "x"
+    assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (1, 60)
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 0)
+    assert (spec["entrypointNumCpus"], spec["entrypointNumGpus"], spec["entrypointResources"]) == (1, 0.5, '{"a": 1.0}')
+
+
+def test_rayjob_tells_the_script_its_scale_and_keeps_the_users_word(code):
+    cluster = Cluster.load("gpu-8xh100").sized((8, 24))
+    job = JOB.model_copy(update={"env_vars": {"RAYKUBE_CPUS_PER_WORKER": "2"}})
+    env = yaml.safe_load(only(plans.rayjob(job, cluster, code), "RayJob")["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert env["RAYKUBE_WORKERS"] == "8..24"
+    assert (env["RAYKUBE_GPUS_PER_WORKER"], env["RAYKUBE_CPUS_PER_WORKER"]) == ("1", "2")
+    assert (env["RAYKUBE_RUN_NAME"], env["RAYKUBE_ATTEMPT"]) == ("digits-a1", "1")
+
+
+def bare():
+    """A manifest with nothing but what KubeRay requires, and a field that raykube does not know."""
+
+    def group(name):
+        return {"template": {"spec": {"containers": [{"name": name, "image": "r"}], "priorityClassName": "high"}}}
+
+    worker = {"groupName": "w", "replicas": 1, **group("ray-worker")}
+    spec = {
+        "rayVersion": "2.60.0",
+        "headGroupSpec": group("ray-head"),
+        "workerGroupSpecs": [worker],
+        "newField": {"a": 1},
+    }
+    metadata = {"name": "bare", "namespace": "team", "labels": {"cost": "me"}, "annotations": {"a": "b"}}
+    return Cluster(
+        {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}, "bare.yaml", "bare"
+    )
+
+
+def test_rayjob_adds_what_kuberay_leaves_out(code):
+    spec = only(plans.rayjob(JOB, bare(), code), "RayJob")["spec"]["rayClusterSpec"]
+    head = spec["headGroupSpec"]
+    container = head["template"]["spec"]["containers"][0]
+    assert {port["containerPort"] for port in container["ports"]} == {6379, 8265, 10001, 8000, 8080}
+    assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+    assert spec["autoscalerOptions"] == {"version": "v2"}
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_rayjob_keeps_what_the_manifest_says(code):
+    cluster = bare()
+    head = cluster.manifest["spec"]["headGroupSpec"]
+    head["resources"] = {"CPU": "4"}
+    head["template"]["spec"]["containers"][0] |= {
+        "ports": [{"name": "ui", "containerPort": 8265}],
+        "resources": {"limits": {"nvidia.com/gpu": "1"}},
+    }
+    cluster.manifest["spec"]["authOptions"] = {"mode": "disabled"}
+    before = copy.deepcopy(cluster.manifest)
+    found = only(plans.rayjob(JOB, cluster, code), "RayJob")
+    spec = found["spec"]["rayClusterSpec"]
+    container = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert spec["headGroupSpec"]["resources"] == {"CPU": "4"}
+    assert "rayStartParams" not in spec["headGroupSpec"]
+    assert [port["name"] for port in container["ports"]] == ["ui", "gcs-server", "client", "serve", "metrics"]
+    assert "env" not in container
+    assert spec["newField"] == {"a": 1}
+    assert spec["authOptions"] == {"mode": "disabled"}
+    assert spec["workerGroupSpecs"][0]["template"]["spec"]["priorityClassName"] == "high"
+    assert (found["metadata"]["namespace"], found["metadata"]["labels"]["cost"]) == ("team", "me")
+    assert found["metadata"]["annotations"] == {"a": "b"}
+    assert cluster.manifest == before
+
+
+def test_head_without_workers_runs_the_work(code):
+    cluster = bare()
+    cluster.manifest["spec"]["workerGroupSpecs"] = []
+    head = only(plans.rayjob(JOB, cluster, code), "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert "num-cpus" not in head["rayStartParams"]
+
+
+def test_localjob_is_the_body_of_rays_job_api(code):
+    job = JOB.model_copy(update={"pip": ("tqdm",), "metadata": {"team": "x"}, "entrypoint_memory": 5})
+    body = plans.localjob(job, Cluster.local(2), "file:///x.zip", code)
+    assert (body["entrypoint"], body["submission_id"]) == ("python -m jobs.digits --epochs 20", "digits-a1-1")
+    env = body["runtime_env"]
+    assert (env["working_dir"], env["pip"]) == ("file:///x.zip", ["tqdm"])
+    assert (env["env_vars"]["RAYKUBE_WORKERS"], env["env_vars"]["A"]) == ("2", "b")
+    assert env["env_vars"]["RAYKUBE_STORAGE"] == Cluster.local().storage
+    assert body["entrypoint_memory"] == 5
+    assert (body["metadata"]["team"], body["metadata"]["raykube.run"]) == ("x", "digits-a1")
+    assert all(isinstance(value, str) for value in body["metadata"].values())
+
+
+def test_local_plan_has_the_limits_and_the_hash_in_its_body():
+    plan = plans.Plan("digits-a1", "local", (plans.localjob(JOB, Cluster.local(), "file:///x.zip"),))
+    assert plan.limits == plans.Limits(2, 3600, 900)
+    assert plan.body[0]["metadata"]["raykube.plan"] == plan.hash
+    assert not plan.is_service
+
+
+def test_local_tracking_setting_reaches_the_run(monkeypatch):
+    monkeypatch.setenv("RAYKUBE_TRACKING", "off")
+    body = plans.localjob(JOB, Cluster.local(), "file:///x.zip")
+    assert body["runtime_env"]["env_vars"]["RAYKUBE_TRACKING"] == "off"
+
+
+def test_localservice_is_the_list_of_serve_applications():
+    (app,) = plans.localservice(SERVICE, Cluster.local(), "file:///x.zip")
+    assert app["args"] == {"max_batch_size": 8, "model": "run:digits-a1"}
+    assert app["deployments"] == [{"name": "Model", "autoscaling_config": {"min_replicas": 1, "max_replicas": 4}}]
+    assert app["runtime_env"]["working_dir"] == "file:///x.zip"
+    assert app["runtime_env"]["env_vars"] == {"RAYKUBE_STORAGE": Cluster.local().storage}
+    assert plans.Plan("s", "local", (app,)).is_service
+
+
+def test_serve_app_without_numbers_names_no_deployment():
+    service = Service(name="s", apps=(App(import_path="a:b"),))
+    assert "deployments" not in plans.localservice(service, Cluster.local(), "file:///x.zip")[0]
+
+
+def test_difference_names_the_lines_that_changed():
+    def text(**fields):
+        job = JOB.model_copy(update=fields)
+        return plans.Plan("a", "local", (plans.localjob(job, Cluster.local(), "file:///x.zip"),)).yaml()
+
+    lines = plans.difference(text(), text(entrypoint="python b.py")).splitlines()
+    assert lines == ["-entrypoint: python -m jobs.digits --epochs 20", "+entrypoint: python b.py"]
