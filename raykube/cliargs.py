@@ -30,7 +30,7 @@ def job_of(entrypoint: Sequence[str], options: Mapping[str, Any]) -> Job:
 def service_of(name: str, options: Mapping[str, Any]) -> Service:
     """Make the service of ``raykube service deploy``: one application of the service's name."""
     fields = _given(options)
-    app = {key: fields.pop(key) for key in ("import_path", "route_prefix", "model") if key in fields}
+    app: dict[str, Any] = {key: fields.pop(key) for key in ("import_path", "route_prefix", "model") if key in fields}
     app["env_vars"] = pairs("--env", fields.pop("env_vars", ()))
     app["args"] = _json("--args", fields.pop("args_json"))
     app |= _replicas(fields.pop("replicas"))

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Failure
-from raykube.plans import Plan
-from raykube.specs import Job, Service
-from raykube.wire import Result
+
+# Only for the annotations: the keeper of a head imports this module too, and need not know of specs.
+if TYPE_CHECKING:
+    from raykube.cluster import Cluster
+    from raykube.plans import Plan
+    from raykube.specs import Job, Service
+    from raykube.wire import Result
 
 Kind = Literal["job", "service"]
 

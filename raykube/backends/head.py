@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -31,6 +32,8 @@ from raykube.settings import setting
 
 START_TIMEOUT_S = 90.0
 
+#: The keepers that this process started. They outlive it on purpose; forgetting one would be warned about.
+_keepers: list[subprocess.Popen[bytes]] = []
 _log = logging.getLogger("raykube")
 
 
@@ -122,7 +125,11 @@ def touch() -> None:
 
 def api(head: Head) -> RayApi:
     """Return a client for the head's APIs."""
-    return RayApi(head.address, token())
+    return _client(head.address, token())
+
+
+# One a head: connections are kept open between the looks of a wait, which come several a second.
+_client = functools.cache(RayApi)
 
 
 @contextlib.contextmanager
@@ -204,6 +211,7 @@ def _spawn_keeper(head_id: str, *, adopt: bool) -> Head:
         keeper = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
+    _keepers.append(keeper)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and keeper.poll() is None:
         head = current()

@@ -33,12 +33,11 @@ def main(arguments: list[str]) -> None:
     started = _adopt() if "--adopt" in arguments else _start(head_id)
     head.write_state(started)
     api = head.api(started)
-    try:
-        while _should_go_on(started, api):
-            _tick(started, api)
-            time.sleep(_TICK_S)
-    finally:
-        _end(started)
+    # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
+    while _should_go_on(started, api):
+        _tick(started, api)
+        time.sleep(_TICK_S)
+    _end(started)
 
 
 def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
@@ -144,8 +143,9 @@ def _tick(started: head.Head, api: RayApi) -> None:
             head.touch()
             try:
                 _look_after(record, started, api)
-            except BackendError as error:
-                # The loop's own check finds out whether Ray died; an answer that failed is asked for again.
+            except (BackendError, FileNotFoundError) as error:
+                # Ray died (the loop's own check finds out), its answer failed (it is asked again), or the
+                # run was deleted while we looked.
                 sys.stderr.write(f"{record.name}: {error}\n")
 
 

@@ -35,7 +35,7 @@ class Local:
         if isinstance(work, Service):
             return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
         package.check_entrypoint(work.entrypoint, code)
-        return Plan(work.name, "local", (plans.localjob(work, on, uri),), code)
+        return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
 
     def start(self, plan: Plan) -> str:
         """Send the plan to the head, starting it if need be."""

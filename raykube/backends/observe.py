@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -55,7 +54,7 @@ def _keep_log(record: Record, attempt: int, head: Head) -> None:
     kept = _kept_log(record, attempt)
     source = head.driver_log(record.submission_id(attempt))
     if source.exists() and not kept.exists():
-        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary = records.beside(kept)
         shutil.copyfile(source, temporary)
         temporary.replace(kept)
 

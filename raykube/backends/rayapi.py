@@ -23,13 +23,18 @@ class RayApi:
     def __init__(self, address: str, token: str) -> None:
         self.address = address
         # trust_env off: a proxy for the internet must not get requests for this head, nor its token.
+        # verify only for https: reading the certificates costs more than a dozen requests.
         self._http = httpx.Client(
-            base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, trust_env=False
+            base_url=address,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=_TIMEOUT,
+            trust_env=False,
+            verify=address.startswith("https:"),
         )
 
     def version(self) -> dict[str, Any]:
         """Return ``{"ray_version", "session_name", …}``."""
-        return self._json("GET", "/api/version")
+        return _object(self._json("GET", "/api/version"))
 
     def submit(self, body: Mapping[str, Any]) -> None:
         """Start a job. `body` is that of ``POST /api/jobs/`` and names its ``submission_id``.
@@ -41,7 +46,7 @@ class RayApi:
 
     def job(self, submission_id: str) -> dict[str, Any]:
         """Return Ray's JobDetails: status, message, error_type, driver_exit_code, and times in ms."""
-        return self._json("GET", f"/api/jobs/{submission_id}")
+        return _object(self._json("GET", f"/api/jobs/{submission_id}"))
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return the details of every job and driver that the head knows."""
@@ -54,7 +59,7 @@ class RayApi:
 
     def serve_status(self) -> dict[str, Any]:
         """Return Serve's whole state; ``applications`` maps names to ``{status, message, deployments}``."""
-        return self._json("GET", "/api/serve/applications/")
+        return _object(self._json("GET", "/api/serve/applications/"))
 
     def serve_deploy(self, applications: Sequence[Mapping[str, Any]], http_options: Mapping[str, Any]) -> None:
         """Make the applications of the head exactly `applications`."""
@@ -64,10 +69,6 @@ class RayApi:
     def serve_shutdown(self) -> None:
         """Remove every application and Serve itself."""
         self._json("DELETE", "/api/serve/applications/")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
@@ -79,6 +80,10 @@ class RayApi:
         if response.is_error:
             raise _refusal(method, path, response)
         return response.json() if response.text else {}
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    return dict(answer)
 
 
 def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:

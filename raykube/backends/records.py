@@ -15,6 +15,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -90,15 +91,19 @@ def folder(name: str) -> Path:
     return wire.home() / "records" / name
 
 
+def beside(path: Path) -> Path:
+    """Return a name in the same folder that nobody else uses, for a file in the making."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader sees the old text or the new one.
 
     Raises:
         BackendError: the disk is full or not writable. Nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
@@ -110,6 +115,7 @@ def write(path: Path, text: str) -> None:
 
 def save(record: Record) -> None:
     """Write a record."""
+    folder(record.name).mkdir(parents=True, exist_ok=True)
     write(folder(record.name) / "record.json", json.dumps(asdict(record)))
 
 
@@ -183,7 +189,7 @@ def reopen(name: str, number: int) -> None:
 def set_final(status: Status) -> Status:
     """Record the end of a run. The first to see it wins; its word is returned."""
     path = folder(status.name) / "final.json"
-    temporary = path.with_name(f".final.{os.getpid()}")
+    temporary = beside(path)
     # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
     fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
     write(temporary, json.dumps(fields))

@@ -89,8 +89,8 @@ def line_of(status: Status) -> str:
 
 def print_plan(plan: Plan, output: str) -> None:
     """Print a plan as yaml, json or just its name."""
-    texts = {"yaml": plan.yaml, "json": lambda: json.dumps(plan.body, indent=2), "name": lambda: plan.name}
-    click.echo(texts[output]().rstrip("\n"))
+    texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
+    click.echo(texts[output].rstrip("\n"))
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

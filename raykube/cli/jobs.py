@@ -46,7 +46,7 @@ def submit(entrypoint: tuple[str, ...], **given: Any) -> None:
     if dry_run:
         common.print_plan(plan, output or "yaml")
         return
-    tell(*(plan.package.report() if plan.package else ()))
+    tell(*(plan.package.report() if plan.package else ()), *plan.notes)
     run = api.start(plan)
     if no_wait:
         click.echo(json.dumps({"name": run.name}) if as_json else run.name)

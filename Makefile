@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. The rest serves development.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
+
+.PHONY: demo test check format unit bench-quick clean help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# uv installs the pinned set in parallel; pip alone takes some ten times as long.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("raykube needs Python 3.10 to 3.13; name one: make PYTHON=python3.11 ...") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else 0'
+	@$(PYTHON) -m venv .venv || { echo "no venv module: apt-get install python3-venv (Debian)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,mlflow,bench,dev]'
+	@touch $@
+
+demo: .venv/ready ## train, search, serve and ask: the main job on this machine
+	@$(RUN) -m jobs.demo
+
+test: .venv/ready ## all tests
+	@$(RUN) -m pytest
+
+check: .venv/ready ## format, lint, types, import rules, unit tests; within a minute
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(RUN) -m pytest -q tests/unit
+
+format: .venv/ready ## format, and mend what ruff can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-quick: .venv/ready ## both experiments in short, and their report
+	@$(RUN) -m benchmarks.overhead --quick
+	@$(RUN) -m benchmarks.scaling --on local --workers 1,2 --quick
+	@$(RUN) -m benchmarks.report
+
+clean: ## remove the environment
+	rm -rf .venv

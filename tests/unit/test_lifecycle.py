@@ -1,0 +1,109 @@
+"""The state of a local run, and what its keeper does next, as pure functions of what was seen."""
+
+from dataclasses import replace
+
+import pytest
+
+from raykube.backends import lifecycle
+from raykube.backends.records import Record
+
+RECORD = Record(
+    name="a",
+    kind="job",
+    plan_hash="h",
+    plan_yaml="",
+    body={},
+    storage="/s",
+    submitted=100.0,
+    max_retries=1,
+    timeout_s=60,
+    pending_timeout_s=30,
+)
+FAILED = {
+    "status": "FAILED",
+    "message": "Job entrypoint command failed with exit code 3, last available logs:\nboom",
+    "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR",
+    "driver_exit_code": 3,
+    "start_time": 101_000,
+    "end_time": 105_000,
+}
+RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
+
+
+def action(job, *, attempt=1, now=105.0, stopped=False, record=RECORD):
+    status = lifecycle.status_of(record, attempt, job)
+    return lifecycle.action_of(record, status, known=job is not None, stop_requested=stopped, now=now)
+
+
+def test_failure_names_exit_code_and_tail():
+    status = lifecycle.status_of(RECORD, 1, FAILED, ["line 1", "boom"])
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.exit_code) == ("EntrypointFailed", 3)
+    assert tuple(status.failure.tail) == ("line 1", "boom")
+    assert status.failure.next_step == "raykube job logs a"
+
+
+def test_times_are_seconds():
+    status = lifecycle.status_of(RECORD, 1, FAILED)
+    assert (status.submitted, status.started, status.ended) == (100.0, 101.0, 105.0)
+
+
+def test_running_job_has_no_end():
+    assert lifecycle.status_of(RECORD, 1, {**RUNNING, "end_time": 0}).ended is None
+
+
+def test_unsent_record_is_pending_and_sent_when_overdue():
+    assert lifecycle.status_of(RECORD, 1, None).state == "PENDING"
+    assert action(None, now=101.0).do == "wait"
+    assert action(None, now=106.0) == lifecycle.Action("send", 1)
+
+
+def test_unsent_record_is_not_sent_once_a_stop_was_asked_for():
+    assert action(None, now=106.0, stopped=True).do == "wait"
+
+
+def test_failed_attempt_is_followed_by_the_next_while_retries_last():
+    assert action(FAILED, attempt=1) == lifecycle.Action("send", 2)
+    assert action(FAILED, attempt=2).do == "wait"
+
+
+def test_stopped_run_is_not_retried():
+    assert action(FAILED, stopped=True).do == "wait"
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "STOPPED"])
+def test_ended_run_exceeds_no_deadline(state):
+    assert action({**RUNNING, "status": state, "end_time": 999_000}, now=10_000).do == "wait"
+
+
+def test_running_beyond_its_timeout_is_ended_with_the_deadline_as_reason():
+    ended = action(RUNNING, now=162.0)
+    assert ended.do == "end"
+    assert ended.failure is not None
+    assert ended.failure.reason == "DeadlineExceeded"
+    assert action(RUNNING, now=160.0).do == "wait"
+
+
+def test_pending_beyond_its_timeout_is_ended_with_the_deadline_as_reason():
+    pending = {"status": "PENDING", "message": "waiting", "start_time": 101_000}
+    ended = action(pending, now=132.0)
+    assert ended.failure is not None
+    assert ended.failure.reason == "PreRunningDeadlineExceeded"
+
+
+def test_run_without_deadlines_goes_on():
+    record = replace(RECORD, timeout_s=None, pending_timeout_s=None)
+    assert action(RUNNING, now=1e9, record=record).do == "wait"
+
+
+def test_lost_run_failed_because_its_head_died():
+    status = lifecycle.lost(RECORD, 2, ["last words"], now=200.0)
+    assert (status.state, status.attempt, status.ended) == ("FAILED", 2, 200.0)
+    assert status.failure is not None
+    assert status.failure.reason == "HeadDied"
+    assert "same name" in status.failure.next_step
+
+
+def test_unknown_error_type_still_gives_a_reason():
+    failure = lifecycle.failure_of("a", {"status": "FAILED", "message": "odd", "error_type": "NEW_ONE"}, [])
+    assert (failure.reason, failure.message) == ("JobFailed", "odd")

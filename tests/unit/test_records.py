@@ -1,0 +1,106 @@
+"""The records of the local backend: whole files, one last word, errors that help."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raykube.backends import Status, records
+from raykube.errors import BackendError, Failure, NotFound
+from tests.support import run_without_root_rights
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def record(name="a", submitted=1.0):
+    return records.Record(
+        name=name, kind="job", plan_hash="h", plan_yaml="y", body={"x": 1}, storage="/s", submitted=submitted
+    )
+
+
+def test_record_comes_back_as_it_was_saved():
+    records.save(record())
+    assert records.load("a") == record()
+
+
+def test_missing_record_is_not_found():
+    with pytest.raises(NotFound, match="nothing is called 'b'"):
+        records.load("b")
+
+
+def test_records_are_listed_oldest_first():
+    for name, submitted in (("new", 2.0), ("old", 1.0)):
+        records.save(record(name, submitted))
+    assert [each.name for each in records.every()] == ["old", "new"]
+
+
+def test_final_status_comes_back_with_its_failure():
+    failure = Failure("EntrypointFailed", "exit code 3", 3, ("a", "b"), "look")
+    status = Status("a", "job", "FAILED", "words", failure, 1.0, 2.0, 3.0, 2, {"loss": 0.5})
+    records.save(record())
+    records.set_final(status)
+    seen = records.final("a")
+    assert seen is not None
+    assert replace(seen, failure=None, progress={}) == replace(status, failure=None, progress={})
+    assert seen.progress == {"loss": 0.5}
+    assert seen.failure is not None
+    assert (seen.failure.exit_code, list(seen.failure.tail)) == (3, ["a", "b"])
+
+
+def test_first_final_status_wins_among_many_at_once():
+    records.save(record())
+    barrier = threading.Barrier(8)
+    seen = []
+
+    def end(number):
+        barrier.wait()
+        seen.append(records.set_final(Status("a", "job", "FAILED", str(number))).detail)
+
+    threads = [threading.Thread(target=end, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(seen)) == 1
+
+
+def test_reopened_run_has_no_end_and_the_next_attempt():
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED"))
+    records.request_stop("a")
+    records.reopen("a", 2)
+    assert (records.final("a"), records.attempt("a"), records.stop_requested("a")) == (None, 2, False)
+
+
+def test_full_disk_leaves_the_old_file_and_says_so():
+    path = Path("/dev/full")
+    with pytest.raises(BackendError) as raised:
+        records.write(path / "x", "text")
+    assert "cannot write" in str(raised.value)
+
+
+def test_home_that_cannot_be_written_names_the_variable_to_set(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    done = run_without_root_rights("raykube", "job", "list", RAYKUBE_HOME=str(closed / "home"))
+    assert done.returncode == 0  # nothing is written by a list
+    done = run_without_root_rights(
+        "raykube",
+        "job",
+        "submit",
+        "--no-wait",
+        "--",
+        "python",
+        "-c",
+        "1",
+        RAYKUBE_HOME=str(closed / "home"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "Permission denied" in done.stderr
+    assert "RAYKUBE_HOME" in done.stderr
