@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -153,10 +154,13 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
 def _plain_reports() -> Iterator[None]:
     """Let plain ``ray.train.report`` take numpy and torch scalars: Ray's controller dies of them."""
     try:
+        from ray.train.v2._internal.execution import context
         from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
     except ImportError:  # an inner place of Ray, which may move; loops then have to convert by themselves
         yield
         return
+    # Named by its file instead of ray.train, this logger escapes Ray Train's own log level.
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
     utils = get_train_fn_utils()
     send = utils.report
 

@@ -136,7 +136,8 @@ class Place:
         show_progress()
         own = _start()
         try:
-            yield
+            with settled():
+                yield
         finally:
             if own:
                 import ray
@@ -178,6 +179,36 @@ def _start() -> bool:
     # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
     ray.init(address="local", include_dashboard=True)
     return True
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Adjust Ray Train to the connected cluster for the length of the block."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    # The actor that frees placement groups looks for "the" Ray of this machine, and dies where there are two.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    _propagate("RAY_ADDRESS")
+    if sum(1 for node in ray.nodes() if node["Alive"]) == 1:
+        # Nobody drains a single machine; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    try:
+        yield
+    finally:
+        if address is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = address
+
+
+def _propagate(name: str) -> None:
+    """Have Ray Train hand the variable `name` on to its controllers."""
+    try:
+        from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+    except ImportError:  # an inner place of Ray, which may move; only a machine with two Rays misses it
+        return
+    ENV_VARS_TO_PROPAGATE.add(name)
 
 
 def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:

@@ -93,3 +93,14 @@ def local_copy(path: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def folders(path: str) -> list[str]:
+    """Return the names of the folders in a folder; none when it does not exist."""
+    if not is_uri(path):
+        return sorted(entry.name for entry in Path(path).iterdir() if entry.is_dir()) if Path(path).exists() else []
+    from pyarrow import fs
+
+    filesystem, key = _remote(path)
+    found = filesystem.get_file_info(fs.FileSelector(key, allow_not_found=True))
+    return sorted(entry.base_name for entry in found if entry.type.name == "Directory")

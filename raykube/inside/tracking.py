@@ -2,49 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import fcntl
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from raykube import wire
+from raykube.inside import storage
 from raykube.inside.history import Row
 from raykube.inside.place import Place
 
+log = logging.getLogger("raykube")
 Loader = Callable[[str], Any]
+
+RUN_FILE = "mlflow.json"
+_BATCH = 900  # MLflow takes 1,000 metrics a call
+_SEND_S = 1.0
+_AGAIN_S = 20.0
+_PATIENCE_S = 45.0
+# MLflow's own defaults retry for minutes; nobody's training should wait for that at its end.
+_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is recorded: one training, or one trial of a sweep.
+    """What is recorded: one training, one sweep, or one trial of a sweep.
 
     Attributes:
         experiment: MLflow's experiment, and the name of the registered model.
         path: folder or URI of its stage.
         params: of the loop.
-        parent: the MLflow run of the sweep that a trial belongs to.
+        name: of the MLflow run.
+        parent: path of the sweep that a trial belongs to.
     """
 
     experiment: str
     path: str
-    params: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
     parent: str = ""
 
 
 class Tracker:
-    """Records nothing."""
+    """Records nothing: MLflow is absent or off."""
 
     def rows(self, rows: list[Row]) -> None:
         """Take new rows of the metrics file."""
 
-    def conclude(self, result: wire.Result, model: Loader | None) -> wire.Result:
-        """Log the model if there is one, and return the result with what came of it."""
+    def conclude(self, result: wire.Result, model: Loader | None = None) -> wire.Result:
+        """Log the model if there is one, and return the result with what came of all this."""
         del model
         return result
+
+    def end(self, status: str) -> None:
+        """Close the record with MLflow's ``FINISHED``, ``FAILED`` or ``KILLED``."""
+
+
+class MlflowTracker(Tracker):
+    """Sends to MLflow from a thread of its own. A server that does not answer delays nothing but the end, a little."""
+
+    def __init__(self, place: Place, subject: Subject, uri: str) -> None:
+        self._place = place
+        self._subject = subject
+        self._uri = uri
+        self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
+        self._pending: list[Row] = []
+        self._count = 0
+        self._run_id = ""
+        self._client: Any = None
+        self._trouble = ""
+        self._status = ""
+        self._ended = 0.0
+        for name, value in _HTTP.items():
+            os.environ.setdefault(name, value)
+        self._thread = threading.Thread(target=self._work, daemon=True, name="raykube-mlflow")
+        self._thread.start()
+
+    def rows(self, rows: list[Row]) -> None:
+        """Take new rows; they are sent within about a second."""
+        self._queue.put(rows)
+
+    def conclude(self, result: wire.Result, model: Loader | None = None) -> wire.Result:
+        """Send what is left, log and register the model, and note what did not work."""
+        self._stop()
+        if model is not None and result.checkpoint and not self._trouble:
+            result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model)))
+        if self._trouble:
+            note = f"MLflow at {self._uri} does not have all of this run: {self._trouble}"
+            result = replace(result, notes=(*result.notes, note))
+        return result
+
+    def end(self, status: str) -> None:
+        """Close MLflow's run."""
+        self._stop()
+        if self._run_id and not self._trouble:
+            when = int(self._ended * 1000) or None
+            self._attempt_to(lambda: self._client.set_terminated(self._run_id, status, when))
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(_PATIENCE_S)
+            if self._thread.is_alive():
+                self._complain("no answer in time")
+
+    def _attempt_to(self, action: Callable[[], Any]) -> Any:
+        """Return what `action` returns; None, and one warning, if MLflow refuses or is not there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return action()
+        except (MlflowException, OSError) as error:
+            self._complain(str(error).strip().splitlines()[0][:300])
+            return None
+
+    def _complain(self, trouble: str) -> None:
+        if not self._trouble:
+            log.warning("MLflow at %s does not take this run, training goes on: %s", self._uri, trouble)
+        self._trouble = trouble
+
+    def _work(self) -> None:
+        last, retry_at = False, 0.0
+        while not last:
+            last = self._collect()
+            if last or time.monotonic() >= retry_at:
+                self._attempt_to(self._send)
+                retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
+
+    def _collect(self) -> bool:
+        """Gather rows for a second; return whether these are the last."""
+        deadline = time.monotonic() + _SEND_S
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                rows = self._queue.get(timeout=left)
+            except queue.Empty:
+                return False
+            if rows is None:
+                return True
+            self._pending += rows
+        return False
+
+    def _send(self) -> None:
+        if not self._run_id:
+            self._open()
+        rows, metrics = len(self._pending), self._metrics()
+        while batch := list(islice(metrics, _BATCH)):
+            self._client.log_batch(self._run_id, metrics=batch)
+        del self._pending[:rows]
+        self._count += rows
+        self._trouble = ""  # all that was missing has arrived
+
+    def _metrics(self) -> Iterator[Any]:
+        from mlflow.entities import Metric
+
+        for number, row in enumerate(list(self._pending), start=self._count + 1):
+            when, step = int(row["time"] * 1000), row["metrics"].get("step", number)
+            step = step if isinstance(step, int) else number
+            self._ended = row["time"]
+            for name, value in row["metrics"].items():
+                if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                    yield Metric(name, float(value), when, step)
+
+    def _open(self) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
+
+        with _one_at_a_time(self._place, self._uri):  # MLflow makes the tables of a new store, once
+            self._client = MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or self._uri)
+            experiment = _experiment(self._client, self._subject.experiment, self._place, self._uri)
+        known = _run_id(self._subject.path)
+        if known:  # a retry goes on in the run of the first attempt
+            self._client.update_run(known, "RUNNING")
+            self._run_id = known
+            return
+        tags = tags_of(self._place, self._subject)
+        run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
+        params = [Param(name, str(value)[:6000]) for name, value in self._subject.params.items()]
+        self._client.log_batch(run.info.run_id, params=params[:100], tags=[RunTag("raykube.path", self._subject.path)])
+        storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": run.info.run_id}))
+        self._run_id = run.info.run_id
+
+    def _register(self, result: wire.Result, model: Loader) -> str:
+        import mlflow
+        import mlflow.pytorch
+        import torch
+
+        module = model(storage.local_copy(result.checkpoint or ""))
+        mlflow.set_tracking_uri(self._uri)
+        with mlflow.start_run(run_id=self._run_id):
+            info = mlflow.pytorch.log_model(
+                module,
+                name="model",
+                registered_model_name=self._subject.experiment,
+                # Named, because MLflow would find them out by loading the model in a fresh process.
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+                serialization_format="pickle",
+            )
+        return f"models:/{self._subject.experiment}/{info.registered_model_version}"
+
+
+def tags_of(place: Place, subject: Subject) -> dict[str, str]:
+    """Return the tags by which a run is found: its name, scale, attempt, commit, and a trial's sweep."""
+    scale = place.scale.environ()
+    tags = {
+        "raykube.run": place.run,
+        "raykube.attempt": str(place.attempt),
+        "raykube.workers": scale[wire.WORKERS],
+        "raykube.cpus_per_worker": scale[wire.CPUS],
+        "raykube.gpus_per_worker": scale[wire.GPUS],
+    }
+    if place.git_commit:
+        tags["mlflow.source.git.commit"] = place.git_commit
+    if subject.parent and (parent := _run_id(subject.parent)):
+        tags["mlflow.parentRunId"] = parent
+    return tags
+
+
+def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:
+    """Return MLflow's tracking URI: its own variable, else a database beside the runs; empty if neither can be."""
+    if uri := environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    return "" if storage.is_uri(place.storage) else f"sqlite:///{place.storage}/mlflow.db"
+
+
+def start(place: Place, subject: Subject) -> Tracker:
+    """Begin to record `subject`, or not, as the place says."""
+    if not place.tracking or find_spec("mlflow") is None:
+        return Tracker()
+    uri = store(place)
+    if not uri:
+        log.warning("no MLflow: set MLFLOW_TRACKING_URI, a database cannot be kept in %s", place.storage)
+        return Tracker()
+    return MlflowTracker(place, subject, uri)
 
 
 @contextmanager
 def record(place: Place, subject: Subject) -> Iterator[Tracker]:
-    """Record one training."""
-    del place, subject
-    yield Tracker()
+    """Record `subject` for the length of the block; an exception marks it as failed."""
+    tracker = start(place, subject)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end("FINISHED")
+
+
+def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server decides by itself where artifacts go; beside the own database they lie beside it.
+    own = uri == f"sqlite:///{place.storage}/mlflow.db"
+    location = Path(place.storage, "mlartifacts", name).as_uri() if own else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _run_id(path: str) -> str:
+    text = storage.read_from(storage.join(path, RUN_FILE))
+    return str(json.loads(text)["run_id"]) if text else ""
+
+
+@contextmanager
+def _one_at_a_time(place: Place, uri: str) -> Iterator[None]:
+    if not uri.startswith("sqlite:") or storage.is_uri(place.storage):
+        yield
+        return
+    with Path(place.storage, ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,105 @@
+"""The trials of a sweep: what one runs, and how the driver watches them all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from raykube import wire
+from raykube.errors import ConfigError
+from raykube.inside import storage, tracking
+from raykube.inside.history import Follower, Narrator, Row
+from raykube.inside.place import Place, apply_environ, settled
+from raykube.inside.training import Stage, Task, fit, last_metrics
+
+TRAIN = "train-1"
+CONFIG_FILE = "config.json"
+_LOOK_S = 0.5
+
+
+def run_trial(place: Place, sweep: str, task: Task) -> None:
+    """Run one trial, in its own process of Ray Tune.
+
+    Its folder is named after Tune's trial id, so that a restored trial finds its checkpoints.
+
+    Raises:
+        ConfigError: the loop never reported the metric.
+        RunFailed: the training failed.
+    """
+    from ray import tune
+
+    apply_environ()
+    folder = storage.join(sweep, tune.get_context().get_trial_id())
+    storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(task.config, default=str))
+    stage = Stage(place, TRAIN, folder)
+    relay = Relay(task.metric or "")
+    with settled():
+        fit(stage, task, [relay])
+    if not relay.count:
+        names = ", ".join(last_metrics(stage)) or "nothing"
+        raise ConfigError(
+            f"no report held the metric {task.metric!r}; reported were: {names}",
+            next_step="name one of these, or report it in the loop",
+        )
+
+
+class Relay:
+    """Hands the rows that hold the metric on to Ray Tune, and so to ASHA."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self.count = 0
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Report rows with a checkpoint, and otherwise the newest: Tune takes far fewer than a loop can report."""
+        from ray import tune
+
+        valid = [row for row in rows if isinstance(row["metrics"].get(self._metric), int | float)]
+        for row in valid:
+            if row["checkpoint"] or row is valid[-1]:
+                self.count += 1
+                tune.report(row["metrics"])
+
+
+class Trials:
+    """Watches a sweep's folder for trials, and has each one's rows told and tracked.
+
+    It goes by the files, not by Tune's callbacks, because those do not survive a restored sweep.
+    """
+
+    def __init__(self, stage: Stage, experiment: str) -> None:
+        self._stage = stage
+        self._experiment = experiment
+        self._followed: dict[str, tuple[Follower, tracking.Tracker]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-trials")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        for follower, tracker in self._followed.values():
+            follower.stop()
+            tracker.end("FINISHED")
+
+    def _run(self) -> None:
+        while not self._end.wait(_LOOK_S):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        for folder in storage.folders(self._stage.path):
+            path = storage.join(self._stage.path, folder)
+            if folder not in self._followed and (text := storage.read_from(storage.join(path, CONFIG_FILE))):
+                self._followed[folder] = self._follow(folder, path, json.loads(text))
+
+    def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
+        subject = tracking.Subject(self._experiment, path, config, name=trial, parent=self._stage.path)
+        tracker = tracking.start(self._stage.place, subject)
+        rows = storage.join(path, TRAIN, wire.METRICS_FILE)
+        follower = Follower(rows, [Narrator(f"trial {trial}"), tracker.rows])
+        follower.start()
+        return follower, tracker

@@ -1,0 +1,201 @@
+"""``sweep``: a search over the config of the same loop that ``train`` takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from raykube import wire
+from raykube.errors import ConfigError, Failure, Problem, RunFailed
+from raykube.inside import storage, tracking
+from raykube.inside.history import Recorder
+from raykube.inside.place import Place, require
+from raykube.inside.training import Stage, Task, log_start
+from raykube.inside.trials import TRAIN, Trials, run_trial
+
+__all__ = ["sweep"]
+
+log = logging.getLogger("raykube")
+_SEED = 0
+
+
+def sweep(
+    loop: Callable[..., Any],
+    space: Mapping[str, Any],
+    *,
+    trials: int,
+    metric: str,
+    mode: str,
+    experiment: str = "default",
+    model: tracking.Loader | None = None,
+) -> wire.Result:
+    """Search `space` for the config with the best metric, each trial a full training of the same loop.
+
+    Optuna proposes configs, ASHA ends hopeless trials early. As many trials run at once as the cluster
+    fits, with ``RAYKUBE_TRIAL_WORKERS`` workers each. A failed trial does not end the sweep.
+
+    Args:
+        loop: as for ``train``; it reports `metric` now and then, best with a checkpoint.
+        space: config keys to values, or to Ray Tune's domains such as ``tune.loguniform(1e-4, 1e-1)``.
+        trials: how many configs are tried.
+        metric: the name of the reported number to optimise.
+        mode: ``"min"`` or ``"max"``.
+        experiment: under which runs are grouped, and the name of the registered model.
+        model: as for ``train``; the best trial's model is registered.
+
+    Raises:
+        ConfigError: wrong arguments or environment, or one trial does not fit the cluster.
+        Conflict: a run of this name has finished.
+        RunFailed: every trial failed; the first one's failure.
+    """
+    task = Task(loop, dict(space), metric, mode)
+    _check(trials, metric)
+    place = Place.from_environ(experiment)
+    place.prepare()
+    stage = Stage(place, place.next_stage("sweep"), place.path)
+    if done := stage.finished():
+        return done
+    log_start(stage)
+    with place.connect():
+        at_once = min(trials, require(place, place.trial_workers) // place.trial_workers)
+        log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
+        subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
+        with tracking.record(place, subject) as tracker:
+            with Trials(stage, experiment):
+                grid = _tuner(stage, task, trials, at_once).fit()
+            tracker.rows(_record(stage, found := _found(stage, task, grid)))
+            result = tracker.conclude(_best(stage, task, found), model)
+    return stage.finish(result)
+
+
+def _check(trials: int, metric: str) -> None:
+    problems = []
+    if trials < 1:
+        problems.append(Problem("trials", f"{trials} is not a number of trials", "write 1 or more"))
+    if not metric:
+        problems.append(Problem("metric", "is empty", "name a number that the loop reports"))
+    if problems:
+        raise ConfigError.of("this sweep cannot be run", problems)
+
+
+def trial_place(place: Place) -> Place:
+    """Return the place of one trial: the same, with the workers of a trial."""
+    return replace(place, scale=replace(place.scale, workers=place.trial_workers))
+
+
+def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    place, parent, loop = trial_place(stage.place), stage.path, task
+
+    def trial(config: dict[str, Any]) -> None:
+        run_trial(place, parent, replace(loop, config=config))
+
+    # A trial's own process holds no CPU: those are for its workers, which could not start otherwise.
+    drivers = tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
+    trainable = tune.with_resources(trial, drivers)
+    if stage.place.attempt > 1 and tune.Tuner.can_restore(stage.path):
+        return tune.Tuner.restore(stage.path, trainable, resume_unfinished=True, restart_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space=task.config,
+        tune_config=tune.TuneConfig(
+            metric=task.metric,
+            mode=task.mode,
+            num_samples=trials,
+            max_concurrent_trials=at_once,
+            search_alg=OptunaSearch(seed=_SEED),
+            scheduler=ASHAScheduler(max_t=10**6, grace_period=3, reduction_factor=3),
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0),
+    )
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
+    """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial, in the order of their start."""
+    found = []
+    for outcome in grid:
+        trial = outcome.path.rpartition("/")[2]
+        kept = _kept(storage.join(stage.path, trial, TRAIN))
+        best = task.best(kept)
+        reported = {name: value for name, value in (outcome.metrics or {}).items() if name in _names(stage, trial)}
+        found.append(
+            {
+                "trial": trial,
+                "params": _params(stage, trial),
+                "metrics": dict(best[1]) if best else reported,
+                "checkpoint": best[0] if best else None,
+                "error": _last_line(outcome.error) if outcome.error else None,
+            }
+        )
+    return tuple(sorted(found, key=lambda entry: str(entry["trial"])))
+
+
+def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (path, metrics) of the complete checkpoints of a trial, stopped early or not."""
+    from ray.train import Result
+
+    try:
+        outcome = Result.from_path(path)
+    except RuntimeError:  # Ray's way to say that no checkpoint was ever complete
+        return []
+    kept = outcome.best_checkpoints or []
+    return [(storage.join(path, checkpoint.path.rpartition("/")[2]), metrics) for checkpoint, metrics in kept]
+
+
+def _names(stage: Stage, trial: str) -> set[str]:
+    data = storage.read_from(storage.join(stage.path, trial, TRAIN, wire.METRICS_FILE))
+    return {name for line in data.splitlines() for name in json.loads(line)["metrics"]}
+
+
+def _params(stage: Stage, trial: str) -> dict[str, Any]:
+    text = storage.read_from(storage.join(stage.path, trial, "config.json"))
+    return dict(json.loads(text)) if text else {}
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("why:")), lines[-1] if lines else repr(error))
+
+
+def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...]) -> wire.Result:
+    failed = [entry for entry in found if entry["error"]]
+    notes = (f"{len(failed)} of {len(found)} trials failed",) if failed else ()
+    best = task.best([(entry, entry["metrics"]) for entry in found if not entry["error"]])
+    if best is None:
+        why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
+        raise RunFailed.of(
+            stage.place.run,
+            Failure("AllTrialsFailed", why, next_step="run the loop once by raykube.train, which shows its traceback"),
+        )
+    entry, metrics = best
+    return wire.Result(
+        "sweep",
+        stage.place.run,
+        stage.path,
+        metrics=dict(metrics),
+        checkpoint=entry["checkpoint"],
+        params=entry["params"],
+        trials=found,
+        notes=notes,
+    )
+
+
+def _record(stage: Stage, found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Write one row a trial into the sweep's metrics file; return the new rows."""
+    before = len(storage.read_from(stage.metrics))
+    recorder = Recorder(stage.metrics, stage.place.attempt)
+    for entry in found:
+        recorder.add({"trial": entry["trial"], **entry["metrics"]}, entry["checkpoint"])
+    recorder.close()
+    return [json.loads(line) for line in storage.read_from(stage.metrics, before).splitlines()]
