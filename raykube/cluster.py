@@ -23,8 +23,8 @@ import yaml
 from raykube import manifest as manifests
 from raykube import wire
 from raykube.errors import ConfigError, Problem
+from raykube.names import nearest
 from raykube.settings import setting
-from raykube.strict import nearest
 from raykube.wire import Scale
 
 FOLDER = "cluster-configs"

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from raykube.errors import ConfigError
-from raykube.strict import nearest
+from raykube.names import nearest
 
 _OPERATORS = frozenset({"&&", "||", ";", "|", "&", ">", ">>", "<", "2>", "2>&1"})
 _WITH_VALUE = ("-W", "-X")  # of python's options, those whose value is the next word

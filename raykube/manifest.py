@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube.errors import Problem
-from raykube.strict import name_problem
+from raykube.names import name_problem
 
 MAX_CLUSTER_NAME = 53
 MIN_RAY_FOR_TOKENS = (2, 52)

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from raykube import bodies, wire
+from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
@@ -192,7 +193,8 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     """
     code = _code_object(job.name, cluster, package)
     upload = code is None and not cluster.storage
-    if problems := [*_missing_in_rayjob(job), *(_upload_problems(job, package) if upload else [])]:
+    problems = [*manifests.problems_of(cluster.manifest), *_missing_in_rayjob(job)]
+    if problems := problems + (_upload_problems(job, package) if upload else []):
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
     working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
     env_vars = _environ(job.name, cluster, package) | job.env_vars
@@ -235,6 +237,8 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     Raises:
         ConfigError: the code is too large for one and the cluster names no storage.
     """
+    if problems := list(manifests.problems_of(cluster.manifest)):
+        raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
     if code is None and not cluster.storage:
         raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raykube.errors import Problem
-from raykube.strict import nearest
+from raykube.names import nearest
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PASSED_ON = frozenset(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube.errors import ConfigError, Problem
-from raykube.strict import nearest
+from raykube.names import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raykube.errors import ConfigError, Problem
+from raykube.names import name_problem, nearest
 from raykube.runtime_env import REMOTE, TYPED, problems_of
-from raykube.strict import Spec, name_problem, nearest
+from raykube.strict import Spec
 from raykube.wire import ATTEMPT, RUN_NAME, Scale
 
 __all__ = ["App", "Autoscaling", "Job", "Scale", "Service", "Spec", "name_problem", "nearest"]

@@ -248,6 +248,14 @@ def test_rayjob_keeps_what_the_manifest_says(code):
     assert cluster.manifest == before
 
 
+def test_autoscaling_asked_for_on_a_manifest_that_forbids_it_is_refused(code):
+    cluster = bare()
+    cluster.manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
+    plans.rayjob(JOB, cluster, code)
+    with pytest.raises(ConfigError, match="restartPolicy"):
+        plans.rayjob(JOB, cluster.sized((1, 2)), code)
+
+
 def test_head_without_workers_runs_the_work(code):
     cluster = bare()
     cluster.manifest["spec"]["workerGroupSpecs"] = []

@@ -1,0 +1,29 @@
+"""Names that Kubernetes takes, and the nearest known word to one that nobody knows.
+
+Apart from the specs, so that what needs only this does not wait for pydantic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+MAX_NAME = 47  # RayJob and RayService append up to 16 characters to make names of at most 63
+_DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean …?" with the nearest of the `known` words, or the list of them."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(words) or 'none'}"
+
+
+def name_problem(name: str, limit: int = MAX_NAME) -> str:
+    """Return what Kubernetes would refuse about `name`, "" when it takes it (DNS-1035, at most `limit`)."""
+    if len(name) > limit:
+        return f"{name!r} has {len(name)} characters; Kubernetes takes {limit} here"
+    if not _DNS_1035.fullmatch(name):
+        return f"{name!r} is a name that Kubernetes would refuse: use a-z, 0-9 and '-', begin with a letter"
+    return ""
