@@ -17,7 +17,7 @@ help: ## list the targets
 	@touch $@
 
 demo: .venv/ready ## train, search, serve and ask: the main job on this machine
-	@$(RUN) -m jobs.demo
+	@$(RUN) docs/demo.py
 
 test: .venv/ready ## all tests
 	@$(RUN) -m pytest

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -244,6 +245,12 @@ def kill(head: Head) -> None:
         os.kill(head.keeper_pid, signal.SIGKILL)
     kill_marked(head.id, head.ray_pid)
     (home() / "state.json").unlink(missing_ok=True)
+
+
+def remove_files(head: Head) -> None:
+    """Remove what Ray left in its own folder; the logs of runs have been kept by then."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(Path(head.session_dir).parent)
 
 
 def kill_marked(head_id: str, session: int | None = None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -182,7 +181,7 @@ def _end(started: head.Head) -> None:
     state = head.read_state()
     if state and state.id == started.id:
         (head.home() / "state.json").unlink(missing_ok=True)
-    shutil.rmtree(Path(started.session_dir).parent, ignore_errors=True)
+    head.remove_files(started)
 
 
 if __name__ == "__main__":

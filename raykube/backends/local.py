@@ -116,6 +116,19 @@ class Local:
             yield follow and status.attempt == attempt and not status.is_terminal
 
 
+def end_head() -> bool:
+    """End the head and note the end of what ran on it; False when none runs. The caller holds the lock."""
+    running = head.current()
+    if running is None:
+        return False
+    head.kill(running)
+    for record in records.every("job"):
+        if record.head == running.id and records.final(record.name) is None:
+            observe.settle_lost(record, running)
+    head.remove_files(running)
+    return True
+
+
 def _code_folder() -> Path:
     return wire.home() / "packages"
 

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from raykube.cli import jobs, services
+from raykube.cli import clusters, jobs, services
 from raykube.cli.common import json_option, tell
 from raykube.errors import RaykubeError, RunError
 
@@ -29,7 +29,7 @@ def raykube() -> None:
 def doctor(*, as_json: bool) -> None:
     """Look whether this machine can do what raykube will ask of it."""
     from raykube import doctor as doctor_module
-    from raykube import view
+    from raykube.cli import view
 
     found = list(doctor_module.checks())
     if as_json:
@@ -43,6 +43,7 @@ def doctor(*, as_json: bool) -> None:
 
 raykube.add_command(jobs.job)
 raykube.add_command(services.service)
+raykube.add_command(clusters.cluster)
 
 
 def main() -> None:

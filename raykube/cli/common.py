@@ -82,7 +82,7 @@ def tell(*lines: str) -> None:
 
 def line_of(status: Status) -> str:
     """Return a status on one line."""
-    from raykube import view
+    from raykube.cli import view
 
     return view.status_line(status, time.time())
 
@@ -95,7 +95,7 @@ def print_plan(plan: Plan, output: str) -> None:
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:
     """Print statuses as a table, or as JSON."""
-    from raykube import view
+    from raykube.cli import view
 
     if as_json:
         click.echo(view.dump([view.as_json(status) for status in statuses]))
@@ -105,7 +105,7 @@ def print_table(statuses: list[Status], *, as_json: bool) -> None:
 
 def follow_run(run: Run, *, as_json: bool) -> None:
     """Show a run until it has ended; with JSON its log goes to stderr, so that stdout is data alone."""
-    from raykube import follow
+    from raykube.cli import follow
 
     kind = follow.LiveScreen if sys.stderr.isatty() else follow.Screen
     write = tell if as_json else click.echo
@@ -118,7 +118,7 @@ def follow_run(run: Run, *, as_json: bool) -> None:
 
 def finish(run: Run, *, as_json: bool) -> None:
     """Show how a run ended well, and what it returned."""
-    from raykube import view
+    from raykube.cli import view
 
     status, found = run.status(), run.result()
     if as_json:

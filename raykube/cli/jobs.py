@@ -38,11 +38,12 @@ def job() -> None:
 @click.argument("entrypoint", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(entrypoint: tuple[str, ...], **given: Any) -> None:
     """Run a command: raykube job submit --on local -- python -m jobs.digits --epochs 20."""
-    from raykube import api, cliargs
+    from raykube import api
+    from raykube.cli import args
 
-    cluster = cliargs.cluster_of(given.pop("on"), given.pop("workers"))
+    cluster = args.cluster_of(given.pop("on"), given.pop("workers"))
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
-    plan = api.plan(cliargs.job_of(entrypoint, given), cluster)
+    plan = api.plan(args.job_of(entrypoint, given), cluster)
     if dry_run:
         common.print_plan(plan, output or "yaml")
         return
@@ -70,7 +71,7 @@ def list_jobs(on: str | None, *, as_json: bool) -> None:
 @name_argument
 def status(name: str, on: str | None, *, as_json: bool) -> None:
     """Show one run."""
-    from raykube import view
+    from raykube.cli import view
 
     now = common.find_run(name, on).status()
     click.echo(view.dump(view.as_json(now)) if as_json else view.status_text(now))
@@ -105,7 +106,7 @@ def wait(name: str, on: str | None, timeout_s: float | None, *, as_json: bool) -
 @name_argument
 def result(name: str, on: str | None, *, as_json: bool) -> None:
     """Print what the script's train or sweep returned."""
-    from raykube import view
+    from raykube.cli import view
 
     found = common.find_run(name, on).result()
     if as_json:
@@ -122,7 +123,7 @@ def result(name: str, on: str | None, *, as_json: bool) -> None:
 @name_argument
 def why(name: str, on: str | None, *, as_json: bool) -> None:
     """Say in one cause and one next step why a run is where it is."""
-    from raykube import view
+    from raykube.cli import view
 
     cause = common.find_run(name, on).why()
     click.echo(view.dump(view.as_json(cause)) if as_json else view.failure_text(cause))

@@ -30,10 +30,11 @@ def service() -> None:
 @click.argument("import_path")
 def deploy(name: str, on: str | None, timeout_s: float, *, as_json: bool, **given: Any) -> None:
     """Serve an application: raykube service deploy digits jobs.digits_app:app --model run:digits-a1."""
-    from raykube import api, cliargs, view
+    from raykube import api
+    from raykube.cli import args, view
 
     dry_run, output = given.pop("dry_run"), given.pop("output")
-    plan = api.plan(cliargs.service_of(name, given), cliargs.cluster_of(on, None))
+    plan = api.plan(args.service_of(name, given), args.cluster_of(on, None))
     if dry_run:
         common.print_plan(plan, output or "yaml")
         return
@@ -59,7 +60,7 @@ def list_services(on: str | None, *, as_json: bool) -> None:
 @name_argument
 def service_status(name: str, on: str | None, *, as_json: bool) -> None:
     """Show one service."""
-    from raykube import view
+    from raykube.cli import view
 
     now = common.find_endpoint(name, on).status()
     click.echo(view.dump(view.as_json(now)) if as_json else view.status_text(now))

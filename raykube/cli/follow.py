@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from raykube import view
+from raykube.cli import view
 from raykube.errors import RaykubeError
 from raykube.handles import Event, Run, Status
 
