@@ -135,8 +135,15 @@ def load(checkpoint: str) -> Net:
 
 
 def predict(net: nn.Module, instances: list[Any]) -> list[int]:
-    """Return the digit of each instance: 64 numbers, or 8 rows of 8, in 0..1."""
-    images = torch.tensor(instances, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    """Return the digit of each instance: 64 numbers, or 8 rows of 8, in 0..1.
+
+    Raises:
+        ValueError: an instance is something else.
+    """
+    images = torch.tensor(instances, dtype=torch.float32)
+    if images.numel() != 64 * len(instances):
+        raise ValueError(f"an image is 64 numbers, or 8 rows of 8; this has the shape {tuple(images.shape[1:])}")
+    images = images.reshape(-1, 1, 8, 8)
     with torch.inference_mode():
         digits: list[int] = net(images).argmax(1).tolist()
     return digits

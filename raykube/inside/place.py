@@ -176,6 +176,8 @@ def _start() -> bool:
         ray.init()
         return False
     os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
+    # It would warn that a token is now needed, where nobody but this process needs one.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
     ray.init(address="local", include_dashboard=True)
     return True

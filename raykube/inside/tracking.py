@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -133,6 +134,8 @@ class MlflowTracker(Tracker):
         self._trouble = trouble
 
     def _work(self) -> None:
+        if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         last, retry_at = False, 0.0
         while not last:
             last = self._collect()

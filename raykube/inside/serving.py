@@ -1,0 +1,214 @@
+"""A model reference becomes a Ray Serve application: batched across requests, checked, resolved once."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from raykube import wire
+from raykube.errors import ConfigError, NotFound, Problem
+from raykube.inside import storage, tracking
+from raykube.inside.place import Place
+
+log = logging.getLogger("raykube")
+Predict = Callable[[Any, list[Any]], Sequence[Any]]
+
+_DEFAULTS: dict[str, Any] = {"model": "", "max_batch_size": 32, "batch_wait_timeout_s": 0.005}
+_BAD_INPUT = (ValueError, TypeError, LookupError)
+
+
+def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, Any]], Any]:
+    """Return a builder for ``import_path``, of a Serve application with one deployment named ``Model``.
+
+    Its ``args``: ``model`` (a reference, see :func:`resolve`), ``max_batch_size`` (instances, 32) and
+    ``batch_wait_timeout_s`` (seconds to wait for more of them, 0.005).
+
+    Over HTTP: POST ``{"instances": [...]}`` gives ``{"predictions": [...]}``, one for each instance;
+    GET gives ``{"model": ...}``, what is served.
+
+    Args:
+        load: makes the model from a checkpoint's folder.
+        predict: (model, instances) to as many JSON values; raises ValueError for an instance that it
+            cannot take, which answers that request with HTTP 400 and leaves the others of the batch alone.
+    """
+
+    def app(args: dict[str, Any]) -> Any:
+        known = checked(args)
+        size, wait_s = known["max_batch_size"], known["batch_wait_timeout_s"]
+        return Model.bind(load, predict, resolve(known["model"]), size, wait_s)
+
+    return app
+
+
+def checked(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the application's `args` with the defaults filled in.
+
+    Raises:
+        ConfigError: unknown keys or values that do not work; all are listed.
+    """
+    problems = [Problem(f"args.{key}", "is not known", _nearest(key)) for key in args if key not in _DEFAULTS]
+    known = _DEFAULTS | dict(args)
+    if not isinstance(known["model"], str) or not known["model"]:
+        problems.append(Problem("args.model", "says which model to serve", "write run:NAME, a path, or models:/NAME/1"))
+    if type(known["max_batch_size"]) is not int or known["max_batch_size"] < 1:
+        problems.append(Problem("args.max_batch_size", f"{known['max_batch_size']!r} is not a number from 1 on"))
+    wait = known["batch_wait_timeout_s"]
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or wait < 0:
+        problems.append(Problem("args.batch_wait_timeout_s", f"{wait!r} is not a number of seconds"))
+    if problems:
+        raise ConfigError.of("this application cannot be built", problems)
+    return known
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(str(key), _DEFAULTS, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(_DEFAULTS)}"
+
+
+def resolve(reference: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return what a model reference means now: a checkpoint's path or URI, or ``models:/NAME/VERSION``.
+
+    Args:
+        reference: ``run:NAME`` (the best checkpoint of that run), a checkpoint's path or URI,
+            ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` (MLflow's registry).
+        environ: where the storage and MLflow's address are read from.
+
+    Raises:
+        NotFound: there is no such run, checkpoint or model.
+    """
+    if reference.startswith("models:/"):
+        return _registered(reference, environ)
+    if not reference.startswith("run:"):
+        path = storage.plain(reference)
+        if not storage.exists(path):
+            raise NotFound(f"no checkpoint at {reference}", next_step="write run:NAME, a path, or models:/NAME/VERSION")
+        return path
+    place = Place.from_environ(environ=environ)
+    path = storage.join(place.storage, reference.removeprefix("run:"), wire.RESULT_FILE)
+    text = storage.read_from(path).decode()
+    if not text:
+        raise NotFound(
+            f"run {reference.removeprefix('run:')} has no result",
+            why=f"there is no {path}",
+            next_step="wait until it has ended well, or look for its name in `raykube job list`",
+        )
+    checkpoint = wire.Result.from_json(text).checkpoint
+    if not checkpoint:
+        raise NotFound(f"{reference} has no checkpoint", next_step="report one: raykube.report(metrics, {...})")
+    return checkpoint
+
+
+def _registered(reference: str, environ: Mapping[str, str]) -> str:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    if not at:
+        return reference
+    try:
+        client = MlflowClient(registry_uri=_registry(environ))
+        version = client.get_model_version_by_alias(name, alias).version
+    except MlflowException as error:
+        raise NotFound(f"no model {reference}", why=str(error), next_step="see the registry in MLflow") from error
+    return f"models:/{name}/{version}"
+
+
+def _registry(environ: Mapping[str, str]) -> str:
+    return environ.get("MLFLOW_REGISTRY_URI") or tracking.store(Place.from_environ(environ=environ), environ)
+
+
+def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] = os.environ) -> Any:
+    """Return the model that :func:`resolve` found: by `load` from a checkpoint, by MLflow from its registry."""
+    if not resolved.startswith("models:/"):
+        return load(storage.local_copy(resolved))
+    import mlflow
+    import mlflow.pytorch
+
+    mlflow.set_tracking_uri(tracking.store(Place.from_environ(environ=environ), environ))
+    mlflow.set_registry_uri(_registry(environ))
+    return mlflow.pytorch.load_model(resolved).eval()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An instance that `predict` could not take, and why."""
+
+    reason: str
+
+
+def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
+    """Return one prediction an instance, or :class:`Refused` for those that are at fault themselves."""
+    try:
+        found = list(predict(model, instances))
+    except _BAD_INPUT as error:
+        if len(instances) == 1:
+            return [Refused(f"{type(error).__name__}: {error}")]
+        # The batch holds instances of several requests: find the bad one, answer the others.
+        return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
+    if len(found) != len(instances):
+        raise RuntimeError(f"predict gave {len(found)} predictions for {len(instances)} instances")
+    return found
+
+
+def read_instances(body: bytes) -> list[Any]:
+    """Return the instances of a request's body.
+
+    Raises:
+        ValueError: it is not ``{"instances": [...]}``.
+    """
+    try:
+        found = json.loads(body)
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(found, dict) or set(found) != {"instances"} or not isinstance(found["instances"], list):
+        raise ValueError('the body must be {"instances": [...]} and nothing else')
+    return list(found["instances"])
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+class Replica:
+    """One replica: holds the model, gathers instances of concurrent requests into batches."""
+
+    def __init__(self, load: tracking.Loader, predict: Predict, resolved: str, size: int, wait_s: float) -> None:
+        self._predict = predict
+        self._resolved = resolved
+        self._model = open_model(resolved, load)
+        self._together.set_max_batch_size(size)
+        self._together.set_batch_wait_timeout_s(wait_s)
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator] # Ray's has no types
+    async def _together(self, instances: list[Any]) -> list[Any]:
+        # In a thread, so that requests are still accepted, and health checks answered, meanwhile.
+        return await asyncio.to_thread(predict_each, self._predict, self._model, instances)
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """Answer one HTTP request."""
+        if request.method == "GET":
+            return JSONResponse({"model": self._resolved})
+        if request.method != "POST":
+            return JSONResponse({"error": f"{request.method} is not known: use GET or POST"}, 405)
+        try:
+            instances = read_instances(await request.body())
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        found = await asyncio.gather(*(self._together(instance) for instance in instances))
+        if refused := [f"instances[{i}]: {one.reason}" for i, one in enumerate(found) if isinstance(one, Refused)]:
+            return JSONResponse({"error": "; ".join(refused[:5])}, 400)
+        return JSONResponse({"predictions": [_plain(one) for one in found]})
+
+
+# Ray's default of 5 requests at once would be the largest batch; the name is what plans address.
+Model: Any = serve.deployment(name="Model", max_ongoing_requests=100)(Replica)
