@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -57,12 +58,11 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 
 def _scalar(value: Any, *, defer: bool) -> Any:
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) != 1:
+        raise ValueError(f"shape {shape} is more than one value: report its mean or norm")
     if defer and getattr(getattr(value, "device", None), "type", "cpu") != "cpu" and hasattr(value, "detach"):
-        if value.numel() != 1:
-            raise ValueError(f"a tensor of shape {tuple(value.shape)} has more than one value: report its mean or norm")
         return value.detach().clone()  # the loop may overwrite the tensor in place before it is read
-    if getattr(value, "size", 1) != 1 and not callable(getattr(value, "size", None)):
-        raise ValueError(f"an array of shape {value.shape} has more than one value: report its mean or norm")
     item = getattr(value, "item", None)
     plain = item() if callable(item) else value
     if isinstance(plain, bool | int | float | str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import json
 import logging
@@ -10,10 +9,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from ray import serve
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound, Problem
@@ -43,6 +38,8 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
     """
 
     def app(args: dict[str, Any]) -> Any:
+        from raykube.inside.replica import Model
+
         known = checked(args)
         size, wait_s = known["max_batch_size"], known["batch_wait_timeout_s"]
         return Model.bind(load, predict, resolve(known["model"]), size, wait_s)
@@ -173,42 +170,3 @@ def read_instances(body: bytes) -> list[Any]:
     if not isinstance(found, dict) or set(found) != {"instances"} or not isinstance(found["instances"], list):
         raise ValueError('the body must be {"instances": [...]} and nothing else')
     return list(found["instances"])
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-class Replica:
-    """One replica: holds the model, gathers instances of concurrent requests into batches."""
-
-    def __init__(self, load: tracking.Loader, predict: Predict, resolved: str, size: int, wait_s: float) -> None:
-        self._predict = predict
-        self._resolved = resolved
-        self._model = open_model(resolved, load)
-        self._together.set_max_batch_size(size)
-        self._together.set_batch_wait_timeout_s(wait_s)
-
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator] # Ray's has no types
-    async def _together(self, instances: list[Any]) -> list[Any]:
-        # In a thread, so that requests are still accepted, and health checks answered, meanwhile.
-        return await asyncio.to_thread(predict_each, self._predict, self._model, instances)
-
-    async def __call__(self, request: Request) -> JSONResponse:
-        """Answer one HTTP request."""
-        if request.method == "GET":
-            return JSONResponse({"model": self._resolved})
-        if request.method != "POST":
-            return JSONResponse({"error": f"{request.method} is not known: use GET or POST"}, 405)
-        try:
-            instances = read_instances(await request.body())
-        except ValueError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        found = await asyncio.gather(*(self._together(instance) for instance in instances))
-        if refused := [f"instances[{i}]: {one.reason}" for i, one in enumerate(found) if isinstance(one, Refused)]:
-            return JSONResponse({"error": "; ".join(refused[:5])}, 400)
-        return JSONResponse({"predictions": [_plain(one) for one in found]})
-
-
-# Ray's default of 5 requests at once would be the largest batch; the name is what plans address.
-Model: Any = serve.deployment(name="Model", max_ongoing_requests=100)(Replica)

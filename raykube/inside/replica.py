@@ -1,0 +1,52 @@
+"""One replica of a served model. Imported only where Ray Serve is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from raykube.inside.serving import Predict, Refused, open_model, predict_each, read_instances
+from raykube.inside.tracking import Loader
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+class Replica:
+    """One replica: holds the model, gathers instances of concurrent requests into batches."""
+
+    def __init__(self, load: Loader, predict: Predict, resolved: str, size: int, wait_s: float) -> None:
+        self._predict = predict
+        self._resolved = resolved
+        self._model = open_model(resolved, load)
+        self._together.set_max_batch_size(size)
+        self._together.set_batch_wait_timeout_s(wait_s)
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator] # Ray's has no types
+    async def _together(self, instances: list[Any]) -> list[Any]:
+        # In a thread, so that requests are still accepted, and health checks answered, meanwhile.
+        return await asyncio.to_thread(predict_each, self._predict, self._model, instances)
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """Answer one HTTP request."""
+        if request.method == "GET":
+            return JSONResponse({"model": self._resolved})
+        if request.method != "POST":
+            return JSONResponse({"error": f"{request.method} is not known: use GET or POST"}, 405)
+        try:
+            instances = read_instances(await request.body())
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        found = await asyncio.gather(*(self._together(instance) for instance in instances))
+        if refused := [f"instances[{i}]: {one.reason}" for i, one in enumerate(found) if isinstance(one, Refused)]:
+            return JSONResponse({"error": "; ".join(refused[:5])}, 400)
+        return JSONResponse({"predictions": [_plain(one) for one in found]})
+
+
+# Ray's default of 5 requests at once would be the largest batch; the name is what plans address.
+Model: Any = serve.deployment(name="Model", max_ongoing_requests=100)(Replica)

@@ -1,0 +1,101 @@
+import json
+import threading
+
+import pytest
+
+from raykube import wire
+from raykube.errors import ConfigError
+from raykube.inside.history import Follower, Recorder, describe, heal, scalars
+
+np = pytest.importorskip("numpy")
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor([0.5], requires_grad=True)],
+)
+def test_scalars_take_one_value_of_numpy_and_torch(value):
+    assert json.loads(json.dumps(scalars({"loss": value}))) == {"loss": 0.5}
+
+
+def test_scalars_name_every_value_that_is_none():
+    with pytest.raises(ConfigError) as caught:
+        scalars({"good": 1, "list": [1], "array": np.zeros(3), "tensor": torch.zeros(2, 2), "object": object()})
+    assert [problem.path for problem in caught.value.problems] == ["list", "array", "tensor", "object"]
+
+
+def test_scalars_want_a_dict():
+    with pytest.raises(ConfigError, match="dict"):
+        scalars(3)
+
+
+def test_recorder_writes_every_row_in_order(tmp_path):
+    recorder = Recorder(str(tmp_path / "deep" / "m.jsonl"), attempt=2)
+    for step in range(1000):
+        recorder.add({"step": step}, "checkpoint_1" if step == 500 else None)
+    recorder.close()
+    rows = list(wire.read_rows(tmp_path / "deep" / "m.jsonl"))
+    assert [row["metrics"]["step"] for row in rows] == list(range(1000))
+    assert rows[500]["checkpoint"] == "checkpoint_1"
+    assert {row["attempt"] for row in rows} == {2}
+
+
+def test_recorder_loses_no_row_that_is_added_while_it_writes(tmp_path):
+    recorder = Recorder(str(tmp_path / "m.jsonl"), attempt=1)
+    flushes = threading.Thread(target=lambda: [recorder.flush() for _ in range(200)])
+    flushes.start()
+    for step in range(20_000):
+        recorder.add({"step": step})
+    flushes.join()
+    recorder.close()
+    assert [row["metrics"]["step"] for row in wire.read_rows(tmp_path / "m.jsonl")] == list(range(20_000))
+
+
+def test_recorder_writes_by_itself(tmp_path):
+    recorder = Recorder(str(tmp_path / "m.jsonl"), attempt=1)
+    arrived = threading.Event()
+    follower = Follower(str(tmp_path / "m.jsonl"), [lambda _: arrived.set()])
+    follower.start()
+    recorder.add({"step": 1})
+    assert arrived.wait(10)
+    follower.stop()
+    recorder.close()
+
+
+def test_recorder_that_cannot_write_lets_training_go_on(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    recorder = Recorder(str(tmp_path / "file" / "m.jsonl"), attempt=1)
+    recorder.add({"step": 1})
+    recorder.flush()
+    recorder.add({"step": 2})
+    recorder.close()
+    assert caplog.text.count("no longer recorded") == 1
+
+
+def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    heal(path)
+    assert path.read_text() == '{"a": 1}\n'
+
+
+def test_follower_hands_on_only_new_rows_and_all_of_them(tmp_path):
+    path = str(tmp_path / "m.jsonl")
+    old = Recorder(path, attempt=1)
+    old.add({"step": 0})
+    old.close()
+    found = []
+    follower = Follower(path, [found.extend])
+    follower.start()
+    new = Recorder(path, attempt=2)
+    for step in range(1, 4):
+        new.add({"step": step})
+    new.close()
+    follower.stop()
+    assert [row["metrics"]["step"] for row in found] == [1, 2, 3]
+
+
+def test_row_reads_as_words():
+    row = {"metrics": {"step": 120, "loss": 0.0312345}, "checkpoint": "checkpoint_1"}
+    assert describe(row) == "step 120 loss 0.03123 (checkpoint)"

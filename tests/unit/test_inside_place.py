@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from raykube import wire
+from raykube.errors import ConfigError
+from raykube.inside.place import Place, slots
+
+
+def node(cpus, gpus=0, *, alive=True, **others):
+    return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {}), **others}}
+
+
+def test_place_without_a_run_name_is_new_each_time():
+    first, second = (Place.from_environ("digits", {}) for _ in range(2))
+    assert first.run.startswith("digits-")
+    assert first.run != second.run
+
+
+def test_place_reads_what_scale_wrote():
+    scale = wire.Scale((2, 8), cpus=3, gpus=1, accelerator="H100")
+    assert Place.from_environ(environ=scale.environ()).scale == scale
+
+
+def test_place_makes_a_relative_storage_absolute():
+    place = Place.from_environ(environ={wire.STORAGE: "some/where"})
+    assert place.storage == str(Path.cwd() / "some/where")
+
+
+def test_place_takes_the_scheme_off_a_file_uri_and_leaves_others():
+    assert Place.from_environ(environ={wire.STORAGE: "file:///data/runs"}).storage == "/data/runs"
+    assert Place.from_environ(environ={wire.STORAGE: "s3://bucket/runs/"}).storage == "s3://bucket/runs"
+
+
+def test_place_lists_every_bad_variable():
+    environ = {wire.WORKERS: "many", wire.CPUS: "-1", wire.ATTEMPT: "0", wire.MAX_FAILURES: "x"}
+    with pytest.raises(ConfigError) as caught:
+        Place.from_environ(environ=environ)
+    assert [problem.path for problem in caught.value.problems] == list(environ)
+
+
+def test_storage_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = Place.from_environ(environ={wire.STORAGE: str(tmp_path / "file" / "runs")})
+    with pytest.raises(ConfigError, match="RAYKUBE_STORAGE"):
+        place.prepare()
+
+
+def test_stages_are_numbered_in_the_order_of_the_calls():
+    place = Place("stages", "/nowhere")
+    assert [place.next_stage(kind) for kind in ("train", "sweep", "train")] == ["train-1", "sweep-2", "train-3"]
+
+
+def test_slots_count_whole_workers_of_each_node():
+    assert slots([node(3), node(3)], wire.Scale(cpus=2)) == 2
+
+
+def test_slots_are_limited_by_the_scarcest_resource():
+    assert slots([node(16, 2)], wire.Scale(cpus=2, gpus=1)) == 2
+
+
+def test_slots_leave_out_dead_nodes_and_other_accelerators():
+    nodes = [node(8, 4, alive=False), node(8, 4), node(8, 4, **{"accelerator_type:H100": 1.0})]
+    assert slots(nodes, wire.Scale(cpus=1, gpus=1, accelerator="H100")) == 4
+
+
+def test_slots_take_fractions():
+    assert slots([node(1)], wire.Scale(cpus=0.1)) == 10

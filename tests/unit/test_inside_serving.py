@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from raykube import wire
+from raykube.errors import ConfigError, NotFound
+from raykube.inside import serving
+
+
+def doubled(_model, instances):
+    if any(not isinstance(instance, int) for instance in instances):
+        raise ValueError("not a number")
+    return [2 * instance for instance in instances]
+
+
+def test_args_get_their_defaults():
+    assert serving.checked({"model": "run:a"})["max_batch_size"] == 32
+
+
+def test_args_name_every_problem_and_the_nearest_key():
+    with pytest.raises(ConfigError) as caught:
+        serving.checked({"max_batch_sise": 3, "batch_wait_timeout_s": "soon"})
+    assert [problem.path for problem in caught.value.problems] == [
+        "args.max_batch_sise",
+        "args.model",
+        "args.batch_wait_timeout_s",
+    ]
+    assert "max_batch_size" in str(caught.value)
+
+
+def test_run_reference_is_its_best_checkpoint(tmp_path):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    result = wire.Result("train", "demo", str(folder), checkpoint=str(folder / "checkpoint_1"))
+    (folder / wire.RESULT_FILE).write_text(result.to_json())
+    assert serving.resolve("run:demo", {wire.STORAGE: str(tmp_path)}) == result.checkpoint
+
+
+@pytest.mark.parametrize("reference", ["run:nobody", "/no/where"])
+def test_reference_to_nothing_is_refused(reference, tmp_path):
+    with pytest.raises(NotFound):
+        serving.resolve(reference, {wire.STORAGE: str(tmp_path)})
+
+
+def test_bad_instance_spoils_no_other():
+    found = serving.predict_each(doubled, None, [1, "x", 3])
+    assert found == [2, serving.Refused("ValueError: not a number"), 6]
+
+
+def test_predict_must_answer_every_instance():
+    with pytest.raises(RuntimeError, match="1 predictions for 2"):
+        serving.predict_each(lambda _model, instances: instances[:1], None, [1, 2])
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"instances": 3}', b'{"instances": [], "more": 1}'])
+def test_body_that_is_not_instances_is_refused(body):
+    with pytest.raises(ValueError, match="body"):
+        serving.read_instances(body)
+
+
+def test_body_holds_instances():
+    assert serving.read_instances(json.dumps({"instances": [1, 2]}).encode()) == [1, 2]

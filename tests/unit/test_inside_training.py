@@ -1,0 +1,131 @@
+import functools
+
+import pytest
+
+import raykube
+from raykube import wire
+from raykube.errors import ConfigError, Conflict, NotFound
+from raykube.inside import checkpoints
+from raykube.inside.failures import LoopError, explain, is_bug
+from raykube.inside.loops import takes_config
+from raykube.inside.place import Place
+from raykube.inside.training import Stage, Task
+
+torch = pytest.importorskip("torch")
+
+
+class Wrapped(Exception):
+    """What Ray hands over for an exception of a loop."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._base_exc = inner
+
+    def __str__(self):
+        return f"Traceback\n  line\n{type(self._base_exc).__name__}: {self._base_exc}"
+
+
+class GroupError(Exception):
+    def __init__(self, failures):
+        super().__init__("training failed")
+        self.worker_failures = failures
+
+
+def nothing():
+    pass
+
+
+def test_report_outside_of_a_loop_says_where_it_belongs():
+    with pytest.raises(ConfigError, match=r"raykube\.train"):
+        raykube.report({"loss": 1})
+
+
+@pytest.mark.parametrize(
+    ("loop", "takes"),
+    [(nothing, False), (lambda config: config, True), (functools.partial(lambda a, b: (a, b), 1), True)],
+)
+def test_loop_takes_its_config_or_nothing(loop, takes):
+    assert takes_config(loop) is takes
+
+
+def test_loop_of_two_arguments_is_refused():
+    with pytest.raises(ConfigError, match="2 arguments"):
+        Task(lambda model, data: (model, data))
+
+
+def test_mode_must_be_min_or_max():
+    with pytest.raises(ConfigError, match="biggest"):
+        Task(nothing, mode="biggest")
+
+
+def test_best_leaves_out_what_is_no_number():
+    task = Task(nothing, metric="loss")
+    scored = [("a", {"loss": float("nan")}), ("b", {"loss": 2.0}), ("c", {"other": 1.0}), ("d", {"loss": 3.0})]
+    assert task.best(scored) == ("b", {"loss": 2.0})
+    assert task.best(scored[:1]) is None
+
+
+def stage_with_result(tmp_path, attempt):
+    stage = Stage(Place("demo", str(tmp_path), attempt=attempt), "train-1", str(tmp_path / "demo"))
+    return stage, stage.finish(wire.Result("train", "demo", stage.path, metrics={"loss": 1.0}))
+
+
+def test_finished_run_is_not_run_again(tmp_path):
+    stage, _ = stage_with_result(tmp_path, attempt=1)
+    with pytest.raises(Conflict, match="demo has finished"):
+        stage.finished()
+
+
+def test_retry_keeps_the_result_of_a_finished_stage(tmp_path):
+    stage, result = stage_with_result(tmp_path, attempt=2)
+    assert stage.finished() == result
+
+
+def test_result_of_a_stage_is_also_the_runs(tmp_path):
+    _, result = stage_with_result(tmp_path, attempt=1)
+    assert wire.Result.from_json((tmp_path / "demo" / wire.RESULT_FILE).read_text()) == result
+
+
+def test_failure_shows_the_bug_and_not_the_broken_connections_around_it():
+    error = GroupError({0: Wrapped(RuntimeError("connection closed")), 1: Wrapped(KeyError("lr"))})
+    failure, cause = explain(error)
+    assert failure.reason == "LoopFailed"
+    assert failure.message == "KeyError: 'lr' (worker 1)"
+    assert failure.tail[-1] == "KeyError: 'lr'"
+    assert isinstance(cause, KeyError)
+
+
+def test_failure_of_a_lost_worker_is_told_apart():
+    failure, _ = explain(GroupError({0: ConnectionError("The actor died\nmore")}))
+    assert failure.reason == "WorkerDied"
+    assert failure.message == "worker 0: The actor died"
+
+
+def test_bugs_end_a_run_and_lost_devices_do_not():
+    assert is_bug(Wrapped(TypeError()))
+    assert not is_bug(Wrapped(RuntimeError("CUDA error")))
+
+
+def test_loop_error_survives_the_way_between_processes():
+    import pickle
+
+    assert pickle.loads(pickle.dumps(LoopError({1: ValueError("x")}))).failures[1].args == ("x",)
+
+
+def test_checkpoint_gives_back_what_was_saved(tmp_path):
+    checkpoints.save({"weights": torch.arange(3), "epoch": 4}, tmp_path)
+    state = checkpoints.load(tmp_path)
+    assert state["epoch"] == 4
+    assert state["weights"].tolist() == [0, 1, 2]
+
+
+def test_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(NotFound, match="no state"):
+        checkpoints.load(tmp_path)
+
+
+def test_checkpoint_with_code_is_read_only_when_trusted(tmp_path):
+    checkpoints.save({"place": Place("a", "b")}, tmp_path)
+    with pytest.raises(ConfigError, match="trusted"):
+        checkpoints.load(tmp_path)
+    assert checkpoints.load(tmp_path, trusted=True)["place"].run == "a"
