@@ -19,10 +19,13 @@ _NEEDED_GB = 5
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and what to do when it is not `ok`."""
+    """One thing that was looked at: what was found, and what to do when it is not `ok`.
+
+    `ok` is None for what is absent and needed only for some uses.
+    """
 
     name: str
-    ok: bool
+    ok: bool | None
     found: str
     next_step: str = ""
 
@@ -34,10 +37,14 @@ def checks() -> Iterator[Check]:
     yield _disk()
     yield _ray()
     for name, extra in (("torch", "local"), ("pyarrow", "local"), ("optuna", "local"), ("mlflow", "mlflow")):
-        found = _version(name)
-        yield Check(name, bool(found), found or "not installed", f"pip install 'raykube[{extra}]'")
+        yield _optional(name, extra)
     yield Check("cpus", True, f"{head.cpu_count()} offered to Ray on this machine")
     yield _head()
+
+
+def _optional(package: str, extra: str) -> Check:
+    found = _version(package)
+    return Check(package, bool(found) or None, found or "not installed", f"pip install 'raykube[{extra}]'")
 
 
 def _home() -> Check:
@@ -56,7 +63,7 @@ def _disk() -> Check:
 def _ray() -> Check:
     found = _version("ray")
     if not found:
-        return Check("ray", False, "not installed", "pip install 'raykube[local]' (not needed to submit to a cluster)")
+        return Check("ray", None, "not installed; needed to run on this machine", "pip install 'raykube[local]'")
     tested = any(found.startswith(f"{minor}.") for minor in TESTED_RAY)
     return Check("ray", tested, found, f"raykube is tested on Ray {', '.join(TESTED_RAY)}; others may work")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import psutil
 
 from raykube.backends import head, lifecycle, observe, records
 from raykube.backends.rayapi import RayApi
-from raykube.errors import BackendError, Conflict, Unreachable
+from raykube.errors import BackendError, Unreachable
 from raykube.settings import setting
 
 _TICK_S = 1.0
@@ -72,14 +73,26 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
 
 def _start(head_id: str) -> head.Head:
-    """Start Ray and wait until it answers."""
+    """Start Ray and wait until it takes jobs; once more when it gave up, as it does after 30 s on a busy machine."""
+    for tries_left in (1, 0):
+        port = head.free_port()
+        ray, temp_dir = _spawn_ray(head_id, port)
+        session_dir = _wait_until_ready(ray, RayApi(f"http://127.0.0.1:{port}", head.token()), temp_dir)
+        if session_dir:
+            return _published(head_id, ray.pid, port, session_dir)
+        head.kill_marked(head_id, ray.pid)
+        shutil.rmtree(temp_dir)
+        sys.stderr.write(f"ray start ended with exit code {ray.returncode}; tries left: {tries_left}\n")
+    sys.exit(1)
+
+
+def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[bytes], str]:
+    """Start Ray's processes in a session of their own and a new folder."""
     # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
     temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-")
-    port = head.free_port()
-    address = f"http://127.0.0.1:{port}"
     with (head.home() / "ray.log").open("wb") as log:
         ray = subprocess.Popen(
-            ray_command(port, temp_dir),
+            ray_command(dashboard_port, temp_dir),
             env=ray_environ(head_id),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -87,29 +100,34 @@ def _start(head_id: str) -> head.Head:
             start_new_session=True,
             cwd=temp_dir,
         )
-    session = _session_name(RayApi(address, head.token()), ray)
+    return ray, temp_dir
+
+
+def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) -> Path | None:
+    """Return Ray's session folder once the dashboard answers and its job agent has a port; None when Ray ended."""
+    while ray.poll() is None:
+        with contextlib.suppress(Unreachable):
+            session_dir = Path(temp_dir) / str(api.version()["session_name"])
+            if list(session_dir.glob("dashboard_agent_listen_port_*")):
+                return session_dir
+        time.sleep(0.05)
+    return None
+
+
+def _published(head_id: str, ray_pid: int, port: int, session_dir: Path) -> head.Head:
     me = psutil.Process()
     return head.Head(
         id=head_id,
         keeper_pid=me.pid,
         keeper_created=me.create_time(),
-        ray_pid=ray.pid,
-        ray_created=psutil.Process(ray.pid).create_time(),
-        address=address,
-        session_dir=f"{temp_dir}/{session}",
+        ray_pid=ray_pid,
+        ray_created=psutil.Process(ray_pid).create_time(),
+        address=f"http://127.0.0.1:{port}",
+        session_dir=str(session_dir),
         serve_port=int(setting("serve_port").value) or head.free_port(),
         python=sys.executable,
         started=time.time(),
     )
-
-
-def _session_name(api: RayApi, ray: subprocess.Popen[bytes]) -> str:
-    """Wait for the head's first answer."""
-    while ray.poll() is None:
-        with contextlib.suppress(Unreachable):
-            return str(api.version()["session_name"])
-        time.sleep(0.05)
-    sys.exit(f"ray start ended with exit code {ray.returncode}")
 
 
 def _adopt() -> head.Head:
@@ -155,21 +173,13 @@ def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None
     action = lifecycle.action_of(record, status, known=known, stop_requested=stop_requested, now=time.time())
     if action.do == "send":
         records.set_attempt(record.name, action.attempt)
-        send(record, action.attempt, api)
+        observe.send(record, action.attempt, api)
     elif action.do == "end":
         api.stop(record.submission_id(status.attempt))
         ended = dataclasses.replace(status, state="FAILED", failure=action.failure, ended=time.time())
         observe.settle(record, ended, started)
     elif status.is_terminal:
         observe.settle(record, status, started)
-
-
-def send(record: records.Record, attempt: int, api: RayApi) -> None:
-    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt."""
-    try:
-        api.submit(observe.body_of(record, attempt))
-    except Conflict:
-        return
 
 
 def _end(started: head.Head) -> None:

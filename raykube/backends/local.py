@@ -6,13 +6,14 @@ Everything can be asked again from another process by name, also after the head 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from raykube import package, plans, wire
-from raykube.backends import Kind, Status, head, keeper, lifecycle, localserve, observe, records
+from raykube.backends import Kind, Status, head, lifecycle, localserve, observe, records
 from raykube.backends.records import Record
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict, NotFound, Problem, Unreachable
@@ -20,6 +21,7 @@ from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
 
+_log = logging.getLogger("raykube")
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 15.0
 
@@ -193,7 +195,10 @@ def _send(record: Record, attempt: int) -> None:
     record = replace(record, head=running.id)
     records.save(record)
     records.reopen(record.name, attempt)
-    keeper.send(record, attempt, head.api(running))
+    try:
+        observe.send(record, attempt, head.api(running))
+    except Unreachable as error:
+        _log.info("%s: %s; its keeper goes on trying", error.what, error.why)
 
 
 def _live_status(record: Record) -> Status:

@@ -16,7 +16,7 @@ from raykube.backends import Status, lifecycle, records
 from raykube.backends.head import Head
 from raykube.backends.rayapi import RayApi
 from raykube.backends.records import Record
-from raykube.errors import NotFound
+from raykube.errors import Conflict, NotFound
 
 #: Lines of a failed run's log that its error shows.
 TAIL_LINES = 20
@@ -79,6 +79,12 @@ def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         return file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+
+
+def send(record: Record, attempt: int, api: RayApi) -> None:
+    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt."""
+    with contextlib.suppress(Conflict):
+        api.submit(body_of(record, attempt))
 
 
 def body_of(record: Record, attempt: int) -> dict[str, Any]:

@@ -94,5 +94,7 @@ def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
     # Ray answers a duplicate submission id with 500 and a traceback, not with 409.
     if "already exists" in words and method == "POST":
         return Conflict(what, why=last)
+    if "No available agent" in words:
+        return Unreachable("the Ray head does not take jobs yet", why=last)
     kinds = {401: Forbidden, 403: Forbidden, 404: NotFound}
     return kinds.get(response.status_code, BackendError)(what, why=last)

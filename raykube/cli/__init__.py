@@ -16,6 +16,7 @@ from raykube.cli.common import json_option, tell
 from raykube.errors import RaykubeError, RunError
 
 INTERRUPTED = 130
+_MARKS = {True: "ok  ", False: "FAIL", None: "--  "}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,10 +36,10 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(view.dump([vars(check) for check in found]))
     for check in found if not as_json else ():
-        click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<13} {check.found}")
+        click.echo(f"{_MARKS[check.ok]}  {check.name:<13} {check.found}")
         if not check.ok:
             click.echo(f"      next: {check.next_step}")
-    sys.exit(0 if all(check.ok for check in found) else 1)
+    sys.exit(1 if any(check.ok is False for check in found) else 0)
 
 
 raykube.add_command(jobs.job)
