@@ -217,9 +217,9 @@ def _find(name: str) -> Path:
         if (path := folder / f"{name}.yaml").is_file():
             return path
     presets = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-    looked = ", ".join(map(str, folders)) or f"there is no folder {FOLDER}/ in {here} or above it"
+    where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
     raise ConfigError(
-        f"there is no cluster {name!r}", why=f"looked in {looked}", next_step=nearest(name, {_LOCAL, *presets})
+        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, *presets})
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import subprocess
 import tempfile
 import zipfile
@@ -90,6 +91,9 @@ def collect(working_dir: str | Path, excludes: tuple[str, ...] = ()) -> Package:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise ConfigError(f"the working directory {root} {what}", next_step="give --working-dir a folder")
+    if not os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        why = os.strerror(errno.EACCES)
+        raise ConfigError(f"the working directory {root} cannot be read", why=why, next_step=f"chmod u+rx {root}")
     walked = walk(root, tuple(excludes))
     problems = [*walked.problems, *_too_much(walked.files)]
     if not problems:

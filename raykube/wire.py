@@ -100,10 +100,10 @@ def parse_workers(text: str) -> int | tuple[int, int]:
         ValueError: the text is neither, or a number is below 1, or min is above max.
     """
     low, dots, high = text.partition("..")
-    bounds = (int(low), int(high) if dots else int(low))
-    if not 1 <= bounds[0] <= bounds[1]:
-        raise ValueError(f"{text!r} is not a number of workers: write 8, or 2..8 for an autoscaled range")
-    return bounds if dots else bounds[0]
+    numbers = [int(part) if part.isdecimal() else 0 for part in ((low, high) if dots else (low, low))]
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise ValueError(f"{text!r} is not a count: write 8, or 2..8 for an autoscaled range")
+    return (numbers[0], numbers[1]) if dots else numbers[0]
 
 
 @dataclass(frozen=True)

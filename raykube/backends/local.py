@@ -44,7 +44,7 @@ class Local:
         records.ensure_home()
         if plan.package:
             package.write(plan.package, _code_folder())
-        with head.lock():
+        with records.disk_errors(), head.lock():
             if plan.is_service:
                 localserve.deploy(plan)
             else:

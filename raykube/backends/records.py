@@ -27,6 +27,9 @@ from raykube import wire
 from raykube.backends import Kind, Status
 from raykube.errors import BackendError, ConfigError, Failure, NotFound
 
+#: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
+_ROOM = 1 << 20
+
 
 @dataclass(frozen=True)
 class Record:
@@ -61,16 +64,16 @@ class Record:
 
 
 def ensure_home() -> Path:
-    """Return raykube's own folder, made if need be.
+    """Return raykube's own folder, made if need be, with room for what a run will write there.
 
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot be written to, or its disk is full.
     """
     home = wire.home()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            pass
+        with tempfile.TemporaryFile(dir=home) as probe:
+            probe.write(bytes(_ROOM))
     except OSError as error:
         raise ConfigError(
             f"raykube cannot keep its state in {home}",
@@ -78,6 +81,18 @@ def ensure_home() -> Path:
             next_step=_remedy(error, "set RAYKUBE_HOME to a folder that you can write to"),
         ) from error
     return home
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn errors of the disk below raykube's folder into BackendError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or wire.home()
+        raise BackendError(
+            f"cannot write {where}", why=error.strerror or str(error), next_step=_remedy(error, "check its permissions")
+        ) from error
 
 
 def _remedy(error: OSError, otherwise: str) -> str:
@@ -103,14 +118,18 @@ def write(path: Path, text: str) -> None:
         BackendError: the disk is full or not writable. Nothing is left behind.
     """
     temporary = beside(path)
-    try:
+    with disk_errors(), _removed_on_error(temporary):
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise BackendError(
-            f"cannot write {path}", why=error.strerror or str(error), next_step=_remedy(error, f"check {path.parent}")
-        ) from error
+        raise
 
 
 def save(record: Record) -> None:

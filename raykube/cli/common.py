@@ -40,12 +40,12 @@ plan_options = joined(
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )
 code_options = joined(
-    click.option("--working-dir", type=click.Path(path_type=Path), help="Folder to pack and send. [.]"),
+    click.option("--working-dir", type=click.Path(path_type=Path, readable=False), help="Folder to pack and send. [.]"),
     click.option(
         "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
     ),
     click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
-    click.option("--runtime-env", type=click.Path(path_type=Path), help="YAML file with a Ray runtime environment."),
+    click.option("--runtime-env", type=click.Path(path_type=Path, readable=False), help="YAML file with a Ray runtime environment."),
     click.option("--runtime-env-json", metavar="JSON", help="A Ray runtime environment."),
 )
 

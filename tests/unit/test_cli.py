@@ -1,0 +1,214 @@
+"""The command line with wrong input, and with right input that needs no Ray.
+
+Wrong input gives one clear error and exit code 2, before anything is started.
+"""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from tests.support import BIN, run, run_without_root_rights
+
+ROOT = BIN.parent.parent
+
+
+@pytest.fixture
+def code(tmp_path):
+    """Return a working directory."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "hello.py").write_text("print('hello')\n")
+    return tmp_path / "code"
+
+
+@pytest.fixture
+def raykube(code, tmp_path):
+    """Return a function that types one raykube command in the working directory, with an empty home."""
+
+    def type_(*words, **environ):
+        return run("raykube", *words, cwd=code, **{"RAYKUBE_HOME": str(tmp_path / "home")} | environ)
+
+    return type_
+
+
+def refused(done, *words):
+    """Assert wrong use: exit code 2, these words on stderr, no traceback, nothing on stdout."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr
+
+
+def test_unknown_preset_names_the_nearest(raykube, code):
+    shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
+    refused(raykube("job", "submit", "--on", "gpu-t5", "--", "python", "hello.py"), "no cluster 'gpu-t5'", "gpu-t4")
+
+
+def test_unknown_key_names_the_nearest(raykube):
+    done = raykube("job", "submit", "--runtime-env-json", '{"pips": []}', "--", "python", "hello.py")
+    refused(done, "runtime_env.pips: unknown key", "did you mean pip?")
+
+
+def test_unknown_option_names_the_nearest(raykube):
+    refused(raykube("job", "submit", "--workerz", "2", "--", "python", "hello.py"), "'--workerz'", "--workers")
+
+
+def test_missing_script_names_the_nearest(raykube):
+    refused(raykube("job", "submit", "--", "python", "hell.py"), "'hell.py' is not in the code", "hello.py")
+
+
+def test_missing_module_is_refused(raykube):
+    refused(raykube("job", "submit", "--", "python", "-m", "nothing.here"), "nothing.here")
+
+
+def test_syntax_error_names_file_and_line(raykube, code):
+    (code / "bad.py").write_text("x = 1\ndef f(:\n")
+    refused(raykube("job", "submit", "--", "python", "bad.py"), "bad.py:2", "syntax error")
+
+
+def test_name_that_kubernetes_would_refuse_is_refused_here(raykube):
+    refused(raykube("job", "submit", "--name", "A_b", "--", "python", "hello.py"), "'A_b'", "Kubernetes")
+
+
+def test_more_workers_than_cpus_says_what_fits(raykube):
+    done = raykube("job", "submit", "--workers", "4096", "--", "python", "hello.py")
+    refused(done, "4096 workers x 1 CPU need 4096 CPUs", "fits")
+
+
+def test_workers_that_are_no_number_are_refused(raykube):
+    refused(raykube("job", "submit", "--workers", "two", "--", "python", "hello.py"), "'two' is not a count")
+
+
+def test_env_without_value_is_refused(raykube):
+    refused(raykube("job", "submit", "--env", "A", "--", "python", "hello.py"), "'A' has no '='")
+
+
+def test_broken_json_is_refused(raykube):
+    refused(raykube("job", "submit", "--metadata-json", "{x", "--", "python", "hello.py"), "is not JSON")
+
+
+def test_broken_manifest_names_file_and_line(raykube, code):
+    (code / "c.yaml").write_text("kind: RayCluster\n  apiVersion: x\n")
+    refused(raykube("job", "submit", "--on", "c.yaml", "--", "python", "hello.py"), "c.yaml:2")
+
+
+def test_huge_file_is_refused_by_name(raykube, code):
+    with (code / "weights.bin").open("wb") as file:
+        file.truncate(2 << 30)
+    refused(raykube("job", "submit", "--", "python", "hello.py"), "weights.bin", "exclude")
+
+
+def test_many_files_are_refused_by_their_folder(raykube, code):
+    (code / "cache").mkdir()
+    for number in range(50_000):
+        (code / "cache" / str(number)).touch()
+    refused(raykube("job", "submit", "--", "python", "hello.py"), "50,00", "cache")
+
+
+def test_unreadable_file_is_named(code, tmp_path):
+    (code / "secret.txt").write_text("x")
+    (code / "secret.txt").chmod(0)
+    words = ("raykube", "job", "submit", "--", "python", "hello.py")
+    refused(run_without_root_rights(*words, cwd=code, RAYKUBE_HOME=str(tmp_path / "home")), "secret.txt", "Permission")
+
+
+def test_unreadable_working_directory_is_refused(code, tmp_path):
+    code.chmod(0)
+    words = ("raykube", "job", "submit", "--working-dir", str(code), "--", "python", "hello.py")
+    done = run_without_root_rights(*words, cwd=tmp_path, RAYKUBE_HOME=str(tmp_path / "home"))
+    code.chmod(0o755)
+    refused(done, str(code), "Permission")
+
+
+def test_port_in_use_is_refused_before_the_head_starts(raykube):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = raykube("job", "submit", "--", "python", "hello.py", RAYKUBE_SERVE_PORT=str(port))
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert "RAYKUBE_SERVE_PORT" in done.stderr
+
+
+def test_full_disk_is_found_before_anything_starts(code, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=40k tmpfs {disk} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, "sh", str(BIN / "raykube"), "job", "submit", "--", "python", "hello.py"],
+        cwd=code,
+        env={"RAYKUBE_HOME": str(disk / "home"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "free some disk space" in done.stderr
+
+
+def test_unknown_run_is_not_found(raykube):
+    refused(raykube("job", "status", "nope"), "nothing is called 'nope'", "raykube job list")
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(raykube, code, tmp_path):
+    shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
+    done = raykube(
+        "job", "submit", "--on", "gpu-t4", "--name", "a", "--dry-run=client", "-o", "yaml", "--", "python", "hello.py"
+    )
+    config_map, job = yaml.safe_load_all(done.stdout)
+    assert (config_map["kind"], job["kind"], job["metadata"]["name"]) == ("ConfigMap", "RayJob", "a")
+    assert not (tmp_path / "home").exists()
+
+
+def test_dry_run_of_a_local_job_is_ray_s_own_body(raykube):
+    done = raykube("job", "submit", "--name", "a", "--dry-run=client", "-o", "json", "--", "python", "hello.py")
+    (body,) = json.loads(done.stdout)
+    assert (body["submission_id"], body["entrypoint"]) == ("a-1", "python hello.py")
+
+
+def test_submit_to_kuberay_says_how_to_apply_the_plan(raykube, code):
+    shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
+    refused(raykube("job", "submit", "--on", "gpu-t4", "--", "python", "hello.py"), "kubectl apply -f -")
+
+
+def test_empty_list_has_its_heading(raykube):
+    assert raykube("job", "list").stdout.split() == ["NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS"]
+    assert json.loads(raykube("job", "list", "--json").stdout) == []
+
+
+def test_reader_that_goes_away_is_no_error(code):
+    done = subprocess.run(
+        f"{BIN / 'raykube'} job submit --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=code,
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_says_what_it_found(raykube):
+    done = raykube("doctor", "--json")
+    found = {check["name"]: check["ok"] for check in json.loads(done.stdout)}
+    assert found["ray"] is True
+    assert done.returncode == 0
+
+
+def test_options_of_submit_are_the_agreed_ones():
+    """Every option is a promise; this list is changed on purpose or not at all."""
+    from raykube.cli.jobs import submit
+
+    assert {option.opts[-1] for option in submit.params} == {
+        *("--on", "--workers", "--name", "--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
+        *("--env", "--entrypoint-num-cpus", "--entrypoint-num-gpus", "--entrypoint-memory", "--entrypoint-resources"),
+        *("--metadata-json", "--max-retries", "--timeout-s", "--pending-timeout-s", "--keep-cluster-s", "--queue"),
+        *("--no-wait", "--dry-run", "--output", "--json", "entrypoint"),
+    }
