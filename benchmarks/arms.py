@@ -1,0 +1,113 @@
+"""One sample of one arm, in a process of its own; started by benchmarks.overhead.
+
+Run: python -m benchmarks.arms raykube --world 2 --out /tmp/sample.json
+
+Rank 0 writes what it measured to a file: no arm pays for the way a result takes in another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stats, workload
+
+MODELS = ("mlp", "cnn")
+
+
+def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
+    """Time every model in turn, on this rank; rank 0 writes the file."""
+    samples = {}
+    for model in MODELS:
+        work = workload.Work(model, steps=config["steps"], warmup=config["warmup"])
+        timing = workload.timed_steps(work, on_step)
+        samples[model] = summary(timing) | {
+            "entered_s": timing.entered - config["since"],
+            "first_step_s": timing.first_step - config["since"],
+        }
+    if workload.rank() == 0:
+        measured = {"values": samples, "environment": workload.settings()}
+        Path(config["out"]).write_text(json.dumps(measured), encoding="utf-8")
+
+
+def summary(timing: workload.Timing) -> dict[str, float]:
+    """Return the mean and the quantiles of the timed steps, in milliseconds."""
+    ms = [second * 1e3 for second in timing.seconds]
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    return {
+        "mean_ms": sum(ms) / len(ms),
+        **{f"{name}_ms": stats.quantile(ms, share).value for name, share in shares.items()},
+        "max_ms": max(ms),
+        "steps": len(ms),
+    }
+
+
+def raykube_loop(config: dict[str, Any]) -> None:
+    import raykube
+
+    loop(config, raykube.report)
+
+
+def plain_loop(config: dict[str, Any]) -> None:
+    loop(config, workload.nothing)
+
+
+def run_raykube(config: dict[str, Any]) -> None:
+    import raykube
+
+    os.environ["RAYKUBE_WORKERS"] = str(config["world"])
+    result = raykube.train(raykube_loop, config, experiment="overhead")
+    for note in result.notes:
+        print(f"note: {note}")
+
+
+def run_ray(config: dict[str, Any]) -> None:
+    """Run the loop as Ray Train's own documentation does."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray.init(address="local")
+    TorchTrainer(
+        plain_loop,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=config["world"]),
+        run_config=RunConfig(name="overhead", storage_path=str(Path(config["out"]).parent / "ray")),
+    ).fit()
+    ray.shutdown()
+
+
+def run_torchrun(config: dict[str, Any]) -> None:
+    """Run the loop on this rank; torchrun has started one such process a rank."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    plain_loop(config)
+    dist.destroy_process_group()
+
+
+ARMS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "raykube": run_raykube,
+    "ray": run_ray,
+    "torchrun": run_torchrun,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--world", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--since", type=float, default=0.0, help="Unix time at which the sample was started")
+    parser.add_argument("--out", required=True, help="file for what rank 0 measured")
+    config = vars(parser.parse_args())
+    ARMS[config.pop("arm")](config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What raykube costs: the optimizer step against plain Ray Train and torchrun, one report, the way to the first step.
+
+Run: python -m benchmarks.overhead          (about 40 minutes on 2 cores)
+     python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
+
+Every sample is a process of its own. Samples of a pair stand next to each other, and every second pair
+is taken in the reverse order, so that a machine which gets slower is not taken for an arm which is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sqlite3
+import sys
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rows, submission
+
+#: The last one is the third once more: the difference between the two is noise.
+ARMS = ("raykube", "ray", "torchrun", "torchrun again")
+WORLDS = (1, 2)
+_SAME = ("torch_threads", "worker_omp", "worker_affinity")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        pairs: of the step arms, for each number of workers.
+        steps, warmup: of one sample.
+        cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
+        calls: of report in one submitted run.
+        idle_s: seconds for which an idle head is watched; 0 for not at all.
+    """
+
+    pairs: int
+    steps: int
+    warmup: int
+    cold: int
+    warm: int
+    calls: int
+    idle_s: int
+
+
+FULL = Sizes(pairs=10, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
+QUICK = Sizes(pairs=2, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
+
+
+def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
+    """Return the arms in the order of a pair: A B C, then C B A, then A B C."""
+    return arms if pair % 2 == 0 else arms[::-1]
+
+
+def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
+    """Run one sample of one arm in a process of its own, and return what its rank 0 wrote."""
+    with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as folder:
+        out = Path(folder) / "sample.json"
+        kind = arm.split(maxsplit=1)[0]
+        launcher = [sys.executable, "-m"]
+        if kind == "torchrun":
+            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
+        sizing = ["--world", str(world), "--steps", str(sizes.steps), "--warmup", str(sizes.warmup)]
+        own = {"RAYKUBE_HOME": folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
+        _run_twice(command, rows.environ(**own))
+        measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return measured | {"tracked": tracked_values(Path(folder) / "runs" / "mlflow.db")}
+
+
+def _run_twice(command: list[str], environ: dict[str, str]) -> None:
+    """Run a sample; take it once more if it fails, for a rendezvous may lose the race for its port."""
+    try:
+        submission.run_child(command, environ)
+    except SystemExit as failed:
+        print(f"  taken once more, because it failed: {str(failed)[-300:]}", flush=True)
+        submission.run_child(command, environ)
+
+
+def tracked_values(store: Path) -> int:
+    """Return how many values MLflow's store holds: proof that tracking was on."""
+    if not store.exists():
+        return 0
+    with closing(sqlite3.connect(store)) as database:
+        count: int = database.execute("select count(*) from metrics").fetchone()[0]
+        return count
+
+
+def steps(session: rows.Session, sizes: Sizes) -> None:
+    """Take the step samples.
+
+    Raises:
+        SystemExit: the arms did not run with the same threads and CPUs, or raykube's ran without tracking.
+    """
+    same: dict[str, Any] = {}
+    for pair in range(sizes.pairs):
+        for world in WORLDS:
+            for arm in in_turn(ARMS, pair):
+                measured = sample(arm, world, sizes)
+                _check(arm, measured, same)
+                for model, values in measured["values"].items():
+                    row = session.add(
+                        "step", arm, pair, {"model": model, "world": world}, measured | {"values": values}
+                    )
+                    _tell(row)
+
+
+def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
+    found = {key: measured["environment"][key] for key in _SAME}
+    if same.setdefault("settings", found) != found:
+        raise SystemExit(f"the arms cannot be compared: {arm} ran with {found}, another one with {same['settings']}")
+    if not same.setdefault("told", False):
+        print(f"  every arm: {found}", flush=True)
+        same["told"] = True
+    if arm == "raykube" and not measured["tracked"]:
+        raise SystemExit("raykube's arm ran without tracking: is MLflow installed?")
+
+
+def _tell(row: rows.Row) -> None:
+    case = ", ".join(f"{key} {value}" for key, value in row.case.items())
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in row.values.items())
+    print(f"  pair {row.pair + 1} {row.what} {row.arm} ({case}): {numbers}", flush=True)
+
+
+def submissions(session: rows.Session, sizes: Sizes) -> None:
+    """Submit to cold and to warm heads: the phases on the way to the first step, and the cost of a report."""
+    for pair in range(sizes.cold):
+        with submission.place() as here:
+            _submission(session, here, ("cold", pair, "on"), sizes)
+            for turn in range(sizes.warm):
+                tracking = "off" if turn % 2 == 0 else "on"
+                _submission(session, here, ("warm", pair * sizes.warm + turn, tracking), sizes)
+            if sizes.idle_s and pair == 0:
+                values = {"busy_with_head_cores": busy_cores(sizes.idle_s)}
+                here.end()
+                values["busy_without_cores"] = busy_cores(sizes.idle_s)
+                _tell(session.add("idle", "head", 0, {}, {"values": values}))
+
+
+def _submission(session: rows.Session, here: submission.Place, case: tuple[str, int, str], sizes: Sizes) -> None:
+    """Submit one small training that reports at every step; write its phases and its report costs."""
+    arm, pair, tracking = case
+    words = ["train", "--model", "tiny", "--batch", "16", "--steps", sizes.calls, "--warmup", "50"]
+    seen = here.submit(words, RAYKUBE_TRACKING="" if tracking == "on" else tracking)
+    metrics = seen["metrics"]
+    settings = {key: metrics[key] for key in _SAME}
+    costs = {name.removeprefix("report_"): value for name, value in metrics.items() if name.startswith("report_")}
+    _tell(session.add("submit", arm, pair, {"on": "local", "workers": 1}, {"values": phases(seen)}))
+    _tell(session.add("report", f"tracking {tracking}", pair, {}, {"values": costs, "environment": settings}))
+
+
+def phases(seen: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds from the call of submit to each event, and those of packing alone."""
+    marks = {f"{name}_s": seen["metrics"][name] - seen["began"] for name in ("entered", "first_step")}
+    names = ("packing_s", "submit_s", "running_s", "first_line_s", "ended_s")
+    return {name: seen[name] for name in names} | marks
+
+
+def busy_cores(seconds: float) -> float:
+    """Watch the whole machine for a while, and return how many of its cores were busy."""
+    import psutil
+
+    cores = psutil.cpu_count() or 1
+    return float(psutil.cpu_percent(seconds)) / 100 * cores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few pairs, for a first look")
+    parser.add_argument("--part", choices=("steps", "submissions"), help="only this part of it")
+    said = parser.parse_args()
+    sizes = QUICK if said.quick else FULL
+    session = rows.Session.start("overhead", quick=said.quick)
+    start = time.monotonic()
+    if said.part != "submissions":
+        steps(session, sizes)
+    if said.part != "steps":
+        submissions(session, sizes)
+    print(
+        f"{session.path.relative_to(rows.ROOT)}: rows of {time.monotonic() - start:.0f} s; python -m benchmarks.report"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What may be said of two sets of samples that were taken in pairs. Pure functions.
+
+Costs are summarised first and divided once: ratios are never averaged. Nothing here assumes that times
+are normally distributed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Verdict = Literal["pass", "fail", "not resolvable here"]
+
+FOLDS = 10_000
+#: The range of n independent samples covers their median with a chance of 1 - 2^(1-n): 97 % at six, less
+#: than 95 % at five. Below six no resampling makes a 95 % interval out of what was measured.
+MIN_PAIRS = 6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval.
+
+    Attributes:
+        value: the estimate itself.
+        low, high: its bounds, in the same unit.
+        count: the number of samples, or pairs of samples, behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the distance between the bounds."""
+        return (self.high - self.low) / 2
+
+
+def ratio_of_medians(ours: Sequence[float], base: Sequence[float]) -> float:
+    """Return median(ours) / median(base): above 1 means that ours costs more."""
+    return float(np.median(ours) / np.median(base))
+
+
+def compare(ours: Sequence[float], base: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> Interval:
+    """Return the ratio of medians with its interval from a paired bootstrap.
+
+    Args:
+        ours: one cost per pair; ``ours[i]`` was measured next to ``base[i]``.
+        base: the other arm, in the same unit.
+        folds: how often whole pairs are drawn again.
+        seed: of the drawing, so that the same rows give the same interval.
+
+    Raises:
+        ValueError: the arms have no pairs, or not the same number.
+    """
+    pairs = _pairs(ours, base)
+    drawn = np.random.default_rng(seed).integers(0, len(pairs), size=(folds, len(pairs)))
+    medians = np.median(pairs[drawn], axis=1)
+    low, high = np.quantile(medians[:, 0] / medians[:, 1], (0.025, 0.975))
+    return Interval(ratio_of_medians(ours, base), float(low), float(high), len(pairs))
+
+
+def _pairs(ours: Sequence[float], base: Sequence[float]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    if len(ours) != len(base) or not ours:
+        raise ValueError(f"{len(ours)} samples against {len(base)}: pairs are needed")
+    return np.array(list(zip(ours, base, strict=True)), dtype=np.float64)
+
+
+def median(samples: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> Interval:
+    """Return the median with its interval from a bootstrap."""
+    values = np.asarray(samples, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(values), size=(folds, len(values)))
+    low, high = np.quantile(np.median(values[drawn], axis=1), (0.025, 0.975))
+    return Interval(float(np.median(values)), float(low), float(high), len(values))
+
+
+def quantile(samples: Sequence[float], share: float) -> Interval:
+    """Return a quantile with the interval that order statistics give it, whatever the distribution.
+
+    Args:
+        samples: independent values, such as the costs of single calls.
+        share: between 0 and 1, as in 0.99.
+    """
+    values = sorted(samples)
+    middle, spread = len(values) * share, 1.96 * math.sqrt(len(values) * share * (1 - share))
+    low, high = (min(max(int(rank), 0), len(values) - 1) for rank in (middle - spread, math.ceil(middle + spread)))
+    return Interval(float(np.quantile(values, share)), values[low], values[high], len(values))
+
+
+def noise_floor(base: Sequence[float], again: Sequence[float]) -> float:
+    """Return the resolution of an experiment: the half-width of the interval of its base against itself."""
+    return compare(again, base).half_width
+
+
+def verdict(ratio: Interval, goal: float, floor: float) -> Verdict:
+    """Judge ``ratio <= goal`` by the bounds of the ratio and the noise floor alone.
+
+    A goal tighter than the floor cannot be met here, only missed by more than the floor.
+    """
+    if ratio.count < MIN_PAIRS:
+        return "not resolvable here"
+    if ratio.high <= goal and floor <= goal - 1:
+        return "pass"
+    return "fail" if ratio.low > max(goal, 1 + floor) else "not resolvable here"
+
+
+def within(cost: Interval, limit: float) -> Verdict:
+    """Judge ``cost <= limit``, both in the same unit, by the bounds of the cost alone."""
+    if cost.count < MIN_PAIRS:
+        return "not resolvable here"
+    if cost.high <= limit:
+        return "pass"
+    return "fail" if cost.low > limit else "not resolvable here"

@@ -1,0 +1,165 @@
+"""The report as Markdown. Pure functions from rows to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from benchmarks import findings, stats
+from benchmarks.rows import Row
+
+_HOW = """Each sample is a process of its own; the arms of a pair were taken next to each other, every second pair in
+the reverse order. Ratios are of medians over the samples, intervals are 95 %, from 10,000 draws of whole pairs. The
+floor is half the width of the interval of torchrun against itself: a goal tighter than it cannot be met on this
+machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
+_STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
+_SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
+*cold* is not there yet, *warm* is. Packing is measured by itself; submit holds it, the start of a cold head, and the
+POST. The script's first line comes before it imports torch."""
+_SCALING = """The base is one process of plain PyTorch, started by torchrun on a worker of the same cluster. The floor
+is one all-reduce of the gradients, measured in the same run. One and two workers show what the exchange of gradients
+and raykube cost; they show no scaling."""
+_EVENTS = {
+    "packing": "packing alone",
+    "submit": "submit returned (packed, head up, sent)",
+    "running": "job running",
+    "first_line": "first line seen",
+    "entered": "training loop entered",
+    "first_step": "first step done",
+    "ended": "run ended, result there",
+}
+
+
+def render(rows: Sequence[Row], figure: str) -> str:
+    """Return the whole report.
+
+    Args:
+        rows: of one session of each experiment.
+        figure: the file name of the figure.
+
+    Raises:
+        ValueError: rows of different kinds: what was measured and what was not do not share a table.
+    """
+    if kinds := {row.kind for row in rows} - {"measured"}:
+        raise ValueError(f"rows of kind {', '.join(sorted(kinds))} do not belong among measured ones")
+    parts = [["# Benchmarks", "", *_provenance(rows), "", f"![What was measured]({figure})"]]
+    parts += [_steps(rows), _floors(rows), _reports(rows), _submissions(rows), _starts(rows), _points(rows)]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> list[str]:
+    """Return a Markdown table."""
+    return [_line(header), _line(["---"] * len(header)), *map(_line, lines)]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _provenance(rows: Sequence[Row]) -> Iterator[str]:
+    for experiment in sorted({row.experiment for row in rows}):
+        own = [row for row in rows if row.experiment == experiment]
+        first = own[0]
+        changed = " with changes" if first.dirty else ""
+        length = "quick session" if first.quick else "session"
+        yield f"- **{experiment}**: {length} {first.session}, commit `{first.commit[:12]}`{changed}, kind: {first.kind}"
+        yield f"  - {', '.join(f'{key} {value}' for key, value in first.environment.items() if key not in _VARYING)}"
+        loads = [row.environment["load_1min"] for row in own]
+        stolen = own[-1].environment["steal_share"]
+        yield f"  - load average of a minute {min(loads)} to {max(loads)}, {stolen:.2%} of the time stolen"
+
+
+_VARYING = ("load_1min", "steal_share")
+
+
+def span(interval: stats.Interval, digits: int = 3) -> str:
+    """Return the bounds of an interval."""
+    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def _steps(rows: Sequence[Row]) -> list[str]:
+    found = findings.comparisons(rows)
+    header = ["loop", "step", "raykube ms", "against", "its ms", "ratio", "95 % CI", "floor", "goal", "verdict", "n"]
+    lines = [
+        [
+            *(each.case, each.statistic, f"{each.ours:.3f}", each.against, f"{each.base:.3f}"),
+            *(f"{each.ratio.value:.3f}", span(each.ratio), f"±{each.floor:.3f}", f"≤ {each.goal}"),
+            *(each.verdict, each.ratio.count),
+        ]
+        for each in found
+    ]
+    title = "## Optimizer step: raykube with a report and MLflow at every step"
+    return [title, "", _HOW, "", *table(header, lines)] if found else []
+
+
+def _floors(rows: Sequence[Row]) -> list[str]:
+    found = findings.floors(rows)
+    header = ["loop", "step", "torchrun ms", "torchrun again ms", "ratio", "95 % CI", "floor", "n"]
+    lines = [
+        [
+            *(each.case, each.statistic, f"{each.base:.3f}", f"{each.ours:.3f}", f"{each.ratio.value:.3f}"),
+            *(span(each.ratio), f"±{each.floor:.3f}", each.ratio.count),
+        ]
+        for each in found
+    ]
+    return ["## Noise floor: torchrun against itself", "", *table(header, lines)] if found else []
+
+
+def _reports(rows: Sequence[Row]) -> list[str]:
+    found = findings.report_costs(rows)
+    header = ["", "calls", "p50 µs", "p95 µs", "p99 µs", "95 % CI", "max µs", "goal", "verdict"]
+    lines = [
+        [
+            *(each.tracking, f"{each.calls:,}", f"{each.p50:.1f}", f"{each.p95:.1f}", f"{each.p99.value:.1f}"),
+            *(span(each.p99, 1), f"{each.worst:.0f}", f"p99 ≤ {findings.REPORT_P99_US:g}"),
+            stats.within(each.p99, findings.REPORT_P99_US),
+        ]
+        for each in found
+    ]
+    return ["## One call of report, on the training thread", "", *table(header, lines)] if found else []
+
+
+def _submissions(rows: Sequence[Row]) -> list[str]:
+    found = findings.submissions(rows)
+    header = ["until", *(f"{arm} (n={events['ended'].count})" for arm, events in found.items())]
+    lines = [[_EVENTS[phase], *(f"{events[phase].value:.2f}" for events in found.values())] for phase in _EVENTS]
+    goals = [_first_line(arm, events["first_line"]) for arm, events in found.items()]
+    return ["## From submit to the first step", "", _SUBMITS, "", *table(header, lines), *goals] if found else []
+
+
+def _first_line(arm: str, seconds: stats.Interval) -> str:
+    limit = findings.FIRST_LINE_S[arm]
+    return f"\nFirst line, {arm}: {span(seconds, 2)} s, goal ≤ {limit:g} s: {stats.within(seconds, limit)}."
+
+
+def _starts(rows: Sequence[Row]) -> list[str]:
+    lines = [[arm, world, f"{loop:.2f}", f"{step:.2f}"] for arm, world, loop, step in findings.starts(rows)]
+    found = table(["arm", "workers", "loop entered, s", "first step, s"], lines)
+    idle = [row.values for row in findings.of(rows, "idle")]
+    words = [
+        f"\nAn idle head: {each['busy_with_head_cores']:.2f} cores busy, without it {each['busy_without_cores']:.2f}."
+        for each in idle
+    ]
+    return ["## From nothing to the first step, without submit", "", _STARTS, "", *found, *words] if lines else []
+
+
+def _points(rows: Sequence[Row]) -> list[str]:
+    found = findings.points(rows)
+    header = [
+        "mode",
+        "workers",
+        "step ms",
+        "plain PyTorch, n=1, ms",
+        "efficiency",
+        "95 % CI",
+        "floor ms",
+        "busbw MB/s",
+        "n",
+    ]
+    lines = [
+        [
+            *(each.mode, each.workers, f"{each.step_ms:.3f}", f"{each.base_ms:.3f}", f"{each.efficiency.value:.1%}"),
+            *(span(each.efficiency), f"{each.floor_ms:.3f}", f"{each.busbw_mb_s:.0f}", each.efficiency.count),
+        ]
+        for each in found
+    ]
+    return ["## Scaling", "", _SCALING, "", *table(header, lines)] if found else []

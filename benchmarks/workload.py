@@ -1,0 +1,151 @@
+"""The loop that every arm runs, word for word, and the all-reduce that bounds it from below.
+
+It knows only PyTorch: whoever calls it has set up the process group, and passes in what is to happen after
+each step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+OnStep = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker does.
+
+    Attributes:
+        model: ``"mlp"``, ``"cnn"`` or ``"tiny"``.
+        batch: samples a step on this worker.
+        warmup: steps before the clock counts.
+        steps: timed steps.
+    """
+
+    model: str = "mlp"
+    batch: int = 64
+    warmup: int = 50
+    steps: int = 300
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one worker saw.
+
+    Attributes:
+        seconds: of each timed step.
+        entered: Unix time at which the loop began.
+        first_step: Unix time at which its first step, not timed, was done.
+        gradient_bytes: what the ranks exchange a step.
+    """
+
+    seconds: list[float]
+    entered: float
+    first_step: float
+    gradient_bytes: int
+
+
+def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a network with 10 outputs, and the shape of one of its inputs."""
+    if name == "cnn":
+        layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, 10)), (1, 16, 16)
+    widths = (16, 16) if name == "tiny" else (256, 256, 256)
+    pairs = itertools.pairwise(widths)
+    hidden = [layer for low, high in pairs for layer in (nn.Linear(low, high), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(widths[-1], 10)), (widths[0],)
+
+
+def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None) -> Timing:
+    """Train on made-up data and time each step: forward, backward, optimizer, and then `on_step`.
+
+    A step ends when `on_step` has returned, so what it costs on this thread is part of the step.
+    """
+    entered = time.time()
+    place = device or torch.device("cpu")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    bare, shape = network(work.model)
+    bare = bare.to(place)
+    model = DistributedDataParallel(bare) if world() > 1 else bare
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    inputs, labels = torch.randn(work.batch, *shape, device=place), torch.randint(10, (work.batch,), device=place)
+    seconds, first_step = [], 0.0
+    for step in range(work.warmup + work.steps):
+        start = time.perf_counter()
+        loss = _optimize(model, optimizer, inputs, labels)
+        on_step({"step": step, "loss": loss})
+        _wait_for(place)
+        seconds.append(time.perf_counter() - start)
+        first_step = first_step or time.time()
+    size = sum(weight.numel() * weight.element_size() for weight in bare.parameters())
+    return Timing(seconds[work.warmup :], entered, first_step, size)
+
+
+def _optimize(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> Tensor:
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return loss.detach()
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def world() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def all_reduce_seconds(size: int, device: torch.device | None = None, repeats: int = 50) -> list[float]:
+    """Time all-reduces of `size` bytes: what the ranks cannot do without. Empty for one rank."""
+    if world() < 2:
+        return []
+    place = device or torch.device("cpu")
+    values = torch.ones(size // 4, device=place)
+    seconds = []
+    for _ in range(repeats):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(values)
+        _wait_for(place)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
+    """Return bytes a second on the bus, as nccl-tests defines it: S / t * 2 (n - 1) / n."""
+    return size / seconds * 2 * (ranks - 1) / ranks if ranks > 1 else 0.0
+
+
+def settings() -> dict[str, Any]:
+    """Return what must be the same in every arm: thread counts and CPUs of this process."""
+    return {
+        "torch_threads": torch.get_num_threads(),
+        "worker_omp": os.environ.get("OMP_NUM_THREADS", "unset"),
+        "worker_affinity": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+    }
+
+
+def nothing(metrics: dict[str, Any]) -> None:
+    """Do nothing after a step: the floor."""
+    del metrics
