@@ -44,13 +44,16 @@ def write_data(folder: str | Path = "") -> str:
     """Write scikit-learn's digits (1,797 images of 8x8) as Parquet unless they are there; return the folder.
 
     Args:
-        folder: where all workers can read; this machine's temporary folder if empty.
+        folder: where all workers can read; beside the runs if empty and there is a storage, else this
+            machine's temporary folder.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from sklearn.datasets import load_digits
 
-    target = Path(folder) if folder else Path(tempfile.gettempdir()) / f"digits-{os.getuid()}"
+    storage = os.environ.get("RAYKUBE_STORAGE", "")
+    shared = Path(storage, ".data", "digits") if storage and "://" not in storage else None
+    target = Path(folder) if folder else shared or Path(tempfile.gettempdir(), f"digits-{os.getuid()}")
     target.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
     # Every seventh image is for testing: the same ones everywhere.

@@ -6,22 +6,24 @@ import inspect
 import logging
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raykube.errors import ConfigError
-from raykube.inside import checkpoints
+from raykube.inside import checkpoints, storage
+from raykube.inside.failures import mark
 from raykube.inside.history import Recorder, scalars
 
 
 class _Session:
     """One worker's running loop. Only rank 0 has a recorder."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
+    def __init__(self, recorder: Recorder | None, path: str) -> None:
         self.recorder = recorder
+        self.path = path
 
     def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
         if self.recorder is not None:
@@ -40,8 +42,9 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
 
     Args:
         metrics: names to numbers, strings, booleans; numpy and torch scalars are fine.
-        checkpoint: a dict of states (rank 0 saves it; the copy to storage goes on beside training),
-            or a folder, or a ``ray.train.Checkpoint`` (in storage when this returns).
+        checkpoint: a dict of states, which rank 0 saves (straight into a storage that is a folder; to
+            one behind a URI the upload goes on beside training), or a folder, or a
+            ``ray.train.Checkpoint``, in storage when this returns.
 
     Raises:
         ConfigError: called outside of a loop, or a metric is not a single number or string.
@@ -61,28 +64,33 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
     session.add(plain, name)
     if session.recorder is not None:
         session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
-    _send(plain, checkpoint, name)
+    _send(plain, checkpoint, storage.join(session.path, name))
 
 
-def _send(metrics: dict[str, Any], checkpoint: Any, name: str) -> None:
+def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
     import ray.train
 
+    name = target.rpartition("/")[2]
     if not isinstance(checkpoint, Mapping):
         # The caller's folder may be gone as soon as report returns, so this waits for the copy.
         made = checkpoint if isinstance(checkpoint, ray.train.Checkpoint) else ray.train.Checkpoint(str(checkpoint))
         ray.train.report(metrics, checkpoint=made, checkpoint_dir_name=name)
         return
+    uploads = storage.is_uri(target)
+    mode = ray.train.CheckpointUploadMode
     own = None
     if ray.train.get_context().get_world_rank() == 0:
-        folder = tempfile.mkdtemp(prefix="raykube-checkpoint-")
+        folder = tempfile.mkdtemp(prefix="raykube-checkpoint-") if uploads else target
         checkpoints.save(checkpoint, folder)
         own = ray.train.Checkpoint(folder)
     ray.train.report(
         metrics,
         checkpoint=own,
         checkpoint_dir_name=name,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
+        # A folder was written in place, once. Ray then holds one report back until the controller has taken
+        # the one before, so that a loop cannot run far ahead of what would survive its death.
+        checkpoint_upload_mode=mode.ASYNC if uploads else mode.NO_UPLOAD,
+        delete_local_checkpoint_after_upload=uploads,
     )
 
 
@@ -109,7 +117,11 @@ class Loop:
     def __call__(self, config: dict[str, Any]) -> Any:
         """Run the loop, with its rows recorded to the last one however it ends."""
         with _recording(self.path, self.attempt), _plain_reports(), _equal_reports():
-            return self.body(config) if takes_config(self.body) else self.body()
+            try:
+                return self.body(config) if takes_config(self.body) else self.body()
+            except BaseException as error:
+                mark(error, traceback.format_exc())
+                raise
 
 
 def takes_config(body: Callable[..., Any]) -> bool:
@@ -141,7 +153,7 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
     import ray.train
 
     recorder = Recorder(path, attempt) if ray.train.get_context().get_world_rank() == 0 else None
-    _session = _Session(recorder)
+    _session = _Session(recorder, path.rpartition("/")[0])
     try:
         yield
     finally:
@@ -195,8 +207,3 @@ def _equal_reports() -> Iterator[None]:
             next_step="call it on every rank, without `if rank == 0` around it; "
             "set RAY_TRAIN_COLLECTIVE_TIMEOUT_S if a worker is only slow",
         ) from error
-
-
-def checkpoint_path(checkpoint: Any) -> str:
-    """Return the folder name of one of Ray's checkpoints."""
-    return Path(checkpoint.path).name

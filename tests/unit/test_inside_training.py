@@ -1,4 +1,5 @@
 import functools
+import pickle
 
 import pytest
 
@@ -6,7 +7,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
 from raykube.inside import checkpoints
-from raykube.inside.failures import LoopError, explain, is_bug
+from raykube.inside.failures import LoopError, explain, is_bug, mark
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.training import Stage, Task
@@ -14,15 +15,10 @@ from raykube.inside.training import Stage, Task
 torch = pytest.importorskip("torch")
 
 
-class Wrapped(Exception):
-    """What Ray hands over for an exception of a loop."""
-
-    def __init__(self, inner):
-        super().__init__(inner)
-        self._base_exc = inner
-
-    def __str__(self):
-        return f"Traceback\n  line\n{type(self._base_exc).__name__}: {self._base_exc}"
+def raised(error):
+    """Return an exception of a loop as it arrives in the driver."""
+    mark(error, f"Traceback\n  line\n{type(error).__name__}: {error}")
+    return pickle.loads(pickle.dumps(error))
 
 
 class GroupError(Exception):
@@ -87,7 +83,7 @@ def test_result_of_a_stage_is_also_the_runs(tmp_path):
 
 
 def test_failure_shows_the_bug_and_not_the_broken_connections_around_it():
-    error = GroupError({0: Wrapped(RuntimeError("connection closed")), 1: Wrapped(KeyError("lr"))})
+    error = GroupError({0: raised(RuntimeError("connection closed")), 1: raised(KeyError("lr"))})
     failure, cause = explain(error)
     assert failure.reason == "LoopFailed"
     assert failure.message == "KeyError: 'lr' (worker 1)"
@@ -96,19 +92,18 @@ def test_failure_shows_the_bug_and_not_the_broken_connections_around_it():
 
 
 def test_failure_of_a_lost_worker_is_told_apart():
-    failure, _ = explain(GroupError({0: ConnectionError("The actor died\nmore")}))
+    lost = type("Lost", (Exception,), {"__module__": "ray.exceptions"})
+    failure, _ = explain(GroupError({0: lost("a\nThe actor is dead because of x\nb")}))
     assert failure.reason == "WorkerDied"
-    assert failure.message == "worker 0: The actor died"
+    assert failure.message == "worker 0: The actor is dead because of x"
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():
-    assert is_bug(Wrapped(TypeError()))
-    assert not is_bug(Wrapped(RuntimeError("CUDA error")))
+    assert is_bug(raised(TypeError()))
+    assert not is_bug(raised(RuntimeError("CUDA error")))
 
 
 def test_loop_error_survives_the_way_between_processes():
-    import pickle
-
     assert pickle.loads(pickle.dumps(LoopError({1: ValueError("x")}))).failures[1].args == ("x",)
 
 
