@@ -35,6 +35,7 @@ class Sizes:
 
     Attributes:
         pairs: of the step arms, for each number of workers.
+        budget_s: no further pair is begun that would end later; 0 for no such bound.
         steps, warmup: of one sample.
         cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
         calls: of report in one submitted run.
@@ -42,6 +43,7 @@ class Sizes:
     """
 
     pairs: int
+    budget_s: float
     steps: int
     warmup: int
     cold: int
@@ -50,8 +52,8 @@ class Sizes:
     idle_s: int
 
 
-FULL = Sizes(pairs=10, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
-QUICK = Sizes(pairs=2, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
+FULL = Sizes(pairs=10, budget_s=0, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
+QUICK = Sizes(pairs=2, budget_s=170, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -72,7 +74,8 @@ def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
         command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
         _run_twice(command, rows.environ(**own))
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return measured | {"tracked": tracked_values(Path(folder) / "runs" / "mlflow.db")}
+        measured["environment"]["tracked_values"] = tracked_values(Path(folder) / "runs" / "mlflow.db")
+        return measured
 
 
 def _run_twice(command: list[str], environ: dict[str, str]) -> None:
@@ -100,16 +103,24 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
         SystemExit: the arms did not run with the same threads and CPUs, or raykube's ran without tracking.
     """
     same: dict[str, Any] = {}
+    start = time.monotonic()
     for pair in range(sizes.pairs):
+        done = time.monotonic() - start
+        # Another pair takes as long as those before it took on average.
+        if pair and sizes.budget_s and done * (pair + 1) / pair > sizes.budget_s:
+            print(f"  {pair} of {sizes.pairs} pairs taken: the next one would end after {sizes.budget_s:g} s")
+            break
         for world in WORLDS:
             for arm in in_turn(ARMS, pair):
                 measured = sample(arm, world, sizes)
                 _check(arm, measured, same)
-                for model, values in measured["values"].items():
-                    row = session.add(
-                        "step", arm, pair, {"model": model, "world": world}, measured | {"values": values}
-                    )
-                    _tell(row)
+                _write(session, arm, pair, world, measured)
+
+
+def _write(session: rows.Session, arm: str, pair: int, world: int, measured: dict[str, Any]) -> None:
+    for model, values in measured["values"].items():
+        case = {"model": model, "world": world}
+        _tell(session.add("step", arm, pair, case, measured | {"values": values}))
 
 
 def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
@@ -119,7 +130,7 @@ def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
     if not same.setdefault("told", False):
         print(f"  every arm: {found}", flush=True)
         same["told"] = True
-    if arm == "raykube" and not measured["tracked"]:
+    if arm == "raykube" and not measured["environment"]["tracked_values"]:
         raise SystemExit("raykube's arm ran without tracking: is MLflow installed?")
 
 
