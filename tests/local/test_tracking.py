@@ -1,0 +1,57 @@
+import sqlite3
+
+import torch
+
+import raykube
+from raykube import wire
+from raykube.inside import checkpoints
+from tests.local.inside_support import MARKS, here, own_ray  # noqa: F401 # fixtures
+
+pytestmark = MARKS
+
+
+def loop(config):
+    for step in range(50):
+        raykube.report({"step": step, "loss": 1.0 / (step + 1), "note": "text"})
+    raykube.report({"step": 50, "loss": 0.0}, {"weight": torch.ones(1, 1) * config["scale"]})
+
+
+def load(checkpoint):
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.load_state_dict({"weight": checkpoints.load(checkpoint)["weight"]})
+    return model
+
+
+def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatch):  # noqa: F811
+    monkeypatch.setenv(wire.TRACKING, "on")
+    monkeypatch.setenv(wire.GIT_COMMIT, "abc123")
+    result = raykube.train(loop, {"scale": 3.0}, experiment="tracked", metric="loss", model=load)
+    assert result.notes == ()
+    assert result.model_uri == "models:/tracked/1"
+    with sqlite3.connect(here.storage / "mlflow.db") as store:
+        steps = store.execute("select step from metrics where key = 'loss' order by step").fetchall()
+        params = dict(store.execute("select key, value from params").fetchall())
+        tags = dict(store.execute("select key, value from tags").fetchall())
+        status = store.execute("select status from runs").fetchall()
+    assert [step for (step,) in steps] == list(range(51))
+    assert params == {"scale": "3.0"}
+    assert tags["raykube.run"] == here.run
+    assert tags["raykube.workers"] == "2"
+    assert tags["mlflow.source.git.commit"] == "abc123"
+    assert status == [("FINISHED",)]
+
+    from raykube.inside.serving import open_model, resolve
+
+    model = open_model(resolve(result.model_uri), load)
+    assert model(torch.ones(1, 1)).item() == 3.0
+
+
+def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatch, caplog):  # noqa: F811
+    monkeypatch.setenv(wire.TRACKING, "on")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = raykube.train(loop, {"scale": 1.0}, model=load)
+    assert result.metrics["step"] == 50
+    assert result.model_uri is None
+    assert "127.0.0.1:9" in result.notes[0]
+    assert caplog.text.count("training goes on") == 1
+    assert not (here.storage / "mlflow.db").exists()

@@ -1,0 +1,157 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.train
+import torch
+
+import raykube
+from raykube import wire
+from raykube.errors import ConfigError, RunFailed
+from raykube.inside import checkpoints
+from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
+
+pytestmark = MARKS
+STEPS = 1000
+
+
+def reporting(config):
+    """Report in every way that a loop may."""
+    rank = ray.train.get_context().get_world_rank()
+    began = time.perf_counter()
+    for step in range(STEPS):
+        raykube.report({"step": step, "loss": torch.tensor(1.0 / (step + 1))})
+    note(config["notes"], rank=rank, seconds=time.perf_counter() - began, cwd=str(Path.cwd()))
+    for epoch, accuracy in enumerate([0.5, 0.9, 0.7]):
+        raykube.report({"epoch": epoch, "accuracy": np.float32(accuracy)}, {"epoch": epoch})
+    folder = Path(config["notes"]).with_name(f"plain-{rank}")
+    checkpoints.save({"epoch": 3}, folder)
+    ray.train.report({"epoch": 3, "accuracy": np.float64(0.6)}, checkpoint=ray.train.Checkpoint(str(folder)))
+    ray.train.report({"plain": np.int64(7)})
+
+
+@pytest.fixture(scope="module")
+def reported(request, tmp_path_factory):
+    """Run one loop that reports in every way; return (result, its notes)."""
+    request.getfixturevalue("own_ray")
+    folder = tmp_path_factory.mktemp("reported")
+    environ = {wire.STORAGE: str(folder), wire.WORKERS: "2", wire.TRACKING: "off", wire.RUN_NAME: "reported"}
+    os.environ.update(environ)
+    try:
+        config = {"notes": str(folder / "notes")}
+        return raykube.train(reporting, config, metric="accuracy", mode="max"), notes(folder / "notes")
+    finally:
+        for name in environ:
+            del os.environ[name]
+
+
+def test_report_does_not_wait_for_the_controller(reported):
+    # Ray's own report takes one poll of the controller each: a thousand would take minutes.
+    assert max(fact["seconds"] for fact in reported[1]) < 1.0
+
+
+def test_history_holds_every_row_once_and_in_order(reported):
+    rows = [row["metrics"] for row in reported[0].history()]
+    assert [row["step"] for row in rows if "step" in row] == list(range(STEPS))
+    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1, 2, 3]
+    assert [row["plain"] for row in rows if "plain" in row] == [7]
+
+
+def test_result_is_the_best_checkpoint_and_not_the_last(reported):
+    result = reported[0]
+    assert result.metrics["accuracy"] == pytest.approx(0.9)
+    assert checkpoints.load(result.checkpoint)["epoch"] == 1
+
+
+def test_last_checkpoint_is_kept_besides_the_best(reported):
+    kept = [checkpoints.load(path.parent)["epoch"] for path in Path(reported[0].path).glob("checkpoint_*/state.pt")]
+    assert sorted(kept) == [1, 3]
+
+
+def test_workers_keep_the_directory_of_the_driver(reported):
+    assert {fact["cwd"] for fact in reported[1]} == {str(Path.cwd())}
+
+
+def test_result_is_left_for_other_processes(reported):
+    result = reported[0]
+    text = (Path(result.path).parent / wire.RESULT_FILE).read_text()
+    assert wire.Result.from_json(text) == result
+
+
+def without_checkpoint():
+    for step in range(3):
+        raykube.report({"step": step, "loss": 3.0 - step})
+
+
+@pytest.mark.usefixtures("here")
+def test_metrics_without_a_checkpoint_reach_the_result():
+    result = raykube.train(without_checkpoint)
+    assert result.metrics == {"step": 2, "loss": 1.0}
+    assert result.checkpoint is None
+
+
+def dying(config):
+    """Count to ten with a checkpoint a step; in the first life one worker is killed at step five."""
+    first = (checkpoints.latest() or {"step": -1})["step"] + 1
+    rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
+        note(config["lives"], first=first)
+    for step in range(first, 10):
+        if step == 5 and first == 0 and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raykube.report({"step": step}, {"step": step})
+
+
+def test_training_goes_on_after_a_worker_was_killed(here, tmp_path):  # noqa: F811
+    result = raykube.train(dying, {"lives": str(tmp_path / "lives")})
+    lives = [fact["first"] for fact in notes(tmp_path / "lives")]
+    assert len(lives) == 2
+    assert 1 <= lives[1] <= 5  # from a checkpoint, and from none that was never complete
+    assert result.metrics["step"] == 9
+    assert sorted({row["metrics"]["step"] for row in here.rows()}) == list(range(10))
+    assert checkpoints.load(result.checkpoint)["step"] == 9
+
+
+def buggy(config):
+    note(config["lives"], life=1)
+    raise KeyError("learning_rate")
+
+
+@pytest.mark.usefixtures("here")
+def test_bug_in_a_loop_fails_at_once_with_the_loops_own_words(tmp_path):
+    with pytest.raises(RunFailed) as caught:
+        raykube.train(buggy, {"lives": str(tmp_path / "lives")})
+    assert caught.value.reason == "LoopFailed"
+    assert "KeyError: 'learning_rate'" in str(caught.value)
+    assert any("in buggy" in line for line in caught.value.tail)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert len(notes(tmp_path / "lives")) <= 2  # two workers, one life
+
+
+def unequal():
+    rank = ray.train.get_context().get_world_rank()
+    for step in range(2 - rank):
+        raykube.report({"step": step}, {"step": step})
+
+
+@pytest.mark.usefixtures("here")
+def test_unequal_reports_end_with_the_reason(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "3")
+    with pytest.raises(RunFailed, match="unequally often"):
+        raykube.train(unequal)
+
+
+@pytest.mark.usefixtures("here")
+def test_more_workers_than_fit_are_refused_before_anything_waits(monkeypatch):
+    monkeypatch.setenv(wire.WORKERS, "512")
+    with pytest.raises(ConfigError, match="room for"):
+        raykube.train(without_checkpoint)
+
+
+def test_relative_storage_works(here, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(wire.STORAGE, "relative/runs")
+    assert Path(raykube.train(without_checkpoint).path) == tmp_path / "relative/runs" / here.run / "train-1"
