@@ -218,9 +218,7 @@ def _find(name: str) -> Path:
             return path
     presets = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
-    raise ConfigError(
-        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, *presets})
-    )
+    raise ConfigError(f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, *presets}))
 
 
 def _read(path: Path) -> Cluster:

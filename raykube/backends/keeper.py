@@ -34,8 +34,12 @@ def main(arguments: list[str]) -> None:
     head.write_state(started)
     api = head.api(started)
     # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
-    while _should_go_on(started, api):
+    while head.alive(started.ray_pid, started.ray_created):
         _tick(started, api)
+        if _is_idle(started, api):
+            with head.lock():  # nobody is just about to submit
+                if _is_idle(started, api):
+                    break
         time.sleep(_TICK_S)
     _end(started)
 
@@ -139,18 +143,20 @@ def _adopt() -> head.Head:
     return dataclasses.replace(orphan, keeper_pid=me.pid, keeper_created=me.create_time())
 
 
-def _should_go_on(started: head.Head, api: RayApi) -> bool:
-    """Whether Ray lives and is not idle for longer than the setting allows."""
-    if not head.alive(started.ray_pid, started.ray_created):
-        return False
-    idle_s = time.time() - (head.home() / "used").stat().st_mtime
-    return idle_s < float(setting("idle_timeout_s").value) or _is_busy(started, api)
+def _is_idle(started: head.Head, api: RayApi) -> bool:
+    """Whether nothing has run on the head for as long as the setting allows."""
+    unused_s = time.time() - (head.home() / "used").stat().st_mtime
+    return unused_s > float(setting("idle_timeout_s").value) and not _is_busy(started, api)
 
 
 def _is_busy(started: head.Head, api: RayApi) -> bool:
     """Whether anything runs on the head, sent by raykube or not."""
-    services = any(record.head == started.id for record in records.every("service"))
-    return services or any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
+    ours = [record for record in records.every() if record.head == started.id]
+    if any(record.kind == "service" or records.final(record.name) is None for record in ours):
+        return True
+    with contextlib.suppress(BackendError):
+        return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
+    return False
 
 
 def _tick(started: head.Head, api: RayApi) -> None:

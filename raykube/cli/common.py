@@ -29,6 +29,8 @@ def joined(*options: Callable[[_Function], _Function]) -> Callable[[_Function], 
     return decorate
 
 
+# Not `readable`: what cannot be read is refused with its reason, like everything else about it.
+_PATH = click.Path(path_type=Path, readable=False)
 on_option = click.option(
     "--on", metavar="NAME|PATH", help="Where: local, a preset of cluster-configs/, or a manifest. [local]"
 )
@@ -40,12 +42,12 @@ plan_options = joined(
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )
 code_options = joined(
-    click.option("--working-dir", type=click.Path(path_type=Path, readable=False), help="Folder to pack and send. [.]"),
+    click.option("--working-dir", type=_PATH, help="Folder to pack and send. [.]"),
     click.option(
         "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
     ),
     click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
-    click.option("--runtime-env", type=click.Path(path_type=Path, readable=False), help="YAML file with a Ray runtime environment."),
+    click.option("--runtime-env", type=_PATH, help="YAML file with a Ray runtime environment."),
     click.option("--runtime-env-json", metavar="JSON", help="A Ray runtime environment."),
 )
 
