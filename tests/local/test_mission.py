@@ -1,0 +1,169 @@
+"""The main job on this machine: one script by four ways, its result from anywhere, its model behind HTTP."""
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+import raykube as rk
+from raykube.backends import head
+from raykube.errors import Conflict
+from tests.local.test_head import eventually
+from tests.support import BIN, run
+
+pytestmark = pytest.mark.local
+
+ROOT = BIN.parent.parent
+SCRIPT = ("python", "-m", "jobs.digits", "--epochs", "3")
+WAIT_S = 300
+
+
+def weights(text):
+    """Return the fingerprint that the script printed of its final weights."""
+    (found,) = re.findall(r"weights +(sha256:\w+)", text)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Train digits with two workers through rk.submit; return the run, which has ended well."""
+    job = rk.Job(entrypoint=" ".join(SCRIPT), name="mission-train", working_dir=ROOT)
+    return rk.submit(job, rk.Cluster.local(workers=2)).wait(timeout_s=WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def fingerprint(trained):
+    """Return the weights of that run."""
+    return weights("\n".join(trained.logs()))
+
+
+def test_command_line_gives_the_same_weights(fingerprint):
+    done = run("raykube", "job", "submit", "--workers", "2", "--", *SCRIPT, cwd=ROOT, timeout=WAIT_S)
+    assert done.returncode == 0, done.stderr
+    assert weights(done.stdout) == fingerprint
+
+
+def test_plain_script_gives_the_same_weights(fingerprint):
+    done = run(*SCRIPT, cwd=ROOT, timeout=WAIT_S, RAYKUBE_WORKERS="2")
+    assert done.returncode == 0, done.stderr
+    assert weights(done.stdout) == fingerprint
+
+
+def test_ray_job_submit_gives_the_same_weights(fingerprint):
+    running = head.current() or pytest.fail("no head runs")
+    done = run(
+        *("ray", "job", "submit", "--address", running.address, "--working-dir", "."),
+        *("--runtime-env-json", '{"env_vars": {"RAYKUBE_WORKERS": "2"}, "excludes": [".git", ".demo", "mlruns"]}'),
+        *("--", *SCRIPT),
+        cwd=ROOT,
+        timeout=WAIT_S,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(head.home() / "token"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert weights(done.stdout) == fingerprint
+
+
+def test_result_holds_what_train_returned(trained):
+    result = trained.result()
+    assert (result.kind, result.run, result.params["epochs"]) == ("train", "mission-train", 3)
+    assert result.metrics["accuracy"] > 0.9
+    assert result.model_uri.startswith("models:/digits/")
+    epochs = [row["metrics"]["epoch"] for row in result.history() if row["checkpoint"]]
+    assert epochs == [1, 2, 3]
+
+
+def test_status_shows_the_metrics_while_it_runs(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import threading, pathlib, sys\nimport raykube as rk\n"
+        "def loop(config):\n"
+        "    rk.report({'loss': 0.25})\n"
+        "    while not pathlib.Path(config['go']).exists(): threading.Event().wait(0.1)\n"
+        "rk.train(loop, {'go': sys.argv[1]})\n"
+    )
+    running = rk.submit(rk.Job(entrypoint=f"python slow.py {tmp_path / 'go'}", working_dir=tmp_path))
+    assert eventually(lambda: running.status().progress)["loss"] == 0.25
+    (tmp_path / "go").touch()
+    assert running.wait(timeout_s=WAIT_S).result().metrics == {"loss": 0.25}
+
+
+def service(**fields):
+    app = {"name": "digits", "import_path": "jobs.digits_app:app", "model": "run:mission-train"} | fields
+    return rk.Service(name="mission-digits", apps=(rk.App(**app),), working_dir=ROOT)
+
+
+@pytest.fixture(scope="module")
+def endpoint(trained):
+    """Serve the trained model, with replicas from one to two."""
+    assert trained.result().checkpoint
+    quick = {"upscale_delay_s": 0.5, "look_back_period_s": 2.0, "target_ongoing_requests": 1}
+    scaling = {"min_replicas": 1, "max_replicas": 2, **quick}
+    made = rk.deploy(service(autoscaling_config=scaling, ray_actor_options={"num_cpus": 0.5}), "local")
+    yield made
+    made.delete()
+
+
+def test_served_model_reads_digits(endpoint):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    instances = (digits.images[:50] / 16).tolist()
+    answer = httpx.post(endpoint.url, json={"instances": instances}, timeout=60, trust_env=False)
+    right = sum(a == b for a, b in zip(answer.json()["predictions"], digits.target[:50], strict=True))
+    assert right >= 45
+
+
+def test_service_is_listed_and_found_by_name(endpoint):
+    assert rk.attach("mission-digits") == endpoint
+    done = run("raykube", "service", "list")
+    assert re.search(r"mission-digits +RUNNING", done.stdout)
+
+
+def test_service_under_load_gets_a_second_replica(endpoint):
+    stop = threading.Event()
+    body = {"instances": [[0.0] * 64] * 64}
+
+    def load():
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not stop.is_set():
+                client.post(endpoint.url, json=body)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            pool.submit(load)
+        try:
+            eventually(lambda: "2 replicas" in endpoint.status().detail)
+        finally:
+            stop.set()
+
+
+@pytest.mark.usefixtures("endpoint")
+def test_route_of_another_service_is_a_conflict():
+    other = rk.Service(name="other", apps=(rk.App(name="other", import_path="jobs.digits_app:app"),), working_dir=ROOT)
+    with pytest.raises(Conflict, match="route_prefix '/'"):
+        rk.deploy(other, "local")
+
+
+@pytest.mark.usefixtures("trained")
+def test_service_that_cannot_start_says_serve_s_own_words():
+    broken = rk.App(name="broken", import_path="jobs.digits_app:app", model="run:nobody", route_prefix="/broken")
+    with pytest.raises(rk.BackendError, match="run nobody has no result"):
+        rk.deploy(rk.Service(name="mission-broken", apps=(broken,), working_dir=ROOT), "local")
+    rk.attach("mission-broken").delete()
+
+
+def test_misspelt_key_of_a_service_is_refused():
+    with pytest.raises(rk.ConfigError, match="num_replicas"):
+        service(num_replica=3)
+
+
+def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
+    done = run("raykube", "cluster", "delete", "local")
+    assert done.returncode == 0, done.stderr
+    assert head.current() is None
+    seen = run("raykube", "job", "result", "--json", trained.name)
+    assert '"accuracy"' in seen.stdout
+    assert weights("\n".join(trained.logs())) == fingerprint
+    assert trained.status().state == "SUCCEEDED"

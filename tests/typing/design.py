@@ -1,0 +1,58 @@
+"""How the library reads, as code that mypy checks. Not run."""
+
+import raykube as rk
+from raykube.handles import Event
+
+
+def laptop() -> None:
+    """A script on a laptop."""
+    job = rk.Job.module("jobs.digits", "--epochs", "20", name="digits-a1")
+    text: str = rk.plan(job, on="gpu").yaml()
+    run: rk.Run = rk.submit(job, on=rk.Cluster.load("gpu").sized(workers=8))
+    result: rk.Result | None = run.wait().result()
+    rk.submit(job, on="local").wait(timeout_s=60, on_event=changed)
+    rk.submit(job, on=rk.Cluster.local(workers=2, cpus=1, gpus=0).sized(workers=(1, 2)))
+    names: list[str] = [each.name for each in rk.runs()]
+    lines: list[str] = list(run.logs(follow=True))
+    assert text and result and names and lines  # noqa: PT018 - only their types matter
+
+
+def changed(event: Event) -> None:
+    """What a wait may tell."""
+    state: str = event.status.state
+    assert state
+
+
+def serve() -> None:
+    """A service."""
+    app = rk.App(import_path="jobs.digits_app:app", model="run:digits-a1", num_replicas=2)
+    endpoint: rk.Endpoint = rk.deploy(rk.Service(name="digits", apps=(app,)), on="local")
+    status: rk.Status = endpoint.status()
+    url: str = endpoint.url
+    found: rk.Run | rk.Endpoint = rk.attach("digits")
+    assert status and url and found  # noqa: PT018
+
+
+def errors(run: rk.Run) -> None:
+    """Every field that an error carries."""
+    try:
+        run.wait()
+    except rk.RunFailed as error:
+        fields: tuple[str, int | None, tuple[str, ...]] = (error.reason, error.exit_code, error.tail)
+        assert fields
+    except rk.ConfigError as error:
+        assert [problem.path for problem in error.problems]
+    except rk.RaykubeError as error:
+        assert error.what and error.why and error.next_step  # noqa: PT018
+
+
+def inside() -> None:
+    """An entry script."""
+
+    def loop(config: dict[str, float]) -> None:
+        rk.report({"loss": config["lr"]})
+        rk.report({"loss": 0.0}, checkpoint={"model": {}})
+
+    trained: rk.Result = rk.train(loop, {"lr": 0.1}, experiment="digits", metric="loss", mode="min")
+    best: rk.Result = rk.sweep(loop, {"lr": 0.1}, trials=4, metric="loss", mode="min", experiment="digits")
+    assert trained.metrics["loss"] and best.params  # noqa: PT018

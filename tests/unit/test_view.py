@@ -1,0 +1,62 @@
+"""What the command line shows."""
+
+import pytest
+
+from raykube.backends import Status
+from raykube.cli import view
+from raykube.errors import Failure
+from raykube.wire import Result
+
+NOW = 1_000.0
+
+
+def status(**fields):
+    return Status(**{"name": "a", "kind": "job", "state": "RUNNING", "submitted": 940.0} | fields)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (119, "119s"), (120, "2m"), (7_200, "2h"), (200_000, "2d")])
+def test_age_is_written_as_kubectl_does(seconds, text):
+    assert view.age(seconds) == text
+
+
+def test_running_line_shows_metrics_and_time_but_no_detail():
+    line = view.status_line(status(progress={"epoch": 3, "loss": 0.123456}, detail="Job is running."), NOW)
+    assert line == "a RUNNING · epoch 3 · loss 0.1235 · 60s"
+
+
+def test_pending_line_shows_the_detail_and_later_attempts():
+    line = view.status_line(status(state="PENDING", detail="waiting", attempt=2), NOW)
+    assert line == "a PENDING · attempt 2 · waiting · 60s"
+
+
+def test_ended_run_does_not_grow_older():
+    assert view.elapsed(status(ended=950.0), NOW) == 10.0
+
+
+def test_failure_text_has_cause_log_and_next_step():
+    text = view.failure_text(Failure("EntrypointFailed", "exit code 3", 3, ("x", "y"), "look"))
+    assert text.splitlines() == [
+        "EntrypointFailed: exit code 3",
+        "  last 2 lines of its log:",
+        "    x",
+        "    y",
+        "  next: look",
+    ]
+
+
+def test_table_aligns_its_columns():
+    rows = view.table([status(name="a-long-name"), status(name="b", state="FAILED", failure=Failure("Why", ""))], NOW)
+    heading, first, second = rows.splitlines()
+    assert heading.index("STATE") == first.index("RUNNING") == second.index("FAILED")
+    assert second.endswith("Why")
+
+
+def test_result_text_names_metrics_model_and_notes():
+    text = view.result_text(Result("train", "a", "/p", {"loss": 0.5}, "/p/c", {"lr": 1}, "models:/m/1", notes=("n",)))
+    assert [line.split()[-1] for line in text.splitlines()] == ["0.5", "1", "/p/c", "models:/m/1", "/p", "n"]
+
+
+def test_json_of_a_status_holds_its_failure():
+    shown = view.as_json(status(state="FAILED", failure=Failure("Why", "words", 3)))
+    assert shown["failure"]["exit_code"] == 3
+    assert '"state": "FAILED"' in view.dump(shown)
