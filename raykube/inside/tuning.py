@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -52,7 +53,7 @@ def sweep(
         RunFailed: every trial failed; the first one's failure.
     """
     task = Task(loop, dict(space), metric, mode)
-    _check(trials, metric)
+    _check(space, trials, metric)
     place = Place.from_environ(experiment)
     place.prepare()
     stage = Stage(place, place.next_stage("sweep"), place.path)
@@ -71,14 +72,26 @@ def sweep(
     return stage.finish(result)
 
 
-def _check(trials: int, metric: str) -> None:
-    problems = []
+def _check(space: Mapping[str, Any], trials: int, metric: str) -> None:
+    problems = [
+        Problem(f"space.{name}", "is a grid, which Optuna does not search", "write tune.choice([...])")
+        for name, value in space.items()
+        if isinstance(value, Mapping) and "grid_search" in value
+    ]
+    if not problems and not any(_is_domain(value) for value in space.values()):
+        problems.append(Problem("space", "has nothing to search", "give a key a domain: tune.loguniform(1e-4, 1e-1)"))
     if trials < 1:
         problems.append(Problem("trials", f"{trials} is not a number of trials", "write 1 or more"))
     if not metric:
         problems.append(Problem("metric", "is empty", "name a number that the loop reports"))
     if problems:
         raise ConfigError.of("this sweep cannot be run", problems)
+
+
+def _is_domain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_is_domain(inner) for inner in value.values())
+    return any(base.__name__ == "Domain" for base in type(value).__mro__)
 
 
 def trial_place(place: Place) -> Place:
@@ -135,7 +148,7 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
                 "params": _params(stage, trial),
                 "metrics": dict(best[1]) if best else reported,
                 "checkpoint": best[0] if best else None,
-                "error": _last_line(outcome.error) if outcome.error else None,
+                "error": reason(outcome.error) if outcome.error else None,
             }
         )
     return tuple(sorted(found, key=lambda entry: str(entry["trial"])))
@@ -163,9 +176,12 @@ def _params(stage: Stage, trial: str) -> dict[str, Any]:
     return dict(json.loads(text)) if text else {}
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("why:")), lines[-1] if lines else repr(error))
+def reason(error: BaseException) -> str:
+    """Return the one line of a trial's error that says why: Tune hands over the traceback of its process."""
+    lines = str(error).rstrip().splitlines()
+    whys = [line.strip().removeprefix("why:").strip() for line in lines if line.strip().startswith("why:")]
+    heads = [line.removeprefix("raykube.errors.") for line in lines if re.match(r"[\w.]+: ", line)]
+    return next((line for line in [*reversed(whys), *reversed(heads), *reversed(lines)] if line), repr(error))
 
 
 def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...]) -> wire.Result:

@@ -1,14 +1,18 @@
 import sqlite3
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import ray
+import ray.train
 from ray import tune
 
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import checkpoints
-from tests.local.inside_support import MARKS, here, own_ray  # noqa: F401 # fixtures
+from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
 
 pytestmark = MARKS
 
@@ -25,9 +29,19 @@ def silent():
     raykube.report({"other": 1.0})
 
 
-def resources_are_free():
-    """Tell whether every CPU is available again, as no placement group was left behind."""
-    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+def worse_each_time(config):
+    """Score 1, and 0 in the next trial, which would go on for minutes."""
+    rank = ray.train.get_context().get_world_rank()
+    hopeless = config["x"] not in {fact["x"] for fact in notes(config["trials"])[:1] or [config]}
+    if rank == 0:
+        note(config["trials"], x=config["x"])
+    for epoch in range(300 if hopeless else 5):
+        raykube.report({"epoch": epoch, "score": 0.0 if hopeless else 1.0}, {"epoch": epoch})
+        threading.Event().wait(0.5 if hopeless else 0)  # an epoch's work
+
+
+def cpus_in_use():
+    return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
 
 
 def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch):  # noqa: F811
@@ -48,18 +62,26 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
 
 
 @pytest.mark.usefixtures("here")
-def test_trials_of_two_workers_take_turns_and_leave_nothing_behind(monkeypatch):
+def test_trials_of_all_workers_take_turns_and_a_hopeless_one_is_ended(monkeypatch, tmp_path):
     monkeypatch.setenv(wire.TRIAL_WORKERS, "2")
-    result = raykube.sweep(loop, {"x": tune.uniform(0, 1)}, trials=2, metric="score", mode="max")
+    space = {"x": tune.uniform(0, 1), "trials": str(tmp_path / "trials")}
+    result = raykube.sweep(worse_each_time, space, trials=2, metric="score", mode="max")
     assert [trial["error"] for trial in result.trials] == [None, None]
     assert len({trial["params"]["x"] for trial in result.trials}) == 2
-    assert resources_are_free()
+    assert result.metrics["score"] == 1.0
+    hopeless = min(result.trials, key=lambda trial: trial["metrics"]["score"])
+    rows = wire.read_rows(Path(result.path) / hopeless["trial"] / "train-1" / wire.METRICS_FILE)
+    assert max(row["metrics"]["epoch"] for row in rows) < 299
+    deadline = time.monotonic() + 60
+    while cpus_in_use() and time.monotonic() < deadline:
+        threading.Event().wait(0.5)
+    assert cpus_in_use() == 0  # the placement group of the ended trial was freed
 
 
 @pytest.mark.usefixtures("here")
 def test_sweep_whose_loop_never_reports_the_metric_says_what_it_reports():
     with pytest.raises(RunFailed, match="other") as caught:
-        raykube.sweep(silent, {"x": 1}, trials=1, metric="score", mode="max")
+        raykube.sweep(silent, {"x": tune.uniform(0, 1)}, trials=1, metric="score", mode="max")
     assert caught.value.reason == "AllTrialsFailed"
 
 
@@ -67,10 +89,15 @@ def test_sweep_whose_loop_never_reports_the_metric_says_what_it_reports():
 def test_trial_that_does_not_fit_is_refused_before_anything_waits(monkeypatch):
     monkeypatch.setenv(wire.TRIAL_WORKERS, "512")
     with pytest.raises(ConfigError, match="room for"):
-        raykube.sweep(loop, {"x": 1}, trials=1, metric="score", mode="max")
+        raykube.sweep(loop, {"x": tune.uniform(0, 1)}, trials=1, metric="score", mode="max")
 
 
 def test_sweep_lists_every_wrong_argument():
     with pytest.raises(ConfigError) as caught:
-        raykube.sweep(loop, {}, trials=0, metric="", mode="max")
-    assert [problem.path for problem in caught.value.problems] == ["trials", "metric"]
+        raykube.sweep(loop, {"x": 1}, trials=0, metric="", mode="max")
+    assert [problem.path for problem in caught.value.problems] == ["space", "trials", "metric"]
+
+
+def test_grid_is_refused_with_what_to_write_instead():
+    with pytest.raises(ConfigError, match=r"tune\.choice"):
+        raykube.sweep(loop, {"x": tune.grid_search([1, 2])}, trials=1, metric="score", mode="max")
