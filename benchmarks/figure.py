@@ -11,6 +11,7 @@ from benchmarks.rows import Row
 
 _INK, _MUTED, _BAND, _GOAL = "#1f2933", "#7b8794", "#e4e7eb", "#c0392b"
 _COLOURS = ("#0b6e99", "#d9822b", "#3d8c40", "#8e5ea2", "#5c7080", "#bf7326")
+_QUANTILES = ("p50", "p95", "p99", "max")
 _NAMES = {
     "submit": "pack, head up, sent",
     "first_line": "script's first line",
@@ -84,14 +85,17 @@ def _reports(axis: Any, rows: Sequence[Row]) -> None:
     for place, each in enumerate(reversed(found)):
         values = (each.p50, each.p95, each.p99.value, each.worst)
         axis.plot([values[0], values[-1]], [place, place], color=_BAND, linewidth=5, zorder=1, solid_capstyle="round")
-        for name, value, colour in zip(("p50", "p95", "p99", "max"), values, _COLOURS, strict=False):
+        for name, value, colour, above in zip(_QUANTILES, values, _COLOURS, (True, False, True, False), strict=False):
             axis.plot(value, place, "o", color=colour, markersize=8)
-            axis.annotate(f"{name}\n{value:.3g} µs", (value, place), (0, 10), textcoords="offset points", ha="center")
+            words, shift, side = f"{name} {value:,.{0 if value >= 100 else 1}f} µs", 10 if above else -10, "center"
+            anchor = "bottom" if above else "top"  # neighbours may be close
+            axis.annotate(words, (value, place), (0, shift), textcoords="offset points", ha=side, va=anchor)
     axis.axvline(findings.REPORT_P99_US, color=_GOAL, linewidth=1.2)
     axis.annotate("goal for p99", (findings.REPORT_P99_US, -0.5), (4, 0), textcoords="offset points", color=_GOAL)
     axis.set_yticks(range(len(found)), [f"{each.tracking}\n{each.calls:,} calls" for each in reversed(found)])
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.set_xscale("log")
+    axis.margins(x=0.12)
     axis.set_xlabel("µs (logarithmic)")
     axis.set_title(title, loc="left")
     return None

@@ -53,7 +53,7 @@ class Sizes:
 
 
 FULL = Sizes(pairs=10, budget_s=0, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
-QUICK = Sizes(pairs=2, budget_s=170, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
+QUICK = Sizes(pairs=2, budget_s=150, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -63,6 +63,7 @@ def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
 
 def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
     """Run one sample of one arm in a process of its own, and return what its rank 0 wrote."""
+    # Short, because the sockets of Ray below it may have paths of no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "sample.json"
         kind = arm.split(maxsplit=1)[0]
@@ -70,7 +71,8 @@ def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
         if kind == "torchrun":
             launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
         sizing = ["--world", str(world), "--steps", str(sizes.steps), "--warmup", str(sizes.warmup)]
-        own = {"RAYKUBE_HOME": folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        own = {"RAYKUBE_HOME": folder, "RAY_TMPDIR": folder}
+        own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
         _run_twice(command, rows.environ(**own))
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))

@@ -73,7 +73,11 @@ class Session:
         commit, dirty = code_version()
         session = cls(experiment, quick, name, commit, dirty, machine())
         print(f"{experiment}{' (quick)' if quick else ''}, commit {commit[:12]}{' + changes' if dirty else ''}")
-        print("  " + ", ".join(f"{key} {value}" for key, value in session.machine.items()), flush=True)
+        print("  " + ", ".join(f"{key} {value}" for key, value in session.machine.items()))
+        busy = load()["load_1min"]
+        if busy > session.machine["cores"] / 4:
+            print(f"  the machine is busy with other work (load average {busy}): the noise floor will be high")
+        sys.stdout.flush()
         return session
 
     @property
