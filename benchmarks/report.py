@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     said = parser.parse_args(arguments)
     found = findings.latest(rows.read(said.results), full=said.full)
     if not found:
-        print(f"{said.results} holds no rows\n  next: python -m benchmarks.overhead --quick", file=sys.stderr)
+        kind, option = (" of a full session", "") if said.full else ("", " --quick")
+        print(f"{said.results} holds no rows{kind}\n  next: python -m benchmarks.overhead{option}", file=sys.stderr)
         sys.exit(2)
     picture = said.out.with_suffix(".png")
     said.out.parent.mkdir(parents=True, exist_ok=True)
