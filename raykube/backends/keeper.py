@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> None:
     """Run the keeper until its head ends."""
     head_id = arguments[0]
     started = _adopt() if "--adopt" in arguments else _start(head_id)
+    head.touch()
     head.write_state(started)
     api = head.api(started)
     # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
@@ -71,6 +72,9 @@ def ray_environ(head_id: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(head.home() / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's own runtime environment needs workers of its own; those started ahead would only take CPU.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
         # A pipe would make Python hold back a script's output in blocks of 8 KiB.
         "PYTHONUNBUFFERED": "1",
     }
