@@ -25,6 +25,15 @@ from raykube.errors import BackendError, Unreachable
 from raykube.settings import setting
 
 _TICK_S = 1.0
+# Ray's command line loads those of Serve, Jobs and the state API (2 s of pandas and fastapi), none of which
+# `ray start` uses. A name that stands for None in sys.modules fails to import, which Ray takes for "not installed".
+_RAY = """
+import sys
+for name in ("ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli"):
+    sys.modules[name] = None
+from ray.scripts.scripts import main
+main()
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +57,7 @@ def main(arguments: list[str]) -> None:
 def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
     """Return the command that starts Ray; every port is free or chosen by Ray, none is a default."""
     return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *(sys.executable, "-c", _RAY, "start", "--head", "--block"),
         *("--port=0", f"--num-cpus={head.cpu_count()}", f"--temp-dir={temp_dir}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
         *(f"--ray-client-server-port={head.free_port()}", "--min-worker-port=0", "--max-worker-port=0"),
