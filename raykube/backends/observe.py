@@ -7,6 +7,7 @@ import copy
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,7 +39,7 @@ def settle(record: Record, ended: Status, head: Head) -> Status:
     """Keep the logs of a run that has ended for good, and then its last status."""
     for attempt in range(1, ended.attempt + 1):
         _keep_log(record, attempt, head)
-    return records.set_final(ended)
+    return records.set_final(replace(ended, progress=progress(record)))
 
 
 def settle_lost(record: Record, head: Head | None) -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import Any
@@ -32,6 +33,12 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         self._path = path
         self._attempt = attempt
         self._recorder: Recorder | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # We are in the controller now. Stopping a trial early ends its workers before their backend, which Ray
+        # reports with a traceback that says of itself that it is expected.
+        logging.getLogger("ray.train.v2._internal.callbacks.backend_setup").setLevel(logging.ERROR)
+        self.__dict__.update(state)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""

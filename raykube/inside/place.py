@@ -24,6 +24,8 @@ log = logging.getLogger("raykube")
 T = TypeVar("T")
 
 RAY_ENVIRON = {
+    # It logs what a worker prints besides printing it, and so shows every line twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # The controller takes one report a poll: at Ray's 2 s every report waits 2 s and a run ends 4 s late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Without a limit, ranks that report unequally often wait for each other for ever.
@@ -173,13 +175,13 @@ def _start() -> bool:
     if ray.is_initialized():
         return False
     if joins:
-        ray.init()
+        ray.init(logging_level=logging.WARNING)
         return False
     os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
     # It would warn that a token is now needed, where nobody but this process needs one.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
-    ray.init(address="local", include_dashboard=True)
+    ray.init(address="local", include_dashboard=True, logging_level=logging.WARNING)
     return True
 
 

@@ -178,6 +178,9 @@ class MlflowTracker(Tracker):
                     yield Metric(name, float(value), when, step)
 
     def _open(self) -> None:
+        # Its tables are made once, and models of one's own are loaded as they were saved: no news, no danger.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
 
@@ -192,7 +195,9 @@ class MlflowTracker(Tracker):
         tags = tags_of(self._place, self._subject)
         run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
         params = [Param(name, str(value)[:6000]) for name, value in self._subject.params.items()]
-        self._client.log_batch(run.info.run_id, params=params[:100], tags=[RunTag("raykube.path", self._subject.path)])
+        self._client.log_batch(run.info.run_id, tags=[RunTag("raykube.path", self._subject.path)])
+        for first in range(0, len(params), 100):  # MLflow takes 100 a call
+            self._client.log_batch(run.info.run_id, params=params[first : first + 100])
         storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": run.info.run_id}))
         self._run_id = run.info.run_id
 

@@ -60,6 +60,7 @@ def sweep(
     if done := stage.finished():
         return done
     log_start(stage)
+    _hush()
     with place.connect():
         at_once = min(trials, require(place, place.trial_workers) // place.trial_workers)
         log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
@@ -128,6 +129,17 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
         ),
         run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0),
     )
+
+
+def _hush() -> None:
+    """Keep out of the log what Ray and Optuna say about files that are not theirs here, and about every checkpoint."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune.tune").setLevel(logging.WARNING)
+    # Trials write raykube's metrics file, not Tune's, which it misses afterwards.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    logging.getLogger("ray.train.v2._internal.execution.checkpoint.checkpoint_manager").setLevel(logging.WARNING)
 
 
 def _trial_id(trial: Any) -> str:

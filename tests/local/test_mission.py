@@ -75,10 +75,11 @@ def test_result_holds_what_train_returned(trained):
     assert epochs == [1, 2, 3]
 
 
-def test_status_shows_the_metrics_while_it_runs(tmp_path):
+def test_status_shows_the_metrics_while_it_runs_and_the_log_each_print_once(tmp_path):
     (tmp_path / "slow.py").write_text(
         "import threading, pathlib, sys\nimport raykube as rk\n"
         "def loop(config):\n"
+        "    print('printed once', flush=True)\n"
         "    rk.report({'loss': 0.25})\n"
         "    while not pathlib.Path(config['go']).exists(): threading.Event().wait(0.1)\n"
         "rk.train(loop, {'go': sys.argv[1]})\n"
@@ -87,6 +88,7 @@ def test_status_shows_the_metrics_while_it_runs(tmp_path):
     assert eventually(lambda: running.status().progress)["loss"] == 0.25
     (tmp_path / "go").touch()
     assert running.wait(timeout_s=WAIT_S).result().metrics == {"loss": 0.25}
+    assert sum("printed once" in line for line in running.logs()) == 1
 
 
 def service(**fields):

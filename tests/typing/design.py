@@ -14,7 +14,7 @@ def laptop() -> None:
     rk.submit(job, on=rk.Cluster.local(workers=2, cpus=1, gpus=0).sized(workers=(1, 2)))
     names: list[str] = [each.name for each in rk.runs()]
     lines: list[str] = list(run.logs(follow=True))
-    assert text and result and names and lines  # noqa: PT018 - only their types matter
+    assert text and result and names and lines
 
 
 def changed(event: Event) -> None:
@@ -30,7 +30,7 @@ def serve() -> None:
     status: rk.Status = endpoint.status()
     url: str = endpoint.url
     found: rk.Run | rk.Endpoint = rk.attach("digits")
-    assert status and url and found  # noqa: PT018
+    assert status and url and found
 
 
 def errors(run: rk.Run) -> None:
@@ -43,7 +43,7 @@ def errors(run: rk.Run) -> None:
     except rk.ConfigError as error:
         assert [problem.path for problem in error.problems]
     except rk.RaykubeError as error:
-        assert error.what and error.why and error.next_step  # noqa: PT018
+        assert error.what and error.why and error.next_step
 
 
 def inside() -> None:
@@ -55,4 +55,4 @@ def inside() -> None:
 
     trained: rk.Result = rk.train(loop, {"lr": 0.1}, experiment="digits", metric="loss", mode="min")
     best: rk.Result = rk.sweep(loop, {"lr": 0.1}, trials=4, metric="loss", mode="min", experiment="digits")
-    assert trained.metrics["loss"] and best.params  # noqa: PT018
+    assert trained.metrics["loss"] and best.params
