@@ -33,24 +33,39 @@ OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Run:
-    """A job that was submitted. Nothing is cached: every call asks the place."""
+class _Handle:
+    """What a run and an endpoint have in common. Nothing is cached: every call asks the place."""
 
     name: str
     backend: Backend = field(repr=False, compare=False)
 
     @property
     def url(self) -> str:
-        """Where Ray's dashboard shows the run; empty when its cluster is gone."""
+        """Where to look: Ray's dashboard for a run, the HTTP address of its first application for a service."""
         return self.status().url
 
     def status(self) -> Status:
-        """Return the state now.
+        """Return the state now. A service is RUNNING when every application answers.
 
         Raises:
             NotFound: it was deleted.
         """
         return self.backend.status(self.name)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of the driver's or the replicas' log; with `follow` until it has ended."""
+        return self.backend.logs(self.name, follow=follow)
+
+    def why(self) -> Failure:
+        """Say in one cause and one next step why it is where it is."""
+        status = self.status()
+        next_step = f"raykube {status.kind} logs {self.name}"
+        return status.failure or Failure(status.state, status.detail, next_step=next_step)
+
+
+@dataclass(frozen=True)
+class Run(_Handle):
+    """A job that was submitted."""
 
     def wait(self, *, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Run:
         """Wait until the run has ended well, and return it.
@@ -77,18 +92,9 @@ class Run:
             )
         return self
 
-    def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield the lines of the driver's log; with `follow` until the run has ended."""
-        return self.backend.logs(self.name, follow=follow)
-
     def result(self) -> Result | None:
         """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither."""
         return self.backend.result(self.name)
-
-    def why(self) -> Failure:
-        """Say in one cause and one next step why the run is where it is."""
-        status = self.status()
-        return status.failure or Failure(status.state, status.detail, next_step=f"raykube job logs {self.name}")
 
     def stop(self) -> None:
         """Stop the run. Its logs, checkpoints and metrics stay."""
@@ -100,24 +106,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(_Handle):
     """A service that was deployed."""
-
-    name: str
-    backend: Backend = field(repr=False, compare=False)
-
-    @property
-    def url(self) -> str:
-        """The HTTP address of the service's first application."""
-        return self.status().url
-
-    def status(self) -> Status:
-        """Return the state now: RUNNING means that every application answers.
-
-        Raises:
-            NotFound: it was deleted.
-        """
-        return self.backend.status(self.name)
 
     def wait_ready(self, *, timeout_s: float = 600, on_event: OnEvent | None = None) -> Endpoint:
         """Wait until every application of the service answers, and return the endpoint.
@@ -136,15 +126,6 @@ class Endpoint:
             )
         why = self.why()
         raise BackendError(f"service {self.name} is not up: {why.reason}", why=why.message, next_step=why.next_step)
-
-    def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield the log lines of the replicas."""
-        return self.backend.logs(self.name, follow=follow)
-
-    def why(self) -> Failure:
-        """Say in one cause and one next step why the service is where it is."""
-        status = self.status()
-        return status.failure or Failure(status.state, status.detail, next_step=f"raykube service logs {self.name}")
 
     def delete(self) -> None:
         """Take the service down and forget it."""

@@ -91,6 +91,15 @@ def test_status_shows_the_metrics_while_it_runs_and_the_log_each_print_once(tmp_
     assert sum("printed once" in line for line in running.logs()) == 1
 
 
+def test_tour_of_the_readme_runs_as_it_stands(tmp_path):
+    (tour,) = re.findall(r"```python\n(\"\"\"Line fit.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "line.py").write_text(tour)
+    ended = rk.submit(rk.Job.module("jobs.line", working_dir=tmp_path)).wait(timeout_s=WAIT_S)
+    assert ended.result().metrics["loss"] < 0.1
+    assert len(ended.result().history()) == 101
+
+
 def service(**fields):
     app = {"name": "digits", "import_path": "jobs.digits_app:app", "model": "run:mission-train"} | fields
     return rk.Service(name="mission-digits", apps=(rk.App(**app),), working_dir=ROOT)
