@@ -164,8 +164,7 @@ def _is_idle(started: head.Head, api: RayApi) -> bool:
 
 def _is_busy(started: head.Head, api: RayApi) -> bool:
     """Whether anything runs on the head, sent by raykube or not."""
-    ours = [record for record in records.every() if record.head == started.id]
-    if any(record.kind == "service" or records.final(record.name) is None for record in ours):
+    if records.unfinished(started.id):
         return True
     with contextlib.suppress(BackendError):
         return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
@@ -174,9 +173,9 @@ def _is_busy(started: head.Head, api: RayApi) -> bool:
 
 def _tick(started: head.Head, api: RayApi) -> None:
     """Look once after every run that has not ended."""
-    for record in records.every("job"):
-        if record.head == started.id and records.final(record.name) is None:
-            head.touch()
+    for record in records.unfinished(started.id):
+        head.touch()
+        if record.kind == "job":
             try:
                 _look_after(record, started, api)
             except (BackendError, FileNotFoundError) as error:
@@ -203,8 +202,8 @@ def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None
 
 def _end(started: head.Head) -> None:
     """Note the end of what still ran, keep its logs, and leave no process and no folder behind."""
-    for record in records.every("job"):
-        if record.head == started.id and records.final(record.name) is None:
+    for record in records.unfinished(started.id):
+        if record.kind == "job":
             observe.settle_lost(record, started)
     head.kill_marked(started.id, started.ray_pid)
     state = head.read_state()

@@ -124,8 +124,8 @@ def end_head() -> bool:
     if running is None:
         return False
     head.kill(running)
-    for record in records.every("job"):
-        if record.head == running.id and records.final(record.name) is None:
+    for record in records.unfinished(running.id):
+        if record.kind == "job":
             observe.settle_lost(record, running)
     head.remove_files(running)
     return True

@@ -160,6 +160,13 @@ def every(kind: Kind | None = None) -> list[Record]:
     return sorted(records, key=lambda record: record.submitted)
 
 
+def unfinished(head: str) -> list[Record]:
+    """Return the records on that head that have not ended. Ended ones are not even read: they may be thousands."""
+    folders = [path.parent for path in (wire.home() / "records").glob("*/record.json")]
+    names = [path.name for path in folders if not (path / "final.json").exists()]
+    return [record for record in _present(names) if record.head == head]
+
+
 def _present(names: list[str]) -> Iterator[Record]:
     """Load records, leaving out those that were deleted since their names were listed."""
     for name in names:
