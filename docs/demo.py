@@ -7,6 +7,7 @@ nothing running. What it made stays in .demo/.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -44,14 +45,23 @@ def ask(url: str) -> tuple[int, int]:
     answer = httpx.post(url, json={"instances": [image.tolist()]}, timeout=60, trust_env=False)
     answer.raise_for_status()
     say(f"  {answer.text}")
-    prediction = answer.json()["predictions"][0]
-    return label, int(prediction["digit"] if isinstance(prediction, dict) else prediction)
+    return label, int(answer.json()["predictions"][0])
+
+
+def end_head() -> None:
+    """End the demo's Ray head, if one runs."""
+    found = subprocess.run([RAYKUBE, "cluster", "list", "--json"], capture_output=True, text=True, check=True)
+    if json.loads(found.stdout):
+        raykube("cluster", "delete", "local")
 
 
 def main() -> None:
     """Do it all; end the head that it started, whatever happens."""
-    shutil.rmtree(HOME, ignore_errors=True)
+    for name in [name for name in os.environ if name.startswith(("RAYKUBE_", "MLFLOW_"))]:
+        del os.environ[name]  # what it makes is to lie in .demo/, whatever is set here
     os.environ["RAYKUBE_HOME"] = str(HOME)
+    end_head()  # of a demo that was killed
+    shutil.rmtree(HOME, ignore_errors=True)
     begun = time.monotonic()
     few = ("--epochs", "6")  # so that there is something for the search to gain, within three minutes
     try:
@@ -61,7 +71,7 @@ def main() -> None:
         label, answer = ask(rk.attach("digits").url)
         raykube("job", "list")
     finally:
-        raykube("cluster", "delete", "local")
+        end_head()
     train, sweep = (rk.attach(name).result() for name in ("train", "sweep"))
     say(f"\ntrained with 2 workers: accuracy {train.metrics['accuracy']:.4f}")
     say(f"best of {len(sweep.trials)} trials:       accuracy {sweep.metrics['accuracy']:.4f} with {sweep.params}")

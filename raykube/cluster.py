@@ -157,7 +157,7 @@ class Cluster:
             ConfigError: there are no images here.
         """
         if self.is_local:
-            raise ConfigError("this machine runs no image", next_step="leave --image out, or name a cluster with --on")
+            raise ConfigError("this machine runs no image", next_step="name a cluster whose pods have one")
 
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):

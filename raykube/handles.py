@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykube.backends import Backend, State, Status
-from raykube.errors import BackendError, Failure, RunFailed, RunStopped, WaitTimeout
+from raykube.errors import BackendError, Failure, RunFailed, RunStopped, Unreachable, WaitTimeout
 from raykube.wire import Result
 
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
 
 _POLL_S = 0.2
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,23 @@ def _watch(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     seen: Any = None
     while True:
-        status = look()
+        status = _patiently(look)
         change = (status.state, status.attempt, status.detail, dict(status.progress))
         if on_event and change != seen:
             on_event(Event(time.time(), status))
         seen = change
         if done(status) or (deadline is not None and time.monotonic() >= deadline):
             return status
+        time.sleep(_POLL_S)
+
+
+def _patiently(look: Callable[[], Status]) -> Status:
+    """Look again for a while when the place does not answer: the run goes on, and so should whoever waits for it."""
+    give_up = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return look()
+        except Unreachable:
+            if time.monotonic() >= give_up:
+                raise
         time.sleep(_POLL_S)

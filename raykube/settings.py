@@ -23,8 +23,6 @@ else:
 KNOWN: Mapping[str, str] = {
     "on": "local",  # where jobs and services go: "local", the name of a preset, or a path of one
     "storage": "",  # where local runs are kept; empty is a folder of raykube's own
-    "namespace": "",  # of Kubernetes; empty is the context's own
-    "context": "",  # of the kubeconfig; empty is its current one
     "idle_timeout_s": "900",  # seconds without work after which the local head ends
     "serve_port": "0",  # of the local head; 0 is a free one
     "tracking": "",  # "off" keeps MLflow out

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from raykube.backends import head, lifecycle, observe, records
+from raykube.backends import State, head, lifecycle, observe, records, starting
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Unreachable
 from raykube.settings import setting
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     started = _adopt() if "--adopt" in arguments else _start(head_id)
     head.touch()
     head.write_state(started)
+    head.write_starting(None)
     api = head.api(started)
     # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
     while head.alive(started.ray_pid, started.ray_created):
@@ -49,9 +50,10 @@ def main(arguments: list[str]) -> None:
         if _is_idle(started, api):
             with head.lock():  # nobody is just about to submit
                 if _is_idle(started, api):
-                    break
+                    starting.retire(started)
+                    return
         time.sleep(_TICK_S)
-    _end(started)
+    starting.retire(started)
 
 
 def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
@@ -71,9 +73,9 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
     The token goes by the path of its file: neither a process list nor an environment dump shows it.
     """
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-    }
+    # Addresses of another Ray, and a token that Ray would prefer to the head's own.
+    foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    inherited = {key: value for key, value in os.environ.items() if key not in foreign}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return inherited | {
         "PATH": path,
@@ -91,6 +93,8 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
 def _start(head_id: str) -> head.Head:
     """Start Ray and wait until it takes jobs; once more when it gave up, as it does after 30 s on a busy machine."""
+    me = psutil.Process()
+    head.write_starting(head.Starting(head_id, me.pid, me.create_time()))
     for tries_left in (1, 0):
         port = head.free_port()
         ray, temp_dir = _spawn_ray(head_id, port)
@@ -106,7 +110,7 @@ def _start(head_id: str) -> head.Head:
 def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[bytes], str]:
     """Start Ray's processes in a session of their own and a new folder."""
     # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
-    temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-")
+    temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-", dir="/tmp")
     with (head.home() / "ray.log").open("wb") as log:
         ray = subprocess.Popen(
             ray_command(dashboard_port, temp_dir),
@@ -158,6 +162,8 @@ def _adopt() -> head.Head:
 
 def _is_idle(started: head.Head, api: RayApi) -> bool:
     """Whether nothing has run on the head for as long as the setting allows."""
+    if not (head.home() / "used").exists():
+        return True  # raykube's folder was removed: nobody can find this head any more
     unused_s = time.time() - (head.home() / "used").stat().st_mtime
     return unused_s > float(setting("idle_timeout_s").value) and not _is_busy(started, api)
 
@@ -178,9 +184,9 @@ def _tick(started: head.Head, api: RayApi) -> None:
         if record.kind == "job":
             try:
                 _look_after(record, started, api)
-            except (BackendError, FileNotFoundError) as error:
-                # Ray died (the loop's own check finds out), its answer failed (it is asked again), or the
-                # run was deleted while we looked.
+            except (BackendError, OSError) as error:
+                # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
+                # again), or the run was deleted while we looked.
                 sys.stderr.write(f"{record.name}: {error}\n")
 
 
@@ -191,25 +197,16 @@ def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None
     action = lifecycle.action_of(record, status, known=known, stop_requested=stop_requested, now=time.time())
     if action.do == "send":
         records.set_attempt(record.name, action.attempt)
-        observe.send(record, action.attempt, api)
+        observe.send(record, action.attempt, started, api)
     elif action.do == "end":
-        api.stop(record.submission_id(status.attempt))
-        ended = dataclasses.replace(status, state="FAILED", failure=action.failure, ended=time.time())
-        observe.settle(record, ended, started)
+        # The verdict first: a stopped job that somebody sees before it would count as stopped.
+        state: State = "FAILED" if action.failure else "STOPPED"
+        observe.settle(
+            record, dataclasses.replace(status, state=state, failure=action.failure, ended=time.time()), started
+        )
+        observe.stop(record, status.attempt, api)
     elif status.is_terminal:
         observe.settle(record, status, started)
-
-
-def _end(started: head.Head) -> None:
-    """Note the end of what still ran, keep its logs, and leave no process and no folder behind."""
-    for record in records.unfinished(started.id):
-        if record.kind == "job":
-            observe.settle_lost(record, started)
-    head.kill_marked(started.id, started.ray_pid)
-    state = head.read_state()
-    if state and state.id == started.id:
-        (head.home() / "state.json").unlink(missing_ok=True)
-    head.remove_files(started)
 
 
 if __name__ == "__main__":

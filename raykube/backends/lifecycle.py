@@ -22,6 +22,7 @@ _NEXT_STEPS = {
     "EntrypointFailed": _SEE_LOGS,
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
 }
@@ -37,7 +38,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Action:
-    """What the keeper should do: send an attempt, or stop the job and end the run with `failure`."""
+    """What the keeper should do: send an attempt, or end the run, with `failure` or as stopped."""
 
     do: Literal["wait", "send", "end"]
     attempt: int = 1
@@ -73,11 +74,17 @@ def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failur
 
 def lost(record: Record, attempt: int, tail: Sequence[str], now: float) -> Status:
     """Return the last status of a run whose head is gone."""
-    reason = "HeadDied"
-    failure = Failure(
-        reason, "the Ray head that ran it ended before the run did", None, tuple(tail), next_step(reason, record.name)
-    )
-    status = Status(record.name, record.kind, "FAILED", failure.message, failure, record.submitted, attempt=attempt)
+    return _failed(record, attempt, "HeadDied", "the Ray head that ran it ended before the run did", tail, now)
+
+
+def refused(record: Record, attempt: int, words: str, now: float) -> Status:
+    """Return the last status of a run that its head does not take."""
+    return _failed(record, attempt, "Refused", words, (), now)
+
+
+def _failed(record: Record, attempt: int, reason: str, words: str, tail: Sequence[str], now: float) -> Status:
+    failure = Failure(reason, words, None, tuple(tail), next_step(reason, record.name))
+    status = Status(record.name, record.kind, "FAILED", words, failure, record.submitted, attempt=attempt)
     return replace(status, ended=now)
 
 
@@ -101,25 +108,22 @@ def action_of(record: Record, status: Status, *, known: bool, stop_requested: bo
         stop_requested: whether somebody asked to stop the run.
         now: Unix time in seconds.
     """
-    if not known:
-        overdue = now - record.submitted > ORPHAN_AFTER_S and not stop_requested
-        return Action("send", status.attempt) if overdue else Action("wait")
+    if not status.is_terminal and stop_requested:
+        return Action("end", status.attempt)
+    if overrun := None if status.is_terminal else _overrun(record, status, now):
+        return Action("end", status.attempt, overrun)
+    if not known and now - record.submitted > ORPHAN_AFTER_S:
+        return Action("send", status.attempt)
     if has_retry(record, status, stop_requested=stop_requested):
         return Action("send", status.attempt + 1)
-    overrun = None if status.is_terminal else _overrun(record, status, now)
-    return Action("end", status.attempt, overrun) if overrun else Action("wait")
+    return Action("wait")
 
 
 def _overrun(record: Record, status: Status, now: float) -> Failure | None:
-    """Return the deadline that a live run has exceeded, if any."""
+    """Return the deadline that a live run has exceeded, if any. A run's time is that of all its attempts."""
+    limit, since, reason = record.timeout_s, record.submitted, "DeadlineExceeded"
     if status.state == "PENDING":
-        limit, since, reason = (
-            record.pending_timeout_s,
-            status.started or record.submitted,
-            "PreRunningDeadlineExceeded",
-        )
-    else:
-        limit, since, reason = record.timeout_s, status.started or record.submitted, "DeadlineExceeded"
+        limit, since, reason = record.pending_timeout_s, status.started or since, "PreRunningDeadlineExceeded"
     if limit is None or now - since <= limit:
         return None
     return Failure(reason, f"{status.state} for more than {limit:g} s", None, (), next_step(reason, record.name))

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from raykube import package, plans, wire
-from raykube.backends import Kind, Status, head, lifecycle, localserve, observe, records
+from raykube.backends import Kind, Status, head, lifecycle, localserve, observe, records, starting
 from raykube.backends.records import Record
 from raykube.cluster import Cluster
-from raykube.errors import ConfigError, Conflict, NotFound, Problem, Unreachable
+from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Problem, Unreachable
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -31,7 +31,7 @@ class Local:
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return the body that Ray's Job API or Serve API will get."""
-        _check_fits(on)
+        _check_fits(work, on)
         code = package.collect(work.working_dir, work.excludes)
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
         if isinstance(work, Service):
@@ -56,7 +56,10 @@ class Local:
         record = records.load(name)
         if record.kind == "service":
             return localserve.status(record)
-        return records.final(name) or _live_status(record)
+        if ended := records.final(name):
+            return ended
+        _keep_watched()
+        return _live_status(record)
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """Yield the driver's output, of all attempts in turn."""
@@ -83,15 +86,17 @@ class Local:
             with head.lock():
                 localserve.take_down(record)
             return
-        status = self.status(name)
-        if status.is_terminal:
-            return
         records.request_stop(name)
-        running = head.current()
-        if running:
-            head.api(running).stop(record.submission_id(status.attempt))
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while time.monotonic() < deadline and not self.status(name).is_terminal:
+        while not (status := self.status(name)).is_terminal:
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"run {name} has not stopped within {_STOP_TIMEOUT_S:g} s",
+                    why=f"it is {status.state}",
+                    next_step=f"look again: raykube job status {name}; or end all: raykube cluster delete local",
+                )
+            if running := head.current():
+                observe.stop(record, status.attempt, head.api(running))
             time.sleep(_POLL_S)
 
     def delete(self, name: str) -> None:
@@ -121,37 +126,40 @@ class Local:
 def end_head() -> bool:
     """End the head and note the end of what ran on it; False when none runs. The caller holds the lock."""
     running = head.current()
-    if running is None:
-        return False
-    head.kill(running)
-    for record in records.unfinished(running.id):
-        if record.kind == "job":
-            observe.settle_lost(record, running)
-    head.remove_files(running)
-    return True
+    if running:
+        starting.retire(running)
+    return running is not None
 
 
 def _code_folder() -> Path:
     return wire.home() / "packages"
 
 
-def _check_fits(on: Cluster) -> None:
+def _keep_watched() -> None:
+    """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
+    running = head.current()
+    if running and not head.alive(running.keeper_pid, running.keeper_created):
+        with head.lock():
+            starting.adopt_if_orphaned()
+
+
+def _check_fits(work: Job | Service, on: Cluster) -> None:
     """Refuse what this machine can never run, instead of waiting for ever."""
+    problems = []
+    if "://" in on.storage:
+        what = f"{on.storage!r} is not a folder of this machine"
+        problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
     scale, cpus = on.scale, head.cpu_count()
-    if scale.max_workers * scale.cpus <= cpus:
-        return
-    fits = int(cpus // scale.cpus)
-    need = f"{scale.max_workers} workers x {scale.cpus:g} CPU need {scale.max_workers * scale.cpus:g} CPUs"
-    raise ConfigError.of(
-        "the job does not fit on this machine",
-        [
-            Problem(
-                "workers",
-                f"{need}; this machine has {cpus}",
-                f"--workers {fits} fits" if fits else "fewer CPUs a worker",
-            )
-        ],
-    )
+    driver = (work.entrypoint_num_cpus or 0) if isinstance(work, Job) else 0
+    workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
+    if workers * scale.cpus + driver > cpus:
+        fits = int((cpus - driver) // scale.cpus)
+        need = f"{workers} workers x {scale.cpus:g} CPU need {workers * scale.cpus:g} CPUs"
+        need += f" and the driver {driver:g}" if driver else ""
+        step = f"--workers {fits} fits" if fits > 0 else "ask for fewer CPUs"
+        problems.append(Problem("workers", f"{need}; this machine has {cpus}", step))
+    if problems:
+        raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
 
 
 def _submit(plan: Plan) -> None:
@@ -167,6 +175,7 @@ def _submit(plan: Plan) -> None:
             why=plans.difference(known.plan_yaml, plan.yaml()),
             next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
         )
+    starting.adopt_if_orphaned()
     ended = records.final(plan.name) or _live_status(known)
     if ended.state in ("FAILED", "STOPPED"):
         _send(replace(known, submitted=time.time()), ended.attempt + 1)
@@ -190,13 +199,13 @@ def _record(plan: Plan) -> Record:
 
 
 def _send(record: Record, attempt: int) -> None:
-    """Start one attempt of a run. The record is written first: its keeper sends what we could not."""
-    running = head.ensure()
+    """Start one attempt of a run. The record is written before it is sent: its keeper sends what we could not."""
+    running = starting.ensure()
     record = replace(record, head=running.id)
     records.save(record)
     records.reopen(record.name, attempt)
     try:
-        observe.send(record, attempt, head.api(running))
+        observe.send(record, attempt, running, head.api(running))
     except Unreachable as error:
         _log.info("%s: %s; its keeper goes on trying", error.what, error.why)
 
@@ -205,17 +214,28 @@ def _live_status(record: Record) -> Status:
     """Return the status of a run that has not ended, or see its end."""
     running = head.current()
     if running is None or running.id != record.head:
-        return observe.settle_lost(record, head.read_state())
+        return _lost_status(record)
+    stop_requested = records.stop_requested(record.name)
     try:
-        status, _ = observe.status(record, running, head.api(running))
+        status, known = observe.status(record, running, head.api(running))
     except Unreachable:
         if head.current():
             raise
-        return observe.settle_lost(record, running)
-    if lifecycle.has_retry(record, status, stop_requested=records.stop_requested(record.name)):
+        return _lost_status(record)
+    if stop_requested and not known:
+        return observe.settle(record, replace(status, state="STOPPED", ended=time.time()), running)
+    if lifecycle.has_retry(record, status, stop_requested=stop_requested):
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
         )
     if status.is_terminal:
         return observe.settle(record, status, running)
     return replace(status, progress=observe.progress(record), url=running.address)
+
+
+def _lost_status(record: Record) -> Status:
+    """Note that a run's head is gone, and clean up what the head left."""
+    gone = head.read_state()
+    if gone and gone.id == record.head:
+        starting.retire(gone)
+    return records.final(record.name) or observe.settle_lost(record, None)

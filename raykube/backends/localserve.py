@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykube.backends import Status, head, records
+from raykube.backends import Status, head, records, starting
 from raykube.backends.head import Head
 from raykube.backends.records import Record
 from raykube.errors import Conflict, Failure, NotFound
@@ -28,7 +28,7 @@ def deploy(plan: Plan) -> None:
     with contextlib.suppress(NotFound):
         if records.load(plan.name).kind == "job":
             raise Conflict(f"the name {plan.name!r} is taken by a job", next_step="choose another name")
-    running = head.ensure()
+    running = starting.ensure()
     others = [record for record in _on(running) if record.name != plan.name]
     _check_free(plan, others)
     record = Record(
@@ -41,8 +41,9 @@ def deploy(plan: Plan) -> None:
         submitted=time.time(),
         head=running.id,
     )
-    _apply([*others, record], running)
+    # Saved first: applications that no record knows would be removed by the next deploy, without a word.
     records.save(record)
+    _apply([*others, record], running)
 
 
 def take_down(record: Record) -> None:
@@ -108,9 +109,16 @@ def logs(record: Record, *, follow: bool) -> Iterator[str]:
             whole = text[: text.rfind(b"\n") + 1]
             offsets[path] = offsets.get(path, 0) + len(whole)
             yield from whole.decode("utf-8", "replace").splitlines()
-        if not follow or status(records.load(record.name)).is_terminal:
+        if not follow or _is_gone(record.name):
             return
         time.sleep(_POLL_S)
+
+
+def _is_gone(name: str) -> bool:
+    try:
+        return status(records.load(name)).is_terminal
+    except NotFound:
+        return True
 
 
 def _replica_logs(record: Record, running: Head) -> list[Path]:

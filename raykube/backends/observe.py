@@ -17,7 +17,7 @@ from raykube.backends import Status, lifecycle, records
 from raykube.backends.head import Head
 from raykube.backends.rayapi import RayApi
 from raykube.backends.records import Record
-from raykube.errors import Conflict, NotFound
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 
 #: Lines of a failed run's log that its error shows.
 TAIL_LINES = 20
@@ -56,8 +56,10 @@ def _keep_log(record: Record, attempt: int, head: Head) -> None:
     source = head.driver_log(record.submission_id(attempt))
     if source.exists() and not kept.exists():
         temporary = records.beside(kept)
-        shutil.copyfile(source, temporary)
-        temporary.replace(kept)
+        # FileNotFoundError: somebody else who saw the end has removed the head's files meanwhile.
+        with records.disk_errors(), contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source, temporary)
+            temporary.replace(kept)
 
 
 def _kept_log(record: Record, attempt: int) -> Path:
@@ -82,10 +84,27 @@ def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
         return file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
 
 
-def send(record: Record, attempt: int, api: RayApi) -> None:
-    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt."""
-    with contextlib.suppress(Conflict):
+def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
+    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt.
+
+    Raises:
+        Unreachable: the head does not take it now; to be tried again.
+        BackendError: the head refused it; the run has then failed.
+    """
+    try:
         api.submit(body_of(record, attempt))
+    except (Conflict, Unreachable) as error:
+        if isinstance(error, Unreachable):
+            raise
+    except BackendError as error:
+        settle(record, lifecycle.refused(record, attempt, error.why, time.time()), head)
+        raise
+
+
+def stop(record: Record, attempt: int, api: RayApi) -> None:
+    """Stop an attempt; fine when it never reached the head."""
+    with contextlib.suppress(NotFound):
+        api.stop(record.submission_id(attempt))
 
 
 def body_of(record: Record, attempt: int) -> dict[str, Any]:
@@ -98,7 +117,7 @@ def body_of(record: Record, attempt: int) -> dict[str, Any]:
 
 def progress(record: Record) -> Mapping[str, Any]:
     """Return the metrics that the run reported last; empty when there are none to be seen from here."""
-    streams = (Path(record.storage) / record.name).glob(f"*/{wire.METRICS_FILE}")
+    streams = (Path(record.storage) / record.name).rglob(wire.METRICS_FILE)
     newest = max(streams, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         return MappingProxyType({})

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Record:
         body: what the head got: the job's POST body, or the list of Serve applications.
         storage: where the run keeps its results.
         submitted: Unix time in seconds.
+        nonce: tells apart two runs of one name, the first of which was deleted.
         head: id of the head that it was sent to.
         max_retries, timeout_s, pending_timeout_s: from the Job.
     """
@@ -53,6 +54,7 @@ class Record:
     body: Any
     storage: str
     submitted: float
+    nonce: str = field(default_factory=lambda: secrets.token_hex(2))
     head: str = ""
     max_retries: int = 0
     timeout_s: float | None = None
@@ -60,7 +62,7 @@ class Record:
 
     def submission_id(self, attempt: int) -> str:
         """Return the Ray submission id of one attempt."""
-        return f"{self.name}-{attempt}"
+        return f"{self.name}-{self.nonce}-{attempt}"
 
 
 def ensure_home() -> Path:
@@ -202,14 +204,27 @@ def final(name: str) -> Status | None:
         return None
     fields = json.loads(path.read_text(encoding="utf-8"))
     failure = fields.pop("failure")
-    return Status(**fields, failure=Failure(**failure) if failure else None)
+    ended = Status(**fields, failure=Failure(**failure) if failure else None)
+    return ended if ended.attempt >= attempt(name) else None
 
 
 def reopen(name: str, number: int) -> None:
     """Let attempt `number` of an ended run begin."""
-    (folder(name) / "final.json").unlink(missing_ok=True)
-    (folder(name) / "stop").unlink(missing_ok=True)
+    # In this order: the end of an earlier attempt counts for nothing as soon as the later one is noted.
     set_attempt(name, number)
+    (folder(name) / "stop").unlink(missing_ok=True)
+    (folder(name) / "final.json").unlink(missing_ok=True)
+
+
+def link(draft: Path, path: Path) -> None:
+    """Give a finished file its name, unless somebody else was first; the draft is gone afterwards."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk that knows no links
+        draft.replace(path)
+    draft.unlink(missing_ok=True)
 
 
 def set_final(status: Status) -> Status:
@@ -219,9 +234,7 @@ def set_final(status: Status) -> Status:
     # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
     fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
     write(temporary, json.dumps(fields))
-    with contextlib.suppress(FileExistsError, FileNotFoundError):
-        os.link(temporary, path)
-    temporary.unlink(missing_ok=True)
+    link(temporary, path)
     return final(status.name) or status
 
 

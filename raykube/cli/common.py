@@ -113,13 +113,14 @@ def follow_run(run: Run, *, as_json: bool) -> None:
     write = tell if as_json else click.echo
     with detach_hint(run):
         error = follow.follow(run, kind(write, tell))
+    if as_json or error is None:
+        finish(run, as_json=as_json)
     if error:
         raise error
-    finish(run, as_json=as_json)
 
 
 def finish(run: Run, *, as_json: bool) -> None:
-    """Show how a run ended well, and what it returned."""
+    """Show how a run ended, and what it returned."""
     from raykube.cli import view
 
     status, found = run.status(), run.result()

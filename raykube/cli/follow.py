@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from raykube.cli import view
-from raykube.errors import RaykubeError
-from raykube.handles import Event, Run, Status
+from raykube.handles import Run, Status
 
 
 class Screen:
@@ -72,27 +72,21 @@ class LiveScreen(Screen):
         return view.status_line(self._status, time.time()) if self._status else ""
 
 
-def follow(run: Run, screen: Screen) -> RaykubeError | None:
-    """Print a run's log until it has ended; return the error that `wait` raised, if any.
+def follow(run: Run, screen: Screen) -> BaseException | None:
+    """Print a run's log until it has ended; return what `wait` raised, if anything.
 
     The state is watched in a thread of its own: a job that prints nothing still shows its phase.
     """
-    ended: list[RaykubeError] = []
+    waiting: Future[Run] = Future()
 
     def watch() -> None:
         try:
-            run.wait(on_event=lambda event: _show(screen, event))
-        except RaykubeError as error:
-            ended.append(error)
+            waiting.set_result(run.wait(on_event=lambda event: screen.show(event.status)))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks the future
+            waiting.set_exception(error)
 
-    watcher = threading.Thread(target=watch, daemon=True)
     with screen:
-        watcher.start()
+        threading.Thread(target=watch, daemon=True).start()
         for line in run.logs(follow=True):
             screen.write(line)
-        watcher.join()
-    return ended[0] if ended else None
-
-
-def _show(screen: Screen, event: Event) -> None:
-    screen.show(event.status)
+        return waiting.exception()

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def raykube_home():
     """Give the session a folder of its own for raykube's state, and end the head that the tests left warm."""
-    from raykube.backends import head
+    from raykube.backends import head, starting
 
     with tempfile.TemporaryDirectory(prefix="raykube-tests-") as folder:
         os.environ["RAYKUBE_HOME"] = folder
@@ -19,5 +19,5 @@ def raykube_home():
         finally:
             running = head.current()
             if running:
-                head.kill(running)
+                starting.retire(running)
             del os.environ["RAYKUBE_HOME"]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import raykube as rk
-from raykube.backends import head, observe, records
+from raykube.backends import head, observe, records, starting
 from tests.support import BIN
 
 pytestmark = pytest.mark.local
@@ -37,8 +37,7 @@ def home(tmp_path, monkeypatch):
     yield tmp_path / "home"
     running = head.current()
     if running:
-        head.kill(running)
-        head.remove_files(running)
+        starting.retire(running)
 
 
 @pytest.fixture
@@ -131,6 +130,52 @@ def test_killed_submitter_leaves_the_run_which_is_attached_by_name(code, tmp_pat
     assert run.wait(timeout_s=WAIT_S).status().state == "SUCCEEDED"
 
 
+def test_deleted_name_can_be_used_for_another_job(code):
+    first = rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
+    first.delete()
+    with pytest.raises(rk.RunFailed):
+        rk.submit(job(code, "exits.py", name=first.name)).wait(timeout_s=WAIT_S)
+
+
+def test_stop_of_a_run_that_was_never_sent_stops_it(code):
+    sent = rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
+    record = records.load(sent.name)
+    records.save(records.Record(**{**vars(record), "name": f"{sent.name}-y", "submitted": time.time()}))
+    run = rk.attach(f"{sent.name}-y")
+    run.stop()
+    assert run.status().state == "STOPPED"
+
+
+def test_job_that_the_head_refuses_has_failed_with_its_words(code):
+    refused = job(code, "hello.py", entrypoint_resources={"nothing": -1.0})
+    with pytest.raises(rk.BackendError) as raised:
+        rk.submit(refused)
+    assert raised.value.why
+    assert rk.attach(refused.name).status().failure.reason == "Refused"
+
+
+@pytest.mark.usefixtures("home")
+def test_killed_keeper_is_replaced_by_whoever_waits(code):
+    (code / "twice.py").write_text(
+        "import os, sys, time\ntime.sleep(3)\nsys.exit(os.environ['RAYKUBE_ATTEMPT'] == '1')\n"
+    )
+    run = rk.submit(job(code, "twice.py", max_retries=1))
+    eventually(lambda: run.status().state == "RUNNING")
+    os.kill(head.current().keeper_pid, signal.SIGKILL)
+    assert run.wait(timeout_s=WAIT_S).status().attempt == 2
+
+
+@pytest.mark.usefixtures("home")
+def test_client_killed_while_the_head_starts_leaves_one_head(code):
+    first = raykube(code, "job", "submit", "--", "python", "hello.py")
+    eventually(head.read_starting)
+    first.kill()
+    first.communicate()
+    begun = head.read_starting()
+    rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
+    assert head.current().id == begun.id
+
+
 def test_record_that_was_never_sent_is_sent_by_the_keeper(code):
     sent = rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
     record = records.load(sent.name)
@@ -156,11 +201,11 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(code, tmp_path):
 
 def test_exit_code_of_submit_is_the_run_s_fate(code):
     good = raykube(code, "job", "submit", "--json", "--", "python", "hello.py")
-    bad = raykube(code, "job", "submit", "--", "python", "exits.py")
+    bad = raykube(code, "job", "submit", "--json", "--", "python", "exits.py")
     out, _ = good.communicate(timeout=WAIT_S)
     assert (good.returncode, json.loads(out)["state"]) == (0, "SUCCEEDED")
-    _, errors = bad.communicate(timeout=WAIT_S)
-    assert bad.returncode == 1
+    out, errors = bad.communicate(timeout=WAIT_S)
+    assert (bad.returncode, json.loads(out)["failure"]["exit_code"]) == (1, 3)
     assert "EntrypointFailed" in errors
     assert "exit code 3" in errors
 
@@ -177,8 +222,8 @@ def test_two_first_submits_at_once_start_one_head(code):
 def test_state_of_a_dead_head_heals(code):
     rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
     running = head.current()
-    head.kill(running)
-    head.write_state(running)
+    os.kill(running.keeper_pid, signal.SIGKILL)
+    head.kill_processes(running)
     assert head.current() is None
     assert rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S).status().state == "SUCCEEDED"
     assert head.current().id != running.id
@@ -237,7 +282,7 @@ def test_another_ray_on_the_machine_is_neither_used_nor_harmed(code):
     (code / "where.py").write_text("import os\nprint('address', os.environ['RAY_ADDRESS'])\n")
     run = rk.submit(job(code, "where.py")).wait(timeout_s=WAIT_S)
     assert f"address {other_address}" not in list(run.logs())
-    head.kill(head.current())
+    starting.retire(head.current())
     out, _ = other.communicate("\n", timeout=WAIT_S)
     assert out.strip() == "alive"
 

@@ -58,8 +58,24 @@ def test_unsent_record_is_pending_and_sent_when_overdue():
     assert action(None, now=106.0) == lifecycle.Action("send", 1)
 
 
-def test_unsent_record_is_not_sent_once_a_stop_was_asked_for():
-    assert action(None, now=106.0, stopped=True).do == "wait"
+def test_unsent_record_ends_as_stopped_once_a_stop_was_asked_for():
+    assert action(None, now=106.0, stopped=True) == lifecycle.Action("end", 1)
+
+
+def test_attempt_that_began_after_a_stop_was_asked_for_is_ended():
+    assert action(RUNNING, attempt=2, stopped=True) == lifecycle.Action("end", 2)
+
+
+def test_record_that_the_head_never_takes_exceeds_its_deadline():
+    ended = action(None, now=131.0)
+    assert ended.failure is not None
+    assert ended.failure.reason == "PreRunningDeadlineExceeded"
+
+
+def test_refused_run_says_the_head_s_words():
+    status = lifecycle.refused(RECORD, 1, "no such option", 200.0)
+    assert status.failure is not None
+    assert (status.failure.reason, status.failure.message) == ("Refused", "no such option")
 
 
 def test_failed_attempt_is_followed_by_the_next_while_retries_last():
@@ -77,11 +93,12 @@ def test_ended_run_exceeds_no_deadline(state):
 
 
 def test_running_beyond_its_timeout_is_ended_with_the_deadline_as_reason():
-    ended = action(RUNNING, now=162.0)
+    ended = action(RUNNING, now=161.0)
     assert ended.do == "end"
     assert ended.failure is not None
     assert ended.failure.reason == "DeadlineExceeded"
     assert action(RUNNING, now=160.0).do == "wait"
+    assert action(RUNNING, attempt=2, now=161.0).do == "end"
 
 
 def test_pending_beyond_its_timeout_is_ended_with_the_deadline_as_reason():

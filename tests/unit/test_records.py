@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends import Status, records
+from raykube.backends import Status, head, records
 from raykube.errors import BackendError, Failure, NotFound
 from tests.support import run_without_root_rights
 
@@ -19,7 +19,7 @@ def home(tmp_path, monkeypatch):
 
 def record(name="a", submitted=1.0):
     return records.Record(
-        name=name, kind="job", plan_hash="h", plan_yaml="y", body={"x": 1}, storage="/s", submitted=submitted
+        name=name, nonce="n", kind="job", plan_hash="h", plan_yaml="y", body={"x": 1}, storage="/s", submitted=submitted
     )
 
 
@@ -75,6 +75,28 @@ def test_reopened_run_has_no_end_and_the_next_attempt():
     records.request_stop("a")
     records.reopen("a", 2)
     assert (records.final("a"), records.attempt("a"), records.stop_requested("a")) == (None, 2, False)
+
+
+def test_end_of_an_earlier_attempt_counts_for_nothing_in_a_later_one():
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED", attempt=1))
+    records.set_attempt("a", 2)
+    assert records.final("a") is None
+
+
+def test_ended_record_is_not_among_the_unfinished():
+    for name in ("ended", "lives"):
+        records.save(replace(record(name), head="h"))
+    records.set_final(Status("ended", "job", "SUCCEEDED"))
+    assert [each.name for each in records.unfinished("h")] == ["lives"]
+    assert records.unfinished("other") == []
+
+
+def test_torn_or_foreign_state_counts_as_none(home):
+    head.home().mkdir(parents=True)
+    for text in ("", "{", '{"id": "x", "new": 1}'):
+        (home / "head" / "state.json").write_text(text)
+        assert head.read_state() is None
 
 
 def test_full_disk_leaves_the_old_file_and_says_so():
