@@ -1,6 +1,7 @@
 """The owned head: who dies, what survives, and what the next command finds."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 import raykube as rk
+from raykube import api
 from raykube.backends import head, observe, records, starting
 from tests.support import BIN
 
@@ -147,11 +149,11 @@ def test_stop_of_a_run_that_was_never_sent_stops_it(code):
 
 
 def test_job_that_the_head_refuses_has_failed_with_its_words(code):
-    refused = job(code, "hello.py", entrypoint_resources={"nothing": -1.0})
+    plan = rk.plan(job(code, "hello.py"))
     with pytest.raises(rk.BackendError) as raised:
-        rk.submit(refused)
-    assert raised.value.why
-    assert rk.attach(refused.name).status().failure.reason == "Refused"
+        api.start(dataclasses.replace(plan, body=({**plan.body[0], "no_such_field": 1},)))
+    assert "no_such_field" in raised.value.why
+    assert rk.attach(plan.name).status().failure.reason == "Refused"
 
 
 @pytest.mark.usefixtures("home")
