@@ -97,7 +97,7 @@ def test_tour_of_the_readme_runs_as_it_stands(tmp_path):
     (tmp_path / "jobs" / "line.py").write_text(tour)
     ended = rk.submit(rk.Job.module("jobs.line", working_dir=tmp_path)).wait(timeout_s=WAIT_S)
     assert ended.result().metrics["loss"] < 0.1
-    assert len(ended.result().history()) == 101
+    assert len(ended.result().history()) == 100
 
 
 def service(**fields):

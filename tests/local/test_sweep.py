@@ -58,7 +58,16 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
     assert len(here.rows("sweep-1")) == 4
     with sqlite3.connect(here.storage / "mlflow.db") as store:
         nested = store.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()
+        statuses = store.execute("""
+            select tags.value is not null, status, count(*) from runs left join tags
+            on tags.run_uuid = runs.run_uuid and tags.key = 'mlflow.parentRunId' group by 1, 2
+        """).fetchall()
+    failed = len(result.trials) - len(good)
+    nested_ends = {status: count for is_nested, status, count in statuses if is_nested}
     assert nested == (4,)
+    assert nested_ends == {
+        status: count for status, count in {"FAILED": failed, "FINISHED": len(good)}.items() if count
+    }
 
 
 @pytest.mark.usefixtures("here")

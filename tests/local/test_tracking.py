@@ -1,5 +1,6 @@
 import sqlite3
 
+import pytest
 import torch
 
 import raykube
@@ -44,6 +45,20 @@ def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatc
 
     model = open_model(resolve(result.model_uri), load)
     assert model(torch.ones(1, 1)).item() == 3.0
+
+
+def no_loader(checkpoint):
+    raise LookupError(f"no class for {checkpoint}")
+
+
+def test_training_is_kept_when_its_model_cannot_be_loaded(here, monkeypatch):  # noqa: F811
+    monkeypatch.setenv(wire.TRACKING, "on")
+    with pytest.raises(LookupError, match="no class"):
+        raykube.train(loop, {"scale": 1.0}, experiment="kept", model=no_loader)
+    kept = wire.Result.from_json((here.folder / "train-1" / wire.RESULT_FILE).read_text())
+    assert kept.metrics["step"] == 50
+    assert checkpoints.load(kept.checkpoint)["weight"].item() == 1.0
+    assert "not registered" in kept.notes[0]
 
 
 def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatch, caplog):  # noqa: F811

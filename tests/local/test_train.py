@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -155,3 +157,27 @@ def test_relative_storage_works(here, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(wire.STORAGE, "relative/runs")
     assert Path(raykube.train(without_checkpoint).path) == tmp_path / "relative/runs" / here.run / "train-1"
+
+
+TWICE = """
+import os
+from raykube.inside.place import Place
+
+def auth():
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+
+for _ in range(2):
+    with Place("twice", "unused").connect():
+        import ray
+        assert ray.get(ray.remote(num_cpus=1)(lambda: 42).remote()) == 42
+        assert auth()["RAY_AUTH_MODE"] == "token"
+    assert auth() == {}, auth()
+"""
+
+
+def test_own_ray_leaves_no_token_behind_and_can_be_started_again(tmp_path):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environ |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    ended = subprocess.run([sys.executable, "-c", TWICE], env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / ".ray").exists()

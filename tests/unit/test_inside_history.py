@@ -1,11 +1,12 @@
 import json
+import resource
 import threading
 
 import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError
-from raykube.inside.history import Follower, Recorder, describe, heal, scalars
+from raykube.inside.history import Follower, Recorder, describe, following, heal, scalars
 
 np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
@@ -70,7 +71,27 @@ def test_recorder_that_cannot_write_lets_training_go_on(tmp_path, caplog):
     recorder.flush()
     recorder.add({"step": 2})
     recorder.close()
-    assert caplog.text.count("no longer recorded") == 1
+    assert caplog.text.count("cannot be written now") == 1
+
+
+def test_rows_that_a_full_storage_took_in_part_are_whole_when_there_is_room_again(tmp_path, caplog):
+    path = tmp_path / "m.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder = Recorder(str(path), attempt=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        for step in range(5):
+            recorder.add({"step": step})
+        recorder.flush()
+        taken = path.read_bytes()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    recorder.add({"step": 5})
+    recorder.close()
+    assert len(taken) == 100
+    assert not taken.endswith(b"\n")
+    assert [row["metrics"]["step"] for row in wire.read_rows(path)] == list(range(6))
+    assert caplog.text.count("cannot be written now") == 1
 
 
 def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path):
@@ -94,6 +115,20 @@ def test_follower_hands_on_only_new_rows_and_all_of_them(tmp_path):
     new.close()
     follower.stop()
     assert [row["metrics"]["step"] for row in found] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_follower_whose_sink_fails_says_so(tmp_path):
+    def sink(rows):
+        raise KeyError(rows[0]["metrics"]["step"])
+
+    path = str(tmp_path / "m.jsonl")
+    with following(path, [sink]) as follower:
+        recorder = Recorder(path, attempt=1)
+        recorder.add({"step": 17})
+        recorder.close()
+    (trouble,) = follower.troubles
+    assert "KeyError: 17" in trouble
 
 
 def test_row_reads_as_words():

@@ -29,6 +29,7 @@ def test_place_makes_a_relative_storage_absolute():
 
 def test_place_takes_the_scheme_off_a_file_uri_and_leaves_others():
     assert Place.from_environ(environ={wire.STORAGE: "file:///data/runs"}).storage == "/data/runs"
+    assert Place.from_environ(environ={wire.STORAGE: "file:///my%20data/runs/"}).storage == "/my data/runs"
     assert Place.from_environ(environ={wire.STORAGE: "s3://bucket/runs/"}).storage == "s3://bucket/runs"
 
 

@@ -6,7 +6,7 @@ import pytest
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
-from raykube.inside import checkpoints
+from raykube.inside import checkpoints, loops, tracking
 from raykube.inside.failures import LoopError, explain, is_bug, mark
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
@@ -34,6 +34,14 @@ def nothing():
 def test_report_outside_of_a_loop_says_where_it_belongs():
     with pytest.raises(ConfigError, match=r"raykube\.train"):
         raykube.report({"loss": 1})
+
+
+def test_report_of_other_ranks_is_dropped_before_it_is_looked_at():
+    loops._session = loops._Session(None, "nowhere")
+    try:
+        raykube.report({"loss": object()})
+    finally:
+        loops._session = None
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,20 @@ def test_retry_keeps_the_result_of_a_finished_stage(tmp_path):
     assert stage.finished() == result
 
 
+class BrokenTracker(tracking.Tracker):
+    def conclude(self, result, model=None):
+        raise LookupError(f"no class for {result.run} in {model}")
+
+
+def test_result_is_kept_when_its_model_cannot_be_registered(tmp_path):
+    stage, result = stage_with_result(tmp_path, attempt=2)
+    with pytest.raises(LookupError, match="no class"):
+        stage.conclude(result, BrokenTracker(), nothing)
+    kept = stage.finished()
+    assert kept.metrics == result.metrics
+    assert "not registered" in kept.notes[0]
+
+
 def test_result_of_a_stage_is_also_the_runs(tmp_path):
     _, result = stage_with_result(tmp_path, attempt=1)
     assert wire.Result.from_json((tmp_path / "demo" / wire.RESULT_FILE).read_text()) == result
@@ -112,6 +134,35 @@ def test_checkpoint_gives_back_what_was_saved(tmp_path):
     state = checkpoints.load(tmp_path)
     assert state["epoch"] == 4
     assert state["weights"].tolist() == [0, 1, 2]
+
+
+class Unsaveable:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        raise OSError(f"no space, with {[path.name for path in self.folder.glob('checkpoint_*')]} there")
+
+
+def test_checkpoint_has_its_name_only_when_it_is_complete(tmp_path):
+    with pytest.raises(OSError, match=r"with \[\] there"):
+        checkpoints.save({"weights": torch.arange(3), "bad": Unsaveable(tmp_path)}, tmp_path / "checkpoint_1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_leaves_other_files_of_its_folder(tmp_path):
+    (tmp_path / "other").write_text("kept")
+    checkpoints.save({"epoch": 1}, tmp_path)
+    checkpoints.save({"epoch": 2}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", checkpoints.STATE_FILE]
+    assert checkpoints.load(tmp_path)["epoch"] == 2
+
+
+def test_drafts_of_a_killed_writer_are_removed_and_checkpoints_kept(tmp_path):
+    checkpoints.save({"epoch": 1}, tmp_path / "checkpoint_1")
+    (tmp_path / ".checkpoint_2.abc.draft").mkdir()
+    checkpoints.remove_drafts(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
 
 
 def test_checkpoint_that_is_not_there_is_named(tmp_path):
