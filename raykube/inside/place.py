@@ -136,15 +136,14 @@ class Place:
         """
         apply_environ()
         show_progress()
-        own = _start()
+        before, joined = {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}, False
         try:
+            joined = not _start()
             with settled():
                 yield
         finally:
-            if own:
-                import ray
-
-                ray.shutdown()
+            if not joined:
+                _end(before)
 
 
 def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
@@ -183,6 +182,22 @@ def _start() -> bool:
     # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
     ray.init(address="local", include_dashboard=True, logging_level=logging.WARNING)
     return True
+
+
+def _end(environ: Mapping[str, str | None]) -> None:
+    """End an instance of our own, and give the variables in `environ` the values they had before it."""
+    import ray
+
+    ray.shutdown()
+    for name, value in environ.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # This process would go on with a token that the processes of its next Ray are not told. The loader is
+    # an inner thing of Ray, which may move; only such a next Ray would miss it.
+    if loader := getattr(sys.modules.get("ray._raylet"), "AuthenticationTokenLoader", None):
+        loader.instance().reset_cache()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote
 
 
 def is_uri(path: str) -> bool:
@@ -17,8 +17,9 @@ def is_uri(path: str) -> bool:
 
 def plain(path: str) -> str:
     """Return `path` with a ``file://`` prefix taken off, absolute if it is a path."""
-    if path.startswith("file://"):
-        return urlparse(path).path
+    if path.startswith("file:/"):
+        path = unquote(path.removeprefix("file:").removeprefix("//localhost"))
+        return str(Path("/" + path.lstrip("/")))
     return path.rstrip("/") if is_uri(path) else str(Path(path).expanduser().absolute())
 
 
