@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,37 @@ from raykube.errors import ConfigError, NotFound
 from raykube.inside import storage
 
 STATE_FILE = "state.pt"
+_DRAFT = ".draft"
 
 
 def save(state: Mapping[str, Any], directory: str | Path) -> Path:
-    """Write `state` (names to tensors, ``state_dict()``s, numbers) into `directory` and return the file."""
+    """Write `state` (names to tensors, ``state_dict()``s, numbers) into `directory` and return the file.
+
+    A writer that is killed leaves no half checkpoint: the file, and a folder that is new, get their
+    names when they are complete.
+    """
     import torch
 
-    path = Path(directory) / STATE_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state), path)
-    return path
+    folder = Path(directory)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_DRAFT))
+    try:
+        torch.save(dict(state), draft / STATE_FILE)
+        if folder.exists():
+            (draft / STATE_FILE).replace(folder / STATE_FILE)
+        else:
+            draft.chmod(0o755)  # mkdtemp gives 0700, which another user of a shared storage could not read
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder / STATE_FILE
+
+
+def remove_drafts(stage: str) -> None:
+    """Remove the checkpoints of a stage that a killed writer left unfinished."""
+    if not storage.is_uri(stage):
+        for draft in Path(stage).glob(f".checkpoint_*{_DRAFT}"):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def load(checkpoint: Any, map_location: str = "cpu", *, trusted: bool = False) -> dict[str, Any]:

@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 _FLUSH_S = 0.5
 _REMOTE_S = 5.0
+_UNSENT_MAX = 64 * 1024**2
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
@@ -73,8 +74,8 @@ def _scalar(value: Any, *, defer: bool) -> Any:
 class Recorder:
     """Buffers rows in memory and appends them to a metrics file from a thread of its own.
 
-    A row is in the file at most half a second after it was added; :meth:`flush` puts it there now. A
-    line is written in one go, so a killed writer leaves whole lines.
+    A row is in the file at most half a second after it was added; :meth:`flush` puts it there now. What
+    the storage does not take, as when it is full, is kept in memory and tried again.
     """
 
     def __init__(self, path: str, attempt: int) -> None:
@@ -84,7 +85,8 @@ class Recorder:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._remote = storage.read_from(path) if storage.is_uri(path) else b""
-        self._broken = False
+        self._unsent = b""
+        self._failing = False
         if not storage.is_uri(path):
             heal(Path(path))
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-history")
@@ -97,20 +99,26 @@ class Recorder:
     def flush(self) -> None:
         """Write the rows that were added so far."""
         with self._lock:
-            lines = [self._line(*self._rows.popleft()) for _ in range(len(self._rows))]
-            if not lines or self._broken:
+            data = "".join([self._line(*self._rows.popleft()) for _ in range(len(self._rows))]).encode()
+            if len(self._unsent) < _UNSENT_MAX:
+                self._unsent += data
+            if not self._unsent:
                 return
             try:
-                self._append("".join(lines).encode())
+                self._append()
+                self._failing = False
             except OSError as error:
-                self._broken = True
-                log.warning("metrics are no longer recorded in %s: %s", self._path, error)
+                if not self._failing:
+                    log.warning("metrics wait, %s cannot be written now: %s", self._path, error)
+                self._failing = True
 
     def close(self) -> None:
         """Write what is left and end the thread."""
         self._end.set()
         self._thread.join(timeout=_REMOTE_S)
         self.flush()
+        if self._unsent:
+            log.warning("the last metrics are missing in %s", self._path)
 
     def _run(self) -> None:
         while not self._end.wait(_REMOTE_S if storage.is_uri(self._path) else _FLUSH_S):
@@ -120,15 +128,16 @@ class Recorder:
         row = {"time": when, "attempt": self._attempt, "metrics": scalars(metrics), "checkpoint": checkpoint}
         return json.dumps(row) + "\n"
 
-    def _append(self, data: bytes) -> None:
+    def _append(self) -> None:
         if storage.is_uri(self._path):  # object stores cannot append
-            self._remote += data
-            storage.write_text(self._path, self._remote.decode())
+            storage.write_text(self._path, (self._remote + self._unsent).decode())
+            self._remote, self._unsent = self._remote + self._unsent, b""
             return
         Path(self._path).parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, data)
+            while self._unsent:
+                self._unsent = self._unsent[os.write(handle, self._unsent) :]
         finally:
             os.close(handle)
 
@@ -149,6 +158,9 @@ class Follower:
         path: the file; it may not exist yet.
         sinks: called with each batch of new rows, oldest first.
         from_start: also hand on rows that are there already.
+
+    Attributes:
+        troubles: why rows are missing; empty when they are not.
     """
 
     def __init__(self, path: str, sinks: Sequence[Callable[[list[Row]], None]], *, from_start: bool = False) -> None:
@@ -156,6 +168,7 @@ class Follower:
         self._sinks = sinks
         self._offset = 0 if from_start else len(storage.read_from(path))
         self._end = threading.Event()
+        self.troubles: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
 
     def start(self) -> None:
@@ -169,9 +182,15 @@ class Follower:
 
     def _run(self) -> None:
         interval = _REMOTE_S if storage.is_uri(self._path) else _FLUSH_S / 2
-        while not self._end.wait(interval):
+        try:
+            while not self._end.wait(interval):
+                self._read()
             self._read()
-        self._read()
+        except Exception as error:
+            trouble = f"the rows of {self._path} were not followed to their end: {type(error).__name__}: {error}"
+            self.troubles = (trouble,)
+            log.warning("%s", trouble)
+            raise
 
     def _read(self) -> None:
         data = storage.read_from(self._path, self._offset)
@@ -183,12 +202,12 @@ class Follower:
 
 
 @contextmanager
-def following(path: str, sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[None]:
+def following(path: str, sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[Follower]:
     """Hand new rows of `path` to `sinks` for the length of the block, to the last one."""
     follower = Follower(path, sinks)
     follower.start()
     try:
-        yield
+        yield follower
     finally:
         follower.stop()
 

@@ -57,7 +57,8 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
             next_step="call it in the function that you pass to raykube.train or raykube.sweep",
         )
     if checkpoint is None:
-        session.add(scalars(metrics, defer=True))
+        if session.recorder is not None:  # the other ranks' rows are dropped: not worth a copy of a tensor
+            session.recorder.add(scalars(metrics, defer=True))
         return
     plain = scalars(metrics)
     name = _checkpoint_name(time.time())
@@ -152,8 +153,11 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
     global _session  # noqa: PLW0603 # report() has no other way to find the loop it was called from
     import ray.train
 
-    recorder = Recorder(path, attempt) if ray.train.get_context().get_world_rank() == 0 else None
-    _session = _Session(recorder, path.rpartition("/")[0])
+    stage, recorder = path.rpartition("/")[0], None
+    if ray.train.get_context().get_world_rank() == 0:
+        recorder = Recorder(path, attempt)
+        checkpoints.remove_drafts(stage)
+    _session = _Session(recorder, stage)
     try:
         yield
     finally:
