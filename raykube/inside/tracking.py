@@ -137,11 +137,15 @@ class MlflowTracker(Tracker):
         if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         last, retry_at = False, 0.0
-        while not last:
-            last = self._collect()
-            if last or time.monotonic() >= retry_at:
-                self._attempt_to(self._send)
-                retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
+        try:
+            while not last:
+                last = self._collect()
+                if last or time.monotonic() >= retry_at:
+                    self._attempt_to(self._send)
+                    retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
+        except BaseException as error:  # what is none of MLflow's own errors must not go unseen with this thread
+            self._complain(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            raise
 
     def _collect(self) -> bool:
         """Gather rows for a second; return whether these are the last."""

@@ -23,6 +23,7 @@ from raykube.inside.place import Place, require
 __all__ = ["Task", "fit", "report", "train"]
 
 log = logging.getLogger("raykube")
+_UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ class Stage:
             storage.write_text(storage.join(folder, wire.RESULT_FILE), result.to_json())
         return result
 
+    def conclude(self, result: wire.Result, tracker: tracking.Tracker, model: tracking.Loader | None) -> wire.Result:
+        """Write the result, have its model registered, and write it again with what came of that.
+
+        What was trained is kept when the loader of the model, or MLflow, raises.
+        """
+        self.finish(replace(result, notes=(*result.notes, _UNREGISTERED)) if model else result)
+        return self.finish(tracker.conclude(result, model))
+
 
 def train(
     loop: Callable[..., Any],
@@ -136,8 +145,7 @@ def train(
         subject = tracking.Subject(experiment, stage.path, task.config)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])
-            result = tracker.conclude(result, model)
-    return stage.finish(result)
+            return stage.conclude(result, tracker, model)
 
 
 def log_start(stage: Stage) -> None:
@@ -155,12 +163,13 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     trainer = _trainer(stage, task)
     try:
-        with following(stage.metrics, sinks), _interrupts():
+        with following(stage.metrics, sinks) as follower, _interrupts():
             outcome = trainer.fit()
     except TrainingFailedError as error:
         failure, cause = explain(error)
         raise RunFailed.of(stage.place.run, failure) from cause
-    return _result(stage, task, outcome)
+    result = _result(stage, task, outcome)
+    return replace(result, notes=(*result.notes, *follower.troubles))
 
 
 def _trainer(stage: Stage, task: Task) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from typing import Any
 
@@ -12,6 +13,8 @@ from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row
 from raykube.inside.place import Place, apply_environ, settled
 from raykube.inside.training import Stage, Task, fit, last_metrics
+
+log = logging.getLogger("raykube")
 
 TRAIN = "train-1"
 CONFIG_FILE = "config.json"
@@ -66,12 +69,18 @@ class Trials:
     """Watches a sweep's folder for trials, and has each one's rows told and tracked.
 
     It goes by the files, not by Tune's callbacks, because those do not survive a restored sweep.
+
+    Attributes:
+        statuses: how MLflow's run of each trial ends; those that are not named were ``KILLED``.
+        troubles: why trials are not told and tracked; empty when they are.
     """
 
     def __init__(self, stage: Stage, experiment: str) -> None:
         self._stage = stage
         self._experiment = experiment
         self._followed: dict[str, tuple[Follower, tracking.Tracker]] = {}
+        self.statuses: dict[str, str] = {}
+        self.troubles: tuple[str, ...] = ()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-trials")
 
@@ -81,14 +90,20 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        for follower, tracker in self._followed.values():
+        for trial, (follower, tracker) in self._followed.items():
             follower.stop()
-            tracker.end("FINISHED")
+            self.troubles += follower.troubles
+            tracker.end(self.statuses.get(trial, "KILLED"))
 
     def _run(self) -> None:
-        while not self._end.wait(_LOOK_S):
+        try:
+            while not self._end.wait(_LOOK_S):
+                self._look()
             self._look()
-        self._look()
+        except Exception as error:
+            self.troubles += (f"trials were not followed to their end: {type(error).__name__}: {error}",)
+            log.warning("%s", self.troubles[-1])
+            raise
 
     def _look(self) -> None:
         for folder in storage.folders(self._stage.path):
