@@ -1,6 +1,6 @@
 """Serve the digits classifier over HTTP.
 
-Run: raykube service deploy --on local jobs.digits_app:app --model run:NAME
+Run: raykube service deploy NAME jobs.digits_app:app --model run:RUN
 """
 
 from __future__ import annotations
