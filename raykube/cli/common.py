@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from raykube.cli.follow import Screen
+    from raykube.errors import Failure
     from raykube.handles import Endpoint, Run, Status
     from raykube.plans import Plan
+    from raykube.wire import Result
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -105,14 +108,27 @@ def print_table(statuses: list[Status], *, as_json: bool) -> None:
         click.echo(view.table(statuses, time.time()))
 
 
-def follow_run(run: Run, *, as_json: bool) -> None:
-    """Show a run until it has ended; with JSON its log goes to stderr, so that stdout is data alone."""
+def print_value(value: Status | Failure | Result, *, as_json: bool) -> None:
+    """Print one value as text, or as JSON."""
+    from raykube.cli import view
+
+    click.echo(view.dump(view.as_json(value)) if as_json else view.text(value))
+
+
+def screen(*, as_json: bool) -> Screen:
+    """Return where a wait is shown; with JSON logs go to stderr, so that stdout is data alone."""
     from raykube.cli import follow
 
     kind = follow.LiveScreen if sys.stderr.isatty() else follow.Screen
-    write = tell if as_json else click.echo
+    return kind(tell if as_json else click.echo, tell)
+
+
+def follow_run(run: Run, *, as_json: bool) -> None:
+    """Show a run until it has ended."""
+    from raykube.cli import follow
+
     with detach_hint(run):
-        error = follow.follow(run, kind(write, tell))
+        error = follow.follow(run, screen(as_json=as_json))
     if as_json or error is None:
         finish(run, as_json=as_json)
     if error:

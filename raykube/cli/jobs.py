@@ -9,6 +9,7 @@ import click
 
 from raykube.cli import common
 from raykube.cli.common import code_options, json_option, name_argument, names_argument, on_option, plan_options, tell
+from raykube.errors import RunError
 
 
 @click.group()
@@ -71,10 +72,7 @@ def list_jobs(on: str | None, *, as_json: bool) -> None:
 @name_argument
 def status(name: str, on: str | None, *, as_json: bool) -> None:
     """Show one run."""
-    from raykube.cli import view
-
-    now = common.find_run(name, on).status()
-    click.echo(view.dump(view.as_json(now)) if as_json else view.status_text(now))
+    common.print_value(common.find_run(name, on).status(), as_json=as_json)
 
 
 @job.command()
@@ -95,8 +93,14 @@ def logs(name: str, on: str | None, *, follow: bool) -> None:
 def wait(name: str, on: str | None, timeout_s: float | None, *, as_json: bool) -> None:
     """Wait for the end of a run; the exit code says how it ended."""
     run = common.find_run(name, on)
-    with common.detach_hint(run):
-        run.wait(timeout_s=timeout_s, on_event=lambda event: tell(common.line_of(event.status)))
+    shown = common.screen(as_json=as_json)
+    try:
+        with common.detach_hint(run), shown:
+            run.wait(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
+    except RunError:
+        if as_json:
+            common.finish(run, as_json=True)
+        raise
     common.finish(run, as_json=as_json)
 
 
@@ -106,13 +110,11 @@ def wait(name: str, on: str | None, timeout_s: float | None, *, as_json: bool) -
 @name_argument
 def result(name: str, on: str | None, *, as_json: bool) -> None:
     """Print what the script's train or sweep returned."""
-    from raykube.cli import view
-
     found = common.find_run(name, on).result()
-    if as_json:
-        click.echo(view.dump(found and view.as_json(found)))
-    elif found:
-        click.echo(view.result_text(found))
+    if found:
+        common.print_value(found, as_json=as_json)
+    elif as_json:
+        click.echo("null")
     else:
         tell(f"{name} has recorded no result: its script has not returned from raykube.train or raykube.sweep")
 
@@ -123,10 +125,7 @@ def result(name: str, on: str | None, *, as_json: bool) -> None:
 @name_argument
 def why(name: str, on: str | None, *, as_json: bool) -> None:
     """Say in one cause and one next step why a run is where it is."""
-    from raykube.cli import view
-
-    cause = common.find_run(name, on).why()
-    click.echo(view.dump(view.as_json(cause)) if as_json else view.failure_text(cause))
+    common.print_value(common.find_run(name, on).why(), as_json=as_json)
 
 
 @job.command()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from raykube.cli import common
-from raykube.cli.common import code_options, json_option, name_argument, names_argument, on_option, plan_options, tell
+from raykube.cli.common import code_options, json_option, name_argument, names_argument, on_option, plan_options
 
 
 @click.group()
@@ -31,17 +31,20 @@ def service() -> None:
 def deploy(name: str, on: str | None, timeout_s: float, *, as_json: bool, **given: Any) -> None:
     """Serve an application: raykube service deploy digits jobs.digits_app:app --model run:digits-a1."""
     from raykube import api
-    from raykube.cli import args, view
+    from raykube.cli import args
 
     dry_run, output = given.pop("dry_run"), given.pop("output")
     plan = api.plan(args.service_of(name, given), args.cluster_of(on, None))
     if dry_run:
         common.print_plan(plan, output or "yaml")
         return
-    endpoint = api.serve(plan)
-    endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: tell(common.line_of(event.status)))
-    now = endpoint.status()
-    click.echo(view.dump(view.as_json(now)) if as_json else now.url)
+    endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
+    with shown:
+        endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
+    if as_json:
+        common.print_value(endpoint.status(), as_json=True)
+    else:
+        click.echo(endpoint.url)
 
 
 @service.command("list")
@@ -60,10 +63,7 @@ def list_services(on: str | None, *, as_json: bool) -> None:
 @name_argument
 def service_status(name: str, on: str | None, *, as_json: bool) -> None:
     """Show one service."""
-    from raykube.cli import view
-
-    now = common.find_endpoint(name, on).status()
-    click.echo(view.dump(view.as_json(now)) if as_json else view.status_text(now))
+    common.print_value(common.find_endpoint(name, on).status(), as_json=as_json)
 
 
 @service.command("logs")

@@ -75,6 +75,13 @@ def result_text(result: Result) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
+def text(value: Status | Failure | Result) -> str:
+    """Return a value as text for a person."""
+    if isinstance(value, Status):
+        return status_text(value)
+    return failure_text(value) if isinstance(value, Failure) else result_text(value)
+
+
 def table(statuses: Iterable[Status], now: float) -> str:
     """Return statuses as a table with kubectl's look."""
     rows: list[Sequence[str]] = [("NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS")]

@@ -201,15 +201,16 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(code, tmp_path):
     rk.attach(name).wait(timeout_s=WAIT_S)
 
 
-def test_exit_code_of_submit_is_the_run_s_fate(code):
+def test_exit_code_of_submit_and_wait_is_the_run_s_fate(code):
+    name = f"h-{uuid.uuid4().hex[:8]}"
     good = raykube(code, "job", "submit", "--json", "--", "python", "hello.py")
-    bad = raykube(code, "job", "submit", "--json", "--", "python", "exits.py")
+    bad = raykube(code, "job", "submit", "--json", "--name", name, "--", "python", "exits.py")
     out, _ = good.communicate(timeout=WAIT_S)
     assert (good.returncode, json.loads(out)["state"]) == (0, "SUCCEEDED")
-    out, errors = bad.communicate(timeout=WAIT_S)
-    assert (bad.returncode, json.loads(out)["failure"]["exit_code"]) == (1, 3)
-    assert "EntrypointFailed" in errors
-    assert "exit code 3" in errors
+    for failed in (bad, raykube(code, "job", "wait", "--json", name)):
+        out, errors = failed.communicate(timeout=WAIT_S)
+        assert (failed.returncode, json.loads(out)["failure"]["exit_code"]) == (1, 3)
+        assert "EntrypointFailed" in errors
 
 
 @pytest.mark.usefixtures("home")
