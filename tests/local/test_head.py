@@ -207,10 +207,12 @@ def test_exit_code_of_submit_and_wait_is_the_run_s_fate(code):
     bad = raykube(code, "job", "submit", "--json", "--name", name, "--", "python", "exits.py")
     out, _ = good.communicate(timeout=WAIT_S)
     assert (good.returncode, json.loads(out)["state"]) == (0, "SUCCEEDED")
-    for failed in (bad, raykube(code, "job", "wait", "--json", name)):
-        out, errors = failed.communicate(timeout=WAIT_S)
-        assert (failed.returncode, json.loads(out)["failure"]["exit_code"]) == (1, 3)
+    for _ in ("submit", "wait"):
+        out, errors = bad.communicate(timeout=WAIT_S)
+        assert (bad.returncode, json.loads(out)["failure"]["exit_code"]) == (1, 3)
         assert "EntrypointFailed" in errors
+        bad = raykube(code, "job", "wait", "--json", name)
+    bad.communicate(timeout=WAIT_S)
 
 
 @pytest.mark.usefixtures("home")
