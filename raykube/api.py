@@ -5,6 +5,7 @@ from __future__ import annotations
 from raykube import package, plans
 from raykube.backends import backend, backend_for
 from raykube.cluster import Cluster
+from raykube.errors import ConfigError
 from raykube.handles import Endpoint, OnEvent, Run
 from raykube.plans import Plan
 from raykube.settings import setting
@@ -25,6 +26,8 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     Raises:
         ConfigError: what cannot work, every problem at once.
     """
+    if not isinstance(work, (Job, Service)):
+        raise ConfigError(f"{work!r} is no Job or Service", next_step="write rk.Job.module('jobs.digits')")
     cluster = cluster_of(on)
     if cluster.is_local:
         return backend_for(cluster).plan(work, cluster)
@@ -32,6 +35,8 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     if isinstance(work, Job):
         package.check_entrypoint(work.entrypoint, code)
         return plans.rayjob(work, cluster, code)
+    for app in work.apps:
+        package.check_import_path(app.import_path, code)
     return plans.rayservice(work, cluster, code)
 
 

@@ -52,6 +52,18 @@ def check_entrypoint(entrypoint: str, package: _Code) -> None:
         _script(words[0], package)
 
 
+def check_import_path(import_path: str, package: _Code) -> None:
+    """Refuse a Serve application whose module is not in the package, or does not compile.
+
+    Raises:
+        ConfigError: with the nearest names, or the file and line of the syntax error.
+    """
+    module = import_path.partition(":")[0] if ":" in import_path else import_path.rpartition(".")[0]
+    files = _by_path(package)
+    if file := files.get(f"{module.replace('.', '/')}/__init__.py") or _module(module, package):
+        _check_syntax(file)
+
+
 def _first_command(entrypoint: str) -> list[str]:
     """Return the words up to the first shell operator, without ``NAME=value`` before the program."""
     try:
@@ -96,12 +108,10 @@ def _module(name: str, package: _Code) -> _File | None:
     if not is_ours and _is_installed(top, package.root):
         return None
     if any(path.startswith(f"{stem}/") for path in files):
-        raise ConfigError(f"the entrypoint's module {name!r} is a folder", next_step=f"add {stem}/__main__.py to it")
+        raise ConfigError(f"the module {name!r} is a folder", next_step=f"add {stem}/__main__.py to it")
     here = package.root.joinpath(*name.split("."))
     why = _ignored(here.with_suffix(".py")) or f"neither {stem}.py in {package.root}, nor installed"
-    raise ConfigError(
-        f"the entrypoint's module {name!r} is not in the code", why=why, next_step=_near_module(name, files)
-    )
+    raise ConfigError(f"the module {name!r} is not in the code", why=why, next_step=_near_module(name, files))
 
 
 def _is_installed(top: str, root: Path) -> bool:

@@ -99,9 +99,12 @@ def _read_table(path: Path) -> Mapping[str, Any] | None:
         raise ConfigError(
             f"{path} cannot be read", why=str(error), next_step="repair it, or make it readable"
         ) from None
-    table = document.get("tool", {}).get("raykube")
+    tool = document.get("tool", {})
+    table = tool.get("raykube") if isinstance(tool, dict) else None
     if table is None:
         return None
+    if not isinstance(table, dict):
+        raise ConfigError(f"tool.raykube in {path} is {table!r}", next_step="write a table: [tool.raykube]")
     if unknown := [
         Problem(f"tool.raykube.{key}", "unknown key", nearest(key, KNOWN)) for key in table if key not in KNOWN
     ]:

@@ -14,7 +14,7 @@ from raykube.names import nearest
 class Spec(BaseModel):
     """Base of all specs: frozen, strict about keys, and every error is one `ConfigError`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid", protected_namespaces=())
 
     def __init__(self, **fields: Any) -> None:
         try:

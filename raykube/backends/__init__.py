@@ -105,8 +105,8 @@ def backend(name: str) -> Backend:
     """
     if name not in _BACKENDS:
         raise ConfigError(
-            f"raykube plans for {name} but does not send to it yet",
-            next_step="raykube job submit --dry-run=client -o yaml … | kubectl apply -f -",
+            f"raykube plans for {name} but does not talk to a cluster yet",
+            next_step="pipe what --dry-run=client -o yaml prints into: kubectl apply --server-side -f -",
         )
     module, _, attribute = _BACKENDS[name].partition(":")
     made: Backend = getattr(import_module(module), attribute)()

@@ -35,6 +35,8 @@ class Local:
         code = package.collect(work.working_dir, work.excludes)
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
         if isinstance(work, Service):
+            for app in work.apps:
+                package.check_import_path(app.import_path, code)
             return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
         package.check_entrypoint(work.entrypoint, code)
         return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
@@ -158,8 +160,27 @@ def _check_fits(work: Job | Service, on: Cluster) -> None:
         need += f" and the driver {driver:g}" if driver else ""
         step = f"--workers {fits} fits" if fits > 0 else "ask for fewer CPUs"
         problems.append(Problem("workers", f"{need}; this machine has {cpus}", step))
+    if isinstance(work, Service):
+        problems += [
+            Problem(f"apps[{number}].model", *missing)
+            for number, app in enumerate(work.apps)
+            if (missing := _missing_model(app.model or "", Path(on.storage)))
+        ]
     if problems:
         raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
+
+
+def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
+    """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
+    if not reference or "://" in reference or reference.startswith("models:/"):
+        return None
+    name = reference.removeprefix("run:")
+    has_result = (storage / name / wire.RESULT_FILE).exists()
+    if reference.startswith("run:"):
+        return None if has_result else (f"run {name!r} has no result in {storage}", "see: raykube job list")
+    if Path(reference).exists():
+        return None
+    return f"there is no checkpoint {reference!r}", f"did you mean run:{name}?" if has_result else "write run:NAME"
 
 
 def _submit(plan: Plan) -> None:

@@ -96,6 +96,13 @@ def print_plan(plan: Plan, output: str) -> None:
     """Print a plan as yaml, json or just its name."""
     texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
     click.echo(texts[output].rstrip("\n"))
+    tell(*(f"note: {note}" for note in plan.notes))
+
+
+def check_plan_options(dry_run: str | None, output: str | None) -> None:
+    """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
+    if output and not dry_run:
+        raise click.UsageError("-o says how --dry-run=client prints; add that, or write --json for the result as JSON")
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

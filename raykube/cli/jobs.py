@@ -44,11 +44,12 @@ def submit(entrypoint: tuple[str, ...], **given: Any) -> None:
 
     cluster = args.cluster_of(given.pop("on"), given.pop("workers"))
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
+    common.check_plan_options(dry_run, output)
     plan = api.plan(args.job_of(entrypoint, given), cluster)
     if dry_run:
         common.print_plan(plan, output or "yaml")
         return
-    tell(*(plan.package.report() if plan.package else ()), *plan.notes)
+    tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
     run = api.start(plan)
     if no_wait:
         click.echo(json.dumps({"name": run.name}) if as_json else run.name)

@@ -34,6 +34,7 @@ def deploy(name: str, on: str | None, timeout_s: float, *, as_json: bool, **give
     from raykube.cli import args
 
     dry_run, output = given.pop("dry_run"), given.pop("output")
+    common.check_plan_options(dry_run, output)
     plan = api.plan(args.service_of(name, given), args.cluster_of(on, None))
     if dry_run:
         common.print_plan(plan, output or "yaml")

@@ -159,8 +159,8 @@ def test_route_of_another_service_is_a_conflict():
 
 @pytest.mark.usefixtures("trained")
 def test_service_that_cannot_start_says_serve_s_own_words():
-    broken = rk.App(name="broken", import_path="jobs.digits_app:app", model="run:nobody", route_prefix="/broken")
-    with pytest.raises(rk.BackendError, match="run nobody has no result"):
+    broken = rk.App(name="broken", import_path="jobs.digits_app:app", args={"modle": "x"}, route_prefix="/broken")
+    with pytest.raises(rk.BackendError, match=r"args\.modle: is not known"):
         rk.deploy(rk.Service(name="mission-broken", apps=(broken,), working_dir=ROOT), "local")
     rk.attach("mission-broken").delete()
 

@@ -153,6 +153,35 @@ def test_full_disk_is_found_before_anything_starts(code, tmp_path):
     assert "free some disk space" in done.stderr
 
 
+def test_output_option_without_dry_run_is_refused(raykube):
+    refused(raykube("job", "submit", "-o", "json", "--", "python", "hello.py"), "--dry-run=client")
+
+
+def test_service_of_a_missing_module_is_refused(raykube):
+    refused(raykube("service", "deploy", "a", "helo:app"), "'helo' is not in the code", "hello")
+
+
+def test_service_of_a_run_without_result_is_refused(raykube):
+    refused(raykube("service", "deploy", "a", "hello:app", "--model", "run:nobody"), "apps[0].model", "'nobody' has no")
+    refused(raykube("service", "deploy", "a", "hello:app", "--model", "nowhere"), "no checkpoint 'nowhere'")
+
+
+def test_timeout_without_end_is_refused(raykube):
+    refused(raykube("job", "submit", "--timeout-s", "inf", "--", "python", "hello.py"), "timeout_s", "finite")
+
+
+def test_settings_that_are_no_table_are_refused(raykube, code):
+    (code / "pyproject.toml").write_text("[tool]\nraykube = 3\n")
+    refused(raykube("job", "submit", "--", "python", "hello.py"), "tool.raykube", "[tool.raykube]")
+
+
+def test_notes_of_a_plan_are_shown_with_it(raykube, code):
+    shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
+    done = raykube("job", "submit", "--on", "gpu-t4", "--dry-run=client", "--", "python", "hello.py")
+    assert "note: " in done.stderr
+    assert "raykube.io/storage" in done.stderr
+
+
 def test_unknown_run_is_not_found(raykube):
     refused(raykube("job", "status", "nope"), "nothing is called 'nope'", "raykube job list")
 
@@ -175,7 +204,7 @@ def test_dry_run_of_a_local_job_is_ray_s_own_body(raykube):
 
 def test_submit_to_kuberay_says_how_to_apply_the_plan(raykube, code):
     shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
-    refused(raykube("job", "submit", "--on", "gpu-t4", "--", "python", "hello.py"), "kubectl apply -f -")
+    refused(raykube("job", "submit", "--on", "gpu-t4", "--", "python", "hello.py"), "kubectl apply --server-side -f -")
 
 
 def test_empty_list_has_its_heading(raykube):
