@@ -35,6 +35,7 @@ class Sizes:
 
     Attributes:
         pairs: of the step arms, for each number of workers.
+        worlds: numbers of workers of the step arms.
         budget_s: no further pair is begun that would end later; 0 for no such bound.
         steps, warmup: of one sample.
         cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
@@ -43,6 +44,7 @@ class Sizes:
     """
 
     pairs: int
+    worlds: tuple[int, ...]
     budget_s: float
     steps: int
     warmup: int
@@ -52,8 +54,8 @@ class Sizes:
     idle_s: int
 
 
-FULL = Sizes(pairs=10, budget_s=0, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
-QUICK = Sizes(pairs=2, budget_s=150, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
+FULL = Sizes(pairs=10, worlds=WORLDS, budget_s=0, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
+QUICK = Sizes(pairs=1, worlds=WORLDS[1:], budget_s=150, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
         if pair and sizes.budget_s and done * (pair + 1) / pair > sizes.budget_s:
             print(f"  {pair} of {sizes.pairs} pairs taken: the next one would end after {sizes.budget_s:g} s")
             break
-        for world in WORLDS:
+        for world in sizes.worlds:
             for arm in in_turn(ARMS, pair):
                 measured = sample(arm, world, sizes)
                 _check(arm, measured, same)
