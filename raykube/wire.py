@@ -67,11 +67,6 @@ class Scale:
     gpus: float = 0
     accelerator: str = ""
 
-    @property
-    def max_workers(self) -> int:
-        """The most workers that a run may get."""
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
-
     def environ(self) -> dict[str, str]:
         """Return this scale as the environment variables that carry it inside."""
         workers = str(self.workers) if isinstance(self.workers, int) else f"{self.workers[0]}..{self.workers[1]}"

@@ -23,19 +23,13 @@ def list_clusters(*, as_json: bool) -> None:
     from raykube.cli import view
 
     running = head.current()
-    rows = [{"name": "local", "address": running.address, "age_s": time.time() - running.started}] if running else []
+    age_s = time.time() - running.started if running else 0.0
     if as_json:
-        click.echo(view.dump(rows))
-    else:
-        click.echo(
-            "\n".join(["NAME    AGE   ADDRESS", *(_row(row["name"], row["age_s"], row["address"]) for row in rows)])
-        )
-
-
-def _row(name: object, age_s: object, address: object) -> str:
-    from raykube.cli import view
-
-    return f"{name:<7} {view.age(float(str(age_s))):<5} {address}"
+        click.echo(view.dump([{"name": "local", "address": running.address, "age_s": age_s}] if running else []))
+        return
+    click.echo("NAME    AGE   ADDRESS")
+    if running:
+        click.echo(f"{'local':<7} {view.age(age_s):<5} {running.address}")
 
 
 @cluster.command()
