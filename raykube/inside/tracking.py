@@ -56,7 +56,14 @@ class Subject:
 
 
 class Tracker:
-    """Records nothing: MLflow is absent or off."""
+    """Records nothing: MLflow is absent or off.
+
+    Attributes:
+        tried: set once it has tried to open its record, whatever came of that.
+    """
+
+    def __init__(self) -> None:
+        self.tried = threading.Event()
 
     def rows(self, rows: list[Row]) -> None:
         """Take new rows of the metrics file."""
@@ -73,7 +80,9 @@ class Tracker:
 class MlflowTracker(Tracker):
     """Sends to MLflow from a thread of its own. A server that does not answer delays nothing but the end, a little."""
 
-    def __init__(self, place: Place, subject: Subject, uri: str) -> None:
+    def __init__(self, place: Place, subject: Subject, uri: str, after: threading.Event | None = None) -> None:
+        super().__init__()
+        self._after = after
         self._place = place
         self._subject = subject
         self._uri = uri
@@ -136,16 +145,24 @@ class MlflowTracker(Tracker):
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        last, retry_at = False, 0.0
+        if self._after:
+            self._after.wait()
         try:
-            while not last:
-                last = self._collect()
-                if last or time.monotonic() >= retry_at:
-                    self._attempt_to(self._send)
-                    retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
+            self._relay()
         except BaseException as error:  # what is none of MLflow's own errors must not go unseen with this thread
             self._complain(f"{type(error).__name__}: {error}".splitlines()[0][:300])
             raise
+        finally:
+            self.tried.set()
+
+    def _relay(self) -> None:
+        last, retry_at = False, 0.0
+        while not last:
+            last = self._collect()
+            if last or time.monotonic() >= retry_at:
+                self._attempt_to(self._send)
+                self.tried.set()
+                retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
 
     def _collect(self) -> bool:
         """Gather rows for a second; return whether these are the last."""
@@ -248,15 +265,21 @@ def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:
     return "" if storage.is_uri(place.storage) else f"sqlite:///{place.storage}/mlflow.db"
 
 
-def start(place: Place, subject: Subject) -> Tracker:
-    """Begin to record `subject`, or not, as the place says."""
+def start(place: Place, subject: Subject, after: threading.Event | None = None) -> Tracker:
+    """Begin to record `subject`, or not, as the place says.
+
+    Args:
+        place: of the run.
+        subject: what is recorded.
+        after: set once the record of its parent was tried: until then nobody can point at that.
+    """
     if not place.tracking or find_spec("mlflow") is None:
         return Tracker()
     uri = store(place)
     if not uri:
         log.warning("no MLflow: set MLFLOW_TRACKING_URI, a database cannot be kept in %s", place.storage)
         return Tracker()
-    return MlflowTracker(place, subject, uri)
+    return MlflowTracker(place, subject, uri, after)
 
 
 @contextmanager

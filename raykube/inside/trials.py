@@ -75,8 +75,9 @@ class Trials:
         troubles: why trials are not told and tracked; empty when they are.
     """
 
-    def __init__(self, stage: Stage, experiment: str) -> None:
+    def __init__(self, stage: Stage, experiment: str, sweep: tracking.Tracker) -> None:
         self._stage = stage
+        self._sweep = sweep
         self._experiment = experiment
         self._followed: dict[str, tuple[Follower, tracking.Tracker]] = {}
         self.statuses: dict[str, str] = {}
@@ -113,7 +114,7 @@ class Trials:
 
     def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
         subject = tracking.Subject(self._experiment, path, config, name=trial, parent=self._stage.path)
-        tracker = tracking.start(self._stage.place, subject)
+        tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
         rows = storage.join(path, TRAIN, wire.METRICS_FILE)
         follower = Follower(rows, [Narrator(f"trial {trial}"), tracker.rows])
         follower.start()

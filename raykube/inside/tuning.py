@@ -70,7 +70,7 @@ def sweep(
         log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
         subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
         with tracking.record(place, subject) as tracker:
-            grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment))
+            grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
             tracker.rows(_record(stage, found := _found(stage, task, grid)))
             return stage.conclude(_best(stage, task, found, watch.troubles), tracker, model)
 

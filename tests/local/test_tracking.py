@@ -1,11 +1,15 @@
+import json
 import sqlite3
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import raykube
 from raykube import wire
-from raykube.inside import checkpoints
+from raykube.inside import checkpoints, tracking
+from raykube.inside.place import Place
 from tests.local.inside_support import MARKS, here, own_ray  # noqa: F401 # fixtures
 
 pytestmark = MARKS
@@ -70,3 +74,20 @@ def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatc
     assert "127.0.0.1:9" in result.notes[0]
     assert caplog.text.count("training goes on") == 1
     assert not (here.storage / "mlflow.db").exists()
+
+
+def test_trial_points_at_its_sweep_even_if_it_was_quicker(here):  # noqa: F811
+    place = Place.from_environ("nested")
+    place.prepare()
+    opened = threading.Event()
+    sweep_path, trial_path = str(here.folder / "sweep-1"), str(here.folder / "sweep-1" / "trial_a")
+    place = replace(place, tracking=True)
+    trial = tracking.start(place, tracking.Subject("nested", trial_path, parent=sweep_path), after=opened)
+    with tracking.record(place, tracking.Subject("nested", sweep_path)) as sweep:
+        assert sweep.tried.wait(60)
+        opened.set()
+        trial.end("FINISHED")
+    parent = json.loads((here.folder / "sweep-1" / tracking.RUN_FILE).read_text())["run_id"]
+    with sqlite3.connect(here.storage / "mlflow.db") as store:
+        tagged = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
+    assert tagged == [(parent,)]
