@@ -35,7 +35,7 @@ format: .venv/ready ## format, and mend what ruff can
 
 bench-quick: .venv/ready ## both experiments in short, and their report
 	@$(RUN) -m benchmarks.overhead --quick
-	@$(RUN) -m benchmarks.scaling --on local --workers 1,2 --quick
+	@$(RUN) -m benchmarks.scaling --on local --workers 2 --mode weak --quick
 	@$(RUN) -m benchmarks.report
 
 clean: ## remove the environment

@@ -23,7 +23,8 @@ def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
     """Time every model in turn, on this rank; rank 0 writes the file."""
     samples = {}
     for model in MODELS:
-        work = workload.Work(model, steps=config["steps"], warmup=config["warmup"])
+        settle = config["settle_s"] if model == MODELS[0] else 0.0
+        work = workload.Work(model, steps=config["steps"], warmup=config["warmup"], settle_s=settle)
         timing = workload.timed_steps(work, on_step)
         samples[model] = summary(timing) | {
             "entered_s": timing.entered - config["since"],
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--settle-s", type=float, default=0.0, help="rest in the first warm-up")
     parser.add_argument("--since", type=float, default=0.0, help="Unix time at which the sample was started")
     parser.add_argument("--out", required=True, help="file for what rank 0 measured")
     config = vars(parser.parse_args())

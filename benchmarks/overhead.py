@@ -1,6 +1,6 @@
 """What raykube costs: the optimizer step against plain Ray Train and torchrun, one report, the way to the first step.
 
-Run: python -m benchmarks.overhead          (about 40 minutes on 2 cores)
+Run: python -m benchmarks.overhead          (about 70 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
 
 Every sample is a process of its own. Samples of a pair stand next to each other, and every second pair
@@ -34,28 +34,56 @@ class Sizes:
     """How much is measured.
 
     Attributes:
+        arms: of the step samples.
         pairs: of the step arms, for each number of workers.
         worlds: numbers of workers of the step arms.
         budget_s: no further pair is begun that would end later; 0 for no such bound.
-        steps, warmup: of one sample.
+        steps, warmup, settle_s: of one sample.
         cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
         calls: of report in one submitted run.
         idle_s: seconds for which an idle head is watched; 0 for not at all.
     """
 
+    arms: tuple[str, ...]
     pairs: int
     worlds: tuple[int, ...]
     budget_s: float
     steps: int
     warmup: int
+    settle_s: float
     cold: int
     warm: int
     calls: int
     idle_s: int
 
 
-FULL = Sizes(pairs=10, worlds=WORLDS, budget_s=0, steps=1000, warmup=50, cold=6, warm=2, calls=20_000, idle_s=60)
-QUICK = Sizes(pairs=1, worlds=WORLDS[1:], budget_s=150, steps=300, warmup=20, cold=1, warm=1, calls=10_000, idle_s=0)
+FULL = Sizes(
+    arms=ARMS,
+    pairs=10,
+    worlds=WORLDS,
+    budget_s=0,
+    steps=1000,
+    warmup=50,
+    settle_s=10,
+    cold=6,
+    warm=2,
+    calls=20_000,
+    idle_s=60,
+)
+# Without plain Ray Train, whose sample takes a minute to start.
+QUICK = Sizes(
+    arms=("raykube", *ARMS[2:]),
+    pairs=1,
+    worlds=WORLDS[:1],
+    budget_s=150,
+    steps=300,
+    warmup=20,
+    settle_s=3,
+    cold=1,
+    warm=0,
+    calls=10_000,
+    idle_s=0,
+)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -73,6 +101,7 @@ def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
         if kind == "torchrun":
             launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
         sizing = ["--world", str(world), "--steps", str(sizes.steps), "--warmup", str(sizes.warmup)]
+        sizing += ["--settle-s", str(sizes.settle_s)]
         own = {"RAYKUBE_HOME": folder, "RAY_TMPDIR": folder}
         own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
@@ -115,7 +144,7 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
             print(f"  {pair} of {sizes.pairs} pairs taken: the next one would end after {sizes.budget_s:g} s")
             break
         for world in sizes.worlds:
-            for arm in in_turn(ARMS, pair):
+            for arm in in_turn(sizes.arms, pair):
                 measured = sample(arm, world, sizes)
                 _check(arm, measured, same)
                 _write(session, arm, pair, world, measured)

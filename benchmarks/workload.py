@@ -29,12 +29,15 @@ class Work:
         model: ``"mlp"``, ``"cnn"`` or ``"tiny"``.
         batch: samples a step on this worker.
         warmup: steps before the clock counts.
+        settle_s: rest in the middle of the warm-up, for what a run's start still does beside it: on one machine the
+            driver's imports take the cores of the first steps. The way to the first step is measured on its own.
         steps: timed steps.
     """
 
     model: str = "mlp"
     batch: int = 64
     warmup: int = 50
+    settle_s: float = 0.0
     steps: int = 300
 
 
@@ -89,6 +92,8 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
         _wait_for(place)
         seconds.append(time.perf_counter() - start)
         first_step = first_step or time.time()
+        if step == work.warmup // 2:
+            time.sleep(work.settle_s)
     size = sum(weight.numel() * weight.element_size() for weight in bare.parameters())
     return Timing(seconds[work.warmup :], entered, first_step, size)
 
