@@ -1,4 +1,8 @@
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,3 +114,47 @@ def test_sweep_lists_every_wrong_argument():
 def test_grid_is_refused_with_what_to_write_instead():
     with pytest.raises(ConfigError, match=r"tune\.choice"):
         raykube.sweep(loop, {"x": tune.grid_search([1, 2])}, trials=1, metric="score", mode="max")
+
+
+def once_then_long(config):
+    """Report at once in the first trial, and stay long in the second, in the first attempt only."""
+    if ray.train.get_context().get_world_rank() == 0:
+        note(config["trials"], x=config["x"])
+    seen = [fact["x"] for fact in notes(config["trials"])]
+    raykube.report({"score": config["x"]}, {"x": config["x"]})
+    if len(set(seen)) == 2 and not Path(config["again"]).exists():
+        threading.Event().wait(300)
+
+
+def resumed_sweep(folder):
+    space = {"x": tune.uniform(0, 1), "trials": f"{folder}/trials", "again": f"{folder}/again"}
+    return raykube.sweep(once_then_long, space, trials=3, metric="score", mode="max")
+
+
+def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv(wire.WORKERS, "1")
+    monkeypatch.setenv(wire.TRIAL_WORKERS, "1")
+    code = f"from tests.local.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
+    sweep = here.folder / "sweep-1"
+    taskset = ["taskset", "--cpu-list", "0"]  # one core, one trial at once: the second one starts after the first
+    environ = {**os.environ, "RAY_TMPDIR": "/tmp"}
+    with subprocess.Popen([*taskset, sys.executable, "-c", code], env=environ, start_new_session=True) as child:
+        wait_for(lambda: len({fact["x"] for fact in notes(tmp_path / "trials")}) == 2, 120)
+        # Tune writes down every ten seconds what is through.
+        wait_for(lambda: any("TERMINATED" in path.read_text() for path in sweep.glob("experiment_state-*")), 60)
+        os.killpg(child.pid, signal.SIGKILL)
+    (tmp_path / "again").touch()
+    first = notes(tmp_path / "trials")[0]["x"]
+    monkeypatch.setenv(wire.ATTEMPT, "2")
+    result = resumed_sweep(str(tmp_path))
+    assert len(result.trials) == 3
+    assert [trial["error"] for trial in result.trials] == [None, None, None]
+    assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
+    assert first in {trial["params"]["x"] for trial in result.trials}
+
+
+def wait_for(fact, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not fact():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.2)

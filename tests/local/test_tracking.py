@@ -45,10 +45,15 @@ def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatc
     assert tags["mlflow.source.git.commit"] == "abc123"
     assert status == [("FINISHED",)]
 
+    from mlflow import MlflowClient
+
     from raykube.inside.serving import open_model, resolve
 
-    model = open_model(resolve(result.model_uri), load)
-    assert model(torch.ones(1, 1)).item() == 3.0
+    client = MlflowClient(f"sqlite:///{here.storage}/mlflow.db")
+    client.set_registered_model_alias("tracked", "champion", "1")
+    for reference in (result.model_uri, "models:/tracked@champion"):
+        model = open_model(resolve(reference), load)
+        assert model(torch.ones(1, 1)).item() == 3.0
 
 
 def no_loader(checkpoint):
