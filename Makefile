@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
-.PHONY: demo test check format bench-quick clean help
+.PHONY: demo test cluster cluster-down check format bench-quick clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,12 @@ demo: .venv/ready ## train, search, serve and ask: the main job on this machine
 
 test: .venv/ready ## all tests
 	@$(RUN) -m pytest
+
+cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root, Debian packages, Go)
+	@$(RUN) -m tests.cluster up --install
+
+cluster-down: .venv/ready ## end it; binaries and images stay for the next time
+	@$(RUN) -m tests.cluster down
 
 check: .venv/ready ## format, lint, types, import rules, unit tests; within a minute
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,59 @@
+"""The cluster that tests run on, and a namespace of its own for each of them."""
+
+import os
+
+import pytest
+
+from tests.cluster import machine, namespaces, operator, processes
+
+REQUIRED = "RAYKUBE_REQUIRE_CLUSTER"
+OTHER = "RAYKUBE_TEST_KUBECONFIG"
+
+
+@pytest.fixture(scope="package")
+def cluster():
+    """Give a cluster: the one that RAYKUBE_TEST_KUBECONFIG names, the one that is up, or one for these tests."""
+    if os.environ.get(OTHER):
+        yield
+        return
+    _skip_if_impossible()
+    before = processes.alive()
+    machine.up()
+    yield
+    if not before:
+        machine.down()
+
+
+def _skip_if_impossible():
+    if found := machine.problems():
+        reason = f"no test cluster here: {'; '.join(found)}"
+        if os.environ.get(REQUIRED):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def own_cluster(request):
+    """Give this machine's own cluster, which a test may damage."""
+    request.getfixturevalue("cluster")
+    if os.environ.get(OTHER):
+        pytest.skip(f"{OTHER} names a cluster that is not ours to damage")
+
+
+@pytest.fixture(autouse=True)
+def _components_live(request):
+    """Name the components that died in a test: whatever else is said of it, that is why it failed."""
+    yield
+    if request.node.get_closest_marker("cluster") and not os.environ.get(OTHER) and processes.alive():
+        assert not processes.dead(), "components died: python -m tests.cluster logs NAME"
+
+
+@pytest.fixture
+def namespace(request):
+    """Give a fresh namespace, which is gone afterwards with all that was in it."""
+    request.getfixturevalue("cluster")
+    if not os.environ.get(OTHER):
+        operator.revive()
+    name = namespaces.create("test")
+    yield name
+    namespaces.delete(name)

@@ -1,0 +1,3 @@
+module raykube.test/pause
+
+go 1.24

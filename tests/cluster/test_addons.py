@@ -1,0 +1,93 @@
+"""The add-ons do with raw manifests what they are there for."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.cluster import addons, kubectl, workloads
+from tests.cluster.shell import until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def addon(request):
+    """Give the function that starts an add-on on this machine's own cluster."""
+    request.getfixturevalue("own_cluster")
+    return addons.start
+
+
+@pytest.fixture
+def kueue(addon):
+    addon("kueue")
+    yield
+    addons.stop_kueue()
+
+
+@pytest.mark.usefixtures("kueue")
+def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace):
+    with addons.queue(namespace, cpu=1, memory="1500Mi") as queue:
+        for name in ("first", "second"):
+            kubectl.apply(workloads.manifest("rayjob-queued", NAME=name, QUEUE=queue), namespace=namespace)
+
+        def why_not():
+            """Return what the queue says of a job that it does not admit."""
+            found = [each["status"].get("conditions", []) for each in kubectl.listed("workloads", namespace)]
+            pending = [each for conditions in found for each in conditions if each["type"] == "QuotaReserved"]
+            return [each["message"] for each in pending if each["status"] == "False"]
+
+        assert "insufficient unused quota for memory" in until(why_not, "one job is held back", 30)[0]
+        jobs = [kubectl.get("rayjob", name, namespace) for name in ("first", "second")]
+        assert [job["spec"].get("suspend", False) for job in jobs] == [False, True]
+        first, second = (workloads.finished_job(namespace, name)["status"] for name in ("first", "second"))
+        assert first["endTime"] <= second["rayJobInfo"]["startTime"]
+
+
+def answered():
+    try:
+        with urllib.request.urlopen(addons.GATEWAY, timeout=5) as answer:
+            return answer.read().decode()
+    except (urllib.error.URLError, TimeoutError):
+        return None
+
+
+def test_incremental_upgrade_under_load_fails_no_request(namespace, addon):
+    addon("gateway")
+    options = {"gatewayClassName": addons.GATEWAY_CLASS, "maxSurgePercent": 100}
+    options |= {"stepSizePercent": 25, "intervalSeconds": 5}
+    upgrade = json.dumps({"type": "NewClusterWithIncrementalUpgrade", "clusterUpgradeOptions": options})
+
+    def deploy(version):
+        text = workloads.manifest("rayservice", UPGRADE=upgrade, MAX_REPLICAS=1, VERSION=version)
+        kubectl.apply(text, namespace=namespace)
+
+    def active():
+        return kubectl.get("rayservice", "slow", namespace)["status"]["activeServiceStatus"]["rayClusterName"]
+
+    deploy(1)
+    workloads.until_or_explained(lambda: answered() == "1", "version 1 is served", namespace, 240)
+    before = active()
+    with workloads.load(namespace, addons.GATEWAY, clients=2) as load:
+        deploy(2)
+        workloads.until_or_explained(lambda: active() != before, "the other cluster is active", namespace, 240)
+        until(lambda: {answered() for _ in range(5)} == {"2"}, "version 2 alone is served", 60)
+    assert load.failed == []
+    assert set(load.answers) == {"1", "2"}
+
+
+def test_large_cluster_runs_on_nodes_that_do_not_exist(namespace, addon):
+    addon("kwok")
+    with addons.fake_nodes(20):
+        kubectl.apply(workloads.manifest("raycluster-fake", WORKERS=100), namespace=namespace)
+
+        def provisioned():
+            return kubectl.ready(kubectl.get("raycluster", "large", namespace), "RayClusterProvisioned")
+
+        workloads.until_or_explained(provisioned, "all pods are ready", namespace, 120)
+        nodes = {pod["spec"]["nodeName"] for pod in workloads.pods(namespace, "worker")}
+        assert nodes <= {f"fake-{number:03}" for number in range(20)}
+        assert kubectl.get("raycluster", "large", namespace)["status"]["readyWorkerReplicas"] == 100
+        kubectl.deleted("raycluster", "large", namespace)
+        until(lambda: not kubectl.listed("pods", namespace), "no pod is left", 60)
