@@ -1,5 +1,6 @@
 """A real Kubernetes with KubeRay on this machine: python -m tests.cluster up | down | status | env | image | logs."""
 
+import shlex
 import sys
 
 import click
@@ -47,7 +48,7 @@ def status():
 def env():
     """Print what a shell evaluates to use kubectl: eval "$(python -m tests.cluster env)"."""
     for name, value in machine.environment().items():
-        click.echo(f"export {name}={value}")
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @main.command()
