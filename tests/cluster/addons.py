@@ -5,11 +5,11 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-from tests.cluster import binaries, images, layout, operator, processes, workloads
+from tests.cluster import binaries, images, layout, metrics, processes, workloads
 from tests.cluster.kubectl import apply, deleted, kubectl, kustomized, listed, ready, wait_rollout
 from tests.cluster.shell import ClusterError, step, until, write
 
-NAMES = ("kueue", "gateway", "kwok")
+NAMES = ("kueue", "gateway", "kwok", "metrics")
 GATEWAY_CLASS = "raykube-test"
 GATEWAY = f"http://{layout.NODE_ADDRESS}"
 
@@ -24,7 +24,7 @@ _READY_S = 60
 
 def start(name):
     """Start an add-on, or what of it is missing, and return when it answers."""
-    starts = {"kueue": _start_kueue, "gateway": _start_gateway, "kwok": _start_kwok}
+    starts = {"kueue": _start_kueue, "gateway": _start_gateway, "kwok": _start_kwok, "metrics": metrics.start}
     folder = binaries.build(name)
     with step(f"start add-on {name}"):
         starts[name](folder)
@@ -106,8 +106,6 @@ def _start_gateway(folder):
     until(
         lambda: _answers(f"{GATEWAY}/ping"), "traefik answers; its log: python -m tests.cluster logs traefik", _READY_S
     )
-    operator.install("RayServiceIncrementalUpgrade=true")
-    operator.wait()
 
 
 def _traefik():

@@ -1,8 +1,8 @@
 """The programs of Kubernetes, built by the Go toolchain from pinned modules and kept by what went into them."""
 
 import hashlib
+import json
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ MODULES = {
         Module("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), about="2 min"),
         Module("gateway", ("github.com/traefik/traefik/v3/cmd/traefik",), about="4 min"),
         Module("kwok", ("sigs.k8s.io/kwok/cmd/kwok",)),
-        Module("metrics-server", ("sigs.k8s.io/metrics-server/cmd/metrics-server",)),
+        Module("metrics", ("sigs.k8s.io/metrics-server/cmd/metrics-server",)),
     )
 }
 
@@ -113,13 +113,5 @@ def program(name):
 
 def source_of(name, path):
     """Return the folder in Go's module cache of the package `path` that module `name` requires."""
-    listed = subprocess.run(
-        ["go", "list", "-m", "-f", "{{.Dir}}", path],
-        cwd=MODULES[name].source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode or not listed.stdout.strip():
-        raise ClusterError(f"module {path} is not there: {listed.stderr.strip()[-500:]}")
-    return Path(listed.stdout.strip())
+    # Not `go list`: that names no folder once the cache was emptied, while our programs may still be there.
+    return Path(json.loads(run("go", "mod", "download", "-json", path, cwd=MODULES[name].source))["Dir"])

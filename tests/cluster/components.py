@@ -1,6 +1,7 @@
 """The command line of every component, and how one sees that it is ready."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from ssl import create_default_context
@@ -127,8 +128,14 @@ _ARGUMENTS = {
 def ready(name):
     """Return whether a component answers."""
     if name == "containerd":
-        return CONTAINERD_SOCKET.exists()
+        return _listens(CONTAINERD_SOCKET)
     return _answers(_HEALTH[name])
+
+
+def _listens(path):
+    """Return whether someone listens on a socket: one that was killed leaves its socket behind."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 _HEALTH = {

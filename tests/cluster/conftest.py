@@ -20,6 +20,7 @@ def cluster():
     before = processes.alive()
     machine.up()
     yield
+    namespaces.wait_gone()
     if not before:
         machine.down()
 

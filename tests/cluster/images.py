@@ -70,6 +70,10 @@ def _kueue():
     return scratch("kueue", binaries.build("kueue") / "kueue", "/manager", "65532:65532")
 
 
+def _metrics_server():
+    return scratch("metrics-server", binaries.build("metrics") / "metrics-server", "/metrics-server", "1000:1000")
+
+
 def _small():
     """Return an image for pods that need no Ray: a shell and the usual commands."""
 
@@ -179,7 +183,7 @@ _IMAGES = {
     "mlflow": _mlflow,
     "postgres": _postgres,
 }
-_ADDONS = {"kueue": _kueue}
+_ADDONS = {"kueue": _kueue, "metrics-server": _metrics_server}
 ALL = tuple(_IMAGES)
 problems = layers.problems
 

@@ -28,7 +28,7 @@ def stop():
 
 
 def _objects():
-    return kubectl.kustomized(binaries.source_of("metrics-server", "sigs.k8s.io/metrics-server") / "manifests" / "base")
+    return kubectl.kustomized(binaries.source_of("metrics", "sigs.k8s.io/metrics-server") / "manifests" / "base")
 
 
 def _ours(item):

@@ -8,22 +8,23 @@ from tests.cluster.shell import until
 
 NAMESPACE = "ray-system"
 _MODULE = "github.com/ray-project/kuberay/ray-operator"
+_FEATURE_GATE = "RayServiceIncrementalUpgrade=true"
 _VOLUMES = 24
 _STORAGE_CLASS = "shared"
 
 
-def install(feature_gates=""):
-    """Install KubeRay's CRDs and operator from its own manifests; `feature_gates` are added to its arguments."""
+def install():
+    """Install KubeRay's CRDs and operator from its own manifests."""
     source = binaries.source_of("kuberay", _MODULE) / "config" / "default"
     objects = kubectl.kustomized(source)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     definitions = [each for each in objects if each["kind"] == "CustomResourceDefinition"]
-    rest = [_ours(each, feature_gates) for each in objects if each not in definitions and each["kind"] != "Namespace"]
+    rest = [_ours(each) for each in objects if each not in definitions and each["kind"] != "Namespace"]
     kubectl.apply(namespace, *definitions)
     kubectl.apply(*rest, namespace=NAMESPACE)
 
 
-def _ours(item, feature_gates):
+def _ours(item):
     """Return a manifest with our namespace and, for the operator, our image."""
     item["metadata"].pop("namespace", None)
     for subject in item.get("subjects", ()):
@@ -33,8 +34,8 @@ def _ours(item, feature_gates):
         container |= {"image": layout.OPERATOR_IMAGE, "imagePullPolicy": "Never"}
         container["resources"] = {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
         container["readinessProbe"] |= {"initialDelaySeconds": 1, "periodSeconds": 1}
-        if feature_gates:
-            container.setdefault("args", []).append(f"--feature-gates={feature_gates}")
+        # On from the start: with the gateway as an add-on of its own, the operator need not be restarted for it.
+        container["args"] = [*container.get("args", ()), f"--feature-gates={_FEATURE_GATE}"]
     return item
 
 

@@ -23,6 +23,7 @@ COMPONENTS = frozenset(
     }
 )
 _GRACE_S = 10
+_KEPT = []  # the supervisor outlives whoever started it; forgotten, its process would be warned of
 
 
 def ask(method, *arguments):
@@ -42,7 +43,7 @@ def supervise():
     """Start the supervisor, in a session and process group of its own."""
     layout.LOGS.mkdir(parents=True, exist_ok=True)
     with (layout.LOGS / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.supervisor"],
             cwd=layout.PROJECT,
             stdin=subprocess.DEVNULL,
@@ -50,6 +51,7 @@ def supervise():
             stderr=log,
             start_new_session=True,
         )
+    _KEPT.append(child)
     until(alive, "the supervisor answers; see its log: python -m tests.cluster logs supervisor", 20)
 
 

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from tests.cluster import addons, kubectl, workloads
+from tests.cluster import addons, kubectl, metrics, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
@@ -43,6 +43,20 @@ def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace):
         assert [job["spec"].get("suspend", False) for job in jobs] == [False, True]
         first, second = (workloads.finished_job(namespace, name)["status"] for name in ("first", "second"))
         assert first["endTime"] <= second["rayJobInfo"]["startTime"]
+
+
+@pytest.fixture
+def metrics_server(addon):
+    addon("metrics")
+    yield
+    metrics.stop()
+
+
+@pytest.mark.usefixtures("metrics_server")
+def test_use_of_a_pod_is_measured(namespace):
+    kubectl.apply(workloads.manifest("sleeper", NAME="one", LIMITS="{}"), namespace=namespace)
+    workloads.running(namespace, "one")
+    assert until(lambda: metrics.usage("pods", namespace), "the pod was measured", 60, poll_s=1).split()[0] == "one"
 
 
 def answered():

@@ -1,4 +1,4 @@
-module raykube.test/metrics-server
+module raykube.test/metrics
 
 go 1.26.4
 
