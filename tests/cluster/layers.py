@@ -15,7 +15,8 @@ from tests.cluster import layout, oci, rootfs
 from tests.cluster.shell import ClusterError, step
 
 CACHE = layout.CACHE / "images"
-_NEEDED_GB = 30
+_NEEDED_GB = 30  # programs, packages, layers, and what containerd makes of them
+_NEEDED_FOR_ONE_GB = 12
 _PROGRAMS = ("apt-get", "chroot", "debootstrap", "dpkg-deb", "unshare")
 
 
@@ -50,7 +51,7 @@ def blob(layer):
     """Return a layer's blob, made now if it is not there; the caller holds the lock."""
     if made := layer.made():
         return made
-    if found := problems():
+    if found := problems(_NEEDED_FOR_ONE_GB):
         raise ClusterError("images cannot be built here:\n" + "\n".join(f"- {each}" for each in found))
     with step(f"build image layer {layer.name}"), tempfile.TemporaryDirectory(dir=CACHE, prefix="work-") as work:
         made = oci.pack(layer.make(Path(work)), CACHE)
@@ -99,16 +100,16 @@ def share(blob, content):
     link.rename(ours)
 
 
-def problems():
-    """Return why this machine cannot build images; empty if it can."""
+def problems(needed_gb=_NEEDED_GB):
+    """Return why this machine cannot build images, which take so much space; empty if it can."""
     found = []
     if os.geteuid() != 0:
         found.append("not root: files of other users are made, and commands run inside a tree of files")
     if absent := [name for name in _PROGRAMS if shutil.which(name) is None]:
         found.append(f"not installed: {', '.join(absent)} (python -m tests.cluster up --install does it on Debian)")
     folder = next(path for path in (CACHE, *CACHE.parents) if path.exists())
-    if (free := shutil.disk_usage(folder).free / 1e9) < _NEEDED_GB:
-        found.append(f"{free:.0f} GB free for {CACHE}, {_NEEDED_GB} are needed: XDG_CACHE_HOME names another place")
+    if (free := shutil.disk_usage(folder).free / 1e9) < needed_gb:
+        found.append(f"{free:.0f} GB free for {CACHE}, {needed_gb} are needed: XDG_CACHE_HOME names another place")
     if not found:
         try:
             rootfs.mirror()
