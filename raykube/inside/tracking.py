@@ -228,8 +228,7 @@ class MlflowTracker(Tracker):
         import torch
 
         module = model(storage.local_copy(result.checkpoint or ""))
-        mlflow.set_tracking_uri(self._uri)
-        with mlflow.start_run(run_id=self._run_id):
+        with _fluent(self._uri), mlflow.start_run(run_id=self._run_id):
             info = mlflow.pytorch.log_model(
                 module,
                 name="model",
@@ -307,6 +306,21 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
 def _run_id(path: str) -> str:
     text = storage.read_from(storage.join(path, RUN_FILE))
     return str(json.loads(text)["run_id"]) if text else ""
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    """Have MLflow's module-wide functions talk to `uri`, and the next training find the environment as it was."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # which also sets the variable
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class Here:
 def here(request, tmp_path, monkeypatch):
     """Set the environment of a fresh run with two workers and no tracking."""
     request.getfixturevalue("own_ray")
+    # MLflow sets it in the process that loads a model, as a test of the one before may have done.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = f"test-{uuid.uuid4().hex[:8]}"
     for name, value in {
         wire.RUN_NAME: run,

@@ -1,4 +1,5 @@
 import json
+import os
 import sqlite3
 import threading
 from dataclasses import replace
@@ -33,6 +34,7 @@ def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatc
     result = raykube.train(loop, {"scale": 3.0}, experiment="tracked", metric="loss", model=load)
     assert result.notes == ()
     assert result.model_uri == "models:/tracked/1"
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # where another training would send its own
     with sqlite3.connect(here.storage / "mlflow.db") as store:
         steps = store.execute("select step from metrics where key = 'loss' order by step").fetchall()
         params = dict(store.execute("select key, value from params").fetchall())
