@@ -9,9 +9,6 @@ from pathlib import Path
 
 from tests.cluster import addons, binaries, certificates, components, images, kubectl, layout, node, operator, processes
 from tests.cluster.shell import ClusterError, step, until, write
-from tests.cluster.supervisor import PID_FILE
-
-__all__ = ["PID_FILE", "STATE", "alone", "down", "environment", "log", "status", "up"]
 
 STATE = layout.RUN / "state.json"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -150,9 +147,9 @@ def _clear():
 def status():
     """Return ``(name, what it does)`` of every part; ClusterError if there is no cluster."""
     rows = [(name, f"pid {each['pid']}" if each["pid"] else f"ended: {each['end']}") for name, each in _components()]
-    if kubectl.get("node", layout.NODE) is None:
+    if (own := kubectl.get("node", layout.NODE)) is None:
         return [*rows, ("node", "not registered")]
-    ready = "Ready" if kubectl.ready(kubectl.get("node", layout.NODE)) else "NotReady"
+    ready = "Ready" if kubectl.ready(own) else "NotReady"
     found = kubectl.get("deployment", "kuberay-operator", operator.NAMESPACE)
     answers = "Available" if kubectl.ready(found, "Available") else "not available"
     return [*rows, ("node", ready), ("operator", answers)]

@@ -5,7 +5,6 @@ import ipaddress
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -54,22 +53,21 @@ def _cni():
 
 
 def _containerd():
-    at = layout
     plugins = next((folder for folder in _CNI_BIN if Path(folder, "ptp").exists()), _CNI_BIN[0])
     return f"""version = 2
-root = "{at.CONTAINERD}"
-state = "{at.RUN}/containerd"
+root = "{layout.CONTAINERD}"
+state = "{layout.RUN}/containerd"
 [grpc]
 address = "{CONTAINERD_SOCKET}"
 [plugins."io.containerd.internal.v1.opt"]
-path = "{at.DATA}/opt"
+path = "{layout.DATA}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "docker.io/{at.PAUSE_IMAGE}"
+sandbox_image = "docker.io/{layout.PAUSE_IMAGE}"
 disable_apparmor = true
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{plugins}"
-conf_dir = "{at.CONF}/cni"
+conf_dir = "{layout.CONF}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -146,8 +144,8 @@ def clean():
         run("ip", "netns", "delete", name, check=False)
     for family, table in tables():
         run("nft", "delete", "table", family, table)
-    for link in links():
-        run("ip", "link", "delete", link, check=False)
+    if _has_link(layout.BRIDGE):  # the host's ends of pods' links went with their namespaces
+        run("ip", "link", "delete", layout.BRIDGE, check=False)
     for folder in (layout.RUN, layout.DATA):
         shutil.rmtree(folder, ignore_errors=True)
     _remove_cgroups()
@@ -173,14 +171,9 @@ def _is_ours(name):
 
 def tables():
     """Return the nftables tables that kube-proxy or a fault left."""
-    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+    listed = run("nft", "list", "tables", check=False)
     found = {tuple(line.split()[1:3]) for line in listed.splitlines() if line.strip()}
     return [table for table in _TABLES if table in found]
-
-
-def links():
-    """Return our bridge, and the host's ends of pods' links."""
-    return [name for name in (layout.BRIDGE,) if _has_link(name)]
 
 
 def _remove_cgroups():

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster import binaries, kubectl, layout, machine, operator, processes
 from tests.cluster.shell import ClusterError, until
+from tests.cluster.supervisor import PID_FILE
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +70,7 @@ def test_killed_component_is_named_and_up_starts_it_again(name):
 
 @pytest.mark.usefixtures("own_cluster")
 def test_killed_supervisor_is_survived_by_a_new_cluster():
-    os.kill(int(machine.PID_FILE.read_text()), signal.SIGKILL)
+    os.kill(int(PID_FILE.read_text()), signal.SIGKILL)
     until(lambda: not processes.alive(), "the supervisor is gone", 5)
     machine.up()
     assert processes.dead() == {}
