@@ -66,14 +66,6 @@ def _operator():
     return scratch("kuberay-operator", binaries.build("kuberay") / "ray-operator", "/manager", "65532:65532")
 
 
-def _kueue():
-    return scratch("kueue", binaries.build("kueue") / "kueue", "/manager", "65532:65532")
-
-
-def _metrics_server():
-    return scratch("metrics-server", binaries.build("metrics") / "metrics-server", "/metrics-server", "1000:1000")
-
-
 def _small():
     """Return an image for pods that need no Ray: a shell and the usual commands."""
 
@@ -183,7 +175,6 @@ _IMAGES = {
     "mlflow": _mlflow,
     "postgres": _postgres,
 }
-_ADDONS = {"kueue": _kueue, "metrics-server": _metrics_server}
 ALL = tuple(_IMAGES)
 problems = layers.problems
 
@@ -206,7 +197,7 @@ def load(wanted):
 
 
 def _named(name):
-    return (_IMAGES | _ADDONS)[name]()
+    return _IMAGES[name]()
 
 
 def _imported():

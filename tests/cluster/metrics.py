@@ -8,9 +8,9 @@ IMAGE = "raykube-test/metrics-server:local"
 _READY_S = 60
 
 
-def start(_):
+def start(folder):
     """Install metrics-server from its own manifests, and wait until it has seen the node."""
-    images.load(("metrics-server",))
+    images.load([images.scratch("metrics-server", folder / "metrics-server", "/metrics-server", "1000:1000")])
     kubectl.apply(*(_ours(each) for each in _objects()), namespace=NAMESPACE)
     kubectl.wait_rollout("metrics-server", NAMESPACE)
     until(lambda: usage("nodes", "") != "", "metrics-server has seen the node", _READY_S, poll_s=1)
