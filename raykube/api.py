@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from raykube import package, plans
-from raykube.backends import backend, backend_for
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykube import plans
+from raykube.backends import backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError
 from raykube.handles import Endpoint, OnEvent, Run
@@ -29,26 +32,42 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     if not isinstance(work, (Job, Service)):
         raise ConfigError(f"{work!r} is no Job or Service", next_step="write rk.Job.module('jobs.digits')")
     cluster = cluster_of(on)
-    if cluster.is_local:
-        return backend_for(cluster).plan(work, cluster)
-    code = package.collect(work.working_dir, work.excludes)
-    if isinstance(work, Job):
-        package.check_entrypoint(work.entrypoint, code)
-        return plans.rayjob(work, cluster, code)
-    for app in work.apps:
-        package.check_import_path(app.import_path, code)
-    return plans.rayservice(work, cluster, code)
+    return backend_for(cluster).plan(work, cluster)
+
+
+def plan_manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
+    """Plan a RayJob that somebody has written, as it is, and the objects that it needs.
+
+    Args:
+        documents: Kubernetes objects; the last is the RayJob.
+        on: the namespace and context; a namespace in the manifest comes after that.
+        name: instead of the manifest's.
+
+    Raises:
+        ConfigError: it is none that raykube can submit.
+    """
+    return plans.manifest(documents, on, name)
+
+
+def check(planned: Plan) -> None:
+    """Ask the place whether it would take the plan, without starting anything.
+
+    Raises:
+        ManifestError: fields that it does not know or take, each with its path.
+        ConfigError: this machine has no such check.
+    """
+    backend_of(planned).check(planned)
 
 
 def start(planned: Plan) -> Run:
     """Send the plan of a job, exactly as it was planned."""
-    place = backend(planned.backend)
+    place = backend_of(planned)
     return Run(place.start(planned), place)
 
 
 def serve(planned: Plan) -> Endpoint:
     """Send the plan of a service, exactly as it was planned."""
-    place = backend(planned.backend)
+    place = backend_of(planned)
     return Endpoint(place.start(planned), place)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shlex
 from typing import Any
 
 from raykube import manifest as manifests
@@ -15,6 +16,8 @@ from raykube.specs import Job
 SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
 _CODE_VOLUME = "raykube-code"
+_AGENT_PORT = 52365
+_HEALTH = {"httpGet": {"path": "/api/healthz", "port": _AGENT_PORT}, "timeoutSeconds": 2}
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
 
 
@@ -27,8 +30,9 @@ def code_uri(storage: str, package: Package, *, in_config_map: bool) -> str:
 def ray_job_spec(job: Job) -> dict[str, Any]:
     """Return the fields of a RayJob that follow from the job alone."""
     spec: dict[str, Any] = {
-        "entrypoint": job.entrypoint,
-        "backoffLimit": job.max_retries,
+        "entrypoint": f"python -m raykube.inside.attempts {job.max_retries} {shlex.quote(job.entrypoint)}",
+        # Attempts are made on the one cluster, by the module above: a new cluster for each costs a minute.
+        "backoffLimit": 0,
         "preRunningDeadlineSeconds": _whole(job.pending_timeout_s),
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s),
@@ -48,19 +52,30 @@ def _whole(seconds: float) -> int:
     return max(1, math.ceil(seconds))  # Kubernetes counts in whole seconds, and refuses 0
 
 
-def ray_cluster(cluster: Cluster, config_map: str) -> dict[str, Any]:
+def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> dict[str, Any]:
     """Return the manifest's spec with what KubeRay leaves out and every run needs.
 
-    The ConfigMap named `config_map`, if any, holds the code and is mounted in every pod.
+    The ConfigMap named `config_map`, if any, holds the code and is mounted in every pod. With `probed` the pods get
+    probes that begin at once: KubeRay's own wait for ten seconds, and what serves needs more than they ask.
     """
     spec: dict[str, Any] = copy.deepcopy(dict(cluster.manifest["spec"]))
     spec["autoscalerOptions"] = {**(spec.get("autoscalerOptions") or {}), "version": "v2"}
     spec["authOptions"] = {"mode": "token", **(spec.get("authOptions") or {})}
     workers = spec.get("workerGroupSpecs") or []
     _complete_head(spec["headGroupSpec"], has_workers=bool(workers))
-    for group in (spec["headGroupSpec"], *workers) if config_map else ():
-        _mount(group, config_map)
+    for group in (spec["headGroupSpec"], *workers):
+        if config_map:
+            _mount(group, config_map)
+        if probed and manifests.knows_health_check(spec):
+            _probe(manifests.container(group))
     return spec
+
+
+def _probe(container: dict[str, Any]) -> None:
+    """Have Ray's agent asked whether it is well, from the first second on, unless the manifest has probes."""
+    if not {"readinessProbe", "livenessProbe", "startupProbe"} & container.keys():
+        container["readinessProbe"] = {**_HEALTH, "initialDelaySeconds": 1, "periodSeconds": 1, "failureThreshold": 120}
+        container["livenessProbe"] = {**_HEALTH, "initialDelaySeconds": 30, "periodSeconds": 5, "failureThreshold": 120}
 
 
 def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:

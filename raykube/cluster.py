@@ -32,6 +32,8 @@ STORAGE_ANNOTATION = "raykube.io/storage"
 TRACKING_ANNOTATION = "raykube.io/tracking"
 _LOCAL = "local"
 _LOCAL_KIND = "LocalCluster"
+_KUBERNETES = "kubernetes"
+_KUBERNETES_KIND = "Kubernetes"
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,37 @@ class Cluster:
         manifest: a RayCluster as plain data; fields that raykube does not know stay as they are.
         source: where it was read from, for messages.
         name: of the preset or manifest; ``"local"`` for this machine.
+        context: of the kubeconfig; "" for its current one.
     """
 
     manifest: Mapping[str, Any]
     source: str
     name: str
+    context: str = ""
 
     @staticmethod
-    def load(name_or_path: str | Path) -> Cluster:
+    def load(name_or_path: str | Path, *, namespace: str | None = None, context: str | None = None) -> Cluster:
         """Return ``local``, the preset ``cluster-configs/NAME.yaml`` (looked for upward from here), or a file's own.
+
+        ``kubernetes`` is the place alone, to look at what is there: nothing says what cluster a job would get.
+
+        Args:
+            name_or_path: as above.
+            namespace: in Kubernetes; by default the setting, the manifest's, then the context's.
+            context: of the kubeconfig; by default the setting, then the current one.
 
         Raises:
             ConfigError: nothing of that name (with the nearest ones), or a manifest that cannot work (every problem).
         """
         if str(name_or_path) == _LOCAL:
             return Cluster.local()
+        where = {"namespace": setting("namespace", namespace).value, "context": setting("context", context).value}
+        if str(name_or_path) == _KUBERNETES:
+            return Cluster({"kind": _KUBERNETES_KIND, "metadata": {}}, "Kubernetes", _KUBERNETES).placed(**where)
         path = Path(name_or_path)
         is_path = isinstance(name_or_path, Path) or "/" in name_or_path or path.suffix in (".yaml", ".yml")
-        return _read(path if is_path else _find(str(name_or_path)))
+        read = _read(path if is_path else _find(str(name_or_path)))
+        return read.placed(**where)
 
     @staticmethod
     def local(workers: int | tuple[int, int] = 1, cpus: float = 1, gpus: float = 0) -> Cluster:
@@ -75,6 +90,11 @@ class Cluster:
     def is_local(self) -> bool:
         """Whether it is this machine."""
         return bool(self.manifest.get("kind") == _LOCAL_KIND)
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether it says what cluster a job gets, and not only where."""
+        return self.manifest.get("kind") != _KUBERNETES_KIND
 
     @property
     def scale(self) -> Scale:
@@ -107,6 +127,16 @@ class Cluster:
                 next_step="give --workers, or set replicas",
             )
         return replicas * per_replica
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the manifest names, "" when it names none."""
+        return "" if self.is_local else str(self.manifest["metadata"].get("namespace") or "")
+
+    def placed(self, namespace: str = "", context: str = "") -> Cluster:
+        """Return a copy in another namespace or context; "" keeps what is."""
+        moved = self._edited(lambda it: it["metadata"].update(namespace=namespace)) if namespace else self
+        return dataclasses.replace(moved, context=context or self.context)
 
     @property
     def storage(self) -> str:
@@ -218,7 +248,9 @@ def _find(name: str) -> Path:
             return path
     presets = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
-    raise ConfigError(f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, *presets}))
+    raise ConfigError(
+        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, _KUBERNETES, *presets})
+    )
 
 
 def _read(path: Path) -> Cluster:

@@ -4,6 +4,7 @@
 
     RaykubeError                   what, why, next_step
      + ConfigError(ValueError)     wrong input, found before anything is started; lists every problem
+     |   + ManifestError           refused by the API server's strict validation
      + BackendError                the place answered no, or not at all; its own words in ``why``
      |   + NotFound                no run or service of that name
      |   + Conflict                the name is taken by something else
@@ -75,6 +76,10 @@ class ConfigError(RaykubeError, ValueError):
         return "\n".join([head, *(f"  - {problem}" for problem in self.problems)])
 
 
+class ManifestError(ConfigError):
+    """The API server's strict validation refused what was sent; nothing was made of it."""
+
+
 class BackendError(RaykubeError):
     """The place (a local head, an API server) refused or failed; ``why`` holds its own words."""
 
@@ -105,6 +110,7 @@ class Failure:
         exit_code: of the entrypoint; None when it never ended by itself.
         tail: the last lines of the driver's log, oldest first.
         next_step: one thing to do.
+        where: the object and field that say so, as in ``pod/x-head-1: status.conditions[PodScheduled]``.
     """
 
     reason: str
@@ -112,6 +118,7 @@ class Failure:
     exit_code: int | None = None
     tail: Sequence[str] = field(default_factory=tuple)
     next_step: str = ""
+    where: str = ""
 
 
 class RunError(RaykubeError):

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykube.backends import Backend, State, Status
-from raykube.errors import BackendError, Failure, RunFailed, RunStopped, Unreachable, WaitTimeout
+from raykube.errors import BackendError, Failure, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
 
-_POLL_S = 0.2
-_PATIENCE_S = 30.0
+_NOT_YET = ("WAITING", "PENDING")
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,19 @@ class _Handle:
         next_step = f"raykube {status.kind} logs {self.name}"
         return status.failure or Failure(status.state, status.detail, next_step=next_step)
 
+    def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
+        """Follow the changes until `done` or the time is over; return the last status seen."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        seen: Any = None
+        for status in self.backend.changes(self.name):
+            change = (status.state, status.attempt, status.detail, status.failure, dict(status.progress))
+            if on_event and change != seen:
+                on_event(Event(time.time(), status))
+            seen = change
+            if done(status) or (deadline is not None and time.monotonic() >= deadline):
+                return status
+        raise AssertionError("a backend's changes never end by themselves")
+
 
 @dataclass(frozen=True)
 class Run(_Handle):
@@ -80,7 +92,7 @@ class Run(_Handle):
             RunStopped: somebody stopped it.
             WaitTimeout: it has not ended in time.
         """
-        last = _watch(self.status, lambda status: status.is_terminal, timeout_s, on_event)
+        last = self._watch(lambda status: status.is_terminal, timeout_s, on_event)
         if last.state == "FAILED":
             raise RunFailed.of(self.name, last.failure or Failure("JobFailed", last.detail))
         if last.state == "STOPPED":
@@ -117,10 +129,10 @@ class Endpoint(_Handle):
             BackendError: an application failed to deploy; Serve's own words are in ``why``.
             WaitTimeout: not ready in time; Serve goes on trying.
         """
-        last = _watch(self.status, lambda status: status.state != "PENDING", timeout_s, on_event)
+        last = self._watch(lambda status: status.state not in _NOT_YET, timeout_s, on_event)
         if last.state == "RUNNING":
             return self
-        if last.state == "PENDING":
+        if last.state in _NOT_YET:
             next_step = f"raykube service status {self.name}"
             raise WaitTimeout(
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
@@ -131,32 +143,3 @@ class Endpoint(_Handle):
     def delete(self) -> None:
         """Take the service down and forget it."""
         self.backend.delete(self.name)
-
-
-def _watch(
-    look: Callable[[], Status], done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None
-) -> Status:
-    """Look until `done` or the time is over; return the last status seen."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    seen: Any = None
-    while True:
-        status = _patiently(look)
-        change = (status.state, status.attempt, status.detail, dict(status.progress))
-        if on_event and change != seen:
-            on_event(Event(time.time(), status))
-        seen = change
-        if done(status) or (deadline is not None and time.monotonic() >= deadline):
-            return status
-        time.sleep(_POLL_S)
-
-
-def _patiently(look: Callable[[], Status]) -> Status:
-    """Look again for a while when the place does not answer: the run goes on, and so should whoever waits for it."""
-    give_up = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return look()
-        except Unreachable:
-            if time.monotonic() >= give_up:
-                raise
-        time.sleep(_POLL_S)

@@ -16,6 +16,7 @@ from raykube.names import name_problem
 
 MAX_CLUSTER_NAME = 53
 MIN_RAY_FOR_TOKENS = (2, 52)
+MIN_RAY_FOR_HEALTH = (2, 53)
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
@@ -76,6 +77,11 @@ def auth(spec: Manifest) -> Manifest:
 def _map(value: Any) -> Manifest:
     """Return `value`, or an empty mapping for what is none: its shape is the API server's to judge."""
     return value if isinstance(value, Mapping) else {}
+
+
+def knows_health_check(spec: Manifest) -> bool:
+    """Whether the agent of this Ray answers ``/api/healthz``; others are asked by a command."""
+    return (_version(str(spec.get("rayVersion") or "")) or ()) >= MIN_RAY_FOR_HEALTH
 
 
 def _version(text: str) -> tuple[int, ...] | None:
@@ -154,9 +160,9 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
 
 
-def container(group: Manifest) -> Manifest:
+def container(group: Manifest) -> dict[str, Any]:
     """Return a group's container that runs Ray: the first, by KubeRay's rule."""
-    found: Manifest = group["template"]["spec"]["containers"][0]
+    found: dict[str, Any] = group["template"]["spec"]["containers"][0]
     return found
 
 

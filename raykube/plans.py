@@ -11,8 +11,9 @@ import copy
 import difflib
 import hashlib
 import json
+import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +24,23 @@ from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
+from raykube.names import name_problem
 from raykube.package import Package, zipped
 from raykube.specs import App, Job, Service
 
-__all__ = ["Limits", "Plan", "code_uri", "difference", "localjob", "localservice", "rayjob", "rayservice"]
+__all__ = ["Limits", "Plan", "code_uri", "difference", "localjob", "localservice", "manifest", "rayjob", "rayservice"]
 
 PLAN_LABEL = "raykube.io/plan"
 RUN_KEY = "raykube.run"
 PLAN_KEY = "raykube.plan"
 _LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
-_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT)  # what does not make a plan another one
+_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
+#: Kinds that may stand beside a RayJob in its file.
+_BESIDE = ("ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
+#: The label selector of what raykube made.
+MANAGED_BY = "app.kubernetes.io/managed-by=raykube"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
 _TRY_ZIP = 16 * 2**20
@@ -60,6 +66,7 @@ class Plan:
         body: Kubernetes objects; for ``"local"`` one body of Ray's Job API, or the Serve applications.
         package: the code.
         notes: what the reader should know before sending it.
+        context: of the kubeconfig, "" for its current one.
     """
 
     name: str
@@ -67,6 +74,12 @@ class Plan:
     body: tuple[dict[str, Any], ...]
     package: Package | None = None
     notes: tuple[str, ...] = ()
+    context: str = ""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its objects; "" for the context's, and on this machine."""
+        return str(self.body[-1].get("metadata", {}).get("namespace", ""))
 
     @property
     def hash(self) -> str:
@@ -86,7 +99,7 @@ class Plan:
 
     def yaml(self) -> str:
         """Return the body as YAML documents, in the same order and with the same line breaks every time."""
-        return "---\n".join(yaml.dump(part, Dumper=_Dumper, sort_keys=False, width=sys.maxsize) for part in self.body)
+        return "---\n".join(as_yaml(part) for part in self.body)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -103,6 +116,11 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
+def as_yaml(value: Any, *, sort_keys: bool = False) -> str:
+    """Return plain data as YAML, the same value always as the same text."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, width=sys.maxsize)
+
+
 def difference(old: str, new: str) -> str:
     """Return the lines in which two plans' YAML differ; "" when they do not."""
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
@@ -116,13 +134,13 @@ def _digest(body: tuple[dict[str, Any], ...]) -> str:
 
 
 def _told_apart(value: Any) -> Any:
-    """Leave out a plan's own hash, and which commit the same code came from."""
+    """Leave out a plan's own hash, which commit the same code came from, and which attempt this is."""
     if isinstance(value, Mapping):
         return {key: _told_apart(inner) for key, inner in value.items() if key not in _NOT_PART}
     if isinstance(value, (list, tuple)):
         return [_told_apart(inner) for inner in value]
-    if isinstance(value, str) and wire.GIT_COMMIT in value:
-        return "\n".join(line for line in value.split("\n") if wire.GIT_COMMIT not in line)
+    if isinstance(value, str) and any(key in value for key in _NOT_PART):
+        return "\n".join(line for line in value.split("\n") if not any(key in line for key in _NOT_PART))
     return value
 
 
@@ -201,17 +219,37 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
-        "runtimeEnvYAML": yaml.dump(
-            _runtime_env(job, env_vars, working_dir), Dumper=_Dumper, sort_keys=True, width=sys.maxsize
-        ),
+        "runtimeEnvYAML": as_yaml(_runtime_env(job, env_vars, working_dir), sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
-        "rayClusterSpec": ray_cluster(cluster, f"{job.name}-code" if code else ""),
+        "rayClusterSpec": ray_cluster(cluster, f"{job.name}-code" if code else "", probed=True),
     }
     labels = {_QUEUE_LABEL: job.queue} if job.queue else {}
     if upload:
         spec["jobId"] = f"{job.name}-1"
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
-    return _plan(job.name, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
+    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
+
+
+def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
+    """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, an end.
+
+    Raises:
+        ConfigError: a name that Kubernetes would refuse, or objects beside the RayJob that raykube does not create.
+    """
+    body = tuple(copy.deepcopy(dict(part)) for part in documents)
+    metadata = body[-1].setdefault("metadata", {})
+    prefix = metadata.pop("generateName", "")
+    metadata["name"] = name or metadata.get("name") or f"{prefix}{secrets.token_hex(3)}"
+    problem = name_problem(metadata["name"]) or ("" if (body[-1].get("spec")) else "there is no spec")
+    others = [part.get("kind") for part in body[:-1] if part.get("kind") not in _BESIDE]
+    if problem or others:
+        what = f"raykube creates a RayJob and {', '.join(_BESIDE)}, not {', '.join(map(str, others))}"
+        raise ConfigError("the manifest cannot be submitted", why=problem or what, next_step="kubectl apply the rest")
+    for part in body:
+        if on.namespace:
+            part["metadata"]["namespace"] = on.namespace
+        part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
+    return _plan(on, body, None, ())
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:
@@ -255,11 +293,11 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     # Without it a service that cannot start keeps its GPUs for ever.
     metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
     spec = {
-        "serveConfigV2": yaml.dump(serve, Dumper=_Dumper, sort_keys=False, width=sys.maxsize),
+        "serveConfigV2": as_yaml(serve),
         "rayClusterConfig": ray_cluster(cluster, f"{service.name}-code" if code else ""),
     }
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": spec}
-    return _plan(service.name, (*([code] if code else []), work), package, _notes(cluster, upload=False))
+    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=False))
 
 
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
@@ -279,11 +317,11 @@ def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, 
     return kept | {"name": name, "labels": (kept.get("labels") or {}) | _MANAGED_BY | labels}
 
 
-def _plan(name: str, body: tuple[dict[str, Any], ...], package: Package, notes: tuple[str, ...]) -> Plan:
+def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package | None, notes: tuple[str, ...]) -> Plan:
     digest = _digest(body)
     for part in body:
         part["metadata"]["labels"][PLAN_LABEL] = digest
-    return Plan(name, "kuberay", body, package, notes)
+    return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:

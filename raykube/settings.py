@@ -22,6 +22,8 @@ else:
 
 KNOWN: Mapping[str, str] = {
     "on": "local",  # where jobs and services go: "local", the name of a preset, or a path of one
+    "context": "",  # of the kubeconfig; empty is its current one
+    "namespace": "",  # in Kubernetes; empty is the manifest's, else the context's
     "storage": "",  # where local runs are kept; empty is a folder of raykube's own
     "idle_timeout_s": "900",  # seconds without work after which the local head ends
     "serve_port": "0",  # of the local head; 0 is a free one

@@ -8,6 +8,8 @@ no more than Ray.
 A run's folder, below the place's storage::
 
     STORAGE/RUN/result.json              the last stage's Result; its presence means "that stage ended well"
+    STORAGE/RUN/attempts.jsonl           on a cluster: a row for each attempt's start, and one for its end
+    STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
@@ -39,6 +41,8 @@ MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
+ATTEMPTS_FILE = "attempts.jsonl"
+LOG_FILE = "driver.log"
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -49,6 +53,11 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 def default_storage(environ: Mapping[str, str] = os.environ) -> str:
     """Return where runs are kept when nothing else was said: a folder on this machine."""
     return str(home(environ) / "runs")
+
+
+def state_file(run: str) -> str:
+    """Return the name, in the log folder of the driver's node, of the file that tells the state of a run."""
+    return f"raykube-{run}.json"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from raykube.errors import ConfigError, Failure
+from raykube.errors import Failure
 
 # Only for the annotations: the keeper of a head imports this module too, and need not know of specs.
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Status:
         kind: ``"job"`` or ``"service"``.
         state: one of Ray's five words, or WAITING.
         detail: one line on what is going on.
-        failure: why it ended badly; None unless FAILED.
+        failure: why it ended badly or, before it runs, what keeps it from running; None when all is well.
         submitted, started, ended: Unix times in seconds; None while unknown.
         attempt: which attempt of the run this is, from 1.
         progress: the metrics reported last.
@@ -68,6 +68,9 @@ class Backend(Protocol):
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return exactly what :meth:`start` would send. No network; ConfigError for what cannot work."""
 
+    def check(self, plan: Plan) -> None:
+        """Ask the place whether it would take the plan. Raises ManifestError, or ConfigError where none can say."""
+
     def start(self, plan: Plan) -> str:
         """Send the plan and return the name. The same name with the same plan is the same run.
 
@@ -77,6 +80,12 @@ class Backend(Protocol):
 
     def status(self, name: str) -> Status:
         """Return the state now. Raises NotFound."""
+
+    def changes(self, name: str) -> Iterator[Status]:
+        """Yield the status now, after each change, and now and then without one, so that a waiter sees its clock.
+
+        It never ends by itself. An answer that stays out is waited for; Unreachable when it does for long.
+        """
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """Yield log lines without their newlines; with `follow` until the run has ended."""
@@ -94,25 +103,23 @@ class Backend(Protocol):
         """Return the names of all runs or services, oldest first."""
 
 
-_BACKENDS = {"local": "raykube.backends.local:Local"}
+_BACKENDS = {"local": "raykube.backends.local:Local", "kuberay": "raykube.backends.kuberay:KubeRay"}
 
 
-def backend(name: str) -> Backend:
-    """Return the backend called `name`, as in ``Plan.backend``.
-
-    Raises:
-        ConfigError: nothing here can send to that kind of place.
-    """
-    if name not in _BACKENDS:
-        raise ConfigError(
-            f"raykube plans for {name} but does not talk to a cluster yet",
-            next_step="pipe what --dry-run=client -o yaml prints into: kubectl apply --server-side -f -",
-        )
+def _made(name: str, **where: str) -> Backend:
     module, _, attribute = _BACKENDS[name].partition(":")
-    made: Backend = getattr(import_module(module), attribute)()
-    return made
+    backend: Backend = getattr(import_module(module), attribute)(**where)
+    return backend
+
+
+def backend_of(plan: Plan) -> Backend:
+    """Return the backend that a plan was made for."""
+    where = {} if plan.backend == "local" else {"context": plan.context, "namespace": plan.namespace}
+    return _made(plan.backend, **where)
 
 
 def backend_for(cluster: Cluster) -> Backend:
     """Return the backend that runs things on `cluster`."""
-    return backend("local" if cluster.is_local else "kuberay")
+    if cluster.is_local:
+        return _made("local")
+    return _made("kuberay", context=cluster.context, namespace=cluster.namespace)

@@ -144,7 +144,7 @@ def api(head: Head) -> RayApi:
 
 
 # One a head: connections are kept open between the looks of a wait, which come several a second.
-_client = functools.cache(RayApi)
+_client = functools.cache(RayApi.at)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def _start(head_id: str) -> head.Head:
     for tries_left in (1, 0):
         port = head.free_port()
         ray, temp_dir = _spawn_ray(head_id, port)
-        session_dir = _wait_until_ready(ray, RayApi(f"http://127.0.0.1:{port}", head.token()), temp_dir)
+        session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), temp_dir)
         if session_dir:
             return _published(head_id, ray.pid, port, session_dir)
         head.kill_marked(head_id, ray.pid)

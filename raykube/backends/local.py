@@ -23,6 +23,8 @@ from raykube.wire import Result
 
 _log = logging.getLogger("raykube")
 _POLL_S = 0.1
+_LOOK_S = 0.2
+_PATIENCE_S = 30.0
 _STOP_TIMEOUT_S = 15.0
 
 
@@ -40,6 +42,10 @@ class Local:
             return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
         package.check_entrypoint(work.entrypoint, code)
         return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse: what a plan for this machine can be asked is asked when it is made."""
+        raise ConfigError(f"there is no server to ask about {plan.name}", next_step="write --dry-run=client")
 
     def start(self, plan: Plan) -> str:
         """Send the plan to the head, starting it if need be."""
@@ -62,6 +68,20 @@ class Local:
             return ended
         _keep_watched()
         return _live_status(record)
+
+    def changes(self, name: str) -> Iterator[Status]:
+        """Yield the status again and again; a head that does not answer is asked for a while."""
+        heard = time.monotonic()
+        while True:
+            try:
+                status = self.status(name)
+            except Unreachable:
+                if time.monotonic() - heard > _PATIENCE_S:
+                    raise
+            else:
+                heard = time.monotonic()
+                yield status
+            time.sleep(_LOOK_S)
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """Yield the driver's output, of all attempts in turn."""

@@ -15,22 +15,31 @@ from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreacha
 
 # The first submit on a fresh head waits for its job agent to come up, which takes seconds.
 _TIMEOUT = httpx.Timeout(60, connect=5)
+_LOG_INTERVAL_S = 0.2
+_NO_HEAD = (502, 503, 504)
 
 
 class RayApi:
-    """One Ray head, reached at `address` (as in ``http://127.0.0.1:8265``) with its token."""
+    """One Ray head, reached with `http` below the path `base`; `headers` hold its token."""
 
-    def __init__(self, address: str, token: str) -> None:
-        self.address = address
+    def __init__(self, http: httpx.Client, base: str, headers: Mapping[str, str]) -> None:
+        self._http = http
+        self._base = base
+        self._headers = headers
+
+    @classmethod
+    def at(cls, address: str, token: str) -> RayApi:
+        """Return the API of the head at `address`, as in ``http://127.0.0.1:8265``."""
         # trust_env off: a proxy for the internet must not get requests for this head, nor its token.
         # verify only for https: reading the certificates costs more than a dozen requests.
-        self._http = httpx.Client(
-            base_url=address,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=_TIMEOUT,
-            trust_env=False,
-            verify=address.startswith("https:"),
-        )
+        http = httpx.Client(base_url=address, timeout=_TIMEOUT, trust_env=False, verify=address.startswith("https:"))
+        return cls(http, "", {"Authorization": f"Bearer {token}"})
+
+    @classmethod
+    def behind(cls, http: httpx.Client, path: str, token: str) -> RayApi:
+        """Return the API of a head that the API server of `http` passes requests on to, below `path`."""
+        # Authorization is for the API server there.
+        return cls(http, path, {"x-ray-authorization": f"Bearer {token}"} if token else {})
 
     def version(self) -> dict[str, Any]:
         """Return ``{"ray_version", "session_name", …}``."""
@@ -70,16 +79,39 @@ class RayApi:
         """Remove every application and Serve itself."""
         self._json("DELETE", "/api/serve/applications/")
 
+    def log(self, node_id: str, filename: str, *, last_lines: int = -1) -> bytes:
+        """Return a file of a node's log folder; the last so many lines of it, or all.
+
+        Raises:
+            NotFound: there is no such file or node.
+        """
+        params = {"node_id": node_id, "filename": filename, "lines": last_lines}
+        return self._send("GET", "/api/v0/logs/file", params=params).content
+
+    def log_path(self, node_id: str, filename: str) -> tuple[str, dict[str, Any]]:
+        """Return path and options of a request whose answer is a log file that goes on as the file grows."""
+        params = {"node_id": node_id, "filename": filename, "lines": -1, "interval": _LOG_INTERVAL_S}
+        return f"{self._base}/api/v0/logs/stream", {"params": params, "headers": self._headers}
+
+    def upload(self, package_uri: str, data: bytes) -> None:
+        """Put a code package where the head hands it to its workers; `package_uri` is ``gcs://_ray_pkg_HASH.zip``."""
+        protocol, _, name = package_uri.partition("://")
+        self._send("PUT", f"/api/packages/{protocol}/{name}", content=data)
+
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        response = self._send(method, path, json=body)
+        return response.json() if response.text else {}
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, f"{self._base}{path}", headers=self._headers, **options)
         except httpx.TransportError as error:
-            raise Unreachable(
-                f"no answer from the Ray head at {self.address}", why=f"{type(error).__name__}: {error}"
-            ) from error
+            where = f"{self._http.base_url}{self._base}"
+            why = f"{type(error).__name__}: {error}"
+            raise Unreachable(f"no answer from the Ray head at {where}", why=why) from error
         if response.is_error:
             raise _refusal(method, path, response)
-        return response.json() if response.text else {}
+        return response
 
 
 def _object(answer: Any) -> dict[str, Any]:
@@ -96,5 +128,7 @@ def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
         return Conflict(what, why=last)
     if "No available agent" in words:
         return Unreachable("the Ray head does not take jobs yet", why=last)
+    if response.status_code in _NO_HEAD:
+        return Unreachable("the Ray head does not answer", why=last)
     kinds = {401: Forbidden, 403: Forbidden, 404: NotFound}
     return kinds.get(response.status_code, BackendError)(what, why=last)

@@ -1,45 +1,291 @@
-"""``raykube cluster``: the long-lived clusters; today the one Ray head on this machine."""
+"""``raykube cluster``: long-lived Ray clusters on Kubernetes, and the one Ray head on this machine."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
+import signal
+import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from raykube.cli.common import json_option
-from raykube.errors import NotFound
+from raykube.cli import common
+from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
+from raykube.errors import BackendError, ConfigError, NotFound
+
+if TYPE_CHECKING:
+    from raykube.backends.clusterstates import ClusterStatus
+    from raykube.backends.kubeapi import Kube
+
+_LOCAL = "local"
+_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
+_FORWARD_HINTS = (
+    "carrying 127.0.0.1:{port} to the head of {name}; Ctrl-C ends it. In another shell take the lines above, then:",
+    "  ray job submit --working-dir . -- python script.py",
+    "  the dashboard: {address} (it asks for the token in the file named above)",
+)
 
 
 @click.group()
 def cluster() -> None:
-    """Look at and end long-lived clusters: today, the Ray head on this machine."""
+    """Make, look at and end long-lived clusters.
 
-
-@cluster.command("list")
-@json_option
-def list_clusters(*, as_json: bool) -> None:
-    """List the clusters that run."""
-    from raykube.backends import head
-    from raykube.cli import view
-
-    running = head.current()
-    age_s = time.time() - running.started if running else 0.0
-    if as_json:
-        click.echo(view.dump([{"name": "local", "address": running.address, "age_s": age_s}] if running else []))
-        return
-    click.echo("NAME    AGE   ADDRESS")
-    if running:
-        click.echo(f"{'local':<7} {view.age(age_s):<5} {running.address}")
+    The name "local" means the Ray head on this machine. Any other name is a RayCluster on Kubernetes, in the context
+    and namespace of --on where it names a preset or manifest, or of --context and -n, or in the current ones.
+    """
 
 
 @cluster.command()
-@click.argument("name", type=click.Choice(["local"]))
-def delete(name: str) -> None:
-    """End a cluster at once, with all that runs on it. Results, logs and models stay."""
+@place_options
+@click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the manifest says]")
+@click.option("--timeout-s", type=float, default=900, show_default=True, help="How long to wait until it is ready.")
+@click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
+@plan_options
+@name_argument
+def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given: Any) -> None:
+    """Make a cluster of a preset or manifest: raykube cluster create demo --on cpu-small.
+
+    Again with the same name and manifest it is the same cluster; with another manifest it is refused.
+    """
+    from raykube.backends import kubeclusters
+    from raykube.backends.kubeapi import Kube as Client
+    from raykube.plans import Plan
+
+    dry_run, output = given["dry_run"], given["output"]
+    common.check_plan_options(dry_run, output)
+    place = where.cluster(given["workers"])
+    body = kubeclusters.plan(place, name)
+    if dry_run != "client":
+        kube = Client(place.context, place.namespace)
+        kubeclusters.create(kube, body, dry_run=dry_run == "server")
+    if dry_run:
+        common.print_plan(Plan(name, "kuberay", (body,)), "client", output or "yaml")
+        return
+    if not no_wait:
+        with _goes_on(name):
+            kubeclusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
+    click.echo(name)
+
+
+@cluster.command("list")
+@place_options
+@json_option
+def list_clusters(where: Where, *, as_json: bool) -> None:
+    """List the clusters: the local head, and those of the Kubernetes namespace.
+
+    With --on local just the local head, with --on PRESET|PATH just those on Kubernetes.
+    """
+    from raykube.cli import view
+
+    found = list(_listed(where))
+    if as_json:
+        click.echo(view.dump([_as_json(status) for status in found]))
+        return
+    rows = [_COLUMNS, *(_row(status) for status in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@cluster.command("status")
+@place_options
+@json_option
+@name_argument
+def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
+    """Show one cluster."""
+    from raykube.backends import kubeclusters
+    from raykube.cli import view
+
+    found = _local() if name == _LOCAL else kubeclusters.status(_kube(where), name)
+    click.echo(view.dump(_as_json(found)) if as_json else _text(found))
+
+
+@cluster.command()
+@place_options
+@json_option
+@name_argument
+def why(name: str, where: Where, *, as_json: bool) -> None:
+    """Say in one cause and one next step why a cluster does not do what it should."""
+    from raykube.backends import kubeclusters
+    from raykube.cli import view
+
+    failure = _local().failure if name == _LOCAL else kubeclusters.why(_kube(where), name)
+    if as_json:
+        click.echo(view.dump(failure and asdict(failure)))
+    elif failure:
+        click.echo(view.failure_text(failure))
+    else:
+        tell(f"nothing is known to be wrong with {name}; how far it is: raykube cluster status {name}")
+
+
+@cluster.command()
+@place_options
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine. [a free one]")
+@name_argument
+def forward(name: str, where: Where, port: int) -> None:
+    """Give a cluster's head an address on this machine until Ctrl-C, for ray job submit and for the browser.
+
+    Prints the lines that a shell needs for Ray's own commands. The token is in a file that only you can read, and that
+    is removed when this ends. After a connection has dropped the next one works again.
+    """
+    from raykube.backends import head, kubeclusters
+    from raykube.backends.forward import Forward
+
+    if name == _LOCAL:
+        _say_exports(_local().address, head.home() / "token")
+        tell("the head runs on this machine: nothing needs to be carried")
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must go then, too
+        signal.signal(number, signal.default_int_handler)
+    kube = _kube(where)
+    with _kept(kubeclusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
+        _say_exports(there.address, path)
+        tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
+        threading.Event().wait()
+
+
+@cluster.command()
+@place_options
+@names_argument
+def delete(names: tuple[str, ...], where: Where) -> None:
+    """End clusters at once, with all that runs on them. Results, logs and models stay where storage keeps them."""
+    from raykube.backends import kubeclusters
+
+    for name in names:
+        if name == _LOCAL:
+            _end_local()
+        else:
+            kubeclusters.delete(_kube(where), name)
+        click.echo(f"{name} deleted")
+
+
+@contextlib.contextmanager
+def _goes_on(name: str) -> Iterator[None]:
+    """After Ctrl-C, say that the cluster is made all the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(
+            f"\ncluster {name} goes on starting",
+            f"  look at it: raykube cluster status {name}",
+            f"  end it:     raykube cluster delete {name}",
+        )
+        raise
+
+
+def _kube(where: Where) -> Kube:
+    """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
+    from raykube.backends.kubeapi import Kube as Client
+    from raykube.settings import setting
+
+    if setting("on", where.on).value != _LOCAL:
+        place = where.cluster()
+        return Client(place.context, place.namespace)
+    return Client(setting("context", where.context).value, setting("namespace", where.namespace).value)
+
+
+def _listed(where: Where) -> Iterator[ClusterStatus]:
+    from raykube.backends import kubeclusters
+    from raykube.settings import setting
+
+    on = setting("on", where.on)
+    if on.value == _LOCAL:
+        with contextlib.suppress(NotFound):
+            yield _local()
+    if on.value == _LOCAL and on.source != "default":
+        return
+    try:
+        yield from kubeclusters.listed(_kube(where))
+    except (ConfigError, BackendError) as error:
+        # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
+        if on.value != _LOCAL or where.namespace or where.context:
+            raise
+        if isinstance(error, BackendError):
+            tell(f"note: {error}")
+
+
+def _local() -> ClusterStatus:
+    from raykube.backends import head
+    from raykube.backends.clusterstates import ClusterStatus as Value
+
+    running = head.current()
+    if running is None:
+        raise NotFound("no Ray head of raykube runs on this machine", next_step="it starts with the first job")
+    return Value(_LOCAL, "RUNNING", created=running.started, address=running.address)
+
+
+def _end_local() -> None:
     from raykube.backends import head
     from raykube.backends.local import end_head
 
     with head.lock():
         if not end_head():
             raise NotFound("no Ray head of raykube runs on this machine")
-    click.echo(f"{name} deleted")
+
+
+@contextlib.contextmanager
+def _kept(token: str, name: str) -> Iterator[Path | None]:
+    """Keep a token in a file that only this user can read, for as long as the block runs."""
+    from raykube import wire
+
+    if not token:
+        yield None
+        return
+    folder = wire.home() / "tokens"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    number, file = tempfile.mkstemp(prefix=f"{name}-", dir=folder)  # made with mode 0600
+    path = Path(file)
+    try:
+        with os.fdopen(number, "w") as writer:
+            writer.write(token)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _say_exports(address: str, token: Path | None) -> None:
+    """Print what a shell needs to have Ray's own commands reach a head."""
+    click.echo(f"export RAY_ADDRESS={address}")
+    click.echo(f"export RAY_AUTH_MODE={'token' if token else 'disabled'}")
+    if token:
+        click.echo(f"export RAY_AUTH_TOKEN_PATH={shlex.quote(str(token))}")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        click.echo("unset RAY_AUTH_TOKEN")  # Ray would take it before the file
+
+
+def _row(status: ClusterStatus) -> Sequence[str]:
+    from raykube.cli import view
+
+    pods = f"{status.ready}/{status.wanted}" if status.wanted else "-"
+    return (status.name, status.state, pods, view.age(time.time() - status.created), status.address)
+
+
+def _line(status: ClusterStatus) -> str:
+    cause = f"{status.failure.reason}: {status.failure.message}" if status.failure else ""
+    return " · ".join(part for part in (f"{status.name} {status.state}", status.detail, cause) if part)
+
+
+def _text(status: ClusterStatus) -> str:
+    from raykube.cli import view
+
+    rows = {
+        "name": status.name,
+        "state": status.state,
+        "detail": status.detail,
+        "owner": status.owner,
+        "age": view.age(time.time() - status.created),
+        "address": status.address,
+    }
+    lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
+    return "\n".join([*lines, *(["", view.failure_text(status.failure)] if status.failure else [])])
+
+
+def _as_json(status: ClusterStatus) -> dict[str, Any]:
+    return asdict(status) | {"age_s": time.time() - status.created}

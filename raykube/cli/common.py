@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 if TYPE_CHECKING:
     from raykube.cli.follow import Screen
+    from raykube.cluster import Cluster
     from raykube.errors import Failure
     from raykube.handles import Endpoint, Run, Status
     from raykube.plans import Plan
@@ -33,47 +36,99 @@ def joined(*options: Callable[[_Function], _Function]) -> Callable[[_Function], 
 
 
 # Not `readable`: what cannot be read is refused with its reason, like everything else about it.
-_PATH = click.Path(path_type=Path, readable=False)
-on_option = click.option(
-    "--on", metavar="NAME|PATH", help="Where: local, a preset of cluster-configs/, or a manifest. [local]"
+PATH = click.Path(path_type=Path, readable=False)
+
+
+@dataclass(frozen=True)
+class Where:
+    """The place that the options name."""
+
+    on: str | None
+    namespace: str | None
+    context: str | None
+
+    def cluster(self, workers: str | None = None) -> Cluster:
+        """Return the cluster there, with so many workers if they are given."""
+        from raykube.cli import args
+        from raykube.settings import setting
+
+        # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
+        said = "kubernetes" if self.on is None and (self.namespace or self.context) else setting("on", self.on).value
+        cluster = self._loaded(said)
+        return cluster.sized(workers=args.count("--workers", workers)) if workers else cluster
+
+    def kubernetes(self) -> Cluster:
+        """Return Kubernetes as a place, whatever clusters are in it."""
+        return self._loaded("kubernetes")
+
+    def _loaded(self, name: str) -> Cluster:
+        from raykube.cluster import Cluster as ClusterValue
+
+        return ClusterValue.load(name, namespace=self.namespace, context=self.context)
+
+
+_PLACE = joined(
+    click.option(
+        "--on",
+        metavar="NAME|PATH",
+        help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [local]",
+    ),
+    click.option("-n", "--namespace", help="In Kubernetes. [the manifest's, else the context's]"),
+    click.option("--context", help="Of the kubeconfig. [the current one]"),
 )
+
+
+def place_options(function: _Function) -> _Function:
+    """Add the options that name a place; the command gets them as `where`."""
+
+    @functools.wraps(function)
+    def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
+        return function(*words, where=Where(on, namespace, context), **options)
+
+    return cast("_Function", _PLACE(call))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 name_argument = click.argument("name")
 names_argument = click.argument("names", nargs=-1, required=True)
 plan_options = joined(
-    click.option("--dry-run", type=click.Choice(["client"]), help="Print the plan and send nothing."),
+    click.option(
+        "--dry-run",
+        type=click.Choice(["client", "server"]),
+        help="Print the plan and start nothing; server: ask the API server to check it, too.",
+    ),
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )
 code_options = joined(
-    click.option("--working-dir", type=_PATH, help="Folder to pack and send. [.]"),
+    click.option("--working-dir", type=PATH, help="Folder to pack and send. [.]"),
     click.option(
         "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
     ),
     click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
-    click.option("--runtime-env", type=_PATH, help="YAML file with a Ray runtime environment."),
+    click.option("--runtime-env", type=PATH, help="YAML file with a Ray runtime environment."),
     click.option("--runtime-env-json", metavar="JSON", help="A Ray runtime environment."),
 )
 
 
-def find_run(name: str, on: str | None) -> Run:
+def find_run(name: str, where: Where) -> Run:
     """Return the handle of a run; NotFound when the name is a service's."""
     from raykube import api
     from raykube.errors import NotFound
     from raykube.handles import Run as RunHandle
 
-    found = api.attach(name, on)
+    found = api.attach(name, where.cluster())
     if isinstance(found, RunHandle):
         return found
     raise NotFound(f"{name} is a service, not a run", next_step=f"raykube service status {name}")
 
 
-def find_endpoint(name: str, on: str | None) -> Endpoint:
+def find_endpoint(name: str, where: Where) -> Endpoint:
     """Return the handle of a service; NotFound when the name is a run's."""
     from raykube import api
     from raykube.errors import NotFound
     from raykube.handles import Endpoint as EndpointHandle
 
-    found = api.attach(name, on)
+    found = api.attach(name, where.cluster())
     if isinstance(found, EndpointHandle):
         return found
     raise NotFound(f"{name} is a run, not a service", next_step=f"raykube job status {name}")
@@ -92,8 +147,12 @@ def line_of(status: Status) -> str:
     return view.status_line(status, time.time())
 
 
-def print_plan(plan: Plan, output: str) -> None:
-    """Print a plan as yaml, json or just its name."""
+def print_plan(plan: Plan, dry_run: str, output: str) -> None:
+    """Print a plan as yaml, json or just its name; for ``server`` once the server has found nothing wrong with it."""
+    if dry_run == "server":
+        from raykube import api
+
+        api.check(plan)
     texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
     click.echo(texts[output].rstrip("\n"))
     tell(*(f"note: {note}" for note in plan.notes))
@@ -102,7 +161,9 @@ def print_plan(plan: Plan, output: str) -> None:
 def check_plan_options(dry_run: str | None, output: str | None) -> None:
     """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
     if output and not dry_run:
-        raise click.UsageError("-o says how --dry-run=client prints; add that, or write --json for the result as JSON")
+        raise click.UsageError(
+            "-o says how --dry-run=client prints; add that (or =server), or write --json for the result as JSON"
+        )
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raykube.cli import common
-from raykube.cli.common import code_options, json_option, name_argument, names_argument, on_option, plan_options, tell
+from raykube.cli.common import (
+    Where,
+    code_options,
+    json_option,
+    name_argument,
+    names_argument,
+    place_options,
+    plan_options,
+    tell,
+)
 from raykube.errors import RunError
+
+if TYPE_CHECKING:
+    from raykube.plans import Plan
 
 
 @click.group()
@@ -18,7 +30,8 @@ def job() -> None:
 
 
 @job.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@on_option
+@place_options
+@click.option("-f", "--filename", type=common.PATH, help="YAML file with a RayJob, or with a job's fields as in Ray.")
 @click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the place says]")
 @click.option("--name", default="", help="Name of the run. [made from the entrypoint]")
 @code_options
@@ -36,18 +49,16 @@ def job() -> None:
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
 @json_option
-@click.argument("entrypoint", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(entrypoint: tuple[str, ...], **given: Any) -> None:
+@click.argument("entrypoint", nargs=-1, type=click.UNPROCESSED)
+def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
     """Run a command: raykube job submit --on local -- python -m jobs.digits --epochs 20."""
     from raykube import api
-    from raykube.cli import args
 
-    cluster = args.cluster_of(given.pop("on"), given.pop("workers"))
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
     common.check_plan_options(dry_run, output)
-    plan = api.plan(args.job_of(entrypoint, given), cluster)
+    plan = _plan(entrypoint, where, given)
     if dry_run:
-        common.print_plan(plan, output or "yaml")
+        common.print_plan(plan, dry_run, output or "yaml")
         return
     tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
     run = api.start(plan)
@@ -57,43 +68,56 @@ def submit(entrypoint: tuple[str, ...], **given: Any) -> None:
     common.follow_run(run, as_json=as_json)
 
 
+def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> Plan:
+    """Plan what the options, or the file that they name, say."""
+    from raykube import api
+    from raykube.cli import args
+
+    workers, file = given.pop("workers"), given.pop("filename")
+    words = args.manifest_of(file) if file else None
+    if words and "kind" in words[-1]:
+        args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on})
+        return api.plan_manifest(words, where.kubernetes(), name=given["name"])
+    return api.plan(args.job_of(entrypoint, given, words[-1] if words else {}), where.cluster(workers))
+
+
 @job.command("list")
-@on_option
+@place_options
 @json_option
-def list_jobs(on: str | None, *, as_json: bool) -> None:
+def list_jobs(where: Where, *, as_json: bool) -> None:
     """List all runs."""
     from raykube import api
 
-    common.print_table([run.status() for run in api.runs(on)], as_json=as_json)
+    common.print_table([run.status() for run in api.runs(where.cluster())], as_json=as_json)
 
 
 @job.command()
-@on_option
+@place_options
 @json_option
 @name_argument
-def status(name: str, on: str | None, *, as_json: bool) -> None:
+def status(name: str, where: Where, *, as_json: bool) -> None:
     """Show one run."""
-    common.print_value(common.find_run(name, on).status(), as_json=as_json)
+    common.print_value(common.find_run(name, where).status(), as_json=as_json)
 
 
 @job.command()
-@on_option
+@place_options
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @name_argument
-def logs(name: str, on: str | None, *, follow: bool) -> None:
+def logs(name: str, where: Where, *, follow: bool) -> None:
     """Print the driver's log."""
-    for line in common.find_run(name, on).logs(follow=follow):
+    for line in common.find_run(name, where).logs(follow=follow):
         click.echo(line)
 
 
 @job.command()
-@on_option
+@place_options
 @click.option("--timeout-s", type=float, help="Give up after so many seconds; the run goes on.")
 @json_option
 @name_argument
-def wait(name: str, on: str | None, timeout_s: float | None, *, as_json: bool) -> None:
+def wait(name: str, where: Where, timeout_s: float | None, *, as_json: bool) -> None:
     """Wait for the end of a run; the exit code says how it ended."""
-    run = common.find_run(name, on)
+    run = common.find_run(name, where)
     shown = common.screen(as_json=as_json)
     try:
         with common.detach_hint(run), shown:
@@ -106,12 +130,12 @@ def wait(name: str, on: str | None, timeout_s: float | None, *, as_json: bool) -
 
 
 @job.command()
-@on_option
+@place_options
 @json_option
 @name_argument
-def result(name: str, on: str | None, *, as_json: bool) -> None:
+def result(name: str, where: Where, *, as_json: bool) -> None:
     """Print what the script's train or sweep returned."""
-    found = common.find_run(name, on).result()
+    found = common.find_run(name, where).result()
     if found:
         common.print_value(found, as_json=as_json)
     elif as_json:
@@ -121,30 +145,30 @@ def result(name: str, on: str | None, *, as_json: bool) -> None:
 
 
 @job.command()
-@on_option
+@place_options
 @json_option
 @name_argument
-def why(name: str, on: str | None, *, as_json: bool) -> None:
+def why(name: str, where: Where, *, as_json: bool) -> None:
     """Say in one cause and one next step why a run is where it is."""
-    common.print_value(common.find_run(name, on).why(), as_json=as_json)
+    common.print_value(common.find_run(name, where).why(), as_json=as_json)
 
 
 @job.command()
-@on_option
+@place_options
 @names_argument
-def stop(names: tuple[str, ...], on: str | None) -> None:
+def stop(names: tuple[str, ...], where: Where) -> None:
     """Stop runs; what they made stays."""
     for name in names:
-        run = common.find_run(name, on)
+        run = common.find_run(name, where)
         run.stop()
         click.echo(f"{name} {run.status().state}")
 
 
 @job.command()
-@on_option
+@place_options
 @names_argument
-def delete(names: tuple[str, ...], on: str | None) -> None:
+def delete(names: tuple[str, ...], where: Where) -> None:
     """Stop runs and remove all that was kept of them, checkpoints too. Registered models stay."""
     for name in names:
-        common.find_run(name, on).delete()
+        common.find_run(name, where).delete()
         click.echo(f"{name} deleted")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Any
 
 import click
 
 from raykube.cli import common
-from raykube.cli.common import code_options, json_option, name_argument, names_argument, on_option, plan_options
+from raykube.cli.common import (
+    Where,
+    code_options,
+    json_option,
+    name_argument,
+    names_argument,
+    place_options,
+    plan_options,
+)
 
 
 @click.group()
@@ -16,10 +26,11 @@ def service() -> None:
 
 
 @service.command()
-@on_option
+@place_options
 @click.option("--model", help="run:NAME, a checkpoint's path, or MLflow's models:/NAME/VERSION.")
 @click.option("--route-prefix", default="/", show_default=True, help="Path of its HTTP address.")
 @click.option("--replicas", metavar="N|MIN..MAX", default="1", show_default=True, help="A range autoscales.")
+@click.option("--workers", metavar="N|MIN..MAX", help="Worker pods; a range scales with the load. [as the place says]")
 @click.option("--args", "args_json", metavar="JSON", default="{}", help="More arguments for the application builder.")
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the replicas; repeatable.")
 @code_options
@@ -28,16 +39,17 @@ def service() -> None:
 @json_option
 @name_argument
 @click.argument("import_path")
-def deploy(name: str, on: str | None, timeout_s: float, *, as_json: bool, **given: Any) -> None:
+def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given: Any) -> None:
     """Serve an application: raykube service deploy digits jobs.digits_app:app --model run:digits-a1."""
     from raykube import api
     from raykube.cli import args
 
+    cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
     common.check_plan_options(dry_run, output)
-    plan = api.plan(args.service_of(name, given), args.cluster_of(on, None))
+    plan = api.plan(args.service_of(name, given), cluster)
     if dry_run:
-        common.print_plan(plan, output or "yaml")
+        common.print_plan(plan, dry_run, output or "yaml")
         return
     endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
     with shown:
@@ -49,39 +61,72 @@ def deploy(name: str, on: str | None, timeout_s: float, *, as_json: bool, **give
 
 
 @service.command("list")
-@on_option
+@place_options
 @json_option
-def list_services(on: str | None, *, as_json: bool) -> None:
+def list_services(where: Where, *, as_json: bool) -> None:
     """List all services."""
     from raykube import api
 
-    common.print_table([endpoint.status() for endpoint in api.endpoints(on)], as_json=as_json)
+    common.print_table([endpoint.status() for endpoint in api.endpoints(where.cluster())], as_json=as_json)
 
 
 @service.command("status")
-@on_option
+@place_options
 @json_option
 @name_argument
-def service_status(name: str, on: str | None, *, as_json: bool) -> None:
+def service_status(name: str, where: Where, *, as_json: bool) -> None:
     """Show one service."""
-    common.print_value(common.find_endpoint(name, on).status(), as_json=as_json)
+    common.print_value(common.find_endpoint(name, where).status(), as_json=as_json)
+
+
+@service.command("why")
+@place_options
+@json_option
+@name_argument
+def service_why(name: str, where: Where, *, as_json: bool) -> None:
+    """Say in one cause and one next step why a service is where it is."""
+    common.print_value(common.find_endpoint(name, where).why(), as_json=as_json)
+
+
+@service.command("forward")
+@place_options
+@click.option("--port", type=int, default=0, help="Of this machine. [a free one]")
+@name_argument
+def service_forward(name: str, where: Where, port: int) -> None:
+    """Carry a port of this machine to a service on Kubernetes; prints its address and goes on until Ctrl-C."""
+    from raykube.backends import servelook, servestates
+    from raykube.backends.forward import Forward
+    from raykube.backends.kubeapi import Kube
+    from raykube.errors import ConfigError
+
+    place = where.cluster()
+    if place.is_local:
+        step = f"raykube service status {name} shows its address; for one on Kubernetes give --on"
+        raise ConfigError("a service on this machine needs no forward", next_step=step)
+    kube = Kube(place.context, place.namespace)
+    serving = servestates.serving_cluster(servelook.found(kube, name))
+    with Forward(kube, serving, port, remote="serve") as there:
+        click.echo(there.address)
+        common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 @service.command("logs")
-@on_option
+@place_options
 @click.option("-f", "--follow", is_flag=True, help="Go on until the service is taken down.")
 @name_argument
-def service_logs(name: str, on: str | None, *, follow: bool) -> None:
+def service_logs(name: str, where: Where, *, follow: bool) -> None:
     """Print the log of the replicas."""
-    for line in common.find_endpoint(name, on).logs(follow=follow):
+    for line in common.find_endpoint(name, where).logs(follow=follow):
         click.echo(line)
 
 
 @service.command("delete")
-@on_option
+@place_options
 @names_argument
-def service_delete(names: tuple[str, ...], on: str | None) -> None:
+def service_delete(names: tuple[str, ...], where: Where) -> None:
     """Take services down."""
     for name in names:
-        common.find_endpoint(name, on).delete()
+        common.find_endpoint(name, where).delete()
         click.echo(f"{name} deleted")

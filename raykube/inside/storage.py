@@ -105,3 +105,31 @@ def folders(path: str) -> list[str]:
     filesystem, key = _remote(path)
     found = filesystem.get_file_info(fs.FileSelector(key, allow_not_found=True))
     return sorted(entry.base_name for entry in found if entry.type.name == "Directory")
+
+
+def remove(path: str) -> None:
+    """Remove a file or folder and all that is in it; no error when it is not there."""
+    if not is_uri(path):
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+        return
+    from pyarrow import fs
+
+    filesystem, key = _remote(path)
+    kind = filesystem.get_file_info(key).type
+    if kind == fs.FileType.Directory:
+        filesystem.delete_dir(key)
+    elif kind == fs.FileType.File:
+        filesystem.delete_file(key)
+
+
+if __name__ == "__main__":  # for a pod that reads what a cluster left behind
+    import sys
+
+    verb, target = sys.argv[1:]
+    if verb == "cat":
+        sys.stdout.buffer.write(read_from(target))
+    else:
+        remove(target)

@@ -28,9 +28,11 @@ LEAST_PRIVILEGE = (
     ("ray.io", ("rayjobs/status", "rayclusters/status", "rayservices/status"), ("get",)),
     ("", ("configmaps",), ("get", "list", "create", "update", "patch", "delete")),
     ("", ("pods", "pods/log", "events", "services"), _READ),
+    ("", ("pods",), ("create", "patch", "delete")),  # one that reads a run's storage; annotations of those that serve
+    ("", ("secrets",), ("get",)),  # the token of a cluster's Ray
     ("events.k8s.io", ("events",), _READ),
     ("", ("services/proxy",), ("get", "create")),
-    ("", ("pods/portforward",), ("create",)),
+    ("", ("pods/portforward",), ("get", "create")),  # by WebSocket it is a GET, which some servers ask for, some not
     ("", ("resourcequotas",), ("get", "list")),
 )
 

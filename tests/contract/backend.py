@@ -151,9 +151,11 @@ class BackendContract:
         assert run.status().attempt == 2
         assert list(output(run)) == ["attempt 1", "attempt 2"]
 
-    def test_failed_run_submitted_again_is_its_next_attempt(self, submit, code, tmp_path_factory):
-        mark = tmp_path_factory.mktemp("mark") / "done"
-        (code / "once.py").write_text(f"import pathlib, sys\nmark = pathlib.Path({str(mark)!r})\n"
+    def test_failed_run_submitted_again_is_its_next_attempt(self, submit, code):
+        (code / "once.py").write_text("import os, pathlib, sys\n"
+                                      "mark = pathlib.Path(os.environ['RAYKUBE_STORAGE'], "
+                                      "os.environ['RAYKUBE_RUN_NAME'], 'mark')\n"
+                                      "mark.parent.mkdir(parents=True, exist_ok=True)\n"
                                       "print('done before:', mark.exists())\n"
                                       "if not mark.exists(): mark.touch(); sys.exit(1)\n")  # fmt: skip
         run = submit("once.py")

@@ -202,9 +202,53 @@ def test_dry_run_of_a_local_job_is_ray_s_own_body(raykube):
     assert (body["submission_id"], body["entrypoint"]) == ("a-1", "python hello.py")
 
 
-def test_submit_to_kuberay_says_how_to_apply_the_plan(raykube, code):
+def test_submit_without_a_kubeconfig_says_where_it_looked(raykube, code):
     shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
-    refused(raykube("job", "submit", "--on", "gpu-t4", "--", "python", "hello.py"), "kubectl apply --server-side -f -")
+    done = raykube("job", "submit", "--on", "gpu-t4", "--", "python", "hello.py", KUBECONFIG="none.yaml")
+    refused(done, "no Kubernetes is configured: neither none.yaml", "kubectl config get-contexts")
+
+
+def test_unknown_context_names_the_nearest(raykube, code):
+    (code / "kubeconfig").write_text(
+        "{current-context: a, users: [{name: u, user: {}}], clusters: [{name: c, cluster: {server: 'https://h'}}], "
+        "contexts: [{name: staging, context: {cluster: c, user: u}}]}"
+    )
+    done = raykube("job", "list", "--context", "stagin", KUBECONFIG="kubeconfig")
+    refused(done, "there is no context 'stagin'", "did you mean staging?")
+
+
+def test_plan_on_kubernetes_alone_asks_for_a_cluster(raykube):
+    refused(raykube("job", "submit", "-n", "team", "--", "python", "hello.py"), "--on NAME|PATH")
+
+
+def test_manifest_of_something_else_is_refused(raykube, code):
+    (code / "pod.yaml").write_text("{kind: Pod, metadata: {name: a}}")
+    refused(raykube("job", "submit", "-f", "pod.yaml"), "pod.yaml holds Pod", "one RayJob")
+
+
+def test_options_beside_a_rayjob_are_refused_together(raykube, code):
+    (code / "job.yaml").write_text("{apiVersion: ray.io/v1, kind: RayJob, metadata: {name: a}, spec: {entrypoint: b}}")
+    done = raykube("job", "submit", "-f", "job.yaml", "--workers", "2", "--", "python", "hello.py")
+    refused(done, "workers: is said by the RayJob itself", "the command after --")
+
+
+def test_rayjob_of_a_file_is_planned_as_it_is(raykube, code):
+    (code / "job.yaml").write_text(
+        "{apiVersion: ray.io/v1, kind: RayJob, metadata: {generateName: a-}, spec: {entrypoint: b, newField: 1}}"
+    )
+    done = raykube("job", "submit", "-f", "job.yaml", "-n", "team", "--dry-run=client", "-o", "json")
+    (planned,) = json.loads(done.stdout)
+    assert planned["spec"] == {"entrypoint": "b", "newField": 1}
+    assert planned["metadata"]["name"].startswith("a-")
+    assert planned["metadata"]["namespace"] == "team"
+
+
+def test_fields_of_a_file_are_a_job_and_options_win(raykube, code):
+    (code / "job.yaml").write_text("{entrypoint: python hello.py one, name: a, max_retries: 2}")
+    done = raykube("job", "submit", "-f", "job.yaml", "--max-retries", "3", "--dry-run=client", "-o", "json")
+    (planned,) = json.loads(done.stdout)
+    assert planned["entrypoint"] == "python hello.py one"
+    assert '"max_retries": 3' in planned["metadata"]["raykube.limits"]
 
 
 def test_empty_list_has_its_heading(raykube):
@@ -236,7 +280,8 @@ def test_options_of_submit_are_the_agreed_ones():
     from raykube.cli.jobs import submit
 
     assert {option.opts[-1] for option in submit.params} == {
-        *("--on", "--workers", "--name", "--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
+        *("--on", "--namespace", "--context", "--filename", "--workers", "--name"),
+        *("--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
         *("--env", "--entrypoint-num-cpus", "--entrypoint-num-gpus", "--entrypoint-memory", "--entrypoint-resources"),
         *("--metadata-json", "--max-retries", "--timeout-s", "--pending-timeout-s", "--keep-cluster-s", "--queue"),
         *("--no-wait", "--dry-run", "--output", "--json", "entrypoint"),

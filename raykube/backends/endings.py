@@ -1,0 +1,122 @@
+"""What a run's last words mean: Ray's message of a job that failed, to reason, exit code and tail. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from raykube.errors import Failure
+
+#: How many lines of a log are told.
+TAIL_LINES = 20
+_LONGEST = 400
+
+_EXIT = re.compile(r"Job entrypoint command failed with exit code (-?\d+)(, last available logs[^\n]*\n?)?")
+_OF_RAY = re.compile(r"-- Runtime env is setting up\.$|^Running entrypoint for job \S+: ")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_SYNTAX = re.compile(r"(?:SyntaxError|IndentationError|TabError): ")
+_FILE = re.compile(r'\s*File "([^"]+)", line (\d+)$')
+_VERSIONS = re.compile(
+    r"The cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)\s+"
+    r"This process on (.+?) was started with:\s+Ray: (\S+)\s+Python: (\S+)"
+)
+# Its first words are lost where the driver's log is cut to its last lines, so its advice counts as well.
+_OUT_OF_MEMORY = re.compile(
+    r"running low on memory|how to address the out of memory issue|exceptions\.OutOfMemoryError"
+)
+#: Ray's words for how a job ended without its entrypoint having said so.
+_ERROR_TYPES = {
+    "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
+    "JOB_ENTRYPOINT_COMMAND_ERROR": "EntrypointFailed",
+    "JOB_ENTRYPOINT_COMMAND_START_ERROR": "EntrypointFailed",
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "PreRunningDeadlineExceeded",
+    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": "Unschedulable",
+    "JOB_SUPERVISOR_ACTOR_DIED": "DriverDied",
+}
+
+
+def ending(message: str, error_type: str = "", exit_code: int | None = None) -> Failure:
+    """Say why a job failed; the reason is empty where its words say nothing that is known.
+
+    Args:
+        message: of Ray's job, which a RayJob repeats.
+        error_type: of Ray's JobDetails.
+        exit_code: of the entrypoint, where Ray tells it by itself.
+    """
+    found = _EXIT.match(message)
+    log = message[found.end() :] if found else message
+    code = int(found.group(1)) if found and exit_code is None else exit_code
+    tail = tail_of(log)
+    known = ((reason, words(message, tail)) for reason, words in _MEANINGS)
+    reason, said = next(((reason, said) for reason, said in known if said), ("", ""))
+    if (versions := mismatch(log)) and reason == "EntrypointFailed":
+        reason, said = versions
+    return Failure(reason or _ERROR_TYPES.get(error_type, ""), said or first_line(message), code, tail)
+
+
+def tail_of(log: str) -> tuple[str, ...]:
+    """Return the last lines of a log, without Ray's own lines at its beginning and without colours."""
+    lines = _COLOUR.sub("", log).rstrip().splitlines()
+    return tuple(line for line in lines if not _OF_RAY.search(line))[-TAIL_LINES:]
+
+
+def mismatch(text: str) -> tuple[str, str] | None:
+    """Return reason and words where Ray says that a process has other versions than the cluster."""
+    found = _VERSIONS.search(text)
+    if not found:
+        return None
+    ray, python, process, its_ray, its_python = found.groups()
+    reason = "PythonVersionMismatch" if ray == its_ray else "RayVersionMismatch"
+    words = f"the cluster was started with Ray {ray}, Python {python}"
+    return reason, f"Version mismatch: {words}; this process on {process} with Ray {its_ray}, Python {its_python}"
+
+
+def summary(text: str) -> str:
+    """Return the first line of a message, and the last one where that is another: an exception's own words."""
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    ends = dict.fromkeys([*lines[:1], *lines[-1:]])
+    return _short(" ... ".join(ends))
+
+
+def first_line(text: str) -> str:
+    """Return the first line that says something."""
+    return _short(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def _runtime_env(message: str, _: Sequence[str]) -> str:
+    return summary(message) if message.startswith("runtime_env setup failed") else ""
+
+
+def _out_of_memory(message: str, _: Sequence[str]) -> str:
+    return next((_short(line.strip()) for line in message.splitlines() if _OUT_OF_MEMORY.search(line)), "")
+
+
+def _syntax(_: str, tail: Sequence[str]) -> str:
+    """Only the last line counts: a program may print such words and go on."""
+    if not tail or not _SYNTAX.match(tail[-1]):
+        return ""
+    places = [found for found in map(_FILE.match, tail) if found]
+    return f"{tail[-1]} ({places[-1].group(1)}, line {places[-1].group(2)})" if places else tail[-1]
+
+
+def _entrypoint(message: str, _: Sequence[str]) -> str:
+    found = _EXIT.match(message)
+    return found.group(0).partition(",")[0].strip() if found else ""
+
+
+def _head_gone(message: str, _: Sequence[str]) -> str:
+    return first_line(message) if re.search(r"head pod.* not found", message, re.IGNORECASE) else ""
+
+
+#: What is looked for in a failed job's message, and in which order.
+_MEANINGS: tuple[tuple[str, Callable[[str, Sequence[str]], str]], ...] = (
+    ("RuntimeEnvSetupFailed", _runtime_env),
+    ("OutOfMemory", _out_of_memory),
+    ("SyntaxError", _syntax),
+    ("EntrypointFailed", _entrypoint),
+    ("HeadLost", _head_gone),
+)

@@ -1,0 +1,220 @@
+"""Looks at one run on KubeRay: once, or from now on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from raykube.backends import Status, rayhead, runstates
+from raykube.backends.kubeapi import Kube, Object, Stop
+from raykube.backends.observed import Observed
+from raykube.backends.rayhead import RayHead
+from raykube.backends.watching import Watching
+from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+
+TAIL_LINES = 20
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+_CLUSTER_LABEL = "ray.io/cluster"
+#: A waiter looks at its clock so often.
+_TICK_S = 0.5
+_RAY_S = 0.5
+_GIVE_UP_S = 600.0
+_KINDS = ("RayCluster", "Pod", "Event", "Workload")
+
+
+class Look:
+    """A look at the run `name`; what was seen once is kept."""
+
+    def __init__(self, kube: Kube, name: str) -> None:
+        self._kube = kube
+        self.name = name
+        self.job = _job(kube, name)
+        self._head: RayHead | None = None
+        self._head_of = ("", "")
+
+    def head(self) -> RayHead | None:
+        """Return the head that the run is on; None when there is none to ask."""
+        status = self.job.get("status") or {}
+        key = (status.get("rayClusterName") or "", status.get("jobId") or "")
+        if self._head is None or self._head_of != key:
+            self._head, self._head_of = rayhead.head_of(self._kube, self.job), key
+        return self._head
+
+    def told(self) -> dict[str, Any]:
+        """Return what the run's own pod tells; empty when nothing."""
+        head = self.head()
+        return head.told(self.name, head.details()) if head else {}
+
+    def status(self) -> Status:
+        """Return the status now."""
+        head = self._askable()
+        details = head.details() if head else {}
+        told = head.told(self.name, details) if head else {}
+        return self._status(self._once(details), told, head)
+
+    def _askable(self) -> RayHead | None:
+        """Return the head unless this user may not speak to it: then the RayJob must do."""
+        with contextlib.suppress(Forbidden):
+            return self.head()
+        return None
+
+    def _once(self, details: Mapping[str, Any]) -> Observed:
+        seen = Observed(owner=self.job, ray=details, now=time.time())
+        if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
+            return seen
+        found = {kind: self._listed(kind, selectors) for kind, selectors in _selectors(self.job).items()}
+        return _joined(seen, found)
+
+    def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
+        with contextlib.suppress(Forbidden):
+            return self._kube.listed(kind, **selectors)
+        return []
+
+    def _status(self, seen: Observed, told: Mapping[str, Any], head: RayHead | None) -> Status:
+        url = f"{self._kube.server.rstrip('/')}{head.path}/" if head else ""
+        status = runstates.status_of(seen, told, url)
+        if status.state != "FAILED" or status.failure is None or not head or not seen.ray:
+            return status
+        return replace(status, failure=replace(status.failure, tail=_tail(head, seen.ray) or status.failure.tail))
+
+    def changes(self) -> Iterator[Status]:
+        """Yield the status now, at each change, and every half second."""
+        watching, stop = Watching(self._kube), Stop()
+        ray = _RayPoll(watching.touch)
+        try:
+            watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
+            ray.ask(self._askable(), self.name)
+            ray.look()  # so that the first answer is not older than Ray's own
+            threading.Thread(target=ray.run, args=(stop,), daemon=True, name="raykube-ray").start()
+            yield from self._follow(watching, ray)
+        finally:
+            stop.set()
+            watching.close()
+
+    def _follow(self, watching: Watching, ray: _RayPoll) -> Iterator[Status]:
+        away: Unreachable | None = None
+        since = time.monotonic()
+        while True:
+            found, error = watching.of("RayJob"), watching.error("RayJob")
+            since = since if away else time.monotonic()
+            away = error if isinstance(error, Unreachable) else None
+            if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
+                raise error
+            if found is not None:
+                self._take(found)
+                ray.ask(self._askable() if not away else None, self.name)
+                for kind, selectors in _selectors(self.job).items():
+                    watching.watch(kind, **selectors)
+                yield self._seen(watching, ray, away)
+            elif away:
+                yield _unseen(self.name, away)
+            watching.wait(_TICK_S)
+
+    def _take(self, found: list[Object]) -> None:
+        if not found:
+            raise NotFound(f"run {self.name} was deleted", next_step="see: raykube job list")
+        self.job = found[0]
+
+    def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
+        found = {kind: watching.of(kind) or [] for kind in _KINDS}
+        details, told, head = ray.answer()
+        status = self._status(_joined(Observed(owner=self.job, ray=details, now=time.time()), found), told, head)
+        return replace(status, failure=_unreachable(away), detail=away.what) if away else status
+
+
+class _RayPoll:
+    """Asks Ray for its own state of a job, which the RayJob shows up to three seconds late, from a thread of its own.
+
+    Ray tells of no changes by itself; a head that is going away can take seconds not to answer.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._head: RayHead | None = None
+        self._name = ""
+        self._details: Mapping[str, Any] = {}
+        self._told: Mapping[str, Any] = {}
+
+    def ask(self, head: RayHead | None, name: str) -> None:
+        """Ask this head from now on."""
+        with self._lock:
+            if head is not self._head:
+                self._details, self._told = {}, {}
+            self._head, self._name = head, name
+
+    def answer(self) -> tuple[Mapping[str, Any], Mapping[str, Any], RayHead | None]:
+        """Return the last JobDetails, what the run's pod told last, and whom they are from."""
+        with self._lock:
+            return self._details, self._told, self._head
+
+    def run(self, stop: Stop) -> None:
+        """Ask until `stop`."""
+        while not stop.wait(_RAY_S):
+            self.look()
+
+    def look(self) -> None:
+        """Ask once."""
+        with self._lock:
+            head, name = self._head, self._name
+        if head is None:
+            return
+        try:
+            details = head.details()
+            told = head.told(name, details)
+        except BackendError:  # what the RayJob says must do
+            details, told = {}, {}
+        with self._lock:
+            if head is not self._head or (details, told) == (self._details, self._told):
+                return
+            self._details, self._told = details, told
+        self._changed()
+
+
+def _job(kube: Kube, name: str) -> Object:
+    try:
+        return kube.get("RayJob", name)
+    except NotFound as error:
+        where = f"in namespace {kube.namespace} of {kube.server}"
+        raise NotFound(f"there is no run {name} {where}", why=error.why, next_step="see: raykube job list") from error
+
+
+def _selectors(job: Object) -> dict[str, dict[str, str]]:
+    """Return what else to look at for a RayJob, and how it is found."""
+    selectors: dict[str, dict[str, str]] = {"Event": {"fieldSelector": "type=Warning"}}
+    metadata = job["metadata"]
+    if cluster := (job.get("status") or {}).get("rayClusterName"):
+        selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}
+        selectors["Pod"] = {"labelSelector": f"{_CLUSTER_LABEL}={cluster}"}
+    if _QUEUE_LABEL in (metadata.get("labels") or {}):
+        selectors["Workload"] = {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"}
+    return selectors
+
+
+def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
+    cluster = next(iter(found.get("RayCluster") or []), {})
+    pods = tuple(found.get("Pod") or ())
+    workload = next(iter(found.get("Workload") or []), {})
+    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each}
+    events = (each for each in found.get("Event") or [] if each["involvedObject"].get("name") in names)
+    return replace(seen, cluster=cluster, pods=pods, workload=workload, events=tuple(events))
+
+
+def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
+    with contextlib.suppress(BackendError):
+        data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=TAIL_LINES)
+        return tuple(data.decode("utf-8", "replace").splitlines())
+    return ()
+
+
+def _unreachable(error: Unreachable) -> Failure:
+    return Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
+
+
+def _unseen(name: str, error: Unreachable) -> Status:
+    return Status(name, "job", "WAITING", error.what, _unreachable(error))

@@ -1,0 +1,92 @@
+"""What the API server says no with, as errors of raykube: the server's own words, and what to do about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Problem, Unreachable
+
+_UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
+_FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]*)")?')
+_WRITES = ("POST", "PATCH")
+
+
+def refusal(method: str, path: str, response: httpx.Response) -> BackendError | ManifestError:
+    """Map an error of the API server to ours."""
+    status = _status(response)
+    words, code = status.get("message") or f"HTTP {response.status_code}", response.status_code
+    details = status.get("details") or {}
+    named = " ".join(filter(None, (details.get("kind"), details.get("name"))))
+    if code in (400, 422) and method in _WRITES:
+        return _refused_manifest(named, words, details)
+    if code in _UNAVAILABLE:
+        return Unreachable(f"no answer by way of the API server to {method} {path}", why=words)
+    known = _REFUSALS.get(code)
+    return known(named, words) if known else BackendError(f"the API server refused {method} {path}", why=words)
+
+
+def _status(response: httpx.Response) -> dict[str, Any]:
+    try:
+        found = response.json()
+    except ValueError:
+        return {"message": response.text.strip()[:1000]}
+    return found if isinstance(found, dict) else {}
+
+
+def _not_found(named: str, words: str) -> BackendError:
+    # Without a name it is the kind that the server does not know.
+    if " " in named:
+        return NotFound(f"there is no {named} there", why=words)
+    return BackendError(
+        "the cluster does not know this kind of object: KubeRay's definitions are not installed",
+        why=words,
+        next_step="have an administrator install KubeRay: helm install kuberay-operator kuberay/kuberay-operator",
+    )
+
+
+def _forbidden(_named: str, words: str) -> BackendError:
+    found = _FORBIDDEN.search(words)
+    if not found:
+        return Forbidden("the cluster does not allow this", why=words, next_step="ask its administrator")
+    verb, resource, group = found.group(1), found.group(2), found.group(3) or ""
+    rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}'
+    return Forbidden(
+        f"this user may not {verb} {resource}",
+        why=words,
+        next_step=f"ask for a Role with the rule {rule}; docs/kubernetes.md has the whole Role",
+    )
+
+
+def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> ManifestError:
+    causes = [Problem(cause.get("field", ""), cause.get("message", "")) for cause in details.get("causes") or []]
+    unknown = [Problem(path, "is unknown to this cluster's KubeRay") for path in _UNKNOWN_FIELD.findall(words)]
+    problems = causes or unknown or [Problem("", words)]
+    error = ManifestError(
+        f"the API server refused {named or 'the manifest'}",
+        why=words if causes or unknown else "",
+        next_step="correct the manifest, or install the KubeRay that knows the field",
+    )
+    error.problems = tuple(problems)
+    return error
+
+
+def _unknown_user(_named: str, words: str) -> BackendError:
+    step = "log in again, or choose another --context"
+    return Forbidden("the API server does not know who asks", why=words, next_step=step)
+
+
+def _conflict(named: str, words: str) -> BackendError:
+    return Conflict(f"{named} exists already or was changed meanwhile", why=words)
+
+
+_UNAVAILABLE = (502, 503, 504)
+_REFUSALS: Mapping[int, Callable[[str, str], BackendError]] = {
+    401: _unknown_user,
+    403: _forbidden,
+    404: _not_found,
+    409: _conflict,
+}

@@ -1,0 +1,95 @@
+"""What Kubernetes and Ray say about one run, service or cluster at one moment. A value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The objects behind one name, as the API server gives them; an empty mapping for what is not there.
+
+    Attributes:
+        owner: the RayJob or RayService; empty for a cluster that stands alone.
+        cluster: the RayCluster that the owner uses now.
+        pods: of that cluster, head and workers.
+        events: (``v1`` Event) whose ``involvedObject`` is one of these objects.
+        workload: Kueue's Workload of the owner.
+        ray: Ray's own JobDetails, once the head answers.
+        now: when this was seen, in Unix seconds.
+    """
+
+    owner: Object = field(default_factory=dict)
+    cluster: Object = field(default_factory=dict)
+    pods: tuple[Object, ...] = ()
+    events: tuple[Object, ...] = ()
+    workload: Object = field(default_factory=dict)
+    ray: Object = field(default_factory=dict)
+    now: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the run, service or cluster."""
+        metadata = (self.owner or self.cluster).get("metadata", {})
+        return str(metadata.get("name", ""))
+
+
+def conditions(thing: Object) -> dict[str, Object]:
+    """Return an object's conditions by type."""
+    found = (thing.get("status") or {}).get("conditions") or []
+    return {each["type"]: each for each in found}
+
+
+def seconds(stamp: str | None) -> float:
+    """Return a Kubernetes timestamp as Unix time; 0 for none."""
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else 0.0
+
+
+def name_of(thing: Object) -> str:
+    """Return an object's name; empty for what is not there."""
+    return str(thing.get("metadata", {}).get("name", ""))
+
+
+def status_of(thing: Object) -> Object:
+    """Return an object's status; empty before anybody has written one."""
+    found: Object = thing.get("status") or {}
+    return found
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod is ready."""
+    return bool(conditions(pod).get("Ready", {}).get("status") == "True")
+
+
+def is_leaving(thing: Object) -> bool:
+    """Whether an object is being deleted."""
+    return "deletionTimestamp" in thing.get("metadata", {})
+
+
+def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tuple[Object, ...]:
+    """Return the events about objects of these names, and of one kind if it is given, the newest first."""
+    about = [each for each in seen.events if each["involvedObject"].get("name") in names]
+    found = [each for each in about if not kind or each["involvedObject"].get("kind") == kind]
+    return tuple(sorted(found, key=_moment, reverse=True))
+
+
+def times(event: Object) -> int:
+    """Return how often an event has come."""
+    return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
+
+
+def _moment(event: Object) -> float:
+    series = event.get("series") or {}
+    stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return max(seconds(stamp) for stamp in stamps)
+
+
+def head_of(pods: tuple[Object, ...]) -> Object:
+    """Return the head's pod, the newest where one is being replaced; empty when there is none."""
+    heads = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"]
+    return max(heads, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), default={})

@@ -1,0 +1,123 @@
+"""Current copies of Kubernetes objects, kept by watches: one list each, then only what changes.
+
+A watch goes on after dropped connections and restarts of the API server where it stopped. Only a version that the
+server no longer knows (410) makes it list again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from raykube.backends.kubeapi import Gone, Kube, Object, Stop
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+
+class Watching:
+    """Watches that run until :meth:`close`. Read what they know with :meth:`of`, wait with :meth:`wait`."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._stop = Stop()
+        self._changed = threading.Event()
+        self._kept: dict[str, _Kept] = {}
+
+    def touch(self) -> None:
+        """Wake who waits: something else has changed."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """End all watches, and their connections."""
+        self._stop.set()
+
+    def watch(self, kind: str, **selectors: str) -> None:
+        """Watch a kind from now on; a second time with other selectors takes the place of the first."""
+        known = self._kept.get(kind)
+        if known and known.selectors == selectors:
+            return
+        if known:
+            known.stop.set()
+        self._kept[kind] = kept = _Kept(self._kube, kind, selectors, self._changed.set)
+        threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{kind}").start()
+
+    def of(self, kind: str) -> list[Object] | None:
+        """Return the objects of a kind; None until they were listed once."""
+        return self._kept[kind].objects() if kind in self._kept else None
+
+    def error(self, kind: str) -> BackendError | None:
+        """Return why nothing is known of a kind now, None when all is well."""
+        return self._kept[kind].error if kind in self._kept else None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has changed, at most so long; return whether something did."""
+        changed = self._changed.wait(seconds)
+        self._changed.clear()
+        return changed
+
+
+class _Kept:
+    """The objects of one kind, and the thread that keeps them."""
+
+    def __init__(self, kube: Kube, kind: str, selectors: dict[str, str], changed: Callable[[], None]) -> None:
+        self.selectors = selectors
+        self.error: BackendError | None = None
+        self.stop = Stop()
+        self._kube = kube
+        self._kind = kind
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._objects: dict[str, Object] | None = None
+        self._version = ""
+
+    def objects(self) -> list[Object] | None:
+        with self._lock:
+            return None if self._objects is None else list(self._objects.values())
+
+    def run(self, end: Stop) -> None:
+        """Keep the objects current until one of the two stops is set."""
+        end.chain(self.stop)
+        pause = _FIRST_PAUSE_S
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                self._follow()
+                pause = _FIRST_PAUSE_S
+            except Gone:
+                self._version = ""
+            except (Forbidden, NotFound) as error:  # not ours to see; the rest is told without it
+                self._say(error)
+                return
+            except BackendError as error:
+                if not self.stop.is_set() and isinstance(error, Unreachable):
+                    self._say(error if time.monotonic() - began < _LONGEST_PAUSE_S else None)
+                self.stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _say(self, error: BackendError | None) -> None:
+        self.error = error
+        self._changed()
+
+    def _follow(self) -> None:
+        if not self._version:
+            listed, self._version = self._kube.snapshot(self._kind, **self.selectors)
+            with self._lock:
+                self._objects = {each["metadata"]["uid"]: each for each in listed}
+            self._say(None)
+        for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
+            self._version = change["object"]["metadata"]["resourceVersion"]
+            self._take(change["type"], change["object"])
+
+    def _take(self, kind: str, thing: Object) -> None:
+        with self._lock:
+            objects = self._objects if self._objects is not None else {}
+            if kind == "DELETED":
+                objects.pop(thing["metadata"]["uid"], None)
+            elif kind != "BOOKMARK":
+                objects[thing["metadata"]["uid"]] = thing
+            self._objects = objects
+        if kind != "BOOKMARK" or self.error:
+            self._say(None)

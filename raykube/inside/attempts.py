@@ -1,0 +1,251 @@
+"""Runs a job's entrypoint on a cluster, attempt after attempt, and keeps what must outlive the cluster.
+
+::
+
+    python -m raykube.inside.attempts RETRIES 'python -m jobs.digits --epochs 20'
+
+What the keeper does for a run on one machine, this does in the head's pod, next to the driver:
+
+- an entrypoint that fails is started again on the same cluster, in seconds and not after a new one has come up;
+- KubeRay starts a job again, in silence, when its head was lost. The run's storage tells that from a first start: it
+  counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice;
+- of two attempts that both believe to be the run's, as when a node comes back, the older one is ended;
+- the output goes to the storage too, and what a reader asks for most (attempt, metrics, result) to a small file in
+  Ray's log folder, which the dashboard hands out.
+
+Only the standard library is imported: it must start fast, and on any image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykube import wire
+from raykube.inside import storage
+
+_LOOK_S = 1.0
+_REMOTE_S = 30.0
+_REPLAY_MAX = 16 * 2**20
+_END_S = 5.0
+_TAKEN_OVER = 75
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run this is: its folder, its first attempt of this submission, and how many more it may have."""
+
+    name: str
+    path: str
+    first: int
+    retries: int
+
+    @classmethod
+    def from_environ(cls, retries: int) -> Run:
+        """Read the run from the ``RAYKUBE_*`` environment."""
+        name = os.environ[wire.RUN_NAME]
+        base = storage.plain(os.environ.get(wire.STORAGE) or wire.default_storage())
+        return cls(name, storage.join(base, name), int(os.environ.get(wire.ATTEMPT) or 1), retries)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is noted of the run's attempts: a row for each start and each end."""
+        text = storage.read_from(storage.join(self.path, wire.ATTEMPTS_FILE)).decode()
+        return [json.loads(line) for line in text.splitlines() if line]
+
+    def note(self, **fields: Any) -> None:
+        """Note a start or an end."""
+        path = storage.join(self.path, wire.ATTEMPTS_FILE)
+        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in [*self.rows(), fields]))
+
+
+class Output:
+    """The driver's log file, which is our own standard output, and its copy in the storage."""
+
+    def __init__(self, run: Run) -> None:
+        self._source = _own_output()
+        self._target = storage.join(run.path, wire.LOG_FILE)
+        self._offset = 0
+        self.replayed = 0
+        self.starts_at = self._source.stat().st_size if self._source else 0
+
+    @property
+    def folder(self) -> Path | None:
+        """Ray's log folder on this node."""
+        return self._source.parent if self._source else None
+
+    def replay(self) -> None:
+        """Print what earlier attempts printed, so that one log tells the whole run."""
+        earlier = storage.read_from(self._target)[-_REPLAY_MAX:]
+        sys.stdout.buffer.write(earlier)
+        sys.stdout.buffer.flush()
+        self.replayed = len(earlier)
+        self._offset = self.starts_at + self.replayed
+
+    def keep(self) -> None:
+        """Copy what was printed since the last time."""
+        if self._source is None:
+            return
+        if storage.is_uri(self._target):
+            self._keep_remote(self._source)
+            return
+        with self._source.open("rb") as source, Path(self._target).open("ab") as target:
+            source.seek(self._offset)
+            shutil.copyfileobj(source, target)
+            self._offset = source.tell()
+
+    def _keep_remote(self, source: Path) -> None:
+        """Write the whole log: an object store does not append."""
+        text = source.read_bytes()[self.starts_at :].decode("utf-8", "replace")
+        storage.write_text(self._target, text)
+
+
+def _own_output() -> Path | None:
+    """Return the file that our standard output is; None when it is a pipe or terminal."""
+    try:
+        path = Path("/proc/self/fd/1").readlink()
+    except OSError:
+        return None
+    return path if path.is_file() else None
+
+
+class Attempts:
+    """The attempts of one run, until one succeeds or none is left."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._output = Output(run)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._stopped = False
+        self._told = ""
+        self.attempt = run.first
+
+    def run(self, command: str) -> int:
+        """Run the entrypoint; return its last exit code."""
+        if not storage.is_uri(self._run.path):
+            Path(self._run.path).mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, self._stop)
+        rows = self._run.rows()
+        known = [row["attempt"] for row in rows]
+        self.attempt = max([self._run.first, *(number + 1 for number in known)])
+        self._output.replay()
+        for lost in sorted({number for number in known if number >= self._run.first} - _ended(rows)):
+            self._run.note(attempt=lost, ended=time.time(), exit_code=None, reason="HeadLost")
+        if self.attempt > self._run.first + self._run.retries:
+            return self._refuse()
+        threading.Thread(target=self._look_after, daemon=True).start()
+        try:
+            return self._until_well(command)
+        finally:
+            self._ended.set()
+            self._keep(last=True)
+
+    def _until_well(self, command: str) -> int:
+        while True:
+            code = self._once(command)
+            if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
+                return code
+            self.attempt += 1
+
+    def _once(self, command: str) -> int:
+        self._run.note(attempt=self.attempt, started=time.time(), host=os.uname().nodename)
+        environ = {**os.environ, wire.ATTEMPT: str(self.attempt)}
+        # A shell, as Ray itself runs an entrypoint.
+        self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
+        code = self._process.wait()
+        code = code if code >= 0 else 128 - code
+        if not self._stopped:
+            reason = "" if code == 0 else "EntrypointFailed"
+            self._run.note(attempt=self.attempt, ended=time.time(), exit_code=code, reason=reason)
+        return code
+
+    def _refuse(self) -> int:
+        _say(
+            f"attempt {self.attempt - 1} ended with the head that ran it, and no attempt is left "
+            f"(max_retries {self._run.retries}); submit the run again under its name to go on from its last checkpoint"
+        )
+        self._keep(last=True)
+        return 1
+
+    def _stop(self, *_: object) -> None:
+        """Take the signal of ``ray job stop``, which the entrypoint gets too: what follows is no failure."""
+        self._stopped = True
+
+    def _look_after(self) -> None:
+        while not self._ended.wait(_REMOTE_S if storage.is_uri(self._run.path) else _LOOK_S):
+            self._keep()
+            if any(row["attempt"] > self.attempt for row in self._run.rows()):
+                self._take_leave()
+
+    def _take_leave(self) -> None:
+        """End this attempt: a later one has the run. Its files are not to be written by two."""
+        _say(f"attempt {self.attempt} ends, a later one has taken over")
+        self._stopped = True
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            self._ended.wait(_END_S)
+        os._exit(_TAKEN_OVER)
+
+    def _keep(self, *, last: bool = False) -> None:
+        try:
+            self._output.keep()
+            self._tell()
+        except OSError as error:  # a full or lost volume must not end the run; what was not copied is copied next time
+            if last:
+                _say(f"the log could not be kept in {self._run.path}: {error}")
+
+    def _tell(self) -> None:
+        """Write the state of the run where the dashboard hands it out, when it has changed."""
+        state = {
+            "attempt": self.attempt,
+            "attempts": self._run.rows(),
+            "progress": _progress(self._run.path),
+            "result": storage.read_from(storage.join(self._run.path, wire.RESULT_FILE)).decode(),
+            "log_starts_at": self._output.starts_at,
+            "log_replayed": self._output.replayed,
+        }
+        text = json.dumps(state)
+        if self._output.folder and text != self._told:
+            storage.write_text(str(self._output.folder / wire.state_file(self._run.name)), text)
+            self._told = text
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"raykube: {text}\n")
+    sys.stdout.flush()
+
+
+def _ended(rows: list[dict[str, Any]]) -> set[int]:
+    return {row["attempt"] for row in rows if "ended" in row}
+
+
+def _progress(path: str) -> dict[str, Any]:
+    """Return the metrics that were reported last; none where the storage is not a folder."""
+    if storage.is_uri(path):
+        return {}
+    newest = max(_streams(Path(path)), key=lambda file: file.stat().st_mtime, default=None)
+    if newest is None:
+        return {}
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - 32_768))
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    return dict(wire.row(lines[-1])["metrics"]) if lines else {}
+
+
+def _streams(path: Path) -> Iterator[Path]:
+    yield from path.glob(f"*/{wire.METRICS_FILE}")
+    yield from path.glob(f"*/*/{wire.METRICS_FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(Attempts(Run.from_environ(int(sys.argv[1]))).run(sys.argv[2]))
