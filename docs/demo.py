@@ -50,7 +50,9 @@ def ask(url: str) -> tuple[int, int]:
 
 def end_head() -> None:
     """End the demo's Ray head, if one runs."""
-    found = subprocess.run([RAYKUBE, "cluster", "list", "--json"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [RAYKUBE, "cluster", "list", "--on", "local", "--json"], capture_output=True, text=True, check=True
+    )
     if json.loads(found.stdout):
         raykube("cluster", "delete", "local")
 

@@ -66,6 +66,7 @@ def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> d
     for group in (spec["headGroupSpec"], *workers):
         if config_map:
             _mount(group, config_map)
+        manifests.container(group).setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
         if probed and manifests.knows_health_check(spec):
             _probe(manifests.container(group))
     return spec

@@ -27,7 +27,7 @@ from raykube.errors import Failure
 _FAILED = ("Failed", "ValidationFailed")
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 #: Words for an end of which something else is the cause, if that can still be seen.
-_HEAD_GONE = ("HeadLost", "DriverDied", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
+_HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
 #: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
 _TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
@@ -69,7 +69,8 @@ def _ended(seen: Observed) -> Failure | None:
     if found is None:
         return None
     if found.reason in _HEAD_GONE:
-        return next((loss for pod in _views(seen) if pod.is_head and (loss := loss_of(pod))), None) or found
+        heads = (loss_of(pod) for pod in _views(seen) if pod.is_head)
+        return next((loss for loss in heads if loss), None) or clustercauses.deleted(seen) or found
     return _with_pods(seen, found) if found.reason in _TOO_LATE else found
 
 

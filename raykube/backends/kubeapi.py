@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
-from httpx_ws import WebSocketSession, connect_ws
 
 from raykube.backends import kubeconfig
 from raykube.backends.kuberefusals import refusal
@@ -109,17 +108,6 @@ class Kube:
                     stop.take(response.extensions["network_stream"].get_extra_info("socket"))
                 yield response
         except (httpx.TransportError, httpx.StreamError) as error:
-            raise self._unreachable(error) from error
-
-    @contextlib.contextmanager
-    def socket(self, path: str, *protocols: str, **params: Any) -> Iterator[WebSocketSession]:
-        """Open a WebSocket to the API server, as for ``portforward`` and ``exec``."""
-        try:
-            url = str(self.http.base_url.join(path))
-            session: WebSocketSession
-            with connect_ws(url, self.http, subprotocols=list(protocols), params=params) as session:
-                yield session
-        except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
     def watch(self, kind: str, version: str, stop: Stop, **selectors: str) -> Iterator[Object]:

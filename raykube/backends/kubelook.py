@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from raykube.backends import Status, rayhead, runstates
+from raykube.backends import Status, endings, rayhead, runstates
 from raykube.backends.kubeapi import Kube, Object, Stop
 from raykube.backends.observed import Observed
 from raykube.backends.rayhead import RayHead
 from raykube.backends.watching import Watching
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
-TAIL_LINES = 20
+_TAIL_LINES = 40  # some of them are Ray's own
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _CLUSTER_LABEL = "ray.io/cluster"
@@ -24,7 +24,6 @@ _CLUSTER_LABEL = "ray.io/cluster"
 _TICK_S = 0.5
 _RAY_S = 0.5
 _GIVE_UP_S = 600.0
-_KINDS = ("RayCluster", "Pod", "Event", "Workload")
 
 
 class Look:
@@ -67,7 +66,7 @@ class Look:
         seen = Observed(owner=self.job, ray=details, now=time.time())
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
-        found = {kind: self._listed(kind, selectors) for kind, selectors in _selectors(self.job).items()}
+        found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
         return _joined(seen, found)
 
     def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
@@ -108,8 +107,8 @@ class Look:
             if found is not None:
                 self._take(found)
                 ray.ask(self._askable() if not away else None, self.name)
-                for kind, selectors in _selectors(self.job).items():
-                    watching.watch(kind, **selectors)
+                for key, (kind, selectors) in _selectors(self.job).items():
+                    watching.watch(kind, key=key, **selectors)
                 yield self._seen(watching, ray, away)
             elif away:
                 yield _unseen(self.name, away)
@@ -121,7 +120,7 @@ class Look:
         self.job = found[0]
 
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
-        found = {kind: watching.of(kind) or [] for kind in _KINDS}
+        found = {key: watching.of(key) or [] for key in _selectors(self.job)}
         details, told, head = ray.answer()
         status = self._status(_joined(Observed(owner=self.job, ray=details, now=time.time()), found), told, head)
         return replace(status, failure=_unreachable(away), detail=away.what) if away else status
@@ -184,31 +183,42 @@ def _job(kube: Kube, name: str) -> Object:
         raise NotFound(f"there is no run {name} {where}", why=error.why, next_step="see: raykube job list") from error
 
 
-def _selectors(job: Object) -> dict[str, dict[str, str]]:
+def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     """Return what else to look at for a RayJob, and how it is found."""
-    selectors: dict[str, dict[str, str]] = {"Event": {"fieldSelector": "type=Warning"}}
+    selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
     metadata = job["metadata"]
     if cluster := (job.get("status") or {}).get("rayClusterName"):
-        selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}
-        selectors["Pod"] = {"labelSelector": f"{_CLUSTER_LABEL}={cluster}"}
+        selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
+        selectors["pods"] = ("Pod", {"labelSelector": f"{_CLUSTER_LABEL}={cluster}"})
+        # Why KubeRay has deleted a pod stands in an event that is no warning.
+        about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
+        selectors["deletions"] = ("Event", {"fieldSelector": about})
     if _QUEUE_LABEL in (metadata.get("labels") or {}):
-        selectors["Workload"] = {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"}
+        selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})
     return selectors
 
 
 def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
-    cluster = next(iter(found.get("RayCluster") or []), {})
-    pods = tuple(found.get("Pod") or ())
-    workload = next(iter(found.get("Workload") or []), {})
-    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each}
-    events = (each for each in found.get("Event") or [] if each["involvedObject"].get("name") in names)
-    return replace(seen, cluster=cluster, pods=pods, workload=workload, events=tuple(events))
+    cluster = next(iter(found.get("cluster") or []), {})
+    pods = tuple(found.get("pods") or ())
+    workload = next(iter(found.get("workload") or []), {})
+    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each} | set(_claims(pods))
+    events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
+    ours = tuple(each for each in events if each["involvedObject"].get("name") in names)
+    return replace(seen, cluster=cluster, pods=pods, workload=workload, events=ours)
+
+
+def _claims(pods: tuple[Object, ...]) -> Iterator[str]:
+    for pod in pods:
+        for volume in pod["spec"].get("volumes") or []:
+            if claim := volume.get("persistentVolumeClaim"):
+                yield claim["claimName"]
 
 
 def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
     with contextlib.suppress(BackendError):
-        data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=TAIL_LINES)
-        return tuple(data.decode("utf-8", "replace").splitlines())
+        data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)
+        return endings.tail_of(data.decode("utf-8", "replace"))
     return ()
 
 

@@ -19,7 +19,7 @@ _PULL = "correct `image` in the manifest, or push it; a node must be able to pul
 #: Filled in with: name (of the run), namespace, pod, container, and what a check adds.
 _STEPS = {
     "ImageNotFound": _PULL,
-    "ImagePullDenied": "see that `image` is right, then name a registry secret of {namespace} in the pods' imagePullSecrets",
+    "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
     "ImagePullFailed": "see to it that the nodes reach the registry, or name an image that they have",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",

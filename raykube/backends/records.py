@@ -203,8 +203,8 @@ def final(name: str) -> Status | None:
     if not path.exists():
         return None
     fields = json.loads(path.read_text(encoding="utf-8"))
-    failure = fields.pop("failure")
-    ended = Status(**fields, failure=Failure(**failure) if failure else None)
+    failure, earlier = fields.pop("failure"), tuple(fields.pop("earlier"))
+    ended = Status(**fields, earlier=earlier, failure=Failure(**failure) if failure else None)
     return ended if ended.attempt >= attempt(name) else None
 
 

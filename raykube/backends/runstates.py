@@ -5,7 +5,7 @@ Ray's own words come first: the RayJob follows them up to three seconds late.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -50,6 +50,7 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         started=_moment(seen, "start_time", "startTime"),
         ended=_moment(seen, "end_time", "endTime") or seconds((job.get("status") or {}).get("endTime")),
         attempt=attempt_of(job, told),
+        earlier=tuple(_earlier(told)),
         progress=MappingProxyType(dict(told.get("progress") or {})),
         url=url,
     )
@@ -89,6 +90,13 @@ def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
     failed = int(status.get("failed") or 0)
     counted = failed if status.get("jobDeploymentStatus") == "Failed" else failed + 1
     return int(told.get("attempt") or noted or max(1, counted))
+
+
+def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
+    for row in told.get("attempts") or ():
+        if "ended" in row and row["attempt"] < told["attempt"]:
+            code = f" (exit code {row['exit_code']})" if row.get("exit_code") else ""
+            yield f"attempt {row['attempt']}: {row.get('reason', '')}{code}"
 
 
 def _cause(seen: Observed, state: State) -> Failure | None:

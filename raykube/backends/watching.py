@@ -34,23 +34,24 @@ class Watching:
         """End all watches, and their connections."""
         self._stop.set()
 
-    def watch(self, kind: str, **selectors: str) -> None:
-        """Watch a kind from now on; a second time with other selectors takes the place of the first."""
-        known = self._kept.get(kind)
+    def watch(self, kind: str, *, key: str = "", **selectors: str) -> None:
+        """Watch a kind from now on, under a key (by default the kind); other selectors take the first ones' place."""
+        key = key or kind
+        known = self._kept.get(key)
         if known and known.selectors == selectors:
             return
         if known:
             known.stop.set()
-        self._kept[kind] = kept = _Kept(self._kube, kind, selectors, self._changed.set)
-        threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{kind}").start()
+        self._kept[key] = kept = _Kept(self._kube, kind, selectors, self._changed.set)
+        threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{key}").start()
 
-    def of(self, kind: str) -> list[Object] | None:
-        """Return the objects of a kind; None until they were listed once."""
-        return self._kept[kind].objects() if kind in self._kept else None
+    def of(self, key: str) -> list[Object] | None:
+        """Return the objects under a key; None until they were listed once."""
+        return self._kept[key].objects() if key in self._kept else None
 
-    def error(self, kind: str) -> BackendError | None:
-        """Return why nothing is known of a kind now, None when all is well."""
-        return self._kept[kind].error if kind in self._kept else None
+    def error(self, key: str) -> BackendError | None:
+        """Return why nothing is known under a key now, None when all is well."""
+        return self._kept[key].error if key in self._kept else None
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has changed, at most so long; return whether something did."""

@@ -51,6 +51,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")
         return
+    common.tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
     endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
     with shown:
         endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))

@@ -53,6 +53,7 @@ def status_text(status: Status) -> str:
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
     rows = fields | when | {"progress": progress(status.progress), "url": status.url}
     lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
+    lines += [f"{'':<11}{line}" for line in status.earlier]
     return "\n".join([*lines, *(["", failure_text(status.failure)] if status.failure else [])])
 
 

@@ -1,0 +1,313 @@
+"""One cause is named for each thing that goes wrong, on resources that a real cluster showed."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raykube.backends.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
+from raykube.backends.diagnosis import cause
+from raykube.backends.observed import Observed, events_about, seconds
+
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())
+
+
+def observed(name, *, now=0.0):
+    told = RECORDED[name]
+    pods, events = (tuple(copy.deepcopy(told.get(key, ()))) for key in ("pods", "events"))
+    owner, cluster = (copy.deepcopy(told.get(key, {})) for key in ("owner", "cluster"))
+    return Observed(owner, cluster, pods, events, ray=told.get("ray", {}), now=now)
+
+
+def found(name):
+    return cause(observed(name))
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_state_has_its_cause_and_nothing_else(name):
+    expected, failure = RECORDED[name]["reason"], found(name)
+    assert (failure.reason if failure else None) == expected
+    if failure:
+        assert failure.message
+        assert failure.next_step
+        assert "{" not in failure.next_step or "toleration" in failure.next_step or "labels" in failure.next_step
+        assert "/" in failure.where or failure.where.startswith("ray job")
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "message", "step"),
+    [
+        ("image not found", "status.containerStatuses[ray].state.waiting.message", "none:1: not found", "`image`"),
+        ("image private", "state.waiting.message", "401 Unauthorized", "imagePullSecrets"),
+        ("cpu", "status.conditions[PodScheduled].message", "1 Insufficient cpu", "no node has 64 cpu free"),
+        ("gpu", "PodScheduled", "Insufficient nvidia.com/gpu", "2 nvidia.com/gpu"),
+        ("memory", "PodScheduled", "Insufficient memory", "900Gi memory"),
+        ("node selector", "PodScheduled", "node affinity/selector", '{"kind": "a100"}'),
+        ("claim missing", "PodScheduled", '"nope" not found', "kubectl -n team get pvc"),
+        ("claim unbound", "PodScheduled", 'storageclass.storage.k8s.io "nope" not found', "describe pvc unbound"),
+        ("configmap of a volume", "event FailedMount", 'configmap "none" not found', "get configmaps"),
+        ("secret", "state.waiting.message", 'secret "nope" not found', "get secrets"),
+        ("crash", "lastState.terminated", "exit code 7", "-c ray --previous"),
+        ("head out of memory", "terminated.reason", "OOMKilled, exit code 137", "32Mi now"),
+        ("worker out of memory", "terminated.reason", "OOMKilled, exit code 137", "700Mi now"),
+        ("other Ray", "terminated.message", "Ray 2.0.0", "one image"),
+        ("other Python", "terminated.message", "Python 3.9.1", "minor version of Python"),
+        ("quota", "raycluster/", "exceeded quota", "describe resourcequota"),
+        ("cluster spec", "event InvalidRayClusterSpec", "upgradeStrategy cannot be set", "submit again"),
+        ("job spec", "rayjob/invalidjob: status.message", "TTLSecondsAfterFinished", "submit again"),
+        ("service spec", "status.conditions[Ready].message", "headService.metadata.name", "deploy again"),
+        (
+            "pending deadline",
+            "PodScheduled",
+            "preRunningDeadlineSeconds: 6. Unschedulable: 0/1",
+            "no node has 100m cpu",
+        ),
+        ("deadline while running", "rayjob/late: status.message", "activeDeadlineSeconds", "--timeout-s"),
+        (
+            "application",
+            "status.pendingServiceStatus.applicationStatuses.a.message",
+            "No module named 'nope'",
+            "deploy",
+        ),
+        ("pip package", "rayjob/env: status.message", "No matching distribution found", "runtime_env"),
+        ("working_dir", "rayjob/unpack", "No such file or directory: '/nope.zip'", "runtime_env"),
+        ("syntax", "rayjob/syn", "SyntaxError: invalid syntax (/app/syn.py, line 2)", "correct the line"),
+        ("evicted", "event Evicted", 'Usage of EmptyDir volume "v" exceeds', "the room that the message names"),
+    ],
+)
+def test_cause_says_where_it_was_seen_whose_words_it_has_and_one_thing_to_do(name, where, message, step):
+    failure = found(name)
+    assert where in failure.where
+    assert message.lower() in failure.message.lower()
+    assert step in failure.next_step
+
+
+def test_failed_entrypoint_has_its_exit_code_and_the_end_of_its_log_without_rays_lines():
+    failure = found("exit code")
+    assert (failure.exit_code, failure.tail, failure.message) == (
+        3,
+        ("hello",),
+        "Job entrypoint command failed with exit code 3",
+    )
+    assert found("traceback").tail[-1] == "ValueError: boom"
+    long = observed("exit code")
+    long.owner["status"]["message"] += "".join(f"line {number}\n" for number in range(30))
+    assert cause(long).tail == tuple(f"line {number}" for number in range(10, 30))
+
+
+def test_rays_word_of_a_failure_comes_before_kuberays():
+    seen = observed("noise: new head is ready")
+    told = {"status": "FAILED", "submission_id": "long-1", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"}
+    told |= {"driver_exit_code": -9, "message": "Job entrypoint command failed with exit code -9"}
+    failure = cause(replace(seen, ray=told))
+    assert (failure.reason, failure.exit_code, failure.where) == ("EntrypointFailed", -9, "ray job long-1: message")
+
+
+def test_driver_of_another_version_is_named():
+    words = "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.2\n"
+    words += "This process on Ray Client was started with:\n    Ray: 2.60.0\n    Python: 3.10.1\n"
+    told = {"status": "FAILED", "message": f"Job entrypoint command failed with exit code 1\nRuntimeError: {words}"}
+    assert cause(Observed(ray=told)).reason == "PythonVersionMismatch"
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"error_type": "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "message": "no"}, "Unschedulable"),
+        ({"error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "died"}, "DriverDied"),
+        ({"message": "odd"}, "JobFailed"),
+        ({"message": "runtime_env setup failed: no"}, "RuntimeEnvSetupFailed"),
+        ({"message": "Task was killed due to the node running low on memory."}, "OutOfMemory"),
+    ],
+)
+def test_rays_types_of_error_have_a_reason(told, reason):
+    assert cause(Observed(ray={"status": "FAILED", **told})).reason == reason
+
+
+@pytest.mark.parametrize("reason", ["SubmissionFailed", "JobStatusCheckTimeoutExceeded", "SomethingNew"])
+def test_other_reasons_of_a_rayjob_are_passed_on(reason):
+    status = {"jobDeploymentStatus": "Failed", "reason": reason, "message": "its words"}
+    failure = cause(Observed({"metadata": {"name": "a"}, "spec": {}, "status": status}))
+    assert (failure.reason, failure.message, failure.where) == (reason, "its words", "rayjob/a: status.message")
+
+
+def test_end_comes_before_what_pods_say_unless_they_say_how_the_head_was_lost():
+    seen, failed = observed("head out of memory"), {"jobDeploymentStatus": "Failed", "reason": "AppFailed"}
+    for message, reason in (
+        ("Job entrypoint command failed with exit code 3", "EntrypointFailed"),
+        ("Ray head pod x not found", "HeadOOMKilled"),
+    ):
+        owner = {**seen.owner, "status": {**failed, "message": message}}
+        assert cause(replace(seen, owner=owner)).reason == reason
+
+
+def test_run_that_was_stopped_or_went_well_has_no_cause_whatever_its_pods_say():
+    seen = observed("crash")
+    assert cause(replace(seen, ray={"status": "STOPPED"})) is None
+    assert cause(replace(seen, owner={**seen.owner, "status": {"jobDeploymentStatus": "Complete"}})) is None
+
+
+def on_a_lost_node(**changes):
+    seen = observed("noise: new head is ready")
+    pod = seen.pods[0]
+    pod["status"].update(changes.pop("status", {}))
+    pod["status"]["conditions"] += changes.pop("conditions", [])
+    for condition in pod["status"]["conditions"] if "ready" in changes else ():
+        condition.update({"status": "False"} if condition["type"] == "Ready" else {})
+    events = tuple(
+        {"involvedObject": {"kind": "Pod", "name": pod["metadata"]["name"]}, **each}
+        for each in changes.get("events", ())
+    )
+    return replace(seen, events=(*seen.events, *events))
+
+
+TAINT = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+TAINT |= {"message": "Taint manager: deleting due to NoExecute taint"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conditions": [TAINT]},
+        {"status": {"reason": "NodeLost", "message": "Node a which was running pod b is unresponsive"}},
+        {"events": [{"type": "Warning", "reason": "NodeNotReady", "message": "Node is not ready"}], "ready": False},
+    ],
+)
+def test_lost_node_is_named(changes):
+    assert cause(on_a_lost_node(**changes)).reason == "NodeLost"
+
+
+def test_drained_pod_is_named():
+    drained = {**TAINT, "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
+    assert cause(on_a_lost_node(conditions=[drained])).reason == "Evicted"
+
+
+def test_node_that_came_back_is_no_cause():
+    assert cause(on_a_lost_node(events=[{"reason": "NodeNotReady", "message": "Node is not ready"}])) is None
+
+
+#: As Kueue 0.15.2 wrote it.
+PENDING = {"type": "QuotaReserved", "status": "False", "reason": "Pending"}
+PENDING |= {"message": "couldn't assign flavors to pod set workers: insufficient unused quota for memory in flavor x"}
+UNKNOWN = {**PENDING, "reason": "Inadmissible", "message": "LocalQueue none doesn't exist"}
+
+
+@pytest.mark.parametrize(("condition", "reason"), [(PENDING, "Queued"), (UNKNOWN, "Inadmissible")])
+def test_run_that_kueue_holds_back_has_the_workloads_own_words(condition, reason):
+    owner = {"metadata": {"name": "a"}, "spec": {"suspend": True}, "status": {"jobDeploymentStatus": "Suspended"}}
+    workload = {"metadata": {"name": "rayjob-a-1"}, "status": {"conditions": [condition]}}
+    failure = cause(Observed(owner, workload=workload))
+    assert (failure.reason, failure.message) == (reason, condition["message"])
+    assert failure.where == "workload/rayjob-a-1: status.conditions[QuotaReserved].message"
+    assert (
+        cause(Observed({**owner, "spec": {}, "status": {"jobDeploymentStatus": "Running"}}, workload=workload)) is None
+    )
+
+
+def test_taint_is_named_before_the_amount_that_other_nodes_lack():
+    seen = observed("gpu")
+    said = "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 Insufficient nvidia.com/gpu."
+    seen.pods[0]["status"]["conditions"][0]["message"] = said
+    assert "toleration for the taint {gpu: yes}" in cause(seen).next_step
+    control = said.replace("gpu: yes", "node-role.kubernetes.io/control-plane: ")
+    seen.pods[0]["status"]["conditions"][0]["message"] = control
+    assert "toleration" not in cause(seen).next_step
+
+
+def test_configmap_that_is_there_a_moment_later_is_no_cause():
+    seen = observed("configmap of a volume")
+    late = tuple({**each, "count": 2} for each in seen.events)
+    assert cause(replace(seen, events=late)) is None
+    seen.pods[0]["status"]["phase"] = "Running"
+    assert cause(seen) is None
+
+
+def test_claim_may_take_a_moment_to_be_bound():
+    seen = observed("claim unbound")
+    since = seconds(seen.pods[0]["status"]["conditions"][0]["lastTransitionTime"])
+    assert cause(replace(seen, now=since + 1)) is None
+    assert cause(replace(seen, now=since + 4)).reason == "VolumeClaimUnbound"
+
+
+def test_object_without_status_has_no_operator_unless_it_is_another_controllers():
+    created = "2026-11-24T12:44:02Z"
+    owner = {"metadata": {"name": "a", "creationTimestamp": created}, "spec": {}}
+    seen = Observed(owner, now=seconds(created) + OPERATOR_S)
+    assert cause(seen) is None
+    assert cause(replace(seen, now=seen.now + 1)).reason == "OperatorNotRunning"
+    other = {**owner, "spec": {"managedBy": "kueue.x-k8s.io/multikueue"}}
+    assert cause(replace(seen, owner=other, now=seen.now + 1)) is None
+    assert cause(replace(seen, now=0.0)) is None
+
+
+def test_workers_that_are_never_ready_are_named_after_long():
+    seen = observed("noise: workers wait for the head")
+    created = max(seconds(pod["metadata"]["creationTimestamp"]) for pod in seen.pods)
+    assert cause(replace(seen, now=created + INCOMPLETE_S)) is None
+    assert cause(replace(seen, now=created + INCOMPLETE_S + 9)).reason == "HeadNotReady"
+    head = next(pod for pod in seen.pods if pod["metadata"]["labels"]["ray.io/node-type"] == "head")
+    for condition in head["status"]["conditions"]:
+        condition["status"] = "True"
+    failure = cause(replace(seen, now=created + INCOMPLETE_S + 9))
+    assert failure.reason == "WorkerGroupIncomplete"
+    assert "0 of 2 workers are ready after 18" in failure.message
+
+
+def unready_head(*, restarts=0):
+    """Return a cluster whose only head is not ready any more."""
+    seen = observed("noise: new head is ready")
+    provisioned = next(each for each in seen.cluster["status"]["conditions"] if each["type"] == "RayClusterProvisioned")
+    provisioned["lastTransitionTime"] = LAST
+    head = seen.pods[0]
+    head["status"]["containerStatuses"][0]["restartCount"] = restarts
+    for condition in head["status"]["conditions"]:
+        condition.update({"status": "False", "lastTransitionTime": LAST} if condition["type"] == "Ready" else {})
+    return replace(seen, now=seconds(LAST) + UNREADY_S - 1)
+
+
+LAST = "2026-11-24T13:00:00Z"
+
+
+def test_head_that_misses_a_probe_is_no_cause_until_it_lasts():
+    seen = unready_head()
+    assert cause(seen) is None
+    assert cause(replace(seen, now=seen.now + 2)).reason == "HeadNotReady"
+    assert cause(unready_head(restarts=1)).reason == "HeadLost"
+
+
+def test_pods_that_may_not_be_read_are_not_taken_for_lost():
+    seen = replace(observed("noise: new head is ready"), pods=())
+    assert cause(seen) is None
+    for condition in seen.cluster["status"]["conditions"]:
+        condition.update(
+            {"status": "False", "reason": "HeadPodNotFound"} if condition["type"] == "HeadPodReady" else {}
+        )
+    assert cause(seen).message == "the head pod is gone (HeadPodNotFound)"
+
+
+@pytest.mark.parametrize(("code", "reason"), [("1", "PodFailed"), ("137", "HeadLost")])
+def test_deleted_pods_end_is_named_unless_it_came_from_outside(code, reason):
+    seen = observed("head deleted")
+    about = {"involvedObject": {"kind": "RayCluster", "name": "ok"}, "reason": "DeletedHeadPod", "lastTimestamp": LAST}
+    words = f"Ray container terminated status: &ContainerStateTerminated{{ExitCode:{code},Signal:0,Reason:Error,}}"
+    assert cause(replace(seen, events=({**about, "message": words},))).reason == reason
+
+
+def test_warning_of_the_operator_counts_when_it_lasts_and_is_no_race():
+    owner = {"metadata": {"name": "a"}, "spec": {}, "status": {"jobDeploymentStatus": "Initializing"}}
+    event = {"involvedObject": {"kind": "RayJob", "name": "a"}, "reason": "RayClusterNotFound", "count": 3}
+    seen = Observed(owner, events=({**event, "message": 'raycluster "b" not found'},))
+    assert cause(seen).reason == "RayClusterNotFound"
+    assert cause(replace(seen, events=({**event, "count": 1},))) is None
+    race = {**event, "reason": "FailedToCreateRayCluster", "message": 'rayclusters "a-1" already exists'}
+    assert cause(replace(seen, events=(race,))) is None
+
+
+def test_events_are_the_newest_first_by_whichever_time_they_have():
+    about = {"involvedObject": {"kind": "Pod", "name": "a"}}
+    old = {**about, "lastTimestamp": "2026-11-24T12:00:00Z"}
+    new = {**about, "eventTime": "2026-11-24T12:00:01.123456Z"}
+    newest = {**about, "series": {"count": 2, "lastObservedTime": "2026-11-24T12:00:02.000000Z"}}
+    assert events_about(Observed(events=(old, newest, new)), ("a",)) == (newest, new, old)
