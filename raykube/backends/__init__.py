@@ -40,9 +40,9 @@ class Status:
         failure: why it ended badly or, before it runs, what keeps it from running; None when all is well.
         submitted, started, ended: Unix times in seconds; None while unknown.
         attempt: which attempt of the run this is, from 1.
-        earlier: a line on each attempt before it that is known to have ended, oldest first.
         progress: the metrics reported last.
         url: where to look: the dashboard for a job, the HTTP address for a service.
+        earlier: a line on each attempt before this that is known to have ended, oldest first.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Status:
     started: float | None = None
     ended: float | None = None
     attempt: int = 1
-    earlier: tuple[str, ...] = ()
     progress: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     url: str = ""
+    earlier: tuple[str, ...] = ()
 
     @property
     def is_terminal(self) -> bool:
