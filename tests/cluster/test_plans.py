@@ -1,12 +1,12 @@
 """What raykube plans is what KubeRay runs: nothing but kubectl stands between them."""
 
 import json
-import subprocess
 
 import pytest
 
 import raykube as rk
-from tests.cluster import kubectl, layout, workloads
+from tests.cluster import kubectl, layout, namespaces, workloads
+from tests.support import run
 
 pytestmark = pytest.mark.cluster
 
@@ -19,40 +19,35 @@ def preset(tmp_path):
     return path
 
 
-def applied(text, namespace):
-    words = ("apply", "--server-side", "--validate=strict", "-f", "-")
-    return kubectl.kubectl(*words, stdin=text, namespace=namespace)
+def weights(text):
+    return next(line.split()[1] for line in text.splitlines() if line.startswith("weights"))
 
 
-def test_planned_training_runs_on_two_pods_and_leaves_its_result(namespace, preset):
+def test_training_ends_with_the_same_weights_here_and_on_two_pods(namespace, preset, tmp_path, monkeypatch):
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
-    words = [
+    monkeypatch.chdir(layout.PROJECT)
+    script = ["python", "-m", "jobs.digits", "--epochs", "3"]
+    environ = {"RAYKUBE_WORKERS": "2", "RAYKUBE_STORAGE": str(tmp_path), "RAYKUBE_TRACKING": "off"}
+    here = run(*script, timeout=300, **environ)
+    assert here.returncode == 0, here.stderr
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    submit = [
+        "raykube",
         "job",
         "submit",
         "--on",
         str(preset),
         "--name",
         "digits",
-        "--workers",
-        "2",
-        "--dry-run=client",
-        "-o",
-        "yaml",
+        "--env",
+        "RAYKUBE_TRACKING=off",
+        "--",
     ]
-    script = ["python", "-m", "jobs.digits", "--epochs", "3", "--data", "/shared"]
-    command = ["raykube", *words, "--", *script]
-    planned = subprocess.run(command, cwd=layout.PROJECT, capture_output=True, text=True, check=True)
-    applied(planned.stdout, namespace)
-    job = workloads.finished_job(namespace, "digits", timeout_s=300)
-    head = workloads.ready_head(namespace)
-    # Inside the head, where Ray finds the cluster's token by itself.
-    command = ["ray", "job", "logs", "--address", "http://127.0.0.1:8265", job["status"]["jobId"]]
-    assert "run         digits" in kubectl.kubectl("exec", head, "--", *command, namespace=namespace)
-    path = "/shared/digits/train-1/result.json"
-    result = json.loads(kubectl.kubectl("exec", head, "--", "cat", path, namespace=namespace))
-    assert result["run"] == "digits"
-    assert result["metrics"]["accuracy"] > 0.5
-    assert rk.Result.from_json(json.dumps(result)).checkpoint.startswith("/shared/digits/train-1/")
+    there = run(*submit, *script, "--data", "/shared", timeout=300)
+    assert there.returncode == 0, there.stderr
+    assert weights(there.stdout) == weights(here.stdout)
+    result = json.loads(run("raykube", "job", "result", "--on", str(preset), "--json", "digits").stdout)
+    assert result["checkpoint"].startswith("/shared/digits/train-1/")
 
 
 @pytest.mark.parametrize("name", ["cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100"])
