@@ -45,12 +45,14 @@ class Cluster:
         source: where it was read from, for messages.
         name: of the preset or manifest; ``"local"`` for this machine.
         context: of the kubeconfig; "" for its current one.
+        beside: what else stands in its file, as in ``ConfigMap redis-config``; raykube does not create it.
     """
 
     manifest: Mapping[str, Any]
     source: str
     name: str
     context: str = ""
+    beside: tuple[str, ...] = ()
 
     @staticmethod
     def load(name_or_path: str | Path, *, namespace: str | None = None, context: str | None = None) -> Cluster:
@@ -265,11 +267,15 @@ def _read(path: Path) -> Cluster:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from None
-    if len(documents) != 1:
-        raise ConfigError(f"{path} holds {len(documents)} YAML documents", next_step="keep just the RayCluster in it")
-    if problems := list(manifests.problems_of(documents[0])):
+    found = [each for each in documents if isinstance(each, Mapping) and each.get("kind") == "RayCluster"] or documents
+    if len(found) != 1:
+        what = f"{path} holds {len(found)} YAML documents"
+        raise ConfigError(what, next_step="keep just one RayCluster in it")
+    manifest = manifests.with_version(_unshared(found[0]))
+    if problems := list(manifests.problems_of(manifest)):
         raise ConfigError.of(f"the manifest {path} cannot work", problems)
-    return Cluster(_unshared(documents[0]), str(path), path.stem)
+    beside = tuple(manifests.title(each) for each in documents if each is not found[0])
+    return Cluster(manifest, str(path), path.stem, beside=beside)
 
 
 def _unshared(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,9 +19,30 @@ MAX_CLUSTER_NAME = 53
 MIN_RAY_FOR_TOKENS = (2, 52)
 MIN_RAY_FOR_HEALTH = (2, 53)
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
+_TAG = re.compile(r":(\d+\.\d+\.\d+)")
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
 Manifest = Mapping[str, Any]
+
+
+def title(thing: Any) -> str:
+    """Return a Kubernetes object's kind and name."""
+    metadata = _map(_map(thing).get("metadata"))
+    return f"{_map(thing).get('kind')} {metadata.get('name') or metadata.get('generateName')}"
+
+
+def with_version(manifest: Any) -> Any:
+    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and the image's tag does."""
+    spec = _map(_map(manifest).get("spec"))
+    try:
+        found = _TAG.search(str(container(spec["headGroupSpec"])["image"]))
+    except (KeyError, IndexError, TypeError):
+        return manifest
+    return (
+        {**manifest, "spec": {**spec, "rayVersion": found.group(1)}}
+        if found and not spec.get("rayVersion")
+        else manifest
+    )
 
 
 def problems_of(manifest: Any) -> Iterator[Problem]:
@@ -61,7 +83,9 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
         yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
     elif auth(spec).get("mode", "token") == "token" and parsed < MIN_RAY_FOR_TOKENS:
         yield Problem(
-            "spec.rayVersion", f"{version} knows no tokens; Ray 2.52 does", "take a newer image and rayVersion"
+            "spec.rayVersion",
+            f"{version} knows no tokens; Ray 2.52 does",
+            "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
     if auth(spec).get("enableK8sTokenAuth"):
         yield Problem(

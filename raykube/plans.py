@@ -13,7 +13,7 @@ import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ _LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
 _NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
 #: Kinds that may stand beside a RayJob in its file.
-_BESIDE = ("ConfigMap", "Secret", "Service")
+_BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 #: The label selector of what raykube made.
 MANAGED_BY = "app.kubernetes.io/managed-by=raykube"
@@ -234,22 +234,22 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, an end.
 
     Raises:
-        ConfigError: a name that Kubernetes would refuse, or objects beside the RayJob that raykube does not create.
+        ConfigError: a name that Kubernetes would refuse, or no spec.
     """
     body = tuple(copy.deepcopy(dict(part)) for part in documents)
     metadata = body[-1].setdefault("metadata", {})
     prefix = metadata.pop("generateName", "")
     metadata["name"] = name or metadata.get("name") or f"{prefix}{secrets.token_hex(3)}"
     problem = name_problem(metadata["name"]) or ("" if (body[-1].get("spec")) else "there is no spec")
-    others = [part.get("kind") for part in body[:-1] if part.get("kind") not in _BESIDE]
-    if problem or others:
-        what = f"raykube creates a RayJob and {', '.join(_BESIDE)}, not {', '.join(map(str, others))}"
-        raise ConfigError("the manifest cannot be submitted", why=problem or what, next_step="kubectl apply the rest")
+    if problem:
+        raise ConfigError("the manifest cannot be submitted", why=problem, next_step="correct it, or give --name")
+    left_out = [manifests.title(part) for part in body if part.get("kind") not in _BESIDE]
+    body = tuple(part for part in body if part.get("kind") in _BESIDE)
     for part in body:
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
         part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
-    return _plan(on, body, None, ())
+    return _plan(on, body, None, tuple(_not_created(left_out)))
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:
@@ -324,8 +324,13 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 
+def _not_created(titles: Sequence[str]) -> Iterator[str]:
+    if titles:
+        yield f"not created, kubectl apply it once if it is not there: {', '.join(titles)}"
+
+
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
-    notes = []
+    notes = [*_not_created(cluster.beside)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results end with the cluster"
