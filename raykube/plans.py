@@ -11,6 +11,7 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,8 +110,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+#: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.
+_AMBIGUOUS = re.compile(r"[yYnN]|[-+]?(0[xob][0-9a-fA-F_]+|([0-9][0-9_]*[.]?[0-9_]*|[.][0-9]+)([eE][-+]?[0-9]+)?)")
+
+
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+    style = "|" if "\n" in value else '"' if _AMBIGUOUS.fullmatch(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _Dumper.add_representer(str, _text)

@@ -182,7 +182,10 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
     begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + _SYNCED_S
     while time.monotonic() < deadline:
         service = servelook.found(kube, name)
-        head = None if len(_clusters(service)) > 1 else servelook.head_of(kube, service)
+        head = None
+        if len(_clusters(service)) == 1:  # to a new cluster the code comes with its pods
+            with contextlib.suppress(Forbidden):
+                head = servelook.head_of(kube, service)
         apps = servestates.applications(service, head.applications() if head else None)
         if any(servestates.lacks(app, file) for app in apps.values()):
             _hasten(kube, service, file)
@@ -195,7 +198,15 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
 
 def _try_again(kube: Kube, service: Object) -> None:
     """Have Serve build the applications again, although their configuration is what it was."""
-    kube.patch("RayService", name_of(service), {"spec": {"serveConfigV2": next_attempt(service)}})
+    name, plan = name_of(service), service["metadata"]["labels"].get(plans.PLAN_LABEL)
+    for _ in range(_TRIES):
+        if service["metadata"]["labels"].get(plans.PLAN_LABEL) != plan:
+            return  # somebody has deployed something else meanwhile
+        version = {"resourceVersion": service["metadata"]["resourceVersion"]}
+        with contextlib.suppress(Conflict):
+            kube.patch("RayService", name, {"metadata": version, "spec": {"serveConfigV2": next_attempt(service)}})
+            return
+        service = servelook.found(kube, name)
 
 
 def next_attempt(service: Object) -> str:
@@ -214,10 +225,20 @@ def _resize(kube: Kube, known: Object, wanted: Mapping[str, Any]) -> None:
     if _counts(before) == _counts(after):
         return
     for name in _clusters(known):
-        if cluster := kube.find("RayCluster", name):
-            groups = resized(cluster["spec"].get("workerGroupSpecs") or [], after)
-            version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
+        _resize_one(kube, name, after)
+
+
+def _resize_one(kube: Kube, name: str, wanted: list[dict[str, Any]]) -> None:
+    for _ in range(_TRIES):
+        cluster = kube.find("RayCluster", name)
+        if cluster is None:
+            return
+        groups = resized(cluster["spec"].get("workerGroupSpecs") or [], wanted)
+        # The autoscaler changes the same list, and must not lose what it wrote.
+        version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
+        with contextlib.suppress(Conflict):
             kube.patch("RayCluster", name, {"metadata": version, "spec": {"workerGroupSpecs": groups}})
+            return
 
 
 def _counts(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

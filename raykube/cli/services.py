@@ -57,8 +57,10 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
     if as_json:
         common.print_value(endpoint.status(), as_json=True)
-    else:
-        click.echo(endpoint.url)
+        return
+    click.echo(endpoint.url)
+    if not cluster.is_local:
+        common.tell(f"known inside its Kubernetes; to ask it from here: raykube service forward {name}")
 
 
 @service.command("list")

@@ -194,6 +194,11 @@ def test_rayjob_tells_the_script_its_scale_and_keeps_the_users_word(code):
     assert (env["RAYKUBE_RUN_NAME"], env["RAYKUBE_ATTEMPT"]) == ("digits-a1", "1")
 
 
+@pytest.mark.parametrize("text", ["y", "N", "1e3", "12e45", "0o17", "007", "1_000", "-5", ".5", ".5e1", "0x1f"])
+def test_text_that_looks_like_a_number_is_quoted_for_every_reader(text):
+    assert plans.as_yaml({"a": text}) == f'a: "{text}"\n'
+
+
 def bare():
     """A manifest with nothing but what KubeRay requires, and a field that raykube does not know."""
 
