@@ -49,6 +49,17 @@ def plan_manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str
     return plans.manifest(documents, on, name)
 
 
+def running(name: str, on: Cluster) -> Cluster:
+    """Return a long-lived cluster of Kubernetes, for jobs to be submitted to.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    from raykube.backends.kuberay import KubeRay
+
+    return KubeRay(context=on.context, namespace=on.namespace).cluster(name)
+
+
 def check(planned: Plan) -> None:
     """Ask the place whether it would take the plan, without starting anything.
 

@@ -15,7 +15,7 @@ from raykube.specs import Job
 
 SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
-_CODE_VOLUME = "raykube-code"
+CODE_VOLUME = "raykube-code"
 _AGENT_PORT = 52365
 _HEALTH = {"httpGet": {"path": "/api/healthz", "port": _AGENT_PORT}, "timeoutSeconds": 2}
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
@@ -34,8 +34,6 @@ def ray_job_spec(job: Job) -> dict[str, Any]:
         # Attempts are made on the one cluster, by the module above: a new cluster for each costs a minute.
         "backoffLimit": 0,
         "preRunningDeadlineSeconds": _whole(job.pending_timeout_s),
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s),
     }
     if job.timeout_s:
         spec["activeDeadlineSeconds"] = _whole(job.timeout_s)
@@ -105,8 +103,8 @@ def _add_ports(container: dict[str, Any]) -> None:
 
 def _mount(group: dict[str, Any], config_map: str) -> None:
     pod = group["template"]["spec"]
-    _add(pod, "volumes", {"name": _CODE_VOLUME, "configMap": {"name": config_map}})
-    mount = {"name": _CODE_VOLUME, "mountPath": CODE_MOUNT, "readOnly": True}
+    _add(pod, "volumes", {"name": CODE_VOLUME, "configMap": {"name": config_map}})
+    mount = {"name": CODE_VOLUME, "mountPath": CODE_MOUNT, "readOnly": True}
     _add(pod["containers"][0], "volumeMounts", mount)
 
 

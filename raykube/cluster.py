@@ -45,6 +45,7 @@ class Cluster:
         source: where it was read from, for messages.
         name: of the preset or manifest; ``"local"`` for this machine.
         context: of the kubeconfig; "" for its current one.
+        selected: whether it is there already, and jobs are to run on it.
         beside: what else stands in its file, as in ``ConfigMap redis-config``; raykube does not create it.
     """
 
@@ -52,6 +53,7 @@ class Cluster:
     source: str
     name: str
     context: str = ""
+    selected: bool = False
     beside: tuple[str, ...] = ()
 
     @staticmethod

@@ -184,14 +184,14 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def zipped(package: Package) -> bytes:
-    """Return the package's zip.
+def zipped(package: Package, *, top: str = _TOP) -> bytes:
+    """Return the package's zip, all of it in the folder `top`; "" for none.
 
     Raises:
         ConfigError: a file was changed since it was collected.
     """
     buffer = io.BytesIO()
-    _zip_into(buffer, package)
+    _zip_into(buffer, package, top)
     return buffer.getvalue()
 
 
@@ -223,7 +223,7 @@ def write(package: Package, folder: Path) -> Path:
 def _write_whole(package: Package, path: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as partial:
         try:
-            _zip_into(partial, package)
+            _zip_into(partial, package, _TOP)
             partial.close()
             Path(partial.name).replace(path)
         except BaseException:
@@ -231,11 +231,11 @@ def _write_whole(package: Package, path: Path) -> None:
             raise
 
 
-def _zip_into(stream: IO[bytes], package: Package) -> None:
+def _zip_into(stream: IO[bytes], package: Package, top: str) -> None:
     level = 6 if package.size < _FAST_ABOVE else 1
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
         for file in package.files:
-            info = zipfile.ZipInfo(f"{_TOP}/{file.path}", _EPOCH)
+            info = zipfile.ZipInfo(f"{top}/{file.path}".lstrip("/"), _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.create_system = 3  # Unix, or the mode below is not read
             info.external_attr = (0o100755 if file.executable else 0o100644) << 16

@@ -11,14 +11,11 @@ import copy
 import difflib
 import hashlib
 import json
-import re
+import math
 import secrets
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from raykube import bodies, wire
 from raykube import manifest as manifests
@@ -28,8 +25,20 @@ from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem
 from raykube.package import Package, zipped
 from raykube.specs import App, Job, Service
+from raykube.yamltext import as_yaml
 
-__all__ = ["Limits", "Plan", "code_uri", "difference", "localjob", "localservice", "manifest", "rayjob", "rayservice"]
+__all__ = [
+    "Limits",
+    "Plan",
+    "as_yaml",
+    "code_uri",
+    "difference",
+    "localjob",
+    "localservice",
+    "manifest",
+    "rayjob",
+    "rayservice",
+]
 
 PLAN_LABEL = "raykube.io/plan"
 RUN_KEY = "raykube.run"
@@ -101,30 +110,6 @@ class Plan:
     def yaml(self) -> str:
         """Return the body as YAML documents, in the same order and with the same line breaks every time."""
         return "---\n".join(as_yaml(part) for part in self.body)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes each value where it stands, and text of several lines as such."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
-        return True
-
-
-#: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.
-_AMBIGUOUS = re.compile(r"[yYnN]|[-+]?(0[xob][0-9a-fA-F_]+|([0-9][0-9_]*[.]?[0-9_]*|[.][0-9]+)([eE][-+]?[0-9]+)?)")
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in value else '"' if _AMBIGUOUS.fullmatch(value) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def as_yaml(value: Any, *, sort_keys: bool = False) -> str:
-    """Return plain data as YAML, the same value always as the same text."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, width=sys.maxsize)
 
 
 def difference(old: str, new: str) -> str:
@@ -215,25 +200,40 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     Raises:
         ConfigError: what a RayJob cannot do, every problem at once.
     """
-    code = _code_object(job.name, cluster, package)
-    upload = code is None and not cluster.storage
+    code = None if cluster.selected else _code_object(job.name, cluster, package)
+    upload = code is None and not cluster.storage and not cluster.selected
     problems = [*manifests.problems_of(cluster.manifest), *_missing_in_rayjob(job)]
     if problems := problems + (_upload_problems(job, package) if upload else []):
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
     working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
+    if cluster.selected:
+        working_dir = held_uri(package)
     env_vars = _environ(job.name, cluster, package) | job.env_vars
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
         "runtimeEnvYAML": as_yaml(_runtime_env(job, env_vars, working_dir), sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
-        "rayClusterSpec": ray_cluster(cluster, f"{job.name}-code" if code else "", probed=True),
     }
+    spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
     labels = {_QUEUE_LABEL: job.queue} if job.queue else {}
     if upload:
         spec["jobId"] = f"{job.name}-1"
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
     return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
+
+
+def held_uri(package: Package) -> str:
+    """Return the URI of a package that a head holds itself, by Ray's own form of name."""
+    return f"gcs://_ray_pkg_{package.hash}.zip"
+
+
+def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
+    """Return the fields that say which cluster a RayJob runs on: one of its own, or one that is there."""
+    if cluster.selected:
+        return {"clusterSelector": {"ray.io/cluster": cluster.name}, "shutdownAfterJobFinishes": False}
+    ttl = {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s)}
+    return ttl | {"rayClusterSpec": ray_cluster(cluster, config_map, probed=True)}
 
 
 def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:

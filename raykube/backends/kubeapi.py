@@ -29,10 +29,13 @@ _PATHS = {
     "Workload": ("apis/kueue.x-k8s.io/v1beta2", "workloads"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
+    "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
     "Pod": ("api/v1", "pods"),
+    "ResourceQuota": ("api/v1", "resourcequotas"),
     "Secret": ("api/v1", "secrets"),
     "Service": ("api/v1", "services"),
 }
+_REVIEWS = "authorization.k8s.io/v1"
 _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
 #: The server sends a bookmark about every minute; a watch that is silent for longer has lost its connection.
@@ -89,12 +92,23 @@ class Kube:
 
     def pod_log(self, name: str, **params: Any) -> str:
         """Return what a container of a pod printed; bytes that are not UTF-8 show as U+FFFD."""
-        response = self._send("GET", f"{self._path('Pod', name)}/log", params=params)
+        response = self.send("GET", f"{self._path('Pod', name)}/log", params=params)
         return response.content.decode("utf-8", "replace")
 
     def proxy(self, service: str, port: str = "dashboard") -> str:
         """Return the path below which the API server passes requests on to a service's port."""
         return f"{self._path('Service')}/{service}:{port}/proxy"
+
+    def may(self, verb: str, resource: str, group: str = "") -> bool:
+        """Return whether this user may do something here, to a resource such as ``pods`` or ``pods/log``."""
+        name, _, part = resource.partition("/")
+        asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
+        body = {"apiVersion": _REVIEWS, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}
+        return bool(self.json("POST", f"/apis/{_REVIEWS}/selfsubjectaccessreviews", body)["status"].get("allowed"))
+
+    def answer(self, path: str) -> httpx.Response:
+        """Return all that answers a GET, its headers too."""
+        return self.send("GET", path)
 
     @contextlib.contextmanager
     def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
@@ -140,10 +154,11 @@ class Kube:
         headers: Mapping[str, str] | None = None,
     ) -> Object:
         """Send a request and return the JSON that answers it."""
-        answer: Object = self._send(method, path, json=body, params=params, headers=headers).json()
+        answer: Object = self.send(method, path, json=body, params=params, headers=headers).json()
         return answer
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request and return what answers it; the errors of the API server are raised."""
         try:
             response = self.http.request(method, path, **options)
         except httpx.TransportError as error:

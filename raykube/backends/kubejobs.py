@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from raykube import plans, wire
-from raykube.backends import runstates
+from raykube.backends import kubecode, runstates
 from raykube.backends.kubeapi import Kube, Object
 from raykube.backends.kubelook import Look
 from raykube.errors import BackendError, Conflict, NotFound
@@ -29,6 +29,7 @@ def start(kube: Kube, plan: Plan) -> None:
         ManifestError: the server refused the manifest; nothing was created.
     """
     *code, job = plan.body
+    kubecode.before(kube, plan)
     for _ in range(_TRIES):
         owner = _created(kube, job)
         if owner is None:
@@ -38,6 +39,7 @@ def start(kube: Kube, plan: Plan) -> None:
         if owner:
             for part in code:
                 _own(kube, part, owner)
+            kubecode.after(kube, plan)
             return
     raise Conflict(f"{plan.name} is started and deleted by others at once", next_step="submit it again")
 

@@ -49,6 +49,15 @@ class KubeRay:
             package.check_import_path(app.import_path, code)
         return plans.rayservice(work, on, code)
 
+    def cluster(self, name: str) -> Cluster:
+        """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""
+        found = self.kube.get("RayCluster", name)
+        metadata = {key: found["metadata"].get(key) or {} for key in ("annotations",)}
+        metadata |= {"name": name, "namespace": self.kube.namespace}
+        manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
+        where = f"RayCluster {name}"
+        return Cluster(manifest | {"spec": found["spec"]}, where, name, self._where[0], selected=True)
+
     def check(self, plan: Plan) -> None:
         """Have the API server check every object, with strict validation, and keep none."""
         for part in plan.body:

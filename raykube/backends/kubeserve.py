@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from raykube import plans, wire
-from raykube.backends import servelook, servestates
+from raykube.backends import kubecode, servelook, servestates
 from raykube.backends.kubeapi import Kube, Object
 from raykube.backends.observed import conditions, is_leaving, name_of, status_of
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound
@@ -49,6 +49,7 @@ def deploy(kube: Kube, plan: Plan) -> None:
     if kube.find("RayJob", plan.name):
         raise Conflict(f"the name {plan.name!r} is taken by a run", next_step="choose another name")
     *code, wanted = plan.body
+    kubecode.before(kube, plan)
     for _ in range(_TRIES):
         if owner := _created(kube, wanted):
             _carry_all(kube, code, owner)

@@ -1,29 +1,33 @@
-"""What a run keeps in its cluster's storage, when the cluster is gone: read by a pod of a few seconds.
+"""What a run keeps in its cluster's storage, reached by a pod of a few seconds when no head does it.
 
 A storage is a volume that only pods mount, or a bucket that only they have the keys of. The pod is made of the head's
-own template, so it sees what the head saw.
+own template, so it sees what the head sees; all of raykube that it runs is the text of one module.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from raykube.backends.kubeapi import Kube, Object
-from raykube.bodies import CODE_MOUNT
+from raykube.bodies import CODE_VOLUME
 from raykube.cluster import STORAGE_ANNOTATION
-from raykube.errors import BackendError
+from raykube.errors import BackendError, NotFound, Unreachable
 
 _LIMIT_S = 120
 _POLL_S = 0.2
+_PORT = 8080
+_MODULE = Path(__file__).parent.parent / "inside" / "storage.py"
 _KEPT = ("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext")
 _KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
 
-def storage_of(job: Object) -> str:
+def storage_of(job: Mapping[str, Any]) -> str:
     """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
     base = (job["metadata"].get("annotations") or {}).get(STORAGE_ANNOTATION, "")
     return f"{base.rstrip('/')}/{job['metadata']['name']}" if base else ""
@@ -41,65 +45,101 @@ def remove(kube: Kube, job: Object) -> None:
         _run(kube, job, "remove", folder)
 
 
-def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
-    made = kube.create(_pod(job, verb, path))
-    name = made["metadata"]["name"]
-    try:
-        return _output(kube, name, f"{verb} {path}")
-    finally:
-        kube.delete("Pod", name, gracePeriodSeconds=0)
+def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
+    """Put a file where the pods of a job that is to be created will find it, unless it is there already."""
+    with _pod(kube, job, "receive", path, str(_PORT)) as name:
+        there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
+        if not _is_there(kube, name, there):
+            kube.send("POST", there, content=data)
 
 
-def _output(kube: Kube, name: str, what: str) -> str:
+def _is_there(kube: Kube, name: str, path: str) -> bool:
+    """Wait until the pod answers, and return whether it has the file."""
     deadline = time.monotonic() + _LIMIT_S
-    while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
-        if time.monotonic() > deadline:
-            raise BackendError(
-                f"the storage could not be reached within {_LIMIT_S} s ({what})",
-                why=str(pod["status"].get("conditions")),
-                next_step=f"kubectl describe pod {name}",
-            )
+    while True:
+        try:
+            kube.send("GET", path)
+        except Unreachable as error:
+            if time.monotonic() > deadline:
+                raise _late(kube.get("Pod", name), f"write {name}") from error
+        except (NotFound, BackendError):  # 404 is the pod's own answer
+            if kube.get("Pod", name)["status"].get("phase") == "Running":
+                return False
+        else:
+            return True
         time.sleep(_POLL_S)
-    text = kube.pod_log(name)
+
+
+def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
+    with _pod(kube, job, verb, path) as name:
+        deadline = time.monotonic() + _LIMIT_S
+        while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
+            if time.monotonic() > deadline:
+                raise _late(pod, f"{verb} {path}")
+            time.sleep(_POLL_S)
+        text = kube.pod_log(name)
     if pod["status"]["phase"] == "Failed":
-        raise BackendError(f"the storage says no ({what})", why=text.strip()[-1000:])
+        raise BackendError(f"the storage says no ({verb} {path})", why=text.strip()[-1000:])
     return text
 
 
-def _pod(job: Object, verb: str, path: str) -> dict[str, Any]:
-    metadata = job["metadata"]
-    template = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    pod = {key: copy.deepcopy(template[key]) for key in _KEPT if key in template}
+def _late(pod: Object, what: str) -> BackendError:
+    return BackendError(
+        f"the storage could not be reached within {_LIMIT_S} s ({what})",
+        why=str(pod["status"].get("conditions")),
+        next_step="look whether the volumes of the cluster's manifest can be mounted: kubectl get pvc",
+    )
+
+
+@contextlib.contextmanager
+def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
+    """Have a pod that does this for as long as the block runs; give its name."""
+    name = str(kube.create(_body(kube, job, *words))["metadata"]["name"])
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(NotFound):
+            kube.delete("Pod", name, gracePeriodSeconds=0)
+
+
+def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
+    metadata, template = job["metadata"], _template(kube, job)
+    owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": f"{metadata['name']}-storage-{secrets.token_hex(3)}",
             "labels": {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]},
-            "ownerReferences": [_owner(job)],
+            "ownerReferences": owner if "uid" in metadata else [],
         },
         "spec": {
-            **pod,
+            **{key: copy.deepcopy(template[key]) for key in _KEPT if key in template},
+            # Without the code: that is not there yet, or not any more.
+            "volumes": [each for each in template.get("volumes") or [] if each["name"] != CODE_VOLUME],
             "restartPolicy": "Never",
             "activeDeadlineSeconds": _LIMIT_S,
-            "automountServiceAccountToken": "serviceAccountName" in pod,
-            "containers": [_container(template["containers"][0], verb, path)],
+            "automountServiceAccountToken": "serviceAccountName" in template,
+            "containers": [_container(template["containers"][0], words)],
         },
     }
 
 
-def _owner(job: Object) -> dict[str, Any]:
-    return {"apiVersion": "ray.io/v1", "kind": "RayJob", **{key: job["metadata"][key] for key in ("name", "uid")}}
+def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod template of the head that runs a job, or would."""
+    spec = job["spec"]
+    cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
+    if cluster is None:
+        cluster = kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"]
+    return dict(cluster["headGroupSpec"]["template"]["spec"])
 
 
-def _container(head: Mapping[str, Any], verb: str, path: str) -> dict[str, Any]:
+def _container(head: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
     kept = {key: copy.deepcopy(head[key]) for key in _KEPT_IN_CONTAINER if key in head}
-    # The code package holds the module; in it all lies in one folder.
-    find = f"import glob, sys; sys.path[:0] = [z + '/raykube-code' for z in glob.glob('{CODE_MOUNT}/*.zip')]"
-    command = f"{find}; import runpy; runpy.run_module('raykube.inside.storage', run_name='__main__')"
     return {
         **kept,
         "name": "storage",
-        "command": ["python", "-c", command, verb, path],
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
+        "volumeMounts": [each for each in head.get("volumeMounts") or [] if each["name"] != CODE_VOLUME],
+        "command": ["python", "-c", _MODULE.read_text(encoding="utf-8"), *words],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
     }

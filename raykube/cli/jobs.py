@@ -32,6 +32,7 @@ def job() -> None:
 @job.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @place_options
 @click.option("-f", "--filename", type=common.PATH, help="YAML file with a RayJob, or with a job's fields as in Ray.")
+@click.option("--cluster", metavar="NAME", help="Run on this long-lived cluster, as of: raykube cluster create.")
 @click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the place says]")
 @click.option("--name", default="", help="Name of the run. [made from the entrypoint]")
 @code_options
@@ -73,12 +74,13 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
     from raykube import api
     from raykube.cli import args
 
-    workers, file = given.pop("workers"), given.pop("filename")
+    workers, file, cluster = (given.pop(key) for key in ("workers", "filename", "cluster"))
     words = args.manifest_of(file) if file else None
     if words and "kind" in words[-1]:
-        args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on})
+        args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
         return api.plan_manifest(words, where.kubernetes(), name=given["name"])
-    return api.plan(args.job_of(entrypoint, given, words[-1] if words else {}), where.cluster(workers))
+    job = args.job_of(entrypoint, given, words[-1] if words else {})
+    return api.plan(job, api.running(cluster, where.kubernetes()) if cluster else where.cluster(workers))
 
 
 @job.command("list")

@@ -62,18 +62,23 @@ def read_from(path: str, offset: int = 0) -> bytes:
 
 def write_text(path: str, text: str) -> None:
     """Write a whole file so that a reader sees the old one or the new one, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never a part."""
     if is_uri(path):
         filesystem, key = _remote(path)
         filesystem.create_dir(key.rpartition("/")[0])
         with filesystem.open_output_stream(key) as stream:
-            stream.write(text.encode())
+            stream.write(data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         Path(draft).chmod(0o644)  # mkstemp gives 0600, which another user of a shared storage could not read
         Path(draft).replace(target)
     except OSError:
@@ -125,11 +130,37 @@ def remove(path: str) -> None:
         filesystem.delete_file(key)
 
 
-if __name__ == "__main__":  # for a pod that reads what a cluster left behind
+def receive(path: str, port: int) -> None:
+    """Take one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200 if exists(path) else 404)
+
+        def do_POST(self) -> None:
+            self.server.received = True  # type: ignore[attr-defined]
+            write_bytes(path, self.rfile.read(int(self.headers["content-length"])))
+            self._answer(201)
+
+        def _answer(self, code: int) -> None:
+            self.send_response(code)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    server = HTTPServer(("", port), Handler)
+    server.received = False  # type: ignore[attr-defined]
+    while not server.received:  # type: ignore[attr-defined]
+        server.handle_request()
+
+
+if __name__ == "__main__":  # in a pod that reaches the storage; this file's text is all of raykube that it has
     import sys
 
-    verb, target = sys.argv[1:]
+    verb, target, *more = sys.argv[1:]
     if verb == "cat":
         sys.stdout.buffer.write(read_from(target))
+    elif verb == "receive":
+        receive(target, int(more[0]))
     else:
         remove(target)

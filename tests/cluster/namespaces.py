@@ -31,7 +31,8 @@ LEAST_PRIVILEGE = (
     ("", ("pods",), ("create", "patch", "delete")),  # one that reads a run's storage; annotations of those that serve
     ("", ("secrets",), ("get",)),  # the token of a cluster's Ray
     ("events.k8s.io", ("events",), _READ),
-    ("", ("services/proxy",), ("get", "create")),
+    ("", ("services/proxy",), ("get", "create", "update")),
+    ("", ("pods/proxy",), ("get", "create")),
     ("", ("pods/portforward",), ("get", "create")),  # by WebSocket it is a GET, which some servers ask for, some not
     ("", ("resourcequotas",), ("get", "list")),
 )

@@ -280,7 +280,7 @@ def test_options_of_submit_are_the_agreed_ones():
     from raykube.cli.jobs import submit
 
     assert {option.opts[-1] for option in submit.params} == {
-        *("--on", "--namespace", "--context", "--filename", "--workers", "--name"),
+        *("--on", "--namespace", "--context", "--filename", "--cluster", "--workers", "--name"),
         *("--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
         *("--env", "--entrypoint-num-cpus", "--entrypoint-num-gpus", "--entrypoint-memory", "--entrypoint-resources"),
         *("--metadata-json", "--max-retries", "--timeout-s", "--pending-timeout-s", "--keep-cluster-s", "--queue"),

@@ -1,0 +1,77 @@
+"""The ways in which code that is too large for a ConfigMap reaches its cluster, and a cluster that is there already."""
+
+import json
+import os
+
+import pytest
+import yaml
+
+import raykube as rk
+from tests.cluster import kubectl, namespaces, workloads
+from tests.support import run
+
+pytestmark = pytest.mark.cluster
+ODD = "a $HOME `id` \"q\" 'p' \\ é\n\ttail"
+PLAIN = ODD.replace("$", "")  # Ray itself expands $NAME in env_vars, which is part of its documented meaning
+
+
+@pytest.fixture
+def manifest(namespace, monkeypatch):
+    """Return a RayCluster that is a head alone, with a volume, in a namespace of the least rights."""
+    kubectl.apply(workloads.manifest("claim"), namespace=namespace)
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    manifest = yaml.safe_load(workloads.manifest("house"))
+    del manifest["spec"]["workerGroupSpecs"]
+    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
+    return manifest
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Return a working directory with a file that no zip makes smaller."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    (folder / "noise.bin").write_bytes(os.urandom(2 * 2**20))
+    (folder / "size.py").write_text("import pathlib; print('size', pathlib.Path('noise.bin').stat().st_size)\n")
+    return folder
+
+
+def loaded(manifest, tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    return rk.Cluster.load(path)
+
+
+def test_large_code_goes_to_the_storage_once(manifest, large, tmp_path, namespace):
+    place = loaded(manifest, tmp_path)
+    for name in ("first", "second"):
+        run_ = rk.submit(rk.Job(entrypoint="python size.py", name=name, working_dir=large), place)
+        assert f"size {2 * 2**20}" in list(run_.wait(timeout_s=120).logs())
+        run_.delete()
+    assert workloads.pods(namespace) == [] or all(
+        "storage" not in pod["metadata"]["name"] for pod in workloads.pods(namespace)
+    )
+
+
+def test_large_code_without_storage_is_uploaded_to_the_head(manifest, large, tmp_path):
+    del manifest["metadata"]["annotations"]
+    plan = rk.plan(rk.Job(entrypoint="python size.py", name="up", working_dir=large), loaded(manifest, tmp_path))
+    assert any("uploaded to the head" in note for note in plan.notes)
+    run_ = rk.submit(rk.Job(entrypoint="python size.py", name="up", working_dir=large), loaded(manifest, tmp_path))
+    assert f"size {2 * 2**20}" in list(run_.wait(timeout_s=120).logs())
+
+
+def test_jobs_run_on_a_long_lived_cluster_with_their_words_untouched(manifest, tmp_path, namespace):
+    loaded(manifest, tmp_path)
+    on = ["--on", str(tmp_path / "cluster.yaml")]
+    assert run("raykube", "cluster", "create", "shared", *on, timeout=180).returncode == 0
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "echo.py").write_text(
+        "import json, os, sys\nprint(json.dumps([sys.argv[1], os.environ['ODD']]))\n"
+    )
+    words = ["--cluster", "shared", "--name", "echo", "--working-dir", str(tmp_path / "code"), "--env", f"ODD={PLAIN}"]
+    done = run("raykube", "job", "submit", *words, "-n", namespace, "--", "python", "echo.py", ODD, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [ODD, PLAIN] in [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert run("raykube", "job", "delete", "-n", namespace, "echo").returncode == 0
+    assert kubectl.get("raycluster", "shared", namespace) is not None
