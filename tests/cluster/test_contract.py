@@ -1,5 +1,7 @@
 """The KubeRay backend keeps the contract of all backends, on real pods."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import yaml
 
@@ -18,8 +20,23 @@ def shared_namespace(cluster):  # noqa: ARG001 - it must be up
         yield name
 
 
+@pytest.fixture(scope="class")
+def deleting(shared_namespace):  # noqa: ARG001 - deletions end before their namespace does
+    """Give what deletes runs while the next test begins: a deletion waits for Kubernetes."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = []
+        yield lambda run: pending.append(pool.submit(run.delete))
+        for each in pending:
+            each.result()
+
+
 class TestKubeRay(BackendContract):
     """The facts, each on a cluster of its own that is a head alone."""
+
+    @pytest.fixture
+    def forget(self, deleting):
+        """Return a function that has a run deleted."""
+        return deleting
 
     @pytest.fixture
     def place(self, shared_namespace, tmp_path_factory, monkeypatch):

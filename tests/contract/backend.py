@@ -38,7 +38,12 @@ class BackendContract:
         return tmp_path
 
     @pytest.fixture
-    def submit(self, place, code):
+    def forget(self):
+        """Return a function that deletes a run after its test."""
+        return lambda run: run.delete()
+
+    @pytest.fixture
+    def submit(self, place, code, forget):
         """Return a function that submits a script of `code`; its runs are deleted afterwards."""
         names = []
 
@@ -52,7 +57,7 @@ class BackendContract:
         yield submit
         for name in set(names):
             with contextlib.suppress(NotFound):
-                api.attach(name, place).delete()
+                forget(api.attach(name, place))
 
     def test_run_that_ends_well_is_succeeded_with_its_log(self, submit):
         run = submit("hello.py", "a", "b")
