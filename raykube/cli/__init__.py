@@ -12,7 +12,7 @@ import sys
 import click
 
 from raykube.cli import clusters, jobs, services
-from raykube.cli.common import json_option, tell
+from raykube.cli.common import Where, json_option, place_options, tell
 from raykube.errors import RaykubeError, RunError
 
 INTERRUPTED = 130
@@ -26,20 +26,34 @@ def raykube() -> None:
 
 
 @raykube.command()
+@place_options
 @json_option
-def doctor(*, as_json: bool) -> None:
-    """Look whether this machine can do what raykube will ask of it."""
+def doctor(where: Where, *, as_json: bool) -> None:
+    """Look whether this machine can do what raykube will ask of it.
+
+    With a place on Kubernetes, by --on, -n or --context, also whether that can: server, rights, KubeRay, and what a
+    manifest names. Nothing is made there.
+    """
     from raykube import doctor as doctor_module
     from raykube.cli import view
 
     found = list(doctor_module.checks())
+    if _names_kubernetes(where):
+        found += doctor_module.kubernetes_checks(where.cluster, where.kubernetes)
     if as_json:
         click.echo(view.dump([vars(check) for check in found]))
+    width = max(len(check.name) for check in found)
     for check in found if not as_json else ():
-        click.echo(f"{_MARKS[check.ok]}  {check.name:<13} {check.found}")
+        click.echo(f"{_MARKS[check.ok]}  {check.name:<{width}} {check.found}")
         if not check.ok:
             click.echo(f"      next: {check.next_step}")
     sys.exit(1 if any(check.ok is False for check in found) else 0)
+
+
+def _names_kubernetes(where: Where) -> bool:
+    from raykube.settings import setting
+
+    return bool(where.on is None and (where.namespace or where.context)) or setting("on", where.on).value != "local"
 
 
 raykube.add_command(jobs.job)

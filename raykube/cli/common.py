@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +41,16 @@ def joined(*options: Callable[[_Function], _Function]) -> Callable[[_Function], 
 PATH = click.Path(path_type=Path, readable=False)
 
 
+#: The options that named the place of this command: what is told to be typed next needs them, too.
+_SAID: list[str] = []
+_COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
+
+
+def with_place(text: str) -> str:
+    """Return a text in which each raykube command is told with the options that name this command's place."""
+    return _COMMAND.sub(lambda found: shlex.join([*found.group().split(), *_SAID]), text) if _SAID else text
+
+
 @dataclass(frozen=True)
 class Where:
     """The place that the options name."""
@@ -46,6 +58,11 @@ class Where:
     on: str | None
     namespace: str | None
     context: str | None
+
+    def words(self) -> list[str]:
+        """Return the options as they were given."""
+        given = {"--on": self.on, "-n": self.namespace, "--context": self.context}
+        return [word for option, value in given.items() if value for word in (option, value)]
 
     def cluster(self, workers: str | None = None) -> Cluster:
         """Return the cluster there, with so many workers if they are given."""
@@ -83,7 +100,9 @@ def place_options(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
-        return function(*words, where=Where(on, namespace, context), **options)
+        where = Where(on, namespace, context)
+        _SAID[:] = where.words()
+        return function(*words, where=where, **options)
 
     return cast("_Function", _PLACE(call))
 
@@ -137,7 +156,7 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
 def tell(*lines: str) -> None:
     """Print lines of progress, on stderr."""
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(with_place(line), err=True)
 
 
 def line_of(status: Status) -> str:
@@ -180,7 +199,7 @@ def print_value(value: Status | Failure | Result, *, as_json: bool) -> None:
     """Print one value as text, or as JSON."""
     from raykube.cli import view
 
-    click.echo(view.dump(view.as_json(value)) if as_json else view.text(value))
+    click.echo(view.dump(view.as_json(value)) if as_json else with_place(view.text(value)))
 
 
 def screen(*, as_json: bool) -> Screen:
@@ -201,6 +220,14 @@ def follow_run(run: Run, *, as_json: bool) -> None:
         finish(run, as_json=as_json)
     if error:
         raise error
+
+
+def follow_log(run: Run) -> None:
+    """Show a run's log until it has ended, and what it waits for before; how it ends is not ours to judge."""
+    from raykube.cli import follow
+
+    with detach_hint(run):
+        follow.follow(run, screen(as_json=False))
 
 
 def finish(run: Run, *, as_json: bool) -> None:

@@ -108,7 +108,11 @@ def status(name: str, where: Where, *, as_json: bool) -> None:
 @name_argument
 def logs(name: str, where: Where, *, follow: bool) -> None:
     """Print the driver's log."""
-    for line in common.find_run(name, where).logs(follow=follow):
+    run = common.find_run(name, where)
+    if follow:
+        common.follow_log(run)
+        return
+    for line in run.logs():
         click.echo(line)
 
 

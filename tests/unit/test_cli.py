@@ -221,6 +221,23 @@ def test_plan_on_kubernetes_alone_asks_for_a_cluster(raykube):
     refused(raykube("job", "submit", "-n", "team", "--", "python", "hello.py"), "--on NAME|PATH")
 
 
+def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):
+    (code / "kubeconfig").write_text(
+        "{current-context: a, users: [{name: u, user: {}}], "
+        "clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], "
+        "contexts: [{name: a, context: {cluster: c, user: u}}]}"
+    )
+    from raykube.cli import common
+
+    common._SAID[:] = ["-n", "team"]
+    try:
+        assert common.with_place("see: raykube job logs a") == "see: raykube job logs -n team a"
+    finally:
+        common._SAID.clear()
+    done = raykube("job", "list", "-n", "team", KUBECONFIG="kubeconfig")
+    refused(done, "no answer from the API server http://127.0.0.1:1", "why:  ConnectError")
+
+
 def test_manifest_of_something_else_is_refused(raykube, code):
     (code / "pod.yaml").write_text("{kind: Pod, metadata: {name: a}}")
     refused(raykube("job", "submit", "-f", "pod.yaml"), "pod.yaml holds Pod", "one RayJob")
