@@ -117,9 +117,17 @@ class KubeRay:
             kubeserve.take_down(self.kube, name)
             return
         self.stop(name)
-        look = Look(self.kube, name)
-        kubestorage.remove(self.kube, look.job)
-        kubejobs.remove(self.kube, look.job)
+        job = Look(self.kube, name).job
+        try:
+            kubestorage.remove(self.kube, job)
+        except BackendError as error:
+            kubejobs.remove(self.kube, job)
+            left = kubestorage.storage_of(job)
+            step = f"remove {left} by hand, or submit and delete a run of that name once its pods can start"
+            raise BackendError(
+                f"{name} is deleted, but not what it kept in {left}", why=str(error), next_step=step
+            ) from error
+        kubejobs.remove(self.kube, job)
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services that raykube made, oldest first."""

@@ -21,6 +21,7 @@ from raykube.errors import BackendError, NotFound, Unreachable
 
 _LIMIT_S = 120
 _POLL_S = 0.2
+_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
 _MODULE = Path(__file__).parent.parent / "inside" / "storage.py"
 _KEPT = ("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext")
@@ -60,8 +61,9 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
         try:
             kube.send("GET", path)
         except Unreachable as error:
-            if time.monotonic() > deadline:
-                raise _late(kube.get("Pod", name), f"write {name}") from error
+            pod = kube.get("Pod", name)
+            if time.monotonic() > deadline or _never_starts(pod):
+                raise _late(pod, f"write {name}") from error
         except (NotFound, BackendError):  # 404 is the pod's own answer
             if kube.get("Pod", name)["status"].get("phase") == "Running":
                 return False
@@ -74,7 +76,7 @@ def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
     with _pod(kube, job, verb, path) as name:
         deadline = time.monotonic() + _LIMIT_S
         while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or _never_starts(pod):
                 raise _late(pod, f"{verb} {path}")
             time.sleep(_POLL_S)
         text = kube.pod_log(name)
@@ -83,10 +85,23 @@ def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
     return text
 
 
+def _waits_for(pod: Object) -> Mapping[str, Any]:
+    """Return what the pod's container waits for: reason and message."""
+    found = (pod.get("status") or {}).get("containerStatuses") or [{}]
+    waiting: Mapping[str, Any] = (found[0].get("state") or {}).get("waiting") or {}
+    return waiting
+
+
+def _never_starts(pod: Object) -> bool:
+    return _waits_for(pod).get("reason") in _HOPELESS
+
+
 def _late(pod: Object, what: str) -> BackendError:
+    waiting = _waits_for(pod)
+    words = f"{waiting.get('reason')}: {waiting.get('message')}" if waiting else str(pod["status"].get("conditions"))
     return BackendError(
-        f"the storage could not be reached within {_LIMIT_S} s ({what})",
-        why=str(pod["status"].get("conditions")),
+        f"the storage could not be reached ({what})",
+        why=words,
         next_step="look whether the volumes of the cluster's manifest can be mounted: kubectl get pvc",
     )
 

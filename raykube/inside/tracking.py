@@ -223,6 +223,8 @@ class MlflowTracker(Tracker):
         self._run_id = run.info.run_id
 
     def _register(self, result: wire.Result, model: Loader) -> str:
+        # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         import mlflow
         import mlflow.pytorch
         import torch

@@ -1,33 +1,20 @@
-"""What ``raykube doctor`` looks at: whether this machine can do what raykube will ask of it."""
+"""Whether this machine can do what raykube will ask of it."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 
 from raykube import wire
 from raykube.backends import head, records
+from raykube.doctor.check import Check
 from raykube.errors import ConfigError
 
 #: The Ray releases that the tests run on.
 TESTED_RAY = ("2.60",)
 _NEEDED_GB = 5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: what was found, and what to do when it is not `ok`.
-
-    `ok` is None for what is absent and needed only for some uses.
-    """
-
-    name: str
-    ok: bool | None
-    found: str
-    next_step: str = ""
 
 
 def checks() -> Iterator[Check]:

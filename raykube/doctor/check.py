@@ -1,0 +1,36 @@
+"""One thing that was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from raykube.errors import ConfigError, Forbidden, RaykubeError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, and what to do when it is not `ok`.
+
+    `ok` is None for what is absent and needed only for some uses, and for what this user cannot see.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    next_step: str = ""
+
+
+def looked(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+    """Yield what `look` finds; where it is refused, that is what was found, and the next look can go on."""
+    try:
+        yield from look()
+    except RaykubeError as error:
+        yield refused(name, error)
+
+
+def refused(name: str, error: RaykubeError) -> Check:
+    """Return an error as a check: what this user may not see is unknown, and not wrong."""
+    parts = (error.what, error.why, *(getattr(error, "problems", ()) if isinstance(error, ConfigError) else ()))
+    text = ": ".join(str(part) for part in parts if part)
+    return Check(name, None if isinstance(error, Forbidden) else False, text, error.next_step or "see what it says")

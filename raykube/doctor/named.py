@@ -1,0 +1,172 @@
+"""Whether what a manifest names is there: claims, ConfigMaps, Secrets, storage, and room in the quota."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from raykube.backends.kubeapi import Kube, Object
+from raykube.cluster import STORAGE_ANNOTATION, Cluster
+from raykube.doctor.check import Check, looked
+from raykube.errors import Forbidden, NotFound
+
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTP", 1)}
+_QUANTITY = re.compile(r"([0-9.]+(?:e[0-9]+)?)([A-Za-z]{0,2})")
+_WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
+#: Where a pod names other objects: the keys on the way to the name, the name's own, and the kind.
+_IN_VOLUMES = (
+    ("persistentVolumeClaim", "claimName", "PersistentVolumeClaim"),
+    ("configMap", "name", "ConfigMap"),
+    ("secret", "secretName", "Secret"),
+)
+_IN_CONTAINERS = (
+    ("configMapRef", "ConfigMap"),
+    ("secretRef", "Secret"),
+    ("configMapKeyRef", "ConfigMap"),
+    ("secretKeyRef", "Secret"),
+)
+
+
+def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
+    """Look for everything that a cluster's manifest names."""
+    yield storage(cluster)
+    yield from images(cluster.manifest["spec"])
+    for kind, name in sorted(references(cluster.manifest["spec"])):
+        yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_there, kube, kind, name))
+    yield from looked("quota", lambda: quota(kube.listed("ResourceQuota"), asked(cluster.manifest["spec"])))
+
+
+def storage(cluster: Cluster) -> Check:
+    """Say where runs keep what must outlive their cluster."""
+    if cluster.storage:
+        return Check("storage", True, cluster.storage)
+    found = "none: checkpoints, logs and results end with the cluster, and a retry starts anew"
+    step = (
+        f"name a folder of a volume that all pods mount, or a bucket: annotation {STORAGE_ANNOTATION} of {cluster.name}"
+    )
+    return Check("storage", None, found, step)
+
+
+def images(spec: Mapping[str, Any]) -> Iterator[Check]:
+    """Say what an image costs at each start of a pod."""
+    for container in {each["image"]: each for pod in _pods(spec) for each in pod["containers"][:1]}.values():
+        image, policy = container["image"], container.get("imagePullPolicy", "")
+        moves = image.rpartition("/")[2].partition(":")[2] in ("", "latest")
+        if policy == "Always" or (moves and not policy):
+            found = f"{image} is asked for at the registry at each start of a pod"
+            yield Check("image", None, found, "name a fixed tag, and imagePullPolicy: IfNotPresent")
+        elif policy == "Never":
+            yield Check(
+                "image", None, f"{image} must be on every node: its imagePullPolicy is Never", "use IfNotPresent"
+            )
+        else:
+            yield Check("image", True, image)
+
+
+def references(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return what the pods of a cluster cannot start without, as kind and name."""
+    return {found for pod in _pods(spec) for found in _references(pod) if found[1]}
+
+
+def _references(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    volumes = pod.get("volumes") or []
+    projected = [source for each in volumes for source in (each.get("projected") or {}).get("sources") or []]
+    for source, (key, name, kind) in itertools.product([*volumes, *projected], _IN_VOLUMES):
+        inner = source.get(key) or {}
+        if not inner.get("optional"):
+            yield kind, inner.get(name) or (inner.get("name") if source in projected else "") or ""
+    containers = [*(pod.get("initContainers") or []), *pod["containers"]]
+    env = [each.get("valueFrom") or {} for one in containers for each in one.get("env") or []]
+    whole = [each for one in containers for each in one.get("envFrom") or []]
+    for source, (key, kind) in itertools.product([*env, *whole], _IN_CONTAINERS):
+        inner = source.get(key) or {}
+        if not inner.get("optional"):
+            yield kind, inner.get("name", "")
+
+
+def _there(kube: Kube, kind: str, name: str) -> Iterator[Check]:
+    title = f"{_WORDS[kind]} {name}"
+    look = f"kubectl -n {kube.namespace} get {kind.lower()}s"
+    try:
+        yield bound(title, kube.get(kind, name), kube.namespace)
+    except NotFound:
+        found = f"is not in {kube.namespace}: pods would wait for it"
+        yield Check(title, False, found, f"create it, or correct its name in the manifest: {look}")
+    except Forbidden:
+        # The documented Role does not hold this right: a job that waits for a claim says so itself.
+        yield Check(title, None, "whether it is there is not for this user to see", f"an administrator sees it: {look}")
+
+
+def bound(title: str, thing: Object, namespace: str) -> Check:
+    """Say of a claim whether it has a volume that many pods may write; anything else is enough by being there."""
+    phase, modes = (thing.get("status") or {}).get("phase"), (thing.get("spec") or {}).get("accessModes") or []
+    if thing["kind"] != "PersistentVolumeClaim":
+        return Check(title, True, "is there")
+    if phase != "Bound":
+        step = f"see why no volume is bound: kubectl -n {namespace} describe pvc {thing['metadata']['name']}"
+        # One whose class waits for its first pod is bound by the first job.
+        return Check(title, False if phase == "Lost" else None, f"is {phase}", step)
+    if not any(mode.endswith("Many") for mode in modes):
+        step = "make a claim with accessModes: [ReadWriteMany]"
+        return Check(title, None, f"{', '.join(modes)}: pods on different nodes cannot share it", step)
+    return Check(title, True, f"is bound, {', '.join(modes)}")
+
+
+def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
+    """Compare what a cluster asks for with what is left in each quota that counts all pods."""
+    for each in quotas:
+        if each["spec"].get("scopes") or each["spec"].get("scopeSelector"):
+            continue
+        name, status = each["metadata"]["name"], each.get("status") or {}
+        hard, used = status.get("hard") or {}, status.get("used") or {}
+        left = {key: quantity(hard[key]) - quantity(used.get(key, "0")) for key in hard if key in needed}
+        short = [f"{key}: {needed[key]:g} asked, {left[key]:g} left" for key in left if needed[key] > left[key]]
+        step = "ask for less in the manifest, or for more quota; clusters of ended jobs: raykube cluster list"
+        yield Check(f"quota {name}", not short, "; ".join(short) or "has room for this cluster", step)
+
+
+def asked(spec: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a cluster's pods ask for, under the names that a quota has for it."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for group, count in _counted(spec):
+        pod = group["template"]["spec"]
+        beside = (spec.get("autoscalerOptions") or {}) if group is spec["headGroupSpec"] else {}
+        sidecar = [beside] if spec.get("enableInTreeAutoscaling") else []
+        total["pods"] += count
+        for container in [*pod["containers"], *sidecar]:
+            for key, amount in _of_container(container):
+                total[key] += amount * count
+    return dict(total)
+
+
+def _of_container(container: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    resources = container.get("resources") or {}
+    limits = resources.get("limits") or {}
+    for key, amount in {**limits, **(resources.get("requests") or {})}.items():
+        yield f"requests.{key}", quantity(amount)
+        if key in ("cpu", "memory"):
+            yield key, quantity(amount)
+    for key, amount in limits.items():
+        yield f"limits.{key}", quantity(amount)
+
+
+def _counted(spec: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    yield spec["headGroupSpec"], 1
+    for group in spec.get("workerGroupSpecs") or []:
+        replicas = group.get("replicas") if group.get("replicas") is not None else group.get("minReplicas")
+        yield group, int(replicas or 0) * int(group.get("numOfHosts") or 1)
+
+
+def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
+    return [group["template"]["spec"] for group, _ in _counted(spec)]
+
+
+def quantity(value: Any) -> float:
+    """Read a Kubernetes quantity; what is none counts as nothing, for the server refuses it anyway."""
+    found = _QUANTITY.fullmatch(str(value))
+    return float(found.group(1)) * _UNITS.get(found.group(2), 1) if found else 0.0

@@ -1,0 +1,74 @@
+"""Whether the API server answers, who it is, and whether its clock and this machine's agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+
+from raykube.backends import kubeconfig
+from raykube.backends.kubeapi import Kube
+from raykube.doctor.check import Check, refused
+from raykube.errors import Forbidden, Unreachable
+
+#: The diagnosis compares times of this machine with those of the cluster.
+_CLOCK_S = 5.0
+#: The oldest that KubeRay 1.6 is tested on by its makers.
+_OLDEST = (1, 29)
+
+
+def checks(kube: Kube) -> Iterator[Check]:
+    """Look at the server; when it does not answer, or not to this user, the check ``server`` is the last one."""
+    yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
+    begun = time.time()
+    try:
+        answer = kube.answer("/version")
+    except Unreachable as error:
+        yield unreachable(error)
+        return
+    except Forbidden as error:  # even this it tells only to whom it knows
+        yield dataclasses.replace(refused("server", error), ok=False)
+        return
+    ended = time.time()
+    yield _reached(kube, ended - begun)
+    yield _version(answer.json())
+    if date := answer.headers.get("date"):
+        yield clock(date, (begun + ended) / 2)
+
+
+def unreachable(error: Unreachable) -> Check:
+    """Say what is between here and the server."""
+    if "CERTIFICATE_VERIFY_FAILED" in error.why or "certificate" in error.why.lower():
+        step = "name the server's own authority in the kubeconfig: certificate-authority-data of the cluster"
+        return Check("server", False, f"{error.what}: its certificate is not trusted: {error.why}", step)
+    step = "see that its address in the kubeconfig is right and that this machine's network reaches it (VPN, proxy)"
+    return Check("server", False, refused("server", error).found, step)
+
+
+def _reached(kube: Kube, seconds: float) -> Check:
+    found = f"{kube.server} answers in {seconds * 1000:.0f} ms"
+    if not kube.server.startswith("https://"):
+        return Check("server", False, f"{found}, without TLS: tokens can be read on the way", "use its https address")
+    if kubeconfig.load(kube.context).cluster.insecure:
+        step = "replace insecure-skip-tls-verify by certificate-authority-data in the kubeconfig"
+        return Check("server", False, f"{found}, but nothing proves that it is the server meant", step)
+    return Check("server", True, f"{found}, TLS verified")
+
+
+def _version(told: dict[str, str]) -> Check:
+    numbers = ("".join(filter(str.isdigit, told.get(key, ""))) or "0" for key in ("major", "minor"))
+    recent = tuple(map(int, numbers)) >= _OLDEST
+    oldest = ".".join(map(str, _OLDEST))
+    return Check(
+        "kubernetes", recent or None, told.get("gitVersion", "unknown"), f"KubeRay is tested on {oldest} and up"
+    )
+
+
+def clock(date: str, here: float) -> Check:
+    """Compare the ``Date`` of an answer, which is cut to whole seconds, with the time at which it was made."""
+    ahead = here - (parsedate_to_datetime(date).timestamp() + 0.5)
+    if abs(ahead) <= _CLOCK_S:
+        return Check("clock", True, "as the server's, within a second" if abs(ahead) <= 1 else f"{ahead:+.0f} s")
+    words = f"this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server"
+    return Check("clock", False, f"{words}: ages and causes would be told wrong", "set both clocks by NTP")

@@ -1,0 +1,100 @@
+"""What the guides say is so: the Role, the commands, the causes, the manifest."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from raykube.backends import nextsteps
+from raykube.cli import raykube
+from raykube.cluster import Cluster
+from raykube.doctor.rights import RULES
+from tests import docs
+from tests.cluster.namespaces import LEAST_PRIVILEGE
+
+ROOT = docs.GUIDE.parent.parent
+PAGES = ("README.md", "docs/kubernetes.md")
+_ENDS = ("|", "||", "&&", "&", ";", ">", "2>", "<")
+_FENCED = re.compile(r"```(?:bash|console)\n(.*?)```", re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`(raykube [^`]+)`(?!`)")
+
+
+def file(name):
+    return next(block.text for block in docs.blocks() if (block.verb, block.what) == ("file", name))
+
+
+def test_role_of_the_guide_is_the_one_that_tests_use():
+    rules = yaml.safe_load(file("role.yaml"))["rules"]
+    assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in rules)
+    said = [(*rule["apiGroups"], tuple(rule["resources"]), tuple(rule["verbs"])) for rule in rules]
+    assert said == list(LEAST_PRIVILEGE)
+
+
+def test_doctor_asks_for_the_same_rights():
+    assert [(rule.group, rule.resources, rule.verbs) for rule in RULES] == list(LEAST_PRIVILEGE)
+
+
+def test_manifest_of_the_guide_can_work(tmp_path):
+    path = tmp_path / "house.yaml"
+    path.write_text(file("cluster-configs/house.yaml"))
+    house = Cluster.load(path)
+    assert (house.storage, house.namespace, house.scale.workers) == ("/shared", "ray-team", 2)
+
+
+def test_every_cause_in_the_guides_table_has_a_next_step():
+    table = re.findall(r"^\| (`[A-Z].*?) \|", docs.GUIDE.read_text(), re.MULTILINE)
+    named = {word for cell in table for word in re.findall(r"`([A-Z]\w+[a-z]\w+)`", cell)}
+    assert len(named) > 25
+    assert named - nextsteps._STEPS.keys() == {"Unschedulable"}  # whose step is made of the pod's own requests
+
+
+def command_lines(page):
+    text = (ROOT / page).read_text()
+    for block in _FENCED.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield from typed(line.removeprefix("$ "), whole=True)
+    for line in _INLINE.findall(text):
+        if "|" not in line.split()[1]:
+            yield from typed(line, whole=False)
+
+
+def typed(line, *, whole):
+    """Yield the raykube commands of a shell's line."""
+    words = []
+    for word in [*shlex.split(line, comments=True), ";"]:
+        if word not in _ENDS:
+            words.append(word)
+            continue
+        if words[:1] == ["raykube"]:
+            yield pytest.param(words[1:], whole, id=" ".join(words)[:70])
+        words = []
+
+
+LINES = [line for page in PAGES for line in command_lines(page)]
+
+
+def test_command_lines_are_found():
+    assert len(LINES) > 30
+
+
+@pytest.mark.parametrize(("words", "whole"), LINES)
+def test_command_line_of_a_guide_parses(words, whole):
+    command, name = raykube, "raykube"
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        command = command.commands[name]
+    if whole:
+        command.make_context(name, list(words))
+    mine = words[: words.index("--")] if "--" in words else words
+    known = {option for each in command.params for option in each.opts}
+    assert {word.partition("=")[0] for word in mine if word.startswith("-")} <= known
+
+
+def test_guide_names_files_that_exist():
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / page).parent / Path(target)).exists(), target

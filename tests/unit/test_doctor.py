@@ -1,0 +1,182 @@
+"""What doctor makes of what a cluster told it."""
+
+import pytest
+
+from raykube.backends.kubeapi import _PATHS
+from raykube.doctor import kuberay, named, rights, server
+from raykube.errors import Unreachable
+
+CONTAINER = {"image": "quay.io/kuberay/operator:v1.6.2"}
+NOW = 1_000_000_000.0
+THEN = "2001-09-09T01:46:00Z"  # 40 s before
+
+
+def settings(**container):
+    return [*kuberay.settings(CONTAINER | container, "deployment/kuberay-operator -n ray-system", "team")]
+
+
+def test_settings_that_cost_time_are_named_with_what_they_cost():
+    checks = settings()
+    assert [check.ok for check in checks] == [None, None]
+    assert "15 s" in checks[0].found
+    assert "kubectl set env deployment/kuberay-operator -n ray-system" in checks[0].next_step
+
+
+def test_settings_that_cost_nothing_are_not_named():
+    env = [{"name": "ENABLE_INIT_CONTAINER_INJECTION", "value": "false"}]
+    assert settings(env=env, args=["--reconcile-concurrency", "10"]) == []
+    assert settings(env=env, args=["--reconcile-concurrency=10"]) == []
+
+
+def test_operator_that_watches_other_namespaces_is_a_fault():
+    (check,) = [each for each in settings(args=["-watch-namespace=a,b"]) if each.ok is False]
+    assert "only a, b" in check.found
+    assert not [each for each in settings(args=["--watch-namespace=a,team"]) if each.ok is False]
+
+
+def test_kinds_that_are_missing_are_named():
+    told = {"resources": [{"name": "rayjobs"}, {"name": "rayclusters"}]}
+    assert kuberay.kinds(told).ok is False
+    assert "rayservices" in kuberay.kinds(told).found
+
+
+@pytest.mark.parametrize(
+    ("lease", "alive"),
+    [
+        ({"holderIdentity": "a", "renewTime": THEN}, True),
+        ({"holderIdentity": "", "renewTime": THEN}, False),
+        ({"holderIdentity": "a", "renewTime": "2001-09-09T01:40:00.000000Z"}, False),
+    ],
+)
+def test_lease_tells_whether_the_operator_lives(lease, alive):
+    assert kuberay.leased(lease, NOW).ok is alive
+
+
+def test_object_without_a_status_tells_that_no_operator_works():
+    thing = {"metadata": {"name": "a", "creationTimestamp": THEN}, "spec": {}}
+    assert kuberay.noticed([thing], NOW).ok is False
+    assert kuberay.noticed([thing], NOW - 30).ok is None
+    assert kuberay.noticed([thing | {"spec": {"suspend": True}}], NOW).ok is None
+    assert kuberay.noticed([thing | {"status": {"state": "ready"}}], NOW).ok is None
+
+
+@pytest.mark.parametrize(("ahead", "ok"), [(0, True), (4, True), (-4, True), (7, False), (-3600, False)])
+def test_clock_is_compared_with_the_servers(ahead, ok):
+    found = server.clock("Sun, 09 Sep 2001 01:46:40 GMT", NOW + 0.5 + ahead)
+    assert found.ok is ok
+    assert ("ahead of" if ahead > 0 else "behind") in found.found or ok
+
+
+def test_certificate_that_is_not_trusted_is_told_apart_from_no_answer():
+    refused = Unreachable("no answer", why="ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer")
+    assert "certificate-authority-data" in server.unreachable(refused).next_step
+    assert "VPN" in server.unreachable(Unreachable("no answer", why="ConnectTimeout: ")).next_step
+
+
+def test_missing_rights_are_told_a_resource_at_a_time_with_the_rule_to_ask_for():
+    rule = rights.Rule("ray.io", ("rayjobs",), ("get", "create"), "to run")
+    (check,) = rights.lacking([(rule, "rayjobs", "get"), (rule, "rayjobs", "create")])
+    assert (check.name, check.ok) == ("right rayjobs", False)
+    assert '{apiGroups: ["ray.io"], resources: ["rayjobs"], verbs: ["get", "create"]}' in check.next_step
+
+
+def pod(**fields):
+    return {"template": {"spec": {"containers": [{"image": "ray:1", **fields}]}}}
+
+
+def test_references_are_found_in_volumes_and_environment():
+    container = {
+        "env": [
+            {"name": "A", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "a"}}},
+            {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "maybe", "key": "b", "optional": True}}},
+        ],
+        "envFrom": [{"configMapRef": {"name": "words"}}],
+    }
+    head = pod(**container)
+    head["template"]["spec"]["volumes"] = [
+        {"name": "v", "persistentVolumeClaim": {"claimName": "shared"}},
+        {"name": "w", "secret": {"secretName": "tls"}},
+        {"name": "x", "emptyDir": {}},
+        {"name": "y", "projected": {"sources": [{"secret": {"name": "more"}}, {"configMap": {"name": "files"}}]}},
+    ]
+    assert named.references({"headGroupSpec": head}) == {
+        ("PersistentVolumeClaim", "shared"),
+        *(("Secret", name) for name in ("keys", "tls", "more")),
+        *(("ConfigMap", name) for name in ("words", "files")),
+    }
+    assert {kind for kind, _ in named.references({"headGroupSpec": head})} <= _PATHS.keys()
+
+
+CLUSTER = {
+    "headGroupSpec": pod(resources={"requests": {"cpu": "500m", "memory": "1Gi"}}),
+    "workerGroupSpecs": [
+        {"replicas": 2, **pod(resources={"limits": {"cpu": 2, "memory": "2Gi", "nvidia.com/gpu": "1"}})},
+        {"replicas": 0, "minReplicas": 0, **pod(resources={"limits": {"cpu": 99}})},
+    ],
+}
+
+
+def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
+    asked = named.asked(CLUSTER)
+    assert (asked["pods"], asked["requests.cpu"], asked["cpu"], asked["limits.cpu"]) == (3, 4.5, 4.5, 4)
+    assert asked["requests.memory"] == 5 * 2**30
+    assert asked["requests.nvidia.com/gpu"] == 2
+
+
+def quota(hard, **spec):
+    used = {"requests.cpu": "1500m"}
+    return {"metadata": {"name": "q"}, "spec": spec, "status": {"hard": hard, "used": used}}
+
+
+def test_quota_without_room_is_a_fault_that_names_what_is_short():
+    asked = named.asked(CLUSTER)
+    (check,) = named.quota([quota({"requests.cpu": "5", "pods": "10"})], asked)
+    assert (check.ok, check.found) == (False, "requests.cpu: 4.5 asked, 3.5 left")
+    assert [each.ok for each in named.quota([quota({"requests.cpu": "6", "secrets": "1"})], asked)] == [True]
+    assert list(named.quota([quota({"pods": "1"}, scopes=["BestEffort"])], asked)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2", 2), (0.5, 0.5), ("250m", 0.25), ("1Gi", 2**30), ("3k", 3000), ("1e3", 1000), ("x", 0)]
+)
+def test_quantity_is_read_as_kubernetes_writes_it(text, value):
+    assert named.quantity(text) == value
+
+
+def claim(phase, *modes):
+    return {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "shared"},
+        "spec": {"accessModes": list(modes)},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("thing", "ok"),
+    [
+        (claim("Bound", "ReadWriteMany"), True),
+        (claim("Bound", "ReadWriteOnce"), None),
+        (claim("Pending", "ReadWriteMany"), None),
+        (claim("Lost", "ReadWriteMany"), False),
+        ({"kind": "Secret", "metadata": {"name": "shared"}}, True),
+    ],
+)
+def test_claim_is_judged_by_its_volume(thing, ok):
+    assert named.bound("claim shared", thing, "team").ok is ok
+
+
+@pytest.mark.parametrize(
+    ("container", "ok"),
+    [
+        ({"image": "registry:5000/ray:1"}, True),
+        ({"image": "registry:5000/ray"}, None),
+        ({"image": "ray:latest"}, None),
+        ({"image": "ray:latest", "imagePullPolicy": "IfNotPresent"}, True),
+        ({"image": "ray:1", "imagePullPolicy": "Always"}, None),
+        ({"image": "ray:1", "imagePullPolicy": "Never"}, None),
+    ],
+)
+def test_image_that_costs_time_or_may_be_missing_is_named(container, ok):
+    (check,) = named.images({"headGroupSpec": pod(**container)})
+    assert check.ok is ok
