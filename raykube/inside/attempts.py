@@ -127,6 +127,7 @@ class Attempts:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
         self._stopped = False
+        self._overtaken = False
         self._told = ""
         self.attempt = run.first
 
@@ -153,6 +154,8 @@ class Attempts:
     def _until_well(self, command: str) -> int:
         while True:
             code = self._once(command)
+            if self._overtaken:
+                return _TAKEN_OVER
             if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
                 return code
             self.attempt += 1
@@ -190,11 +193,18 @@ class Attempts:
     def _take_leave(self) -> None:
         """End this attempt: a later one has the run. Its files are not to be written by two."""
         _say(f"attempt {self.attempt} ends, a later one has taken over")
-        self._stopped = True
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-            self._ended.wait(_END_S)
-        os._exit(_TAKEN_OVER)
+        self._stopped = self._overtaken = True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            if self._ended.wait(_END_S):
+                return
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal the entrypoint with all that it has started; Ray gives each job a session of its own."""
+        if os.getpgrp() == os.getsid(0):
+            os.killpg(0, number)
+        elif self._process:
+            self._process.send_signal(number)
 
     def _keep(self, *, last: bool = False) -> None:
         try:
@@ -247,5 +257,15 @@ def _streams(path: Path) -> Iterator[Path]:
     yield from path.glob(f"*/*/{wire.METRICS_FILE}")
 
 
+def main(retries: int, command: str) -> int:
+    """Run a command as the run that the environment names; return its exit code."""
+    run = Run.from_environ(retries)
+    try:
+        return Attempts(run).run(command)
+    except OSError as error:
+        _say(f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one")
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(Attempts(Run.from_environ(int(sys.argv[1]))).run(sys.argv[2]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
