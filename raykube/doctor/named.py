@@ -98,7 +98,7 @@ def _there(kube: Kube, kind: str, name: str) -> Iterator[Check]:
         found = f"is not in {kube.namespace}: pods would wait for it"
         yield Check(title, False, found, f"create it, or correct its name in the manifest: {look}")
     except Forbidden:
-        # The documented Role does not hold this right: a job that waits for a claim says so itself.
+        # A job that waits for it says so itself.
         yield Check(title, None, "whether it is there is not for this user to see", f"an administrator sees it: {look}")
 
 

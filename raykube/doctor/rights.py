@@ -42,6 +42,8 @@ RULES = (
     Rule("", ("pods/proxy",), ("get", "create"), "to bring code to its storage that a ConfigMap has no room for"),
     Rule("", ("pods/portforward",), ("get", "create"), "for raykube cluster forward and service forward"),
     Rule("", ("resourcequotas",), ("get", "list"), "to say that a quota is used up"),
+    Rule("", ("persistentvolumeclaims",), ("get",), "to see whether the claims of a manifest are there"),
+    Rule("kueue.x-k8s.io", ("workloads",), _READ, "to say why Kueue has not admitted a run"),
 )
 
 

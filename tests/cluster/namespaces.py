@@ -35,6 +35,8 @@ LEAST_PRIVILEGE = (
     ("", ("pods/proxy",), ("get", "create")),
     ("", ("pods/portforward",), ("get", "create")),  # by WebSocket it is a GET, which some servers ask for, some not
     ("", ("resourcequotas",), ("get", "list")),
+    ("", ("persistentvolumeclaims",), ("get",)),
+    ("kueue.x-k8s.io", ("workloads",), _READ),
 )
 
 

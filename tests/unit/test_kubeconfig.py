@@ -1,0 +1,106 @@
+"""Which Kubernetes, as whom; and what the API server says no with."""
+
+import json
+import stat
+
+import httpx
+import pytest
+from lightkube.config.client_adapter import user_auth
+
+from raykube.backends import kubeapi, kubeconfig
+from raykube.backends.kuberefusals import refusal
+from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
+
+
+def write(path, name, server, **user):
+    config = {
+        "current-context": name,
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": f"ns-{name}"}}],
+        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority": "ca.crt"}}],
+        "users": [{"name": name, "user": user}],
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_files_are_joined_and_the_first_word_counts(tmp_path, monkeypatch):
+    first = write(tmp_path / "one", "one", "https://one")
+    (tmp_path / "sub").mkdir()
+    second = write(tmp_path / "sub" / "two", "two", "https://two")
+    monkeypatch.setenv("KUBECONFIG", f"{first}:{tmp_path / 'none'}:{second}")
+    assert kubeconfig.load().cluster.server == "https://one"
+    two = kubeconfig.load("two")
+    assert (two.cluster.server, two.namespace) == ("https://two", "ns-two")
+    assert two.cluster.certificate_auth == str(tmp_path / "sub" / "ca.crt")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+def test_exec_plugin_is_told_its_version_and_gives_the_token(tmp_path, monkeypatch, version):
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        'echo "$KUBERNETES_EXEC_INFO" > ' + str(tmp_path / "asked") + "\n"
+        'echo \'{"status": {"token": "from-plugin"}}\'\n'
+    )
+    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
+    api_version = f"client.authentication.k8s.io/{version}"
+    path = write(tmp_path / "c", "c", "https://c", exec={"apiVersion": api_version, "command": str(plugin)})
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    user = kubeconfig.load().user
+    auth = user_auth(user)
+    request = next(auth.sync_auth_flow(httpx.Request("GET", "https://c")))
+    assert request.headers["Authorization"] == "Bearer from-plugin"
+    assert json.loads((tmp_path / "asked").read_text())["apiVersion"] == api_version
+
+
+def test_config_that_is_none_is_said(tmp_path, monkeypatch):
+    (tmp_path / "odd").write_text("contexts: 1")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "odd"))
+    with pytest.raises(ConfigError, match="no Kubernetes is configured"):
+        kubeconfig.load()
+
+
+def answered(code, message, details=None, method="POST"):
+    body = {"kind": "Status", "message": message, "details": details or {}}
+    return refusal(method, "/x", httpx.Response(code, json=body))
+
+
+def test_missing_right_is_told_with_the_rule_that_grants_it():
+    words = 'rayjobs.ray.io is forbidden: User "jane" cannot create resource "rayjobs" in API group "ray.io" in …'
+    error = answered(403, words)
+    assert isinstance(error, Forbidden)
+    assert 'apiGroups: ["ray.io"], resources: ["rayjobs"], verbs: ["create"]' in error.next_step
+
+
+def test_unknown_fields_are_problems_with_their_paths():
+    words = 'strict decoding error: unknown field "spec.a", unknown field "spec.b[0].c"'
+    error = answered(400, words)
+    assert isinstance(error, ManifestError)
+    assert [problem.path for problem in error.problems] == ["spec.a", "spec.b[0].c"]
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "words"),
+    [
+        (404, {"kind": "rayjobs", "name": "a"}, NotFound, "there is no rayjobs a"),
+        (404, {}, BackendError, "KubeRay's definitions are not installed"),
+        (401, {}, Forbidden, "does not know who asks"),
+        (409, {"kind": "rayjobs", "name": "a"}, Conflict, "exists already"),
+        (503, {}, Unreachable, "no answer by way of the API server"),
+        (500, {}, BackendError, "the API server refused"),
+    ],
+)
+def test_refusal_becomes_the_error_that_says_what_it_is(code, details, kind, words):
+    error = answered(code, "its words", details)
+    assert type(error) is kind
+    assert words in str(error)
+    assert error.why == "its words"
+
+
+def test_answer_that_is_no_json_is_told_as_it_is():
+    assert refusal("GET", "/x", httpx.Response(502, text="bad gateway")).why == "bad gateway"
+
+
+def test_lines_of_a_stream_that_breaks_off_are_whole():
+    response = httpx.Response(200, content=iter([b'{"a":', b' 1}\n{"b": 2}\n{"c"', b": "]))
+    assert list(kubeapi._lines(response)) == [b'{"a": 1}', b'{"b": 2}']

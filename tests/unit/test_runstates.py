@@ -1,0 +1,81 @@
+"""What the state of a run on KubeRay is, from what Kubernetes and Ray say of it."""
+
+import pytest
+
+from raykube.backends import runstates
+from raykube.backends.kubejobs import differences
+from raykube.backends.observed import Observed
+
+MADE = "2026-11-24T12:00:00Z"
+
+
+def job(deployment="", status="", annotations=None, **more):
+    metadata = {"name": "a", "creationTimestamp": MADE, "annotations": annotations or {}}
+    return {"metadata": metadata, "status": {"jobDeploymentStatus": deployment, "jobStatus": status, **more}}
+
+
+def seen(deployment="", status="", ray=None, annotations=None, **more):
+    return Observed(owner=job(deployment, status, annotations, **more), ray=ray or {})
+
+
+@pytest.mark.parametrize(
+    ("deployment", "status", "ray", "state"),
+    [
+        ("", "", None, "WAITING"),
+        ("Initializing", "", None, "WAITING"),
+        ("Retrying", "FAILED", None, "WAITING"),
+        ("Running", "", None, "PENDING"),
+        ("Running", "RUNNING", None, "RUNNING"),
+        ("Running", "PENDING", "RUNNING", "RUNNING"),  # Ray says it three seconds before the RayJob does
+        ("Running", "RUNNING", "SUCCEEDED", "SUCCEEDED"),
+        ("Running", "RUNNING", "FAILED", "FAILED"),
+        ("Complete", "SUCCEEDED", None, "SUCCEEDED"),
+        ("Complete", "STOPPED", None, "STOPPED"),
+        ("Failed", "RUNNING", "RUNNING", "FAILED"),  # a deadline leaves jobStatus as it was
+        ("ValidationFailed", "", None, "FAILED"),
+    ],
+)
+def test_state_is_rays_own_unless_the_rayjob_has_ended_or_waits(deployment, status, ray, state):
+    assert runstates.state_of(seen(deployment, status, ray and {"status": ray})) == state
+
+
+def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
+    assert runstates.state_of(seen("Suspended")) == "WAITING"
+    assert runstates.state_of(seen("Suspended", annotations={runstates.STOP_ANNOTATION: MADE})) == "STOPPED"
+
+
+def test_attempt_is_what_the_pod_tells_then_what_was_noted_then_kuberays_count():
+    noted = job("Running", annotations={runstates.ATTEMPT_ANNOTATION: "2"})
+    assert runstates.attempt_of(noted, {"attempt": 3}) == 3
+    assert runstates.attempt_of(noted, {}) == 2
+    assert runstates.attempt_of(job("Running", failed=1), {}) == 2
+    assert runstates.attempt_of(job("Failed", failed=2), {}) == 2
+    assert runstates.attempt_of(job(), {}) == 1
+
+
+def test_times_are_rays_own_and_a_live_run_has_no_end():
+    status = runstates.status_of(seen("Running", ray={"status": "RUNNING", "start_time": 1_800_000_000_000}), {})
+    assert (status.submitted, status.started, status.ended) == (1_795_521_600.0, 1_800_000_000.0, None)
+    ended = runstates.status_of(seen("Complete", "SUCCEEDED", endTime="2026-11-24T12:01:00Z"), {})
+    assert ended.ended == 1_795_521_660.0
+
+
+def test_earlier_attempts_are_told_with_their_reasons():
+    rows = [
+        {"attempt": 1, "started": 1.0},
+        {"attempt": 1, "ended": 2.0, "exit_code": 3, "reason": "EntrypointFailed"},
+        {"attempt": 2, "ended": 3.0, "exit_code": None, "reason": "HeadLost"},
+    ]
+    status = runstates.status_of(seen("Running"), {"attempt": 3, "attempts": rows})
+    assert status.earlier == ("attempt 1: EntrypointFailed (exit code 3)", "attempt 2: HeadLost")
+
+
+def test_difference_names_the_field_and_both_values():
+    wanted = {"entrypoint": "b", "list": [{"x": 1}], "same": {"y": 2}}
+    known = {"entrypoint": "a", "list": [{"x": 1, "default": 0}], "same": {"y": 2}, "added": True}
+    assert list(differences(wanted, known, "spec")) == ["spec.entrypoint: 'a' there, 'b' here"]
+
+
+def test_difference_of_texts_is_that_of_their_lines():
+    (told,) = differences("a: 1\nb: 2\n", "a: 1\nb: 3\n", "spec.runtimeEnvYAML")
+    assert told == "spec.runtimeEnvYAML:\n-b: 3\n+b: 2"
