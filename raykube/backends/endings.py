@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = re.compile(
     r"running low on memory|how to address the out of memory issue|exceptions\.OutOfMemoryError"
 )
 #: Ray's words for how a job ended without its entrypoint having said so.
-_ERROR_TYPES = {
+ERROR_TYPES = {
     "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
     "JOB_ENTRYPOINT_COMMAND_ERROR": "EntrypointFailed",
     "JOB_ENTRYPOINT_COMMAND_START_ERROR": "EntrypointFailed",
@@ -51,7 +51,7 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
     reason, said = next(((reason, said) for reason, said in known if said), ("", ""))
     if (versions := mismatch(log)) and reason == "EntrypointFailed":
         reason, said = versions
-    return Failure(reason or _ERROR_TYPES.get(error_type, ""), said or first_line(message), code, tail)
+    return Failure(reason or ERROR_TYPES.get(error_type, ""), said or first_line(message), code, tail)
 
 
 def tail_of(log: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raykube import manifest as manifests
 from raykube import plans
-from raykube.backends import rayhead
+from raykube.backends import kubeobjects, rayhead
 from raykube.backends.clusterstates import CLUSTER_LABEL, ClusterStatus, seen, status_of
 from raykube.backends.diagnosis import cause
 from raykube.backends.kubeapi import Kube, Object
@@ -35,8 +35,6 @@ _KIND = "RayCluster"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _ABSENT = "absent"
 _TICK_S = 0.5
-_POLL_S = 0.1
-_GONE_S = 90.0
 _AWAY_S = 60.0
 
 
@@ -252,15 +250,15 @@ def delete(kube: Kube, name: str) -> None:
 
 
 def _wait_gone(kube: Kube, cluster: Object) -> None:
-    metadata, deadline = cluster["metadata"], time.monotonic() + _GONE_S
+    metadata, deadline = cluster["metadata"], time.monotonic() + kubeobjects.GONE_S
     while left := _left(kube, metadata["name"], metadata["uid"]):
         if time.monotonic() > deadline:
             raise BackendError(
-                f"cluster {metadata['name']} is not gone {_GONE_S:g} s after it was deleted",
+                f"cluster {metadata['name']} is not gone {kubeobjects.GONE_S:g} s after it was deleted",
                 why=f"what stays: {', '.join(left)}",
-                next_step="look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay",
+                next_step=kubeobjects.OPERATOR,
             )
-        time.sleep(_POLL_S)
+        time.sleep(kubeobjects.POLL_S)
 
 
 def _left(kube: Kube, name: str, uid: str) -> list[str]:

@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 
 from raykube import plans, wire
-from raykube.backends import kubecode, runstates
+from raykube.backends import kubecode, kubeobjects, runstates
 from raykube.backends.kubeapi import Kube, Object
 from raykube.backends.kubelook import Look
-from raykube.errors import BackendError, Conflict, NotFound
+from raykube.backends.observed import is_leaving
+from raykube.errors import Conflict
 from raykube.plans import Plan
 
-_GONE_S = 90.0
-_POLL_S = 0.1
 _TRIES = 5
 
 
@@ -31,11 +30,11 @@ def start(kube: Kube, plan: Plan) -> None:
     *code, job = plan.body
     kubecode.before(kube, plan)
     for _ in range(_TRIES):
-        owner = _created(kube, job)
+        owner = kubeobjects.created(kube, job)
         if owner is None:
             owner, attempt = _there(kube, plan)
             if attempt:
-                job = _again(plan.body[-1], attempt)
+                job = again(plan.body[-1], attempt)
         if owner:
             for part in code:
                 _own(kube, part, owner)
@@ -50,8 +49,8 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     A run that goes on or went well is joined, one that failed or was stopped makes room for its next attempt.
     """
     known = kube.find("RayJob", plan.name)
-    if known is None or "deletionTimestamp" in known["metadata"]:
-        _wait_gone(kube, plan.name)
+    if known is None or is_leaving(known):
+        kubeobjects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
     _check_same(known, plan.body[-1])
     status = Look(kube, plan.name).status()
@@ -67,7 +66,7 @@ def _own(kube: Kube, part: Mapping[str, Any], owner: Object) -> None:
     owned = {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
     name = part["metadata"]["name"]
     for _ in range(_TRIES):
-        if _created(kube, owned):
+        if kubeobjects.created(kube, owned):
             return
         known = kube.find(part["kind"], name)
         if known and known["metadata"].get("ownerReferences") == references:
@@ -75,16 +74,8 @@ def _own(kube: Kube, part: Mapping[str, Any], owner: Object) -> None:
         if known and not known["metadata"].get("ownerReferences"):  # somebody's own, which the run may use
             return
         if known:  # of an earlier run of that name, and about to be collected as garbage
-            _delete(kube, known)
+            kubeobjects.delete(kube, known)
     raise Conflict(f"{part['kind']} {name} is held by something else", next_step=f"kubectl describe configmap {name}")
-
-
-def _created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:
-    """Create an object and return it; None when one of that name exists."""
-    try:
-        return kube.create(thing)
-    except Conflict:
-        return None
 
 
 def _reference(owner: Object) -> dict[str, Any]:
@@ -121,14 +112,15 @@ def differences(wanted: Any, known: Any, path: str) -> Iterator[str]:
         yield f"{path}: {known!r} there, {wanted!r} here"
 
 
-def _again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
+def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     """Return the RayJob for a later attempt of the same run."""
-    again: dict[str, Any] = copy.deepcopy(dict(job))
-    environment = yaml.safe_load(again["spec"]["runtimeEnvYAML"])
-    environment["env_vars"][wire.ATTEMPT] = str(attempt)
-    again["spec"]["runtimeEnvYAML"] = plans.as_yaml(environment, sort_keys=True)
-    again["metadata"].setdefault("annotations", {})[runstates.ATTEMPT_ANNOTATION] = str(attempt)
-    return again
+    later: dict[str, Any] = copy.deepcopy(dict(job))
+    environment = yaml.safe_load(later["spec"].get("runtimeEnvYAML") or "") or {}
+    if wire.ATTEMPT in environment.get("env_vars", {}):  # a RayJob that somebody has written asks for none
+        environment["env_vars"][wire.ATTEMPT] = str(attempt)
+        later["spec"]["runtimeEnvYAML"] = plans.as_yaml(environment, sort_keys=True)
+    later["metadata"].setdefault("annotations", {})[runstates.ATTEMPT_ANNOTATION] = str(attempt)
+    return later
 
 
 def stop(kube: Kube, look: Look) -> None:
@@ -143,26 +135,5 @@ def stop(kube: Kube, look: Look) -> None:
 
 def remove(kube: Kube, job: Object) -> None:
     """Delete a RayJob and what it owns, and wait until its name is free."""
-    _delete(kube, job)
-    _wait_gone(kube, job["metadata"]["name"])
-
-
-def _delete(kube: Kube, thing: Object) -> None:
-    """Delete just this object, not one that has taken its name meanwhile."""
-    uid = {"uid": thing["metadata"]["uid"]}
-    try:
-        kube.delete(thing["kind"], thing["metadata"]["name"], propagationPolicy="Background", preconditions=uid)
-    except (NotFound, Conflict):
-        return
-
-
-def _wait_gone(kube: Kube, name: str) -> None:
-    deadline = time.monotonic() + _GONE_S
-    while (known := kube.find("RayJob", name)) and "deletionTimestamp" in known["metadata"]:
-        if time.monotonic() > deadline:
-            raise BackendError(
-                f"RayJob {name} is not gone {_GONE_S:g} s after it was deleted",
-                why=f"its finalizers: {known['metadata'].get('finalizers')}",
-                next_step="look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay",
-            )
-        time.sleep(_POLL_S)
+    kubeobjects.delete(kube, job)
+    kubeobjects.wait_gone(kube, "RayJob", job["metadata"]["name"])

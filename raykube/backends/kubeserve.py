@@ -17,16 +17,14 @@ from typing import Any
 import yaml
 
 from raykube import plans, wire
-from raykube.backends import kubecode, servelook, servestates
+from raykube.backends import kubecode, kubeobjects, servelook, servestates
 from raykube.backends.kubeapi import Kube, Object
 from raykube.backends.observed import conditions, is_leaving, name_of, status_of
-from raykube.errors import BackendError, Conflict, Forbidden, NotFound
+from raykube.errors import Conflict, Forbidden, NotFound
 from raykube.plans import Plan
 
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
-_GONE_S = 90.0
-_POLL_S = 0.1
 _SERVE_S = 0.3
 #: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
 _SYNCED_S = 100.0
@@ -51,7 +49,7 @@ def deploy(kube: Kube, plan: Plan) -> None:
     *code, wanted = plan.body
     kubecode.before(kube, plan)
     for _ in range(_TRIES):
-        if owner := _created(kube, wanted):
+        if owner := kubeobjects.created(kube, wanted):
             _carry_all(kube, code, owner)
             return
         known = kube.find("RayService", plan.name)
@@ -59,15 +57,15 @@ def deploy(kube: Kube, plan: Plan) -> None:
             _change(kube, known, code, wanted)
             return
         if known:
-            _delete(kube, known)
-        _wait_gone(kube, plan.name)
+            kubeobjects.delete(kube, known)
+        kubeobjects.wait_gone(kube, "RayService", plan.name)
     raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
 
 
 def take_down(kube: Kube, name: str) -> None:
     """Delete a service and what it owns, and wait until its name is free. Raises NotFound."""
-    _delete(kube, servelook.found(kube, name))
-    _wait_gone(kube, name)
+    kubeobjects.delete(kube, servelook.found(kube, name))
+    kubeobjects.wait_gone(kube, "RayService", name)
 
 
 def _never_came_up(service: Object) -> bool:
@@ -124,11 +122,11 @@ def _carry(kube: Kube, part: dict[str, Any], service: Object) -> None:
     """Put the code where the service's pods have it mounted: next to what is in use, if both find room."""
     name, file = name_of(part), next(iter(part["binaryData"]))
     for _ in range(_TRIES):
-        if _created(kube, owned(part, service)):
+        if kubeobjects.created(kube, owned(part, service)):
             return
         known = kube.find("ConfigMap", name)
         if known and (known["metadata"].get("ownerReferences") or [{}])[0].get("uid") != service["metadata"]["uid"]:
-            _delete(kube, known)  # of an earlier service of that name, and about to be collected as garbage
+            kubeobjects.delete(kube, known)  # of an earlier service of that name, and about to be collected as garbage
         elif known and file in (known.get("binaryData") or {}):
             return
         elif known:
@@ -255,32 +253,3 @@ def resized(groups: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[
         low, high = int(low or 0), int(2**31 - 1 if high is None else high)
         group.update(minReplicas=low, maxReplicas=high, replicas=min(max(int(group.get("replicas") or 0), low), high))
     return groups
-
-
-def _created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:
-    """Create an object and return it; None when one of that name exists."""
-    try:
-        return kube.create(thing)
-    except Conflict:
-        return None
-
-
-def _delete(kube: Kube, thing: Object) -> None:
-    """Delete just this object, not one that has taken its name meanwhile."""
-    uid = {"uid": thing["metadata"]["uid"]}
-    try:
-        kube.delete(thing["kind"], name_of(thing), propagationPolicy="Background", preconditions=uid)
-    except (NotFound, Conflict):
-        return
-
-
-def _wait_gone(kube: Kube, name: str) -> None:
-    deadline = time.monotonic() + _GONE_S
-    while (known := kube.find("RayService", name)) and is_leaving(known):
-        if time.monotonic() > deadline:
-            raise BackendError(
-                f"RayService {name} is not gone {_GONE_S:g} s after it was deleted",
-                why=f"its finalizers: {known['metadata'].get('finalizers')}",
-                next_step="look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay",
-            )
-        time.sleep(_POLL_S)

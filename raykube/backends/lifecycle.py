@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raykube.backends import State, Status
+from raykube.backends.endings import ERROR_TYPES
 from raykube.backends.records import Record
 from raykube.errors import Failure
 
@@ -25,14 +26,6 @@ _NEXT_STEPS = {
     "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
-}
-_REASONS = {
-    "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
-    "JOB_ENTRYPOINT_COMMAND_ERROR": "EntrypointFailed",
-    "JOB_ENTRYPOINT_COMMAND_START_ERROR": "EntrypointFailed",
-    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": "PreRunningDeadlineExceeded",
-    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": "Unschedulable",
-    "JOB_SUPERVISOR_ACTOR_DIED": "DriverDied",
 }
 
 
@@ -66,7 +59,7 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
 
 def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failure:
     """Say why Ray's job failed, from its error type, exit code and message."""
-    reason = _REASONS.get(job.get("error_type") or "", "JobFailed")
+    reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
     code = job.get("driver_exit_code")
     message = f"the entrypoint ended with exit code {code}" if code else _first_line(job.get("message"))
     return Failure(reason, message, code, tuple(tail), next_step(reason, name))

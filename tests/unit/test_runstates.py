@@ -1,8 +1,9 @@
 """What the state of a run on KubeRay is, from what Kubernetes and Ray say of it."""
 
 import pytest
+import yaml
 
-from raykube.backends import runstates
+from raykube.backends import kubejobs, runstates
 from raykube.backends.kubejobs import differences
 from raykube.backends.observed import Observed
 
@@ -68,6 +69,17 @@ def test_earlier_attempts_are_told_with_their_reasons():
     ]
     status = runstates.status_of(seen("Running"), {"attempt": 3, "attempts": rows})
     assert status.earlier == ("attempt 1: EntrypointFailed (exit code 3)", "attempt 2: HeadLost")
+
+
+def test_next_attempt_is_told_to_the_script_and_noted():
+    planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
+    again = kubejobs.again(planned, 3)
+    assert yaml.safe_load(again["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAYKUBE_ATTEMPT": "3"}}
+    assert again["metadata"]["annotations"] == {runstates.ATTEMPT_ANNOTATION: "3"}
+
+
+def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
+    assert kubejobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
 
 
 def test_difference_names_the_field_and_both_values():
