@@ -126,11 +126,12 @@ class RunError(RaykubeError):
 
 
 class RunFailed(RunError):
-    """The run ended in FAILED. ``reason``, ``exit_code``, ``evidence`` and ``tail`` say why."""
+    """The run ended in FAILED. ``reason``, ``exit_code``, ``evidence``, ``where`` and ``tail`` say why."""
 
     reason: str = ""
     exit_code: int | None = None
     evidence: str = ""
+    where: str = ""
     tail: tuple[str, ...] = ()
 
     @classmethod
@@ -140,6 +141,7 @@ class RunFailed(RunError):
         error.reason = failure.reason
         error.exit_code = failure.exit_code
         error.evidence = failure.message
+        error.where = failure.where
         error.tail = tuple(failure.tail)
         return error
 
@@ -147,7 +149,8 @@ class RunFailed(RunError):
         tail = (
             [f"  last {len(self.tail)} lines of its log:", *(f"    {line}" for line in self.tail)] if self.tail else []
         )
-        return "\n".join([super().__str__(), *tail])
+        seen = [f"  seen: {self.where}"] if self.where else []
+        return "\n".join([super().__str__(), *seen, *tail])
 
 
 class RunStopped(RunError):

@@ -59,7 +59,7 @@ def status_text(status: Status) -> str:
 
 def failure_text(failure: Failure) -> str:
     """Return a cause, its evidence and the next step."""
-    lines = [f"{failure.reason}: {failure.message}"]
+    lines = [f"{failure.reason}: {failure.message}", *([f"  seen: {failure.where}"] if failure.where else [])]
     if failure.tail:
         lines += [f"  last {len(failure.tail)} lines of its log:", *(f"    {line}" for line in failure.tail)]
     return "\n".join([*lines, *([f"  next: {failure.next_step}"] if failure.next_step else [])])

@@ -4,7 +4,7 @@ import pytest
 
 from raykube.backends import Status
 from raykube.cli import view
-from raykube.errors import Failure
+from raykube.errors import Failure, RunFailed
 from raykube.wire import Result
 
 NOW = 1_000.0
@@ -31,6 +31,13 @@ def test_pending_line_shows_the_detail_and_later_attempts():
 
 def test_ended_run_does_not_grow_older():
     assert view.elapsed(status(ended=950.0), NOW) == 10.0
+
+
+def test_failure_text_names_the_field_that_says_so():
+    where = "pod/x-head: status.conditions[PodScheduled].message"
+    failure = Failure("Unschedulable", "0/1 nodes", next_step="ask for less", where=where)
+    assert view.failure_text(failure).splitlines()[1] == f"  seen: {where}"
+    assert f"  seen: {where}" in str(RunFailed.of("a", failure))
 
 
 def test_failure_text_has_cause_log_and_next_step():
