@@ -135,6 +135,8 @@ class Kube:
             # The first says no more than that the server answers.
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
             for line in _lines(response):
+                if stop.is_set():
+                    return
                 change = json.loads(line)
                 if change["type"] == "ERROR":
                     raise _watch_error(change["object"])
@@ -221,9 +223,10 @@ class Stop:
             other.set()
         with self._lock:
             for connection in self._sockets:
-                # Not close: only a shutdown wakes the thread that waits for data. It may be closed already.
+                # Not close: only a shutdown wakes the thread that waits for data. It may be closed already. Not that of
+                # an SSLSocket either: it forgets its key, and what comes after is read as it is, encrypted.
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def is_set(self) -> bool:
         """Whether it was set."""

@@ -145,6 +145,8 @@ class _Reader:
         path, options = head.api.log_path(node, head.log_file)
         with self._kube.stream(path, stop, timeout=None, **options) as response:
             for chunk in response.iter_raw():
+                if stop.is_set():  # the rest is read at once, from where this ends
+                    return
                 fresh = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 self._given += len(fresh)
