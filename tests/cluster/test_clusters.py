@@ -115,13 +115,14 @@ def test_cluster_of_another_manifest_is_a_conflict_that_names_the_path(place, de
         spec["headGroupSpec"]["rayStartParams"]["num-cpus"] = "2"
         del spec["headGroupSpec"]["template"]["spec"]["containers"][0]["livenessProbe"]
 
-    done = place.raykube("cluster", "create", demo, "--on", place.manifest(change))
+    path = place.manifest(change)
+    done = place.raykube("cluster", "create", demo, "--on", path)
     assert done.returncode == 2
     assert "spec.headGroupSpec.rayStartParams.num-cpus: '1' there, '2' here" in done.stderr
     assert "spec.headGroupSpec.template.spec.containers[0].livenessProbe: " in done.stderr
     assert "absent here" in done.stderr
     assert done.stderr.count("there, ") == 2
-    assert "raykube cluster delete demo" in done.stderr
+    assert f"raykube cluster delete --on {path} demo" in done.stderr
 
 
 def test_cluster_with_an_unknown_field_is_refused_with_its_path_before_anything_exists(place):
