@@ -78,9 +78,14 @@ def summary(text: str) -> str:
     return _short(" ... ".join(ends))
 
 
-def first_line(text: str) -> str:
+def opening(text: str) -> str:
     """Return the first line that says something."""
-    return _short(next((line.strip() for line in text.splitlines() if line.strip()), ""))
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def first_line(text: str) -> str:
+    """Return the first line that says something, cut where it is long."""
+    return _short(opening(text))
 
 
 def _short(line: str) -> str:

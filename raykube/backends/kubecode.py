@@ -12,7 +12,7 @@ from raykube import package, plans
 from raykube.backends import kubestorage
 from raykube.backends.kubeapi import Kube
 from raykube.backends.rayhead import RayHead, head_of
-from raykube.errors import BackendError, Conflict, Unreachable
+from raykube.errors import BackendError, Conflict
 from raykube.package import Package
 from raykube.plans import Plan
 
@@ -86,7 +86,7 @@ def _answering(kube: Kube, name: str, limit_s: float) -> RayHead:
         if head := head_of(kube, kube.get("RayJob", name)):
             try:
                 head.api.version()
-            except (Unreachable, BackendError) as error:
+            except BackendError as error:
                 why = error.why
             else:
                 return head

@@ -62,7 +62,6 @@ class _Run:
 
     def __init__(self, kube: Kube, name: str) -> None:
         self._look = Look(kube, name)
-        self._ready = threading.Event()
         self.head: RayHead | None = None
         self.details: Mapping[str, Any] = {}
         self.ended = threading.Event()
@@ -118,7 +117,7 @@ def _followed(kube: Kube, name: str) -> Iterator[bytes]:
                 continue
             try:
                 yield from reader.stream(head, details["driver_node_id"], run.stream())
-            except (NotFound, Unreachable, BackendError):
+            except BackendError:
                 run.refresh()
             run.ended.wait(_PAUSE_S)
         if isinstance(run.error, NotFound):

@@ -21,7 +21,6 @@ from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
 
-_GONE_S = 60.0
 _STOP_S = 30.0
 
 

@@ -64,7 +64,7 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
             pod = kube.get("Pod", name)
             if time.monotonic() > deadline or _never_starts(pod):
                 raise _late(pod, f"write {name}") from error
-        except (NotFound, BackendError):  # 404 is the pod's own answer
+        except BackendError:  # 404 is the pod's own answer
             if kube.get("Pod", name)["status"].get("phase") == "Running":
                 return False
         else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raykube.backends import State, Status
-from raykube.backends.endings import ERROR_TYPES
+from raykube.backends.endings import ERROR_TYPES, opening
 from raykube.backends.records import Record
 from raykube.errors import Failure
 
@@ -50,7 +50,7 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
     return replace(
         status,
         state=state,
-        detail=_first_line(job.get("message")),
+        detail=opening(job.get("message") or ""),
         failure=failure,
         started=_seconds(job.get("start_time")),
         ended=_seconds(job.get("end_time")) if state in ("FAILED", "STOPPED", "SUCCEEDED") else None,
@@ -61,7 +61,7 @@ def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failur
     """Say why Ray's job failed, from its error type, exit code and message."""
     reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
     code = job.get("driver_exit_code")
-    message = f"the entrypoint ended with exit code {code}" if code else _first_line(job.get("message"))
+    message = f"the entrypoint ended with exit code {code}" if code else opening(job.get("message") or "")
     return Failure(reason, message, code, tuple(tail), next_step(reason, name))
 
 
@@ -120,11 +120,6 @@ def _overrun(record: Record, status: Status, now: float) -> Failure | None:
     if limit is None or now - since <= limit:
         return None
     return Failure(reason, f"{status.state} for more than {limit:g} s", None, (), next_step(reason, record.name))
-
-
-def _first_line(text: str | None) -> str:
-    """Return the first line that says something."""
-    return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from raykube.backends import State, Status, diagnosis
-from raykube.backends.observed import Observed
+from raykube.backends.endings import opening
+from raykube.backends.observed import Observed, is_ready
 from raykube.errors import Failure
 
 STOP_ANNOTATION = "raykube.io/stop"
@@ -107,10 +108,10 @@ def _cause(seen: Observed, state: State) -> Failure | None:
 
 def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
     if cause:
-        return f"{cause.reason}: {first_line(cause.message)}"
+        return f"{cause.reason}: {opening(cause.message)}"
     if state == "WAITING":
         return _waiting(seen)
-    return first_line(str(seen.ray.get("message") or (seen.owner.get("status") or {}).get("message") or ""))
+    return opening(str(seen.ray.get("message") or (seen.owner.get("status") or {}).get("message") or ""))
 
 
 def _waiting(seen: Observed) -> str:
@@ -120,13 +121,8 @@ def _waiting(seen: Observed) -> str:
         return deployment.lower()
     if not seen.pods:
         return "KubeRay makes its cluster"
-    ready = sum(1 for pod in seen.pods if _is_ready(pod))
+    ready = sum(1 for pod in seen.pods if is_ready(pod))
     return f"{ready} of {len(seen.pods)} pods ready"
-
-
-def _is_ready(pod: Mapping[str, Any]) -> bool:
-    found = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in found)
 
 
 def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
@@ -140,8 +136,3 @@ def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
 def seconds(text: str | None) -> float | None:
     """Return a Kubernetes time as Unix seconds."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None
-
-
-def first_line(text: str) -> str:
-    """Return the first line that says something."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
