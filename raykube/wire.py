@@ -19,6 +19,7 @@ A stage is one call of ``train`` or ``sweep``: ``train-1``, ``sweep-2`` … in t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,8 @@ RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
+
+_TAIL_BYTES = 65_536  # of a metrics file, more than one row ever has
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -160,6 +163,31 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8") as lines:
         yield from (row(line) for line in lines if line.endswith("\n"))
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """Return the metrics reported last below a run's folder, by a stage or a trial; empty when there are none.
+
+    Ray Train deletes superseded checkpoints while this looks, so they are not entered (a worker's
+    half-written files are no reports either), and what is gone at the second look is no error.
+    """
+    newest = max(_streams(folder), default=None)
+    if newest is None:
+        return {}
+    with contextlib.suppress(FileNotFoundError), newest[1].open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        return dict(row(lines[-1])["metrics"]) if lines else {}
+    return {}
+
+
+def _streams(folder: Path) -> Iterator[tuple[float, Path]]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.lstrip(".").startswith("checkpoint_")]
+        if METRICS_FILE in files:
+            path = Path(parent) / METRICS_FILE
+            with contextlib.suppress(FileNotFoundError):
+                yield path.stat().st_mtime, path
 
 
 def row(line: str | bytes) -> dict[str, Any]:

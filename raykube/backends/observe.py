@@ -117,14 +117,7 @@ def body_of(record: Record, attempt: int) -> dict[str, Any]:
 
 def progress(record: Record) -> Mapping[str, Any]:
     """Return the metrics that the run reported last; empty when there are none to be seen from here."""
-    streams = (Path(record.storage) / record.name).rglob(wire.METRICS_FILE)
-    newest = max(streams, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        return MappingProxyType({})
-    with newest.open("rb") as file:
-        file.seek(max(0, newest.stat().st_size - _TAIL_BYTES))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return MappingProxyType(wire.row(lines[-1])["metrics"] if lines else {})
+    return MappingProxyType(wire.last_metrics(Path(record.storage) / record.name))
 
 
 def lines(path: Path, *, is_open: Iterator[bool]) -> Iterator[str]:

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,20 +240,7 @@ def _ended(rows: list[dict[str, Any]]) -> set[int]:
 
 def _progress(path: str) -> dict[str, Any]:
     """Return the metrics that were reported last; none where the storage is not a folder."""
-    if storage.is_uri(path):
-        return {}
-    newest = max(_streams(Path(path)), key=lambda file: file.stat().st_mtime, default=None)
-    if newest is None:
-        return {}
-    with newest.open("rb") as file:
-        file.seek(max(0, newest.stat().st_size - 32_768))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-    return dict(wire.row(lines[-1])["metrics"]) if lines else {}
-
-
-def _streams(path: Path) -> Iterator[Path]:
-    yield from path.glob(f"*/{wire.METRICS_FILE}")
-    yield from path.glob(f"*/*/{wire.METRICS_FILE}")
+    return {} if storage.is_uri(path) else wire.last_metrics(Path(path))
 
 
 def main(retries: int, command: str) -> int:
