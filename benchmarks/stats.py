@@ -101,13 +101,15 @@ def noise_floor(base: Sequence[float], again: Sequence[float]) -> float:
 def verdict(ratio: Interval, goal: float, floor: float) -> Verdict:
     """Judge ``ratio <= goal`` by the bounds of the ratio and the noise floor alone.
 
-    A goal tighter than the floor cannot be met here, only missed by more than the floor.
+    A goal nearer to 1 than the floor cannot be met here, only missed by more than the floor. A goal below 1 asks for
+    a gain, and the same holds of that.
     """
     if ratio.count < MIN_PAIRS:
         return "not resolvable here"
-    if ratio.high <= goal and floor <= goal - 1:
+    resolved = floor <= abs(goal - 1)
+    if ratio.high <= goal and resolved:
         return "pass"
-    return "fail" if ratio.low > max(goal, 1 + floor) else "not resolvable here"
+    return "fail" if ratio.low > (goal if resolved else max(goal, 1 + floor)) else "not resolvable here"
 
 
 def within(cost: Interval, limit: float) -> Verdict:

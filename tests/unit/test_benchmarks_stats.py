@@ -82,6 +82,9 @@ def test_planted_slowdown_of_five_percent_is_detected():
         (1.015, 1.03, 10, 1.01, 0.02, "not resolvable here"),
         (1.04, 1.06, 10, 1.01, 0.02, "fail"),
         (0.99, 1.0, 5, 1.01, 0.004, "not resolvable here"),
+        (0.57, 0.73, 6, 0.8, 0.12, "pass"),
+        (0.57, 0.73, 6, 0.8, 0.25, "not resolvable here"),
+        (0.85, 0.95, 6, 0.8, 0.12, "fail"),
     ],
     ids=[
         "below-goal",
@@ -91,6 +94,9 @@ def test_planted_slowdown_of_five_percent_is_detected():
         "above-goal-within-floor",
         "above-floor",
         "too-few",
+        "gain",
+        "gain-within-floor",
+        "gain-too-small",
     ],
 )
 def test_verdict_follows_bounds_and_floor(low, high, count, goal, floor, expected):
