@@ -134,8 +134,14 @@ def _queued(seen: Observed) -> Failure | None:
         if (each := found.get(kind, {})).get("status") == "False":
             where = f"workload/{name_of(seen.workload)}: status.conditions[{kind}].message"
             reason = "Inadmissible" if each.get("reason") == "Inadmissible" else "Queued"
-            return complete(seen, Failure(reason, each.get("message") or each.get("reason", "")), where)
+            words = each.get("message") or each.get("reason", "")
+            place = "" if seen.before is None else f". {_place(seen.before)} in the queue"
+            return complete(seen, Failure(reason, words.rstrip(".") + place), where)
     return None
+
+
+def _place(before: int) -> str:
+    return f"{before} before it" if before else "It is the first"
 
 
 def _pods(seen: Observed) -> Failure | None:

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status, endings, rayhead, runstates
+from raykube.backends.clustercauses import is_suspended
 from raykube.backends.kubeapi import Kube, Object, Stop
+from raykube.backends.kubequeue import Place
 from raykube.backends.observed import Observed
 from raykube.backends.rayhead import RayHead
 from raykube.backends.watching import Watching
@@ -35,6 +37,7 @@ class Look:
         self.job = _job(kube, name)
         self._head: RayHead | None = None
         self._head_of = ("", "")
+        self._place = Place(kube)
 
     def head(self) -> RayHead | None:
         """Return the head that the run is on; None when there is none to ask."""
@@ -67,7 +70,11 @@ class Look:
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
         found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
-        return _joined(seen, found)
+        return self._placed(_joined(seen, found))
+
+    def _placed(self, seen: Observed) -> Observed:
+        queued = seen.workload and is_suspended(seen)
+        return replace(seen, before=self._place.before(seen.workload)) if queued else seen
 
     def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
         with contextlib.suppress(Forbidden):
@@ -122,7 +129,8 @@ class Look:
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
         found = {key: watching.of(key) or [] for key in _selectors(self.job)}
         details, told, head = ray.answer()
-        status = self._status(_joined(Observed(owner=self.job, ray=details, now=time.time()), found), told, head)
+        seen = _joined(Observed(owner=self.job, ray=details, now=time.time()), found)
+        status = self._status(seen if away else self._placed(seen), told, head)
         return replace(status, failure=_unreachable(away), detail=away.what) if away else status
 
 

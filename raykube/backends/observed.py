@@ -20,6 +20,7 @@ class Observed:
         pods: of that cluster, head and workers.
         events: (``v1`` Event) whose ``involvedObject`` is one of these objects.
         workload: Kueue's Workload of the owner.
+        before: how many workloads of its queue Kueue takes first; None when it does not say.
         ray: Ray's own JobDetails, once the head answers.
         now: when this was seen, in Unix seconds.
     """
@@ -29,6 +30,7 @@ class Observed:
     pods: tuple[Object, ...] = ()
     events: tuple[Object, ...] = ()
     workload: Object = field(default_factory=dict)
+    before: int | None = None
     ray: Object = field(default_factory=dict)
     now: float = 0.0
 

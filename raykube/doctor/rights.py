@@ -44,6 +44,9 @@ RULES = (
     Rule("", ("resourcequotas",), ("get", "list"), "to say that a quota is used up"),
     Rule("", ("persistentvolumeclaims",), ("get",), "to see whether the claims of a manifest are there"),
     Rule("kueue.x-k8s.io", ("workloads",), _READ, "to say why Kueue has not admitted a run"),
+    Rule(
+        "visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",), "to say where it stands in the queue"
+    ),
 )
 
 

@@ -38,6 +38,8 @@ def _start_kueue(folder):
     apply(*(each for each in objects if each["kind"] in first))
     apply(*(each for each in objects if each["kind"] not in first))
     wait_rollout("kueue-controller-manager", _KUEUE)
+    # While an aggregated API does not answer no namespace can be deleted.
+    kubectl("wait", "apiservice", *_named(objects, "APIService"), "--for=condition=Available", f"--timeout={_READY_S}s")
     flavor = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "any"}}
     until(lambda: _applied(flavor, "webhook"), "Kueue's webhooks answer", _READY_S, poll_s=0.5)
 
@@ -54,12 +56,9 @@ def _applied(item, not_yet):
 
 
 def _kueue():
-    """Return Kueue's manifests with our image.
-
-    Without its aggregated API: nothing here reads it, and while it does not answer no namespace can be deleted.
-    """
+    """Return Kueue's manifests with our image."""
     source = binaries.source_of("kueue", "sigs.k8s.io/kueue") / "config" / "default"
-    objects = [each for each in kustomized(source) if each["kind"] != "APIService"]
+    objects = kustomized(source)
     for item in objects:
         if item["kind"] == "Deployment":
             container = item["spec"]["template"]["spec"]["containers"][0]
@@ -71,12 +70,18 @@ def _kueue():
 
 def stop_kueue():
     """Take Kueue away again: its webhooks would see, and delay, every job of tests that know nothing of it."""
-    definitions = [each["metadata"]["name"] for each in _kueue() if each["kind"] == "CustomResourceDefinition"]
+    objects = _kueue()
+    kubectl("delete", "apiservice", *_named(objects, "APIService"), "--ignore-not-found")
+    definitions = _named(objects, "CustomResourceDefinition")
     kubectl("delete", "resourceflavors.kueue.x-k8s.io", "--all", "--timeout=30s", check=False)
     kubectl("delete", "crd", *definitions, "--ignore-not-found", "--timeout=60s")
     kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations"
     kubectl("delete", kinds, "-l", "app.kubernetes.io/name=kueue")
     deleted("namespace", _KUEUE)
+
+
+def _named(objects, kind):
+    return [each["metadata"]["name"] for each in objects if each["kind"] == kind]
 
 
 @contextmanager

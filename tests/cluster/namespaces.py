@@ -37,6 +37,7 @@ LEAST_PRIVILEGE = (
     ("", ("resourcequotas",), ("get", "list")),
     ("", ("persistentvolumeclaims",), ("get",)),
     ("kueue.x-k8s.io", ("workloads",), _READ),
+    ("visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",)),
 )
 
 

@@ -6,7 +6,9 @@ import urllib.request
 
 import pytest
 
-from tests.cluster import addons, kubectl, metrics, workloads
+from raykube.backends.kuberay import KubeRay
+from raykube.handles import Run
+from tests.cluster import addons, kubectl, metrics, namespaces, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
@@ -26,8 +28,15 @@ def kueue(addon):
     addons.stop_kueue()
 
 
+@pytest.fixture
+def why(namespace, monkeypatch):
+    """Give a function that tells why a run does not run, to a user with the documented rights."""
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    return lambda name: Run(name, KubeRay()).why()
+
+
 @pytest.mark.usefixtures("kueue")
-def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace):
+def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace, why):
     with addons.queue(namespace, cpu=1, memory="1500Mi") as queue:
         for name in ("first", "second"):
             kubectl.apply(workloads.manifest("rayjob-queued", NAME=name, QUEUE=queue), namespace=namespace)
@@ -39,6 +48,10 @@ def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace):
             return [each["message"] for each in pending if each["status"] == "False"]
 
         assert "insufficient unused quota for memory" in until(why_not, "one job is held back", 30)[0]
+        told = until(lambda: why("second"), "why tells it", 5)
+        assert told.reason == "Queued"
+        assert "insufficient unused quota for memory" in told.message
+        assert told.message.endswith("It is the first in the queue")
         jobs = [kubectl.get("rayjob", name, namespace) for name in ("first", "second")]
         assert [job["spec"].get("suspend", False) for job in jobs] == [False, True]
         first, second = (workloads.finished_job(namespace, name)["status"] for name in ("first", "second"))

@@ -206,6 +206,13 @@ def test_run_that_kueue_holds_back_has_the_workloads_own_words(condition, reason
     )
 
 
+@pytest.mark.parametrize(("before", "words"), [(0, "It is the first in the queue"), (2, "2 before it in the queue")])
+def test_place_in_the_queue_is_told(before, words):
+    owner = {"metadata": {"name": "a"}, "spec": {"suspend": True}, "status": {"jobDeploymentStatus": "Suspended"}}
+    workload = {"metadata": {"name": "rayjob-a-1"}, "status": {"conditions": [PENDING]}}
+    assert cause(Observed(owner, workload=workload, before=before)).message == f"{PENDING['message']}. {words}"
+
+
 def test_taint_is_named_before_the_amount_that_other_nodes_lack():
     seen = observed("gpu")
     said = "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 Insufficient nvidia.com/gpu."
