@@ -208,7 +208,8 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
     if cluster.selected:
         working_dir = held_uri(package)
-    env_vars = _environ(job.name, cluster, package) | job.env_vars
+    limit = {wire.TIMEOUT: f"{job.timeout_s:g}"} if job.timeout_s else {}
+    env_vars = _environ(job.name, cluster, package) | limit | job.env_vars
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",

@@ -10,6 +10,7 @@ What the keeper does for a run on one machine, this does in the head's pod, next
 - KubeRay starts a job again, in silence, when its head was lost. The run's storage tells that from a first start: it
   counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice;
 - of two attempts that both believe to be the run's, as when a node comes back, the older one is ended;
+- a deadline ends the entrypoint: KubeRay only calls the RayJob failed then, and on a cluster that stays Ray goes on;
 - the output goes to the storage too, and what a reader asks for most (attempt, metrics, result) to a small file in
   Ray's log folder, which the dashboard hands out.
 
@@ -19,6 +20,7 @@ Only the standard library is imported: it must start fast, and on any image.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -38,23 +40,26 @@ _REMOTE_S = 30.0
 _REPLAY_MAX = 16 * 2**20
 _END_S = 5.0
 _TAKEN_OVER = 75
+_TIMED_OUT = 124  # as timeout(1) says it
 
 
 @dataclass(frozen=True)
 class Run:
-    """Which run this is: its folder, its first attempt of this submission, and how many more it may have."""
+    """Which run this is: its folder, its first attempt of this submission, how many more it may have, and how long."""
 
     name: str
     path: str
     first: int
     retries: int
+    timeout_s: float = math.inf
 
     @classmethod
     def from_environ(cls, retries: int) -> Run:
         """Read the run from the ``RAYKUBE_*`` environment."""
         name = os.environ[wire.RUN_NAME]
         base = storage.plain(os.environ.get(wire.STORAGE) or wire.default_storage())
-        return cls(name, storage.join(base, name), int(os.environ.get(wire.ATTEMPT) or 1), retries)
+        first, limit = int(os.environ.get(wire.ATTEMPT) or 1), float(os.environ.get(wire.TIMEOUT) or math.inf)
+        return cls(name, storage.join(base, name), first, retries, limit)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is noted of the run's attempts: a row for each start and each end."""
@@ -126,7 +131,7 @@ class Attempts:
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
         self._stopped = False
-        self._overtaken = False
+        self._cut_short = 0
         self._told = ""
         self.attempt = run.first
 
@@ -153,8 +158,8 @@ class Attempts:
     def _until_well(self, command: str) -> int:
         while True:
             code = self._once(command)
-            if self._overtaken:
-                return _TAKEN_OVER
+            if self._cut_short:
+                return self._cut_short
             if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
                 return code
             self.attempt += 1
@@ -184,15 +189,25 @@ class Attempts:
         self._stopped = True
 
     def _look_after(self) -> None:
-        while not self._ended.wait(_REMOTE_S if storage.is_uri(self._run.path) else _LOOK_S):
+        deadline, looked = time.monotonic() + self._run.timeout_s, 0.0
+        pause = _REMOTE_S if storage.is_uri(self._run.path) else _LOOK_S
+        while not self._ended.wait(_LOOK_S):
+            if time.monotonic() > deadline:
+                self._run.note(attempt=self.attempt, ended=time.time(), exit_code=_TIMED_OUT, reason="DeadlineExceeded")
+                self._cut(f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)", _TIMED_OUT)
+                return
+            if time.monotonic() - looked < pause:
+                continue
+            looked = time.monotonic()
             self._keep()
             if any(row["attempt"] > self.attempt for row in self._run.rows()):
-                self._take_leave()
+                self._cut(f"attempt {self.attempt} ends, a later one has taken over", _TAKEN_OVER)
+                return
 
-    def _take_leave(self) -> None:
-        """End this attempt: a later one has the run. Its files are not to be written by two."""
-        _say(f"attempt {self.attempt} ends, a later one has taken over")
-        self._stopped = self._overtaken = True
+    def _cut(self, words: str, code: int) -> None:
+        """End this attempt before it ends by itself, and start no other."""
+        _say(words)
+        self._stopped, self._cut_short = True, code
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             if self._ended.wait(_END_S):

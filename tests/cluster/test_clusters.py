@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raykube.backends.kubeapi import Kube
+from raykube.backends.kubelook import Look
 from tests.cluster import faults, kubectl, namespaces, workloads
 from tests.cluster.shell import until
 from tests.support import BIN, run
@@ -148,6 +150,17 @@ def test_cluster_that_is_not_there_is_named_with_its_namespace(place):
         done = place.raykube("cluster", verb, "nobody")
         assert done.returncode == 2
         assert f"there is no cluster nobody in namespace {place.namespace}" in done.stderr
+
+
+def test_deadline_ends_the_job_in_ray_too(place, demo, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", place.environ["KUBECONFIG"])
+    words = ["--cluster", demo, "--name", "late", "--timeout-s", "6", "--", "sleep", "600"]
+    done = place.raykube("job", "submit", *words)
+    assert done.returncode == 1
+    assert "DeadlineExceeded" in done.stderr
+    look = Look(Kube(), "late")
+    head = look.head()
+    until(lambda: head.details()["status"] == "FAILED", "Ray has ended it", 20)
 
 
 def test_forward_carries_plain_ray_job_submit_and_outlives_the_head(place, demo):

@@ -108,6 +108,13 @@ def test_attempt_that_was_overtaken_ends(start, storage):
     assert "a later one has taken over" in log.read_text()
 
 
+def test_deadline_ends_the_entrypoint_and_starts_no_other(start, storage):
+    process, log = start("echo up; sleep 60", retries=3, RAYKUBE_TIMEOUT_S="1")
+    assert process.wait(timeout=30) == 124
+    assert log.read_text() == "up\nraykube: attempt 1 ends after 1 s (timeout_s)\n"
+    assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
+
+
 def test_stopped_attempt_is_not_followed_by_another(start, storage):
     process, log = start("trap 'exit 7' TERM; echo up; sleep 60 & wait", retries=3)
     while "up" not in log.read_text():
