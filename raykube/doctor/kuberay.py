@@ -103,7 +103,7 @@ def settings(container: Mapping[str, Any], where: str, namespace: str) -> Iterat
         step = f"add {namespace} to its argument {_WATCHED}"
         yield Check("operator watches", False, f"only {', '.join(watched)}: nothing here would start", step)
     if env.get(_INIT, "true").lower() != "false":
-        cost = f"{_INIT} is on: each start of a cluster with workers takes about 15 s longer"
+        cost = f"{_INIT} is on: each start of a cluster with workers takes 3 to 12 s longer"
         yield Check("operator speed", None, cost, f"kubectl set env {where} {_INIT}=false")
     if int(args.get(_CONCURRENCY, "1")) <= 1:
         cost = f"{_CONCURRENCY} is 1: it looks at one object at a time, also when many jobs start at once"
