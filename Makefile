@@ -20,7 +20,7 @@ demo: .venv/ready ## train, search, serve and ask: the main job on this machine
 	@$(RUN) docs/demo.py
 
 test: .venv/ready ## all tests
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest --durations=25
 
 cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root, Debian packages, Go)
 	@$(RUN) -m tests.cluster up --install

@@ -68,10 +68,15 @@ def post_ms(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
         for part in reversed(planned.body):
             kube.create(part)
     took = (time.perf_counter() - began) * 1000
-    kube.delete("RayJob", planned.name)
+    _remove(kube, planned, arm)
+    return took
+
+
+def _remove(kube: Kube, planned: Plan, arm: str) -> None:
+    """Delete a job's objects; by raykube the code goes with the RayJob that owns it."""
+    kube.delete("RayJob", planned.name, propagationPolicy="Foreground")
     if arm != OURS:
         kube.delete("ConfigMap", planned.body[0]["metadata"]["name"])
-    return took
 
 
 def running_s(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
@@ -88,7 +93,7 @@ def running_s(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
             kube.create(part)
         _until_running(kube, planned.name)
     took = time.perf_counter() - began
-    kube.delete("RayJob", planned.name, propagationPolicy="Foreground")
+    _remove(kube, planned, arm)
     _until_gone(kube, planned.name)
     return took
 
