@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -129,6 +130,7 @@ class Forward:
                     why=f"HTTP {response.status_code}",
                     next_step="a proxy before the API server must let WebSockets through",
                 )
+            _check_socket(response)
             yield Tunnel(response.extensions["network_stream"])
 
     def _head(self) -> Object:
@@ -179,6 +181,16 @@ def _handshake() -> dict[str, str]:
         "sec-websocket-key": base64.b64encode(os.urandom(16)).decode(),
         "sec-websocket-protocol": _PROTOCOL,
     }
+
+
+def _check_socket(response: httpx.Response) -> None:
+    """Refuse TLS inside TLS: what its socket carries is not what was sent."""
+    if isinstance(response.extensions["network_stream"].get_extra_info("ssl_object"), ssl.SSLObject):
+        raise BackendError(
+            "a port cannot be carried through a proxy that is itself reached by https",
+            why="TLS to the API server would be inside TLS to the proxy",
+            next_step="name the proxy by http:// or socks5://: what it passes on is TLS all the same",
+        )
 
 
 def _port(pod: Object, name: str) -> int:

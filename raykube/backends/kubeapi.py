@@ -1,7 +1,7 @@
-"""Kubernetes' REST API with plain dicts. Only this module and kubeconfig.py know that there is a Kubernetes client.
+"""Kubernetes' REST API with plain dicts. Only kubeconfig.py and credentials.py know that there is a Kubernetes client.
 
-lightkube makes the HTTP client (certificates, tokens, exec plugins). Its typed calls are not used: they have neither
-strict field validation nor a place for fields that a newer server knows.
+lightkube reads what says where the server is and who asks. Its typed calls are not used: they have neither strict
+field validation nor a place for fields that a newer server knows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Kube:
     def __init__(self, context: str = "", namespace: str = "") -> None:
         config = kubeconfig.load(context)
         self.server: str = config.cluster.server
-        self.context: str = config.context_name
+        self.context = config.context
         self.namespace: str = namespace or config.namespace
         self.http = kubeconfig.client(config, _TIMEOUT)
         # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.

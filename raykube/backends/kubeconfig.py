@@ -1,35 +1,55 @@
 """Which Kubernetes, as whom, and in which namespace: read as kubectl reads it.
 
 ``KUBECONFIG`` (several files are joined, the first to name something wins), else ``~/.kube/config``, else the service
-account of the pod that this runs in. lightkube makes the HTTP client of it: certificates, tokens, exec plugins.
+account of the pod that this runs in. lightkube reads what users and clusters are, and makes TLS of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
-from lightkube.config.client_adapter import Client, ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
-from lightkube.config.models import NameValue, User, UserExec
+from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
+from raykube.backends.credentials import auth_of
 from raykube.errors import ConfigError
 from raykube.names import nearest
 
-_EXEC_V1 = "client.authentication.k8s.io/v1"
-_EXEC_V1BETA1 = "client.authentication.k8s.io/v1beta1"
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 _LISTS = ("clusters", "contexts", "users")
 
 
-def load(context: str = "") -> SingleConfig:
+@dataclass(frozen=True)
+class Config:
+    """What a context says.
+
+    Attributes:
+        context: its name; ``default`` in a pod that has no kubeconfig.
+        namespace: that it names, else ``default``; in a pod that of the pod.
+        cluster: address and certificates of the API server.
+        user: who asks, and by what.
+        proxy: address of a proxy on the way to the server; "" for that of the environment, if any.
+        server_name: that the server's certificate must be for; "" for that of its address.
+    """
+
+    context: str
+    namespace: str
+    cluster: Cluster
+    user: User
+    proxy: str = ""
+    server_name: str = ""
+
+
+def load(context: str = "") -> Config:
     """Return the configuration of `context`, by default the current one.
 
     Raises:
@@ -37,18 +57,49 @@ def load(context: str = "") -> SingleConfig:
     """
     paths = [Path(path).expanduser() for path in _paths() if Path(path).expanduser().is_file()]
     try:
-        found = KubeConfig.from_dict(_joined(paths)) if paths else KubeConfig.from_service_account()
+        joined = _joined(paths)
+        found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
         chosen = found.get(context or None)
     except (LightkubeError, OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise _unreadable(error, context, paths) from error
-    if chosen is None or chosen.user is None:
-        return chosen._replace(user=User()) if chosen else _no_config(paths)
-    return chosen._replace(user=_told(chosen.user))
+    if chosen is None:
+        raise _unreadable(LightkubeError("no current context"), "", paths)
+    # lightkube knows neither of the two.
+    said: dict[str, str] = next(
+        (each["cluster"] for each in joined["clusters"] if each["name"] == chosen.context.cluster), {}
+    )
+    proxy, name = said.get("proxy-url") or "", said.get("tls-server-name") or ""
+    return Config(chosen.context_name, chosen.namespace, chosen.cluster, chosen.user or User(), proxy, name)
 
 
-def client(config: SingleConfig, timeout: httpx.Timeout) -> httpx.Client:
-    """Return an HTTP client of the API server, which sends the user's credentials with each request."""
-    return Client(config, ConnectionParams(timeout=timeout))
+def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
+    """Return an HTTP client of the API server, which sends the user's credentials with each request.
+
+    Raises:
+        ConfigError: a certificate cannot be read, or something is asked for that is not known here.
+    """
+    try:
+        tls = verify_cluster(config.cluster, config.user, str)
+        if config.server_name:
+            _expect(tls, config.server_name)
+        auth, proxy = auth_of(config.user, tls), config.proxy or None
+        return httpx.Client(base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout)
+    except (LightkubeError, OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"context {config.context} of the kubeconfig cannot be used",
+            why=str(error),
+            next_step="see: kubectl config view --minify",
+        ) from error
+
+
+def _expect(tls: ssl.SSLContext, name: str) -> None:
+    """Have a server's certificate be for `name`, whatever its address; httpx cannot say so behind a proxy."""
+
+    def named(wrap: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *words, **options: wrap(*words, **{**options, "server_hostname": name})
+
+    for each in ("wrap_socket", "wrap_bio"):
+        setattr(tls, each, named(getattr(tls, each)))
 
 
 def _paths() -> list[str]:
@@ -77,28 +128,12 @@ def _absolute(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"name": entry["name"], kind: inner}
 
 
-def _told(user: User) -> User:
-    """Return a user whose exec plugin is spoken to in the version that the kubeconfig names.
-
-    lightkube knows v1beta1, which has v1's fields; the plugin is told the version that it must answer in.
-    """
-    if user.exec is None or user.exec.apiVersion not in (_EXEC_V1, _EXEC_V1BETA1):
-        return user
-    asked = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
-    env = [*(user.exec.env or []), NameValue("KUBERNETES_EXEC_INFO", json.dumps(asked))]
-    told: UserExec = dataclasses.replace(user.exec, apiVersion=_EXEC_V1BETA1, env=env)
-    return dataclasses.replace(user, exec=told)
-
-
-def _no_config(paths: list[Path]) -> SingleConfig:
-    raise _unreadable(LightkubeError("no current context"), "", paths)
-
-
 def _unreadable(error: Exception, context: str, paths: list[Path]) -> ConfigError:
-    known: list[str] = []
-    if context and paths and "not found" in str(error):
-        known = [entry["name"] for entry in _joined(paths)["contexts"]]
-    where = ", ".join(map(str, paths)) or f"neither {' nor '.join(_paths())} nor a pod's service account"
-    step = nearest(context, known) if known else "see: kubectl config get-contexts"
-    what = f"there is no context {context!r} in {where}" if known else f"no Kubernetes is configured: {where}"
+    where = ", ".join(map(str, paths))
+    if context and "not found" in str(error):
+        known = [entry["name"] for entry in _joined(paths)["contexts"]] if paths else ["default"]
+        what = f"there is no context {context!r} in {where or 'this pod, which has no kubeconfig'}"
+        return ConfigError(what, why=str(error), next_step=nearest(context, known))
+    nowhere = f"neither {' nor '.join(_paths())} nor a pod's service account"
+    what, step = f"no Kubernetes is configured: {where or nowhere}", "see: kubectl config get-contexts"
     return ConfigError(what, why=str(error), next_step=step)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
 from raykube.backends import kubeconfig
+from raykube.backends.credentials import NoCredential
 from raykube.backends.kubeapi import Kube
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
@@ -25,7 +26,7 @@ def checks(kube: Kube) -> Iterator[Check]:
     try:
         answer = kube.answer("/version")
     except Unreachable as error:
-        yield unreachable(error)
+        yield refused("server", error) if isinstance(error, NoCredential) else unreachable(error)
         return
     except Forbidden as error:  # even this it tells only to whom it knows
         yield dataclasses.replace(refused("server", error), ok=False)

@@ -1,13 +1,14 @@
 """Which Kubernetes, as whom; and what the API server says no with."""
 
 import json
+import ssl
 import stat
 
 import httpx
 import pytest
-from lightkube.config.client_adapter import user_auth
 
 from raykube.backends import kubeapi, kubeconfig
+from raykube.backends.credentials import auth_of
 from raykube.backends.kuberefusals import refusal
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
@@ -46,8 +47,7 @@ def test_exec_plugin_is_told_its_version_and_gives_the_token(tmp_path, monkeypat
     api_version = f"client.authentication.k8s.io/{version}"
     path = write(tmp_path / "c", "c", "https://c", exec={"apiVersion": api_version, "command": str(plugin)})
     monkeypatch.setenv("KUBECONFIG", str(path))
-    user = kubeconfig.load().user
-    auth = user_auth(user)
+    auth = auth_of(kubeconfig.load().user, ssl.create_default_context())
     request = next(auth.sync_auth_flow(httpx.Request("GET", "https://c")))
     assert request.headers["Authorization"] == "Bearer from-plugin"
     assert json.loads((tmp_path / "asked").read_text())["apiVersion"] == api_version

@@ -1,0 +1,295 @@
+"""What reaches an API server, and by which way: a real server of TLS, a real proxy, real exec plugins."""
+
+import base64
+import contextlib
+import http.server
+import importlib.util
+import json
+import select
+import socket
+import ssl
+import threading
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from raykube.backends import forward, kubeconfig
+from raykube.backends.credentials import NoCredential
+from raykube.backends.kubeapi import Kube
+from raykube.errors import BackendError, ConfigError, Forbidden, Unreachable
+from tests.cluster import certificates
+
+NAME = "kubernetes.test"
+TIMEOUT = httpx.Timeout(10)
+
+
+class Authority:
+    """Whose certificates are trusted here."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.pair = certificates._authority("test")
+        self.path = folder / "ca.crt"
+        self.path.write_bytes(pem_of(self.pair.certificate))
+
+    def issue(self, name):
+        """Return a certificate for a name, and its key, as PEM."""
+        pair = certificates._issued(self.pair, name, names=[x509.DNSName(name)])
+        key = pair.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return pem_of(pair.certificate).decode(), key.decode()
+
+    def tls(self, name):
+        """Return TLS for a server of that name, which asks for certificates and needs none."""
+        path = self.folder / f"{name}.pem"
+        path.write_text("".join(self.issue(name)))
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self.path))
+        tls.verify_mode = ssl.CERT_OPTIONAL
+        tls.load_cert_chain(path)
+        return tls
+
+
+def pem_of(certificate):
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words):
+        pass
+
+
+class Api(Quiet):
+    """Answers who asked, by token and certificate; those in the server's `refused` are not known to it."""
+
+    def do_GET(self):
+        subject = dict(each[0] for each in (self.connection.getpeercert() or {}).get("subject", ()))
+        who = [self.headers.get("authorization", "").removeprefix("Bearer "), subject.get("commonName", "")]
+        known = not self.server.refused & {*who}
+        body = json.dumps(who if known else {"message": "Unauthorized"}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Proxy(Quiet):
+    """Carries connections on, and notes where they go."""
+
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        host, port = self.path.split(":")
+        with socket.create_connection((host, int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            relay(self.connection, there)
+        self.close_connection = True
+
+
+def relay(here, there):
+    """Carry bytes until either side ends."""
+    ends = {here: there, there: here}
+    while True:
+        waiting = [each for each in ends if isinstance(each, ssl.SSLSocket) and each.pending()]
+        for each in waiting or select.select([*ends], [], [])[0]:
+            data = each.recv(65536)
+            if not data:
+                return
+            ends[each].sendall(data)
+
+
+@contextlib.contextmanager
+def serving(handler, tls=None):
+    """Run a server, and give it."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.refused, server.asked = set(), []
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def api(authority):
+    """Give an API server whose certificate is for another name than its address."""
+    with serving(Api, authority.tls(NAME)) as server:
+        yield server
+
+
+@pytest.fixture
+def context(api, authority, tmp_path, monkeypatch):
+    """Return a function that writes a kubeconfig of one context and loads it."""
+
+    def load(user=None, **cluster):
+        server = f"https://127.0.0.1:{api.server_port}"
+        cluster = {"server": server, "certificate-authority": "ca.crt", "tls-server-name": NAME} | cluster
+        cluster = {key: value for key, value in cluster.items() if value}
+        config = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": user or {"token": "t"}}],
+        }
+        path = authority.folder / "kubeconfig"
+        path.write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        return kubeconfig.load()
+
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return load
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Return a function that makes an exec plugin of its answers; the last one is repeated."""
+
+    def user(*answers, **more):
+        for number, answer in enumerate(answers):
+            (tmp_path / f"answer-{number}").write_text(json.dumps({"status": answer}))
+        (tmp_path / f"answer-{len(answers)}").symlink_to(f"answer-{len(answers) - 1}")
+        program = tmp_path / "plugin"
+        lines = ("#!/bin/sh", "n=$(cat count 2>/dev/null || echo 0)", "cat answer-$n", "echo $((n + 1)) > count")
+        program.write_text("\n".join(lines))
+        program.chmod(0o755)
+        return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(program), **more}}
+
+    return user
+
+
+def who(config):
+    """Return the token and the name in the certificate that the server sees."""
+    with kubeconfig.client(config, TIMEOUT) as client:
+        return client.get("/").json()
+
+
+def test_certificate_is_for_the_name_that_the_kubeconfig_says(context):
+    assert who(context()) == ["t", ""]
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        who(context(**{"tls-server-name": ""}))
+
+
+def test_proxy_of_the_kubeconfig_carries_all_and_its_name_of_the_server_holds(context, api, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # kubectl heeds it only where the kubeconfig says nothing
+    with serving(Proxy) as proxy:
+        address = f"http://127.0.0.1:{proxy.server_port}"
+        assert who(context(**{"proxy-url": address})) == ["t", ""]
+        assert proxy.asked == [f"127.0.0.1:{api.server_port}"]
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            who(context(**{"proxy-url": address, "tls-server-name": ""}))
+
+
+def test_proxy_reached_by_tls_carries_requests_and_no_port(context, authority, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    with serving(Proxy, authority.tls("localhost")) as proxy:
+        config = context(**{"proxy-url": f"https://localhost:{proxy.server_port}"})
+        assert who(config) == ["t", ""]
+        with kubeconfig.client(config, TIMEOUT) as client, client.stream("GET", "/") as response:
+            with pytest.raises(BackendError, match="itself reached by https"):
+                forward._check_socket(response)
+            response.read()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("socks5://127.0.0.1:1", "socksio"), ("gopher://127.0.0.1", "Unknown scheme")]
+)
+@pytest.mark.skipif(bool(importlib.util.find_spec("socksio")), reason="what SOCKS needs is installed")
+def test_proxy_that_cannot_be_used_is_said(context, address, words):
+    with pytest.raises(ConfigError, match=words):
+        who(context(**{"proxy-url": address}))
+
+
+def test_proxy_that_does_not_answer_is_no_answer_of_the_server(context):
+    context(**{"proxy-url": "http://127.0.0.1:1"})
+    with pytest.raises(Unreachable):
+        Kube().answer("/version")
+
+
+def test_certificate_file_that_is_missing_is_said(context):
+    with pytest.raises(ConfigError, match="No such file"):
+        who(context(user={"client-certificate": "none.crt", "client-key": "none.key"}))
+
+
+def test_token_file_is_read_for_each_request(context, tmp_path):
+    (tmp_path / "token").write_text("first\n")
+    with kubeconfig.client(context(user={"tokenFile": "token"}), TIMEOUT) as client:
+        assert client.get("/").json() == ["first", ""]
+        # As a kubelet does it: the name leads to another file from one moment to the next.
+        (tmp_path / "new").write_text("second\n")
+        (tmp_path / "new").replace(tmp_path / "token")
+        assert client.get("/").json() == ["second", ""]
+
+
+def test_token_file_that_is_missing_is_waited_for(context):
+    context(user={"tokenFile": "nowhere"})
+    with pytest.raises(NoCredential, match="No such file"):
+        Kube().answer("/version")
+
+
+def test_plugin_is_asked_again_only_when_its_token_is_refused(context, plugin, api, tmp_path):
+    with kubeconfig.client(context(user=plugin({"token": "one"}, {"token": "two"})), TIMEOUT) as client:
+        assert [client.get("/").json() for _ in range(2)] == [["one", ""]] * 2
+        assert (tmp_path / "count").read_text() == "1\n"
+        api.refused.add("one")
+        assert client.get("/").json() == ["two", ""]
+    assert (tmp_path / "count").read_text() == "2\n"
+
+
+def test_plugin_is_asked_again_when_its_token_has_expired(context, plugin):
+    over = {"token": "old", "expirationTimestamp": "2020-01-01T00:00:00Z"}
+    new = {"token": "new", "expirationTimestamp": "2999-01-01T00:00:00Z"}
+    with kubeconfig.client(context(user=plugin(over, new)), TIMEOUT) as client:
+        assert [client.get("/").json()[0] for _ in range(3)] == ["old", "new", "new"]
+
+
+def certified(authority, name):
+    certificate, key = authority.issue(name)
+    return {"clientCertificateData": certificate, "clientKeyData": key}
+
+
+def test_plugin_gives_a_certificate_and_another_when_it_is_refused(context, plugin, api, authority):
+    one, two = certified(authority, "one"), certified(authority, "two")
+    with kubeconfig.client(context(user=plugin(one, two | {"token": "t"})), TIMEOUT) as client:
+        assert client.get("/").json() == ["", "one"]
+        api.refused.add("one")
+        assert client.get("/").json() == ["t", "two"]
+
+
+def test_plugin_whose_answer_stays_refused_is_a_user_whom_the_server_does_not_know(context, plugin, api):
+    api.refused.add("one")
+    context(user=plugin({"token": "one"}))
+    with pytest.raises(Forbidden):
+        Kube().answer("/version")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("/nowhere/plugin", "No such file"), ("false", "exit status 1"), ("true", "Expecting value")]
+)
+def test_plugin_that_gives_nothing_is_named_with_its_hint(context, command, words):
+    version = "client.authentication.k8s.io/v1"
+    context(user={"exec": {"apiVersion": version, "command": command, "installHint": "install it so"}})
+    with pytest.raises(NoCredential, match=words) as told:
+        Kube().answer("/version")
+    assert command in told.value.what
+    assert told.value.next_step == "install it so"
+
+
+def test_client_certificate_of_the_kubeconfig_is_shown(context, authority):
+    certificate, key = (base64.b64encode(each.encode()).decode() for each in authority.issue("jane"))
+    user = {"client-certificate-data": certificate, "client-key-data": key}
+    assert who(context(user=user)) == ["", "jane"]
