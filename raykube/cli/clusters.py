@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -232,22 +233,36 @@ def _end_local() -> None:
 
 @contextlib.contextmanager
 def _kept(token: str, name: str) -> Iterator[Path | None]:
-    """Keep a token in a file that only this user can read, for as long as the block runs."""
-    from raykube import wire
+    """Keep a token in a file that only this user can read, for as long as the block runs.
+
+    A lock says that the file is in use, and goes with the process however that ends: what one that was killed has left
+    is removed by the next.
+    """
+    from raykube.backends import records
 
     if not token:
         yield None
         return
-    folder = wire.home() / "tokens"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    number, file = tempfile.mkstemp(prefix=f"{name}-", dir=folder)  # made with mode 0600
-    path = Path(file)
-    try:
-        with os.fdopen(number, "w") as writer:
-            writer.write(token)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    folder = records.ensure_home() / "tokens"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile("w", prefix=".", dir=folder, delete=False) as file:  # made with mode 0600
+        fcntl.flock(file, fcntl.LOCK_EX)
+        draft = Path(file.name)
+        path = draft.rename(folder / f"{name}{draft.name}")
+        _remove_left(folder)
+        try:
+            file.write(token)
+            file.flush()
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path) -> None:
+    for path in folder.glob("[!.]*"):
+        with contextlib.suppress(OSError), path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody has it
+            path.unlink()
 
 
 def _say_exports(address: str, token: Path | None) -> None:

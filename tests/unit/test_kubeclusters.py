@@ -3,6 +3,8 @@
 import copy
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,36 @@ def test_token_file_is_for_its_owner_and_goes(tmp_path, monkeypatch):
         assert Path(path).read_text() == "secret"
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
+
+
+KEEPS = (
+    "from raykube.cli import clusters\nwith clusters._kept('secret', 'demo') as path: print(path, flush=True); input()"
+)
+
+
+def test_token_file_of_a_killed_forward_goes_with_the_next_and_that_of_a_live_one_stays(tmp_path, monkeypatch):
+    from raykube.cli import clusters
+
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
+    words = {"args": [sys.executable, "-c", KEEPS], "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(**words) as killed, subprocess.Popen(**words) as live:
+        left, used = Path(killed.stdout.readline().strip()), Path(live.stdout.readline().strip())
+        killed.kill()
+        killed.wait()
+        assert left.read_text() == "secret"
+        with clusters._kept("other", "demo") as path:
+            assert sorted(path.parent.iterdir()) == sorted([path, used])
+        live.communicate("\n")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_token_without_a_place_for_it_says_so(tmp_path, monkeypatch):
+    from raykube.cli import clusters
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="RAYKUBE_HOME"), clusters._kept("secret", "demo"):
+        pass
 
 
 def test_options_of_create_are_the_agreed_ones():
