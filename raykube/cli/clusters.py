@@ -184,12 +184,9 @@ def _goes_on(name: str) -> Iterator[None]:
 def _kube(where: Where) -> Kube:
     """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
     from raykube.backends.kubeapi import Kube as Client
-    from raykube.settings import setting
 
-    if setting("on", where.on).value != _LOCAL:
-        place = where.cluster()
-        return Client(place.context, place.namespace)
-    return Client(setting("context", where.context).value, setting("namespace", where.namespace).value)
+    place = where.around()
+    return Client(place.context, place.namespace)
 
 
 def _listed(where: Where) -> Iterator[ClusterStatus]:

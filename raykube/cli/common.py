@@ -78,6 +78,11 @@ class Where:
         """Return Kubernetes as a place, whatever clusters are in it."""
         return self._loaded("kubernetes")
 
+    def around(self) -> Cluster:
+        """Return Kubernetes as a place for what is there or is written already: where a manifest that is named goes."""
+        found = self.cluster()
+        return self.kubernetes() if found.is_local else found
+
     def _loaded(self, name: str) -> Cluster:
         from raykube.cluster import Cluster as ClusterValue
 

@@ -3,9 +3,11 @@
 Wrong input gives one clear error and exit code 2, before anything is started.
 """
 
+import http.server
 import json
 import shutil
 import subprocess
+import threading
 
 import pytest
 import yaml
@@ -258,6 +260,66 @@ def test_rayjob_of_a_file_is_planned_as_it_is(raykube, code):
     assert planned["spec"] == {"entrypoint": "b", "newField": 1}
     assert planned["metadata"]["name"].startswith("a-")
     assert planned["metadata"]["namespace"] == "team"
+
+
+@pytest.fixture
+def house(code):
+    """Write a manifest that names a namespace, and return its path."""
+    manifest = yaml.safe_load((ROOT / "cluster-configs" / "cpu-small.yaml").read_text())
+    manifest["metadata"]["namespace"] = "of-house"
+    (code / "house.yaml").write_text(yaml.safe_dump(manifest))
+    return "./house.yaml"
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "namespace"), [("", (), "of-house"), ("of-job", (), "of-job"), ("of-job", ("-n", "said"), "said")]
+)
+def test_rayjob_goes_where_an_option_says_or_itself_or_the_manifest_of_the_place(
+    raykube, code, house, own, words, namespace
+):
+    metadata = {"name": "a"} | ({"namespace": own} if own else {})
+    body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": {"entrypoint": "b"}}
+    (code / "job.yaml").write_text(yaml.safe_dump(body))
+    submit = ("job", "submit", "-f", "job.yaml", *words, "--dry-run=client", "-o", "json")
+    (planned,) = json.loads(raykube(*submit, RAYKUBE_ON=house).stdout)
+    assert planned["metadata"]["namespace"] == namespace
+
+
+class Nothing(http.server.BaseHTTPRequestHandler):
+    """An API server that has nothing, and notes what it was asked for."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.send_error(404)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def nothing(code):
+    """Give an API server that has nothing, and a kubeconfig for it in the working directory."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Nothing) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        (code / "kubeconfig").write_text(
+            "{current-context: a, users: [{name: u, user: {}}], contexts: [{name: a, context: {cluster: c, user: u}}], "
+            f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_port}'}}}}]}}"
+        )
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("words", "namespace"), [((), "of-house"), (("-n", "said"), "said")])
+@pytest.mark.parametrize(
+    "command", [("job", "submit", "--cluster", "demo", "--", "python", "hello.py"), ("cluster", "status", "demo")]
+)
+def test_cluster_is_looked_for_where_the_manifest_of_the_place_says(raykube, nothing, house, command, words, namespace):
+    done = raykube(*command[:2], *words, *command[2:], RAYKUBE_ON=house, KUBECONFIG="kubeconfig")
+    assert done.returncode == 2
+    assert nothing.asked == [f"/apis/ray.io/v1/namespaces/{namespace}/rayclusters/demo"]
 
 
 def test_fields_of_a_file_are_a_job_and_options_win(raykube, code):
