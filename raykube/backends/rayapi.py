@@ -88,6 +88,11 @@ class RayApi:
         params = {"node_id": node_id, "filename": filename, "lines": last_lines}
         return self._send("GET", "/api/v0/logs/file", params=params).content
 
+    def log_files(self, node_id: str, pattern: str) -> list[str]:
+        """Return the files of a node's log folder whose path matches a pattern."""
+        answer = self._send("GET", "/api/v0/logs", params={"node_id": node_id, "glob": pattern}).json()
+        return sorted(file for files in answer["data"]["result"].values() for file in files)
+
     def log_path(self, node_id: str, filename: str) -> tuple[str, dict[str, Any]]:
         """Return path and options of a request whose answer is a log file that goes on as the file grows."""
         params = {"node_id": node_id, "filename": filename, "lines": -1, "interval": _LOG_INTERVAL_S}

@@ -50,11 +50,6 @@ class ServeHead:
         found = self._json("/nodes", view="summary")["data"]["summary"]
         return [each["raylet"]["nodeId"] for each in found if each.get("raylet", {}).get("state") == "ALIVE"]
 
-    def log_files(self, node: str, pattern: str) -> list[str]:
-        """Return the files of a node's log folder whose path matches a pattern."""
-        found: Mapping[str, list[str]] = self._json("/api/v0/logs", node_id=node, glob=pattern)["data"]["result"]
-        return sorted(file for files in found.values() for file in files)
-
     def _json(self, path: str, **params: str) -> dict[str, Any]:
         return self._kube.json("GET", f"{self._path}{path}", params=params, headers=self._headers)
 
