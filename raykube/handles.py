@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykube.backends import Backend, State, Status
+from raykube.backends import Backend, State, Status, sources
 from raykube.errors import BackendError, Failure, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
@@ -51,10 +51,6 @@ class _Handle:
             NotFound: it was deleted.
         """
         return self.backend.status(self.name)
-
-    def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield the lines of the driver's or the replicas' log; with `follow` until it has ended."""
-        return self.backend.logs(self.name, follow=follow)
 
     def why(self) -> Failure:
         """Say in one cause and one next step why it is where it is."""
@@ -105,6 +101,22 @@ class Run(_Handle):
             )
         return self
 
+    def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Iterator[str]:
+        """Yield the lines of a log; with `follow` until the run has ended.
+
+        Args:
+            follow: whether to go on with what is to come.
+            source: ``"driver"``: what the script printed, and what Ray shows there of its workers; ``"rank-N"``: all
+                that this training worker printed, of the training that began last; ``"autoscaler"``, ``"events"``:
+                on Kubernetes, the log of Ray's autoscaler, and what is noted about the run's objects.
+
+        Raises:
+            ConfigError: there is no such source, or not on this place.
+            NotFound: this run has none, or not yet, and is not followed.
+        """
+        sources.rank_of(source)
+        return self.backend.logs(self.name, follow=follow, source=source)
+
     def result(self) -> Result | None:
         """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither."""
         return self.backend.result(self.name)
@@ -139,6 +151,10 @@ class Endpoint(_Handle):
             )
         why = self.why()
         raise BackendError(f"service {self.name} is not up: {why.reason}", why=why.message, next_step=why.next_step)
+
+    def logs(self, *, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
+        return self.backend.logs(self.name, follow=follow)
 
     def delete(self) -> None:
         """Take the service down and forget it."""

@@ -10,6 +10,7 @@ A run's folder, below the place's storage::
     STORAGE/RUN/result.json              the last stage's Result; its presence means "that stage ended well"
     STORAGE/RUN/attempts.jsonl           on a cluster: a row for each attempt's start, and one for its end
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
+    STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
@@ -45,6 +46,7 @@ RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
+RANKS_FILE = "ranks.json"
 
 _TAIL_BYTES = 65_536  # of a metrics file, more than one row ever has
 
@@ -62,6 +64,11 @@ def default_storage(environ: Mapping[str, str] = os.environ) -> str:
 def state_file(run: str) -> str:
     """Return the name, in the log folder of the driver's node, of the file that tells the state of a run."""
     return f"raykube-{run}.json"
+
+
+def ranks_file(run: str) -> str:
+    """Return the name, in the same folder, of the copy of a run's ``ranks.json``."""
+    return f"raykube-{run}.ranks.json"  # no name of a run has a dot
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,15 @@ class Backend(Protocol):
         It never ends by itself. An answer that stays out is waited for; Unreachable when it does for long.
         """
 
-    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """Yield log lines without their newlines; with `follow` until the run has ended."""
+    def logs(self, name: str, *, follow: bool, source: str = "driver") -> Iterator[str]:
+        """Yield log lines without their newlines; with `follow` until the run has ended.
+
+        Sources (of a run) are ``driver``, ``rank-N``, ``autoscaler`` and ``events``.
+
+        Raises:
+            ConfigError: this place has no such source.
+            NotFound: this run has not, or not yet, and is not followed.
+        """
 
     def result(self, name: str) -> Result | None:
         """Return what the run's ``train`` or ``sweep`` returned; None when it recorded nothing."""

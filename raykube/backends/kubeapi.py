@@ -95,6 +95,12 @@ class Kube:
         response = self.send("GET", f"{self._path('Pod', name)}/log", params=params)
         return response.content.decode("utf-8", "replace")
 
+    def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
+        """Yield the lines that a container of a pod prints as they come, until it ends or `stop` is set."""
+        path, params = f"{self._path('Pod', name)}/log", {"follow": "true", **params}
+        with self.stream(path, stop, params=params, timeout=None) as response:
+            yield from _lines(response)
+
     def proxy(self, service: str, port: str = "dashboard") -> str:
         """Return the path below which the API server passes requests on to a service's port."""
         return f"{self._path('Service')}/{service}:{port}/proxy"

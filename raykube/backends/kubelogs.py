@@ -13,7 +13,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import kubestorage
-from raykube.backends.kubeapi import Kube, Stop
+from raykube.backends.kubeapi import Kube, Object, Stop
 from raykube.backends.kubelook import Look
 from raykube.backends.rayhead import RayHead
 from raykube.errors import BackendError, NotFound, Unreachable
@@ -57,7 +57,7 @@ def _kept(kube: Kube, look: Look) -> bytes:
     )
 
 
-class _Run:
+class Followed:
     """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
 
     def __init__(self, kube: Kube, name: str) -> None:
@@ -70,6 +70,11 @@ class _Run:
         self._close = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="raykube-log").start()
 
+    @property
+    def job(self) -> Object:
+        """The RayJob as it was seen last."""
+        return self._look.job
+
     def stream(self) -> Stop:
         """Return what ends a stream: the end of the run does, and so does another head."""
         self._stream = Stop()
@@ -78,6 +83,7 @@ class _Run:
         return self._stream
 
     def close(self) -> None:
+        """Look no more."""
         self._close.set()
 
     def _watch(self) -> None:
@@ -107,7 +113,7 @@ class _Run:
 
 
 def _followed(kube: Kube, name: str) -> Iterator[bytes]:
-    run = _Run(kube, name)
+    run = Followed(kube, name)
     reader = _Reader(kube, name)
     try:
         while not run.ended.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -210,13 +210,14 @@ def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
     cluster = next(iter(found.get("cluster") or []), {})
     pods = tuple(found.get("pods") or ())
     workload = next(iter(found.get("workload") or []), {})
-    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each} | set(_claims(pods))
+    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each} | set(claims_of(pods))
     events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
     ours = tuple(each for each in events if each["involvedObject"].get("name") in names)
     return replace(seen, cluster=cluster, pods=pods, workload=workload, events=ours)
 
 
-def _claims(pods: tuple[Object, ...]) -> Iterator[str]:
+def claims_of(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the names of the claims that pods, or templates of pods, mount."""
     for pod in pods:
         for volume in pod["spec"].get("volumes") or []:
             if claim := volume.get("persistentVolumeClaim"):

@@ -12,7 +12,20 @@ import time
 from collections.abc import Iterator
 
 from raykube import package, plans, wire
-from raykube.backends import Kind, Status, kubejobs, kubelogs, kubeserve, kubestorage, servelogs, servelook
+from raykube.backends import (
+    Kind,
+    Status,
+    autoscalerlogs,
+    eventlogs,
+    kubejobs,
+    kubelogs,
+    kubeserve,
+    kubestorage,
+    ranklogs,
+    servelogs,
+    servelook,
+    sources,
+)
 from raykube.backends.kubeapi import Kube
 from raykube.backends.kubelook import Look
 from raykube.cluster import Cluster
@@ -22,6 +35,7 @@ from raykube.specs import Job, Service
 from raykube.wire import Result
 
 _STOP_S = 30.0
+_LOGS = {sources.DRIVER: kubelogs, sources.AUTOSCALER: autoscalerlogs, sources.EVENTS: eventlogs}
 
 
 class KubeRay:
@@ -78,9 +92,15 @@ class KubeRay:
         look = self._run(name)
         yield from look.changes() if look else servelook.changes(self.kube, name)
 
-    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """Yield the driver's output: from the head while it lives, else from the run's storage."""
-        yield from (kubelogs if self._run(name) else servelogs).lines(self.kube, name, follow=follow)
+    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+        """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
+        rank = sources.rank_of(source)
+        if not self._run(name):
+            yield from servelogs.lines(self.kube, name, follow=follow)
+        elif rank is not None:
+            yield from ranklogs.lines(self.kube, name, rank, follow=follow)
+        else:
+            yield from _LOGS[source].lines(self.kube, name, follow=follow)
 
     def result(self, name: str) -> Result | None:
         """Read the result that the run left, as its head tells or, after that, as its storage holds."""

@@ -13,7 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from raykube import package, plans, wire
-from raykube.backends import Kind, Status, head, lifecycle, localserve, observe, records, starting
+from raykube.backends import (
+    Kind,
+    Status,
+    head,
+    lifecycle,
+    localranks,
+    localserve,
+    observe,
+    records,
+    sources,
+    starting,
+)
 from raykube.backends.records import Record
 from raykube.cluster import Cluster
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Problem, Unreachable
@@ -26,6 +37,19 @@ _POLL_S = 0.1
 _LOOK_S = 0.2
 _PATIENCE_S = 30.0
 _STOP_TIMEOUT_S = 15.0
+#: Sources of logs that only Kubernetes has: what, why, and what to do instead.
+_NOT_HERE = {
+    sources.AUTOSCALER: (
+        "there is no autoscaler on this machine",
+        "its Ray head has the CPUs of this machine, no more and no fewer",
+        "submit it to Kubernetes with a range of workers: --on NAME --workers 1..4",
+    ),
+    sources.EVENTS: (
+        "there are no events on this machine",
+        "they are what Kubernetes notes about the objects of a run",
+        "raykube job why {name} says why the run is where it is",
+    ),
+}
 
 
 class Local:
@@ -83,16 +107,25 @@ class Local:
                 yield status
             time.sleep(_LOOK_S)
 
-    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """Yield the driver's output, of all attempts in turn."""
-        record = records.load(name)
+    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+        """Yield the driver's output, of all attempts in turn; or that of a training worker."""
+        rank, record = sources.rank_of(source), records.load(name)
+        if source in _NOT_HERE:
+            what, why, step = _NOT_HERE[source]
+            raise ConfigError(what, why=why, next_step=step.format(name=name))
         if record.kind == "service":
             yield from localserve.logs(record, follow=follow)
-            return
+        elif rank is not None:
+            is_open = self._goes_on(name, None, follow=follow)
+            yield from localranks.lines(record, rank, follow=follow, is_open=is_open)
+        else:
+            yield from self._driver(record, follow=follow)
+
+    def _driver(self, record: Record, *, follow: bool) -> Iterator[str]:
         attempt = 1
-        while attempt <= records.attempt(name):
-            path = observe.log_path(record, attempt, head.current())
-            yield from observe.lines(path, is_open=self._attempt_goes_on(name, attempt, follow=follow))
+        while attempt <= records.attempt(record.name):
+            paths = [observe.log_path(record, attempt, head.current())]
+            yield from observe.lines(paths.copy, is_open=self._goes_on(record.name, attempt, follow=follow))
             attempt += 1
 
     def result(self, name: str) -> Result | None:
@@ -133,8 +166,8 @@ class Local:
         """Return the names of all jobs or services, oldest first."""
         return [record.name for record in records.every(kind)]
 
-    def _attempt_goes_on(self, name: str, attempt: int, *, follow: bool) -> Iterator[bool]:
-        """Yield, after a short wait each, whether more output of the attempt is to be expected."""
+    def _goes_on(self, name: str, attempt: int | None, *, follow: bool) -> Iterator[bool]:
+        """Yield, after a short wait each, whether more output of the attempt, or of any, is to be expected."""
         while True:
             time.sleep(_POLL_S if follow else 0)
             try:
@@ -142,7 +175,7 @@ class Local:
             except NotFound:  # deleted while its log is being read
                 yield False
                 continue
-            yield follow and status.attempt == attempt and not status.is_terminal
+            yield follow and attempt in (None, status.attempt) and not status.is_terminal
 
 
 def end_head() -> bool:

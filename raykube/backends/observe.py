@@ -6,7 +6,7 @@ import contextlib
 import copy
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -120,30 +120,50 @@ def progress(record: Record) -> Mapping[str, Any]:
     return MappingProxyType(wire.last_metrics(Path(record.storage) / record.name))
 
 
-def lines(path: Path, *, is_open: Iterator[bool]) -> Iterator[str]:
-    """Yield a growing file's lines until `is_open` says that nobody writes to it any more.
+def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
+    """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
 
-    It is asked after each look that found nothing new, and once it says so one more look is taken.
+    It is asked after each look that found nothing new, and once it says so one more look is taken. `paths` is asked
+    before each look; a file that it named once is read to its end.
     """
-    rest = b""
-    offset = 0
+    files: dict[Path, _Growing] = {}
     going = True
     while True:
-        chunk = _read_from(path, offset)
-        offset += len(chunk)
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in whole)
-        if not chunk and not going:
+        for path in paths():
+            files.setdefault(path, _Growing(path))
+        found = [(file, file.read()) for file in files.values()]
+        yield from (line for file, chunk in found for line in file.lines(chunk))
+        if any(chunk for _, chunk in found):
+            continue
+        if not going:
             break
-        if not chunk:
-            going = next(is_open)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        going = next(is_open)
+    yield from (line for file in files.values() for line in file.end())
 
 
-def _read_from(path: Path, offset: int) -> bytes:
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(1 << 20)
+class _Growing:
+    """A file that is read while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> bytes:
+        """Return what is new in it, as much as is handled at a time."""
+        if not self._path.exists():
+            return b""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            chunk = file.read(1 << 20)
+        self._offset += len(chunk)
+        return chunk
+
+    def lines(self, chunk: bytes) -> list[str]:
+        """Return the lines that end in what was read."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def end(self) -> list[str]:
+        """Return the last line, if it has no end."""
+        return [self._rest.decode("utf-8", "replace")] if self._rest else []

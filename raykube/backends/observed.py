@@ -77,7 +77,7 @@ def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tupl
     """Return the events about objects of these names, and of one kind if it is given, the newest first."""
     about = [each for each in seen.events if each["involvedObject"].get("name") in names]
     found = [each for each in about if not kind or each["involvedObject"].get("kind") == kind]
-    return tuple(sorted(found, key=_moment, reverse=True))
+    return tuple(sorted(found, key=moment, reverse=True))
 
 
 def times(event: Object) -> int:
@@ -85,7 +85,8 @@ def times(event: Object) -> int:
     return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
 
 
-def _moment(event: Object) -> float:
+def moment(event: Object) -> float:
+    """Return when an event came last, in Unix seconds."""
     series = event.get("series") or {}
     stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return max(seconds(stamp) for stamp in stamps)

@@ -32,6 +32,15 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     return base64.b64decode(secret["data"]["auth_token"]).decode()
 
 
+def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
+    spec = job["spec"]
+    own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
+    if own is not None:
+        return own
+    return dict(kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"])
+
+
 class RayHead:
     """The head that a RayJob runs on now."""
 
@@ -39,9 +48,8 @@ class RayHead:
         status, spec = job["status"], job["spec"]
         self.cluster: str = status["rayClusterName"]
         self.submission_id: str = status.get("jobId") or spec.get("jobId") or ""
-        cluster_spec = spec.get("rayClusterSpec") or kube.get("RayCluster", self.cluster)["spec"]
         self.path = kube.proxy(service_of(job))
-        self.api = RayApi.behind(kube.http, self.path, token(kube, self.cluster, cluster_spec))
+        self.api = RayApi.behind(kube.http, self.path, token(kube, self.cluster, cluster_spec(kube, job)))
 
     def details(self) -> dict[str, Any]:
         """Return Ray's JobDetails; empty while the head does not answer, or does not know the job yet."""
@@ -57,6 +65,15 @@ class RayHead:
             told: dict[str, Any] = json.loads(self.api.log(details["driver_node_id"], wire.state_file(name)))
             return told
         return {}
+
+    def ranks(self, name: str, details: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return Ray's ids of node and worker of each rank of the run; empty when none is known (yet)."""
+        if not details.get("driver_node_id"):
+            return []
+        with contextlib.suppress(BackendError, ValueError):
+            text = self.api.log(details["driver_node_id"], wire.ranks_file(name))
+            return [(node, worker) for node, worker in json.loads(text)]
+        return []
 
     @property
     def log_file(self) -> str:

@@ -227,12 +227,12 @@ def follow_run(run: Run, *, as_json: bool) -> None:
         raise error
 
 
-def follow_log(run: Run) -> None:
-    """Show a run's log until it has ended, and what it waits for before; how it ends is not ours to judge."""
+def follow_log(run: Run, source: str) -> None:
+    """Show a log of a run until it has ended, and what it waits for before; how it ends is not ours to judge."""
     from raykube.cli import follow
 
-    with detach_hint(run):
-        follow.follow(run, screen(as_json=False))
+    with detach_hint(run, source):
+        follow.follow(run, screen(as_json=False), source)
 
 
 def finish(run: Run, *, as_json: bool) -> None:
@@ -249,8 +249,9 @@ def finish(run: Run, *, as_json: bool) -> None:
 class detach_hint:  # noqa: N801 - used as a with statement, where it reads as a verb
     """After Ctrl-C, say that the run goes on and how to get back to it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, source: str = "driver") -> None:
         self.name = run.name
+        self.log = run.name if source == "driver" else f"--source {source} {run.name}"
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -259,6 +260,6 @@ class detach_hint:  # noqa: N801 - used as a with statement, where it reads as a
         if kind is KeyboardInterrupt:
             tell(
                 f"\ndetached; {self.name} goes on",
-                f"  follow it again: raykube job logs -f {self.name}",
+                f"  follow it again: raykube job logs -f {self.log}",
                 f"  stop it:         raykube job stop {self.name}",
             )

@@ -72,8 +72,8 @@ class LiveScreen(Screen):
         return view.status_line(self._status, time.time()) if self._status else ""
 
 
-def follow(run: Run, screen: Screen) -> BaseException | None:
-    """Print a run's log until it has ended; return what `wait` raised, if anything.
+def follow(run: Run, screen: Screen, source: str = "driver") -> BaseException | None:
+    """Print a log of a run until it has ended; return what `wait` raised, if anything.
 
     The state is watched in a thread of its own: a job that prints nothing still shows its phase.
     """
@@ -87,6 +87,6 @@ def follow(run: Run, screen: Screen) -> BaseException | None:
 
     with screen:
         threading.Thread(target=watch, daemon=True).start()
-        for line in run.logs(follow=True):
+        for line in run.logs(follow=True, source=source):
             screen.write(line)
         return waiting.exception()

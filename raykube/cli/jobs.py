@@ -106,14 +106,22 @@ def status(name: str, where: Where, *, as_json: bool) -> None:
 @job.command()
 @place_options
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option(
+    "--source",
+    metavar="driver|rank-N|autoscaler|events",
+    default="driver",
+    show_default=True,
+    help="Whose log. rank-N: all that this training worker printed. On Kubernetes only: autoscaler, of Ray; "
+    "events, what is noted about the run's objects.",
+)
 @name_argument
-def logs(name: str, where: Where, *, follow: bool) -> None:
-    """Print the driver's log."""
+def logs(name: str, where: Where, source: str, *, follow: bool) -> None:
+    """Print a log of a run: the driver's, or another source's."""
     run = common.find_run(name, where)
     if follow:
-        common.follow_log(run)
+        common.follow_log(run, source)
         return
-    for line in run.logs():
+    for line in run.logs(source=source):
         click.echo(line)
 
 

@@ -11,8 +11,8 @@ What the keeper does for a run on one machine, this does in the head's pod, next
   counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice;
 - of two attempts that both believe to be the run's, as when a node comes back, the older one is ended;
 - a deadline ends the entrypoint: KubeRay only calls the RayJob failed then, and on a cluster that stays Ray goes on;
-- the output goes to the storage too, and what a reader asks for most (attempt, metrics, result) to a small file in
-  Ray's log folder, which the dashboard hands out.
+- the output goes to the storage too, and what a reader asks for most (attempt, metrics, result; where the output of
+  each rank is) to small files in Ray's log folder, which the dashboard hands out.
 
 Only the standard library is imported: it must start fast, and on any image.
 """
@@ -132,7 +132,7 @@ class Attempts:
         self._ended = threading.Event()
         self._stopped = False
         self._cut_short = 0
-        self._told = ""
+        self._told: dict[str, str] = {}
         self.attempt = run.first
 
     def run(self, command: str) -> int:
@@ -229,7 +229,7 @@ class Attempts:
                 _say(f"the log could not be kept in {self._run.path}: {error}")
 
     def _tell(self) -> None:
-        """Write the state of the run where the dashboard hands it out, when it has changed."""
+        """Write the state of the run, and where its ranks are, where the dashboard hands them out."""
         state = {
             "attempt": self.attempt,
             "attempts": self._run.rows(),
@@ -238,10 +238,15 @@ class Attempts:
             "log_starts_at": self._output.starts_at,
             "log_replayed": self._output.replayed,
         }
-        text = json.dumps(state)
-        if self._output.folder and text != self._told:
-            storage.write_text(str(self._output.folder / wire.state_file(self._run.name)), text)
-            self._told = text
+        self._leave(wire.state_file(self._run.name), json.dumps(state))
+        ranks = storage.read_from(storage.join(self._run.path, wire.RANKS_FILE)).decode()
+        self._leave(wire.ranks_file(self._run.name), ranks)
+
+    def _leave(self, name: str, text: str) -> None:
+        """Write a file into Ray's log folder, when its text has changed."""
+        if self._output.folder and text != self._told.get(name):
+            storage.write_text(str(self._output.folder / name), text)
+            self._told[name] = text
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -9,9 +10,16 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from raykube.inside import storage
 from raykube.inside.failures import LoopError, is_bug
 from raykube.inside.history import Recorder, scalars
 
+try:
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+except ImportError:  # an inner place of Ray, which may move; nobody then knows where the output of a rank is
+    WorkerGroupCallback = UserCallback
+
+log = logging.getLogger("raykube")
 _OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
 
 
@@ -60,3 +68,32 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         del run_context
         if any(is_bug(error) for error in worker_exceptions.values()):
             raise LoopError(worker_exceptions)
+
+
+class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
+    """Notes where Ray keeps the output of each rank, whenever workers are started.
+
+    Args:
+        path: the file; what is there is of an earlier start.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Ask the workers and write what they say. A note that cannot be written is not worth a training."""
+        import ray
+
+        try:
+            found = ray.get([worker.execute_async(_whereabouts) for worker in worker_group.get_workers()])
+            storage.write_text(self._path, json.dumps([where for _, *where in sorted(found)]))
+        except (AttributeError, OSError) as error:  # of Ray's inner objects, or of the disk
+            log.warning("the output of single ranks will not be found: %s", error)
+
+
+def _whereabouts() -> tuple[int, str, str]:
+    """Return this worker's rank, Ray's id of its node, and of its process, which is in the names of its log files."""
+    import ray.train
+
+    context = ray.get_runtime_context()
+    return ray.train.get_context().get_world_rank(), context.get_node_id(), context.get_worker_id()

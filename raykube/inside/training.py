@@ -176,7 +176,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
-    from raykube.inside.controller import Controller
+    from raykube.inside.controller import Controller, Ranks
 
     place = stage.place
     rows = f"{stage.metrics}.plain" if storage.is_uri(stage.metrics) else stage.metrics
@@ -189,7 +189,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[Controller(rows, place.attempt)],
+            callbacks=[Controller(rows, place.attempt), Ranks(storage.join(place.path, wire.RANKS_FILE))],
             # Ray's own lines, several a checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

@@ -141,6 +141,7 @@ def test_first_job_trains_and_is_found_by_name(walk):
     told = walk.section("The first job")
     assert "digits   SUCCEEDED" in told
     assert "run         digits" in told
+    assert "CreatedRayCluster rayjob/digits: " in told
     found = json.loads(told[told.rindex("\n{") :])
     assert found["checkpoint"].startswith("/shared/digits/")
 

@@ -1,12 +1,14 @@
 """Who follows a run sees all of it: over cut connections, restarts of the API server, and after the cluster is gone."""
 
 import contextlib
-import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,9 +100,9 @@ class Cutting:
 
 
 @pytest.fixture
-def cutting(place, monkeypatch, tmp_path):  # noqa: ARG001 - after KUBECONFIG is set
+def cutting(namespace, monkeypatch, tmp_path):
     """Put a proxy that can be cut before the API server, for who is asked after this."""
-    config = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    config = yaml.safe_load(Path(namespaces.least(namespace)).read_text())
     cluster = config["clusters"][0]["cluster"]
     host, port = cluster["server"].removeprefix("https://").split(":")
     proxy = Cutting(host, int(port))
@@ -154,6 +156,58 @@ def test_wait_goes_on_over_a_restart_of_the_api_server(own_cluster, place, code)
     run.stop()
     thread.join(timeout=30)
     assert ended.is_set()
+
+
+TRAINS = """
+import time
+import raykube as rk
+
+def loop():
+    for n in range(20):
+        print("tick", n, flush=True)
+        time.sleep(0.25)
+
+rk.train(loop)
+"""
+
+
+@pytest.fixture
+def scaling(namespace, tmp_path, monkeypatch):
+    """Give a cluster with an autoscaler and one worker."""
+    kubectl.apply(workloads.manifest("claim"), namespace=namespace)
+    manifest = yaml.safe_load(workloads.manifest("house"))
+    size = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+    manifest["spec"] |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"resources": size}}
+    path = tmp_path / "house.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    return rk.Cluster.load(path).sized(workers=1)
+
+
+def told_of(line):
+    """Return an event's line without what changes when it comes again."""
+    return re.fullmatch(r"\S+ (.*?)( \(x\d+\))?", line).group(1)
+
+
+def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_end(scaling, code, cutting):
+    (code / "trains.py").write_text(TRAINS)
+    environ = {"RAYKUBE_TRACKING": "off"}
+    run = rk.submit(rk.Job(entrypoint="python trains.py", name="trains", working_dir=code, env_vars=environ), scaling)
+    seen = []
+    with ThreadPoolExecutor() as pool:
+        others = ("autoscaler", "events")
+        autoscaler, events = (pool.submit(lambda of=of: [*run.logs(source=of, follow=True)]) for of in others)
+        for line in run.logs(source="rank-0", follow=True):
+            seen.append(line)
+            if len(seen) % 4 == 1:
+                cutting.cut()
+    assert seen == [f"tick {n}" for n in range(20)] == list(run.logs(source="rank-0"))
+    assert any("Starting the autoscaler" in line for line in autoscaler.result())
+    assert autoscaler.result() == [*run.logs(source="autoscaler")][: len(autoscaler.result())]
+    told, later = (Counter(map(told_of, lines)) for lines in (events.result(), run.logs(source="events")))
+    assert told <= later  # none twice
+    for what in ("CreatedRayCluster rayjob/", "CreatedWorkerPod raycluster/", "Started pod/"):
+        assert any(what in line for line in told)
 
 
 SUBMIT = """

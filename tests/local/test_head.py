@@ -313,4 +313,4 @@ def test_log_is_read_to_its_end_while_it_grows(tmp_path):
                 file.write(f"line {number}\nrest" if number == 2 else f"line {number}\n")
             yield answer
 
-    assert list(observe.lines(path, is_open=is_open())) == ["line 0", "line 1", "line 2", "rest"]
+    assert list(observe.lines(lambda: [path], is_open=is_open())) == ["line 0", "line 1", "line 2", "rest"]

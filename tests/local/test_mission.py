@@ -75,20 +75,35 @@ def test_result_holds_what_train_returned(trained):
     assert epochs == [1, 2, 3]
 
 
-def test_status_shows_the_metrics_while_it_runs_and_the_log_each_print_once(tmp_path):
+def test_status_shows_the_metrics_while_it_runs_and_the_logs_each_print_once(tmp_path):
     (tmp_path / "slow.py").write_text(
-        "import threading, pathlib, sys\nimport raykube as rk\n"
+        "import threading, pathlib, sys\nimport ray.train\nimport raykube as rk\n"
         "def loop(config):\n"
-        "    print('printed once', flush=True)\n"
+        "    rank = ray.train.get_context().get_world_rank()\n"
+        "    print('printed once by', rank, flush=True)\n"
         "    rk.report({'loss': 0.25})\n"
         "    while not pathlib.Path(config['go']).exists(): threading.Event().wait(0.1)\n"
+        "    print('warned by', rank, file=sys.stderr)\n"
         "rk.train(loop, {'go': sys.argv[1]})\n"
     )
-    running = rk.submit(rk.Job(entrypoint=f"python slow.py {tmp_path / 'go'}", working_dir=tmp_path))
+    job = rk.Job(entrypoint=f"python slow.py {tmp_path / 'go'}", working_dir=tmp_path)
+    running = rk.submit(job, rk.Cluster.local(workers=2))
+    followed = running.logs(source="rank-1", follow=True)
+    assert next(followed) == "printed once by 1"
     assert eventually(lambda: running.status().progress)["loss"] == 0.25
     (tmp_path / "go").touch()
+    assert list(followed) == ["warned by 1"]
     assert running.wait(timeout_s=WAIT_S).result().metrics == {"loss": 0.25}
-    assert sum("printed once" in line for line in running.logs()) == 1
+    assert sum("printed once by 0" in line for line in running.logs()) == 1
+    assert list(running.logs(source="rank-0")) == ["printed once by 0", "warned by 0"]
+
+
+def test_source_that_is_not_here_says_why_and_what_to_do_instead(trained):
+    refusals = {"rank-2": "it trains on 2 workers", "autoscaler": "--workers 1..4", "events": "raykube job why"}
+    for source, words in refusals.items():
+        done = run("raykube", "job", "logs", "--source", source, trained.name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
 
 
 def test_tour_of_the_readme_runs_as_it_stands(tmp_path):
@@ -178,3 +193,5 @@ def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     assert '"accuracy"' in seen.stdout
     assert weights("\n".join(trained.logs())) == fingerprint
     assert trained.status().state == "SUCCEEDED"
+    with pytest.raises(rk.BackendError, match="the output of rank 1 of mission-train ended with the head"):
+        list(trained.logs(source="rank-1"))

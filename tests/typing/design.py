@@ -13,7 +13,7 @@ def laptop() -> None:
     rk.submit(job, on="local").wait(timeout_s=60, on_event=changed)
     rk.submit(job, on=rk.Cluster.local(workers=2, cpus=1, gpus=0).sized(workers=(1, 2)))
     names: list[str] = [each.name for each in rk.runs()]
-    lines: list[str] = list(run.logs(follow=True))
+    lines: list[str] = [*run.logs(follow=True), *run.logs(source="rank-0"), *run.logs(source="events")]
     assert text and result and names and lines
 
 

@@ -132,6 +132,11 @@ def test_storage_that_cannot_be_written_is_said(finished, tmp_path):
     assert "never" not in log
 
 
+def test_ranks_are_left_to_readers_in_a_file_of_their_own(finished, storage, tmp_path):
+    finished(f'echo \'[["node", "worker"]]\' > {storage}/a/ranks.json')
+    assert json.loads((tmp_path / "logs-0" / wire.ranks_file("a")).read_text()) == [["node", "worker"]]
+
+
 def test_result_and_metrics_are_told_to_readers(finished, storage):
     script = (
         f"mkdir -p {storage}/a/train-1 && echo '{{\"kind\": 1}}' > {storage}/a/result.json && "

@@ -1,0 +1,59 @@
+"""Whose words of a run are read: the driver's, those of one of its training workers, the autoscaler's, Kubernetes'."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from raykube.errors import ConfigError, NotFound
+from raykube.names import nearest
+
+DRIVER, AUTOSCALER, EVENTS = "driver", "autoscaler", "events"
+_RANK = re.compile(r"rank-(0|[1-9]\d*)")
+_RAYS = (":job_id:", ":actor_name:", ":task_name:")
+
+
+def rank_of(source: str) -> int | None:
+    """Return which rank a source names; None when it names none.
+
+    Raises:
+        ConfigError: it is no source at all.
+    """
+    if found := _RANK.fullmatch(source):
+        return int(found.group(1))
+    if source in (DRIVER, AUTOSCALER, EVENTS):
+        return None
+    known = (DRIVER, "rank-0", AUTOSCALER, EVENTS)
+    raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
+
+
+def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:
+    """Return node and worker of a rank, of the `ranks` that are known.
+
+    Raises:
+        NotFound: none is known.
+        ConfigError: there are some, but not this one.
+    """
+    if not ranks:
+        raise NotFound(
+            f"run {run} has no training workers that are known",
+            why="its script has not come to raykube.train or raykube.sweep, or calls neither",
+            next_step=f"see what it does: raykube job logs {run}; -f waits for the workers",
+        )
+    if rank >= len(ranks):
+        raise ConfigError(
+            f"run {run} has no rank {rank}",
+            why=f"it trains on {len(ranks)} worker{'s' if len(ranks) > 1 else ''}",
+            next_step=f"--source rank-{len(ranks) - 1} is the last one",
+        )
+    return ranks[rank]
+
+
+def pattern_of(worker: str) -> str:
+    """Return what the names of a worker's two log files match: its standard output, and its standard error."""
+    return f"worker-{worker}-*"
+
+
+def printed(lines: Iterable[str]) -> Iterator[str]:
+    """Leave out the lines by which Ray marks in a worker's files whose output they hold."""
+    return (line for line in lines if not line.startswith(_RAYS))
