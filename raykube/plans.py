@@ -24,6 +24,7 @@ from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem
 from raykube.package import Package, zipped
+from raykube.runtime_env import literal
 from raykube.specs import App, Job, Service
 from raykube.yamltext import as_yaml
 
@@ -147,9 +148,12 @@ def _environ(name: str, cluster: Cluster, package: Package | None) -> dict[str, 
     return {key: value for key, value in said.items() if value} | cluster.scale.environ()
 
 
-def _runtime_env(work: Job | Service, env_vars: dict[str, str], working_dir: str) -> dict[str, Any]:
+def _runtime_env(work: Job | Service, place: dict[str, str], own: dict[str, str], working_dir: str) -> dict[str, Any]:
+    """Return Ray's runtime environment of some work: what it says itself comes before what its place says."""
     env = dict(work.runtime_env) | ({"pip": list(work.pip)} if work.pip else {})
-    return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": env_vars}
+    kept = dict if "image_uri" in env else literal  # podman is given the values themselves
+    variables = kept(place) | env.get("env_vars", {}) | kept(own)
+    return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": variables}
 
 
 def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package | None = None) -> dict[str, Any]:
@@ -158,11 +162,11 @@ def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package 
     The head reads the code's zip from `working_dir_uri`; of the `package` only the git commit is told.
     """
     limits = Limits(job.max_retries, job.timeout_s, job.pending_timeout_s)
-    env_vars = _environ(job.name, cluster, package) | job.env_vars
+    environ = _environ(job.name, cluster, package)
     body: dict[str, Any] = {
         "entrypoint": job.entrypoint,
         "submission_id": f"{job.name}-1",
-        "runtime_env": _runtime_env(job, env_vars, working_dir_uri),
+        "runtime_env": _runtime_env(job, environ, job.env_vars, working_dir_uri),
         "metadata": {**job.metadata, RUN_KEY: job.name, _LIMITS_KEY: json.dumps(vars(limits))},
     }
     for key in ("num_cpus", "num_gpus", "memory", "resources", "label_selector"):
@@ -183,7 +187,7 @@ def _application(service: Service, app: App, cluster: Cluster, working_dir: str)
         "name": app.name,
         "route_prefix": app.route_prefix,
         "import_path": app.import_path,
-        "runtime_env": _runtime_env(service, place | app.env_vars, working_dir),
+        "runtime_env": _runtime_env(service, place, app.env_vars, working_dir),
         "args": app.args | ({"model": app.model} if app.model else {}),
     }
     bounds = app.model_dump(include={"num_replicas", "max_ongoing_requests", "max_queued_requests"}, exclude_none=True)
@@ -209,11 +213,11 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     if cluster.selected:
         working_dir = held_uri(package)
     limit = {wire.TIMEOUT: f"{job.timeout_s:g}"} if job.timeout_s else {}
-    env_vars = _environ(job.name, cluster, package) | limit | job.env_vars
+    environ = _environ(job.name, cluster, package) | limit
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
-        "runtimeEnvYAML": as_yaml(_runtime_env(job, env_vars, working_dir), sort_keys=True),
+        "runtimeEnvYAML": as_yaml(_runtime_env(job, environ, job.env_vars, working_dir), sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")

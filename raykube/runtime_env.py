@@ -1,13 +1,18 @@
-"""Which keys of Ray's ``runtime_env`` are passed on, and which are refused for what reason; none is dropped."""
+"""Which keys of Ray's ``runtime_env`` are passed on, and which are refused for what reason; none is dropped.
+
+Ray replaces ``$NAME`` in ``env_vars`` by the variable of the process that it starts, as in ``PATH: /opt/bin:${PATH}``.
+What stands in a ``runtime_env`` keeps that meaning; the values of a spec's own ``env_vars`` arrive as they are.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube.errors import Problem
 from raykube.names import nearest
+from raykube.wire import ATTEMPT, RUN_NAME
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PASSED_ON = frozenset(
@@ -16,7 +21,12 @@ _PASSED_ON = frozenset(
         *("nsight", "_nsight", "rocprof_sys", "_rocprof_sys", "java_jars"),
     }
 )
-TYPED = ("working_dir", "excludes", "env_vars")
+TYPED = ("working_dir", "excludes")
+_ENV_VARS = "env_vars"
+_SET_BY_RAYKUBE = (RUN_NAME, ATTEMPT)
+#: Ray removes it after it has put in the variables that there are, in one go: what is left is a ``$`` for good.
+#: No shell can set a variable of this name.
+_NOTHING = "${0}"
 _REFUSED = {
     "container": "Ray replaced it by image_uri; the image of the whole cluster is Cluster.with_image's",
     "_ray_release": "it would replace the Ray of the cluster",
@@ -25,22 +35,52 @@ _REFUSED = {
 }
 
 
-def problems_of(env: dict[str, Any]) -> Iterator[Problem]:
+def literal(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return variables that Ray hands on with these very values, ``$`` and all."""
+    return {key: value.replace("$", f"${_NOTHING}") for key, value in variables.items()}
+
+
+def plain(value: str) -> str:
+    """Return what arrives of a literal value."""
+    return value.replace(f"${_NOTHING}", "$")
+
+
+def variable_problem(name: str) -> str:
+    """Say why an environment variable cannot have this name; "" when it can."""
+    if name in _SET_BY_RAYKUBE:
+        return f"{name} is set by raykube"
+    valid = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)
+    return "" if valid else f"{name!r} cannot be the name of an environment variable"
+
+
+def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
     """Yield what is wrong with a ``runtime_env`` whose TYPED keys were taken out."""
     for key, value in env.items():
         path = key
         if key in _REFUSED:
             yield Problem(path, f"refused: {_REFUSED[key]}")
-        elif key in TYPED:
+        elif key == _ENV_VARS and of_a_job:
+            yield from _wrong_variables(value)
+        elif key in (*TYPED, _ENV_VARS):
             yield Problem(path, "refused: a service sets it for each app", "write it in apps[]")
         elif key not in _PASSED_ON:
-            yield Problem(path, "unknown key", nearest(key, (*_PASSED_ON, *TYPED)))
+            yield Problem(path, "unknown key", nearest(key, (*_PASSED_ON, *TYPED, _ENV_VARS)))
         elif key in ("pip", "uv") and isinstance(value, str):
             yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
         elif key == "conda" and isinstance(value, str) and value.endswith((".yml", ".yaml")):
             yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its content")
         elif key == "py_modules":
             yield from _local_modules(value)
+
+
+def _wrong_variables(variables: Any) -> Iterator[Problem]:
+    if not isinstance(variables, Mapping):
+        yield Problem(_ENV_VARS, f"{variables!r:.80} is no mapping of names to values")
+        return
+    for name, value in variables.items():
+        what = variable_problem(str(name)) or ("" if isinstance(value, str) else f"{value!r:.80} is no text")
+        if what:
+            yield Problem(f"{_ENV_VARS}.{name}", what)
 
 
 def _local_modules(modules: Any) -> Iterator[Problem]:

@@ -19,15 +19,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
-from raykube.runtime_env import REMOTE, TYPED, problems_of
+from raykube.runtime_env import REMOTE, TYPED, problems_of, variable_problem
 from raykube.strict import Spec
-from raykube.wire import ATTEMPT, RUN_NAME, Scale
+from raykube.wire import Scale
 
 __all__ = ["App", "Autoscaling", "Job", "Scale", "Service", "Spec", "name_problem", "nearest"]
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
-_SET_BY_RAYKUBE = (RUN_NAME, ATTEMPT)
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -79,7 +78,7 @@ class _Code(Spec):
     @field_validator("runtime_env")
     @classmethod
     def _check_runtime_env(cls, env: dict[str, Any]) -> dict[str, Any]:
-        if problems := list(problems_of(env)):
+        if problems := list(problems_of(env, of_a_job="env_vars" in cls.model_fields)):
             raise ConfigError.of("", problems)
         return _jsonable(env, "runtime_env")
 
@@ -94,11 +93,8 @@ class _Code(Spec):
 
 
 def _env_vars(variables: dict[str, str]) -> dict[str, str]:
-    for key in variables:
-        if key in _SET_BY_RAYKUBE:
-            raise ValueError(f"{key} is set by raykube")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key):
-            raise ValueError(f"{key!r} cannot be the name of an environment variable")
+    if problem := next(filter(None, map(variable_problem, variables)), ""):
+        raise ValueError(problem)
     return variables
 
 
@@ -111,7 +107,8 @@ class Job(_Code):
         working_dir: the folder that is packed and sent.
         excludes: more patterns (as in .gitignore) of what is not sent.
         pip: packages to install before the start; pip takes 20 s and more, an image none.
-        env_vars: environment of the driver and its workers.
+        env_vars: environment of the driver and its workers, byte for byte. In the ``env_vars`` of ``runtime_env``
+            Ray puts in what ``${NAME}`` is there.
         runtime_env: the other keys of Ray's runtime environment, passed on as they are.
         metadata: words of your own, kept with the run.
         max_retries: how often the whole job is started again; each attempt resumes from its checkpoint.
@@ -146,6 +143,12 @@ class Job(_Code):
             "python -m jobs.digits --note 'two words'"
         """
         return cls(entrypoint=shlex.join(["python", "-m", module, *map(str, args)]), **fields)
+
+    @model_validator(mode="after")
+    def _check_variables(self) -> Job:
+        if both := sorted(self.env_vars.keys() & self.runtime_env.get("env_vars", {}).keys()):
+            raise ConfigError.of("", [Problem(f"runtime_env.env_vars.{key}", f"{key} is given twice") for key in both])
+        return self
 
     @model_validator(mode="before")
     @classmethod

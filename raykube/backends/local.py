@@ -29,6 +29,7 @@ from raykube.backends.records import Record
 from raykube.cluster import Cluster
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Problem, Unreachable
 from raykube.plans import Plan
+from raykube.runtime_env import plain
 from raykube.specs import Job, Service
 from raykube.wire import Result
 
@@ -264,7 +265,7 @@ def _record(plan: Plan) -> Record:
         plan_hash=plan.hash,
         plan_yaml=plan.yaml(),
         body=body,
-        storage=body["runtime_env"]["env_vars"][wire.STORAGE],
+        storage=plain(body["runtime_env"]["env_vars"][wire.STORAGE]),
         submitted=time.time(),
         max_retries=limits.max_retries,
         timeout_s=limits.timeout_s,

@@ -11,8 +11,7 @@ from tests.cluster import kubectl, namespaces, workloads
 from tests.support import run
 
 pytestmark = pytest.mark.cluster
-ODD = "a $HOME `id` \"q\" 'p' \\ é\n\ttail"
-PLAIN = ODD.replace("$", "")  # Ray itself expands $NAME in env_vars, which is part of its documented meaning
+ODD = "a $HOME ${HOME} `id` \"q\" 'p' \\ é\n\ttail"
 
 
 @pytest.fixture
@@ -67,11 +66,13 @@ def test_jobs_run_on_a_long_lived_cluster_with_their_words_untouched(manifest, t
     assert run("raykube", "cluster", "create", "shared", *on, timeout=180).returncode == 0
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "echo.py").write_text(
-        "import json, os, sys\nprint(json.dumps([sys.argv[1], os.environ['ODD']]))\n"
+        "import json, os, ray, sys\n"
+        "there = ray.remote(lambda: os.environ['ODD'])\n"
+        "print(json.dumps([sys.argv[1], os.environ['ODD'], ray.get(there.remote())]))\n"
     )
-    words = ["--cluster", "shared", "--name", "echo", "--working-dir", str(tmp_path / "code"), "--env", f"ODD={PLAIN}"]
+    words = ["--cluster", "shared", "--name", "echo", "--working-dir", str(tmp_path / "code"), "--env", f"ODD={ODD}"]
     done = run("raykube", "job", "submit", *words, "-n", namespace, "--", "python", "echo.py", ODD, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [ODD, PLAIN] in [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [ODD, ODD, ODD] in [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert run("raykube", "job", "delete", "-n", namespace, "echo").returncode == 0
     assert kubectl.get("raycluster", "shared", namespace) is not None

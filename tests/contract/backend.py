@@ -178,8 +178,7 @@ class BackendContract:
 
     def test_environment_arrives_byte_for_byte(self, submit, code):
         (code / "env.py").write_text("import json, os\nprint(json.dumps(os.environ['ODD']))\n")
-        # No '$': Ray itself expands ${NAME} in env_vars, which is part of its documented meaning.
-        odd = "a `id` \"q\" 'p' \\ é\n\ttail"
+        odd = "a $HOME ${HOME} $${0} `id` \"q\" 'p' \\ é\n\ttail"
         run = submit("env.py", env_vars={"ODD": odd}).wait(timeout_s=WAIT_S)
         assert json.loads(next(output(run))) == odd
 

@@ -269,6 +269,30 @@ def test_head_without_workers_runs_the_work(code):
     assert "num-cpus" not in head["rayStartParams"]
 
 
+def test_environment_is_guarded_from_ray_unless_it_stands_in_a_runtime_env(code):
+    own, rays = {"A": "$HOME costs ${B}"}, {"PATH": "/opt/bin:${PATH}"}
+    job = JOB.model_copy(update={"env_vars": own, "runtime_env": {"env_vars": rays}})
+    cluster = stored(Cluster.load("cpu-small"), "/data/$team")
+    env = yaml.safe_load(only(plans.rayjob(job, cluster, code), "RayJob")["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert as_ray_sets(env["A"], HOME="/root", B="5") == own["A"]
+    assert as_ray_sets(env["PATH"], PATH="/bin") == "/opt/bin:/bin"
+    assert as_ray_sets(env["RAYKUBE_STORAGE"], team="x") == "/data/$team"
+    service = SERVICE.model_copy(update={"apps": (SERVICE.apps[0].model_copy(update={"env_vars": own}),)})
+    (app,) = plans.localservice(service, Cluster.local(), "file:///x.zip")
+    assert as_ray_sets(app["runtime_env"]["env_vars"]["A"], HOME="/root", B="5") == own["A"]
+
+
+def as_ray_sets(value, **environ):
+    """Do what Ray 2.60 does to a value: ``ray/_private/utils.py``, ``update_envs``."""
+    known = re.sub(r"\$(\w+|\{[^}]*\})", lambda name: environ.get(name[1].strip("{}"), name[0]), value)
+    return re.sub(r"\$\{[A-Z0-9_]+\}", "", known)
+
+
+def test_environment_of_an_image_of_its_own_is_not_guarded():
+    job = JOB.model_copy(update={"env_vars": {"A": "$B"}, "runtime_env": {"image_uri": "i"}})
+    assert plans.localjob(job, Cluster.local(), "file:///x.zip")["runtime_env"]["env_vars"]["A"] == "$B"
+
+
 def test_localjob_is_the_body_of_rays_job_api(code):
     job = JOB.model_copy(update={"pip": ("tqdm",), "metadata": {"team": "x"}, "entrypoint_memory": 5})
     body = plans.localjob(job, Cluster.local(2), "file:///x.zip", code)

@@ -59,9 +59,9 @@ def test_runtime_env_keys_are_all_kept():
 
 
 def test_runtime_env_keys_with_a_field_move_into_it():
-    env = {"env_vars": {"A": "b"}, "pip": ["x"], "working_dir": "src", "excludes": ["data/"]}
+    env = {"pip": ["x"], "working_dir": "src", "excludes": ["data/"]}
     job = Job(entrypoint="true", runtime_env=env)
-    assert (job.env_vars, job.pip, str(job.working_dir), job.excludes) == ({"A": "b"}, ("x",), "src", ("data/",))
+    assert (job.pip, str(job.working_dir), job.excludes) == (("x",), "src", ("data/",))
     assert job.runtime_env == {}
 
 
@@ -76,6 +76,10 @@ def test_runtime_env_keys_with_a_field_move_into_it():
         ({"worker_process_setup_hook": print}, "JSON"),
         ({"uv": ["a"], "pip": ["b"]}, "one of pip, uv and conda"),
         ({"working_dir": "s3://bucket/x.zip"}, "local folder"),
+        ({"env_vars": {"A": 1}}, "env_vars.A: 1 is no text"),
+        ({"env_vars": {"A B": "x"}}, "cannot be the name"),
+        ({"env_vars": {"RAYKUBE_ATTEMPT": "2"}}, "set by raykube"),
+        ({"env_vars": ["A=1"]}, "no mapping"),
     ],
 )
 def test_runtime_env_that_cannot_be_sent_is_refused_with_the_reason(env, word):
@@ -84,7 +88,9 @@ def test_runtime_env_that_cannot_be_sent_is_refused_with_the_reason(env, word):
 
 
 def test_runtime_env_value_given_twice_is_refused():
-    assert "runtime_env.env_vars" in problems(Job, entrypoint="x", env_vars={}, runtime_env={"env_vars": {}})
+    env = {"env_vars": {"A": "1", "B": "2"}}
+    assert set(problems(Job, entrypoint="x", env_vars={"A": "1"}, runtime_env=env)) == {"runtime_env.env_vars.A"}
+    assert set(problems(Job, entrypoint="x", pip=["a"], runtime_env={"pip": ["a"]})) == {"runtime_env.pip"}
 
 
 @pytest.mark.parametrize("key", ["RAYKUBE_RUN_NAME", "RAYKUBE_ATTEMPT"])
