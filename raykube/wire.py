@@ -11,6 +11,7 @@ A run's folder, below the place's storage::
     STORAGE/RUN/attempts.jsonl           on a cluster: a row for each attempt's start, and one for its end
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
     STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
+    STORAGE/RUN/trouble.json             {"time", "attempt", "message"} of the worker that was lost last, if one was
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +49,7 @@ METRICS_FILE = "metrics.jsonl"
 ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"
+TROUBLE_FILE = "trouble.json"
 
 _TAIL_BYTES = 65_536  # of a metrics file, more than one row ever has
 
@@ -196,6 +199,14 @@ def _streams(folder: Path) -> Iterator[tuple[float, Path]]:
             path = Path(parent) / METRICS_FILE
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat().st_mtime, path
+
+
+def trouble(text: str, attempt: int) -> str:
+    """Read a run's trouble file: what its attempt `attempt` has lost last, and when; empty when nothing."""
+    note = json.loads(text or "{}")
+    if note.get("attempt") != attempt:
+        return ""
+    return f"{time.strftime('%H:%M:%S', time.localtime(note['time']))} {note['message']}"
 
 
 def row(line: str | bytes) -> dict[str, Any]:

@@ -96,8 +96,11 @@ def _runtime_env(message: str, _: Sequence[str]) -> str:
     return summary(message) if message.startswith("runtime_env setup failed") else ""
 
 
-def _out_of_memory(message: str, _: Sequence[str]) -> str:
-    return next((_short(line.strip()) for line in message.splitlines() if _OUT_OF_MEMORY.search(line)), "")
+def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
+    """Return what was said of a kill by Ray's memory monitor, a raised error's own words before a warning's."""
+    lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if _OUT_OF_MEMORY.search(line)]
+    whys = [line.removeprefix("why:").strip() for line in lines if line.startswith("why:")]
+    return _short(next(iter([*whys, *lines]), ""))
 
 
 def _syntax(_: str, tail: Sequence[str]) -> str:
@@ -120,7 +123,7 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
 #: What is looked for in a failed job's message, and in which order.
 _MEANINGS: tuple[tuple[str, Callable[[str, Sequence[str]], str]], ...] = (
     ("RuntimeEnvSetupFailed", _runtime_env),
-    ("OutOfMemory", _out_of_memory),
+    ("OutOfMemory", out_of_memory),
     ("SyntaxError", _syntax),
     ("EntrypointFailed", _entrypoint),
     ("HeadLost", _head_gone),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raykube.backends import State, Status
-from raykube.backends.endings import ERROR_TYPES, opening
+from raykube.backends.endings import ERROR_TYPES, opening, out_of_memory
 from raykube.backends.records import Record
 from raykube.errors import Failure
 
@@ -22,6 +22,7 @@ _SEE_LOGS = "raykube job logs {name}"
 _NEXT_STEPS = {
     "EntrypointFailed": _SEE_LOGS,
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
@@ -62,6 +63,8 @@ def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failur
     reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
     code = job.get("driver_exit_code")
     message = f"the entrypoint ended with exit code {code}" if code else opening(job.get("message") or "")
+    if killed := out_of_memory("\n".join(tail)):
+        reason, message = "OutOfMemory", killed
     return Failure(reason, message, code, tuple(tail), next_step(reason, name))
 
 

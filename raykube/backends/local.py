@@ -305,7 +305,8 @@ def _live_status(record: Record) -> Status:
         )
     if status.is_terminal:
         return observe.settle(record, status, running)
-    return replace(status, progress=observe.progress(record), url=running.address)
+    detail = observe.trouble(record, status.attempt) if status.state == "RUNNING" else ""
+    return replace(status, detail=detail or status.detail, progress=observe.progress(record), url=running.address)
 
 
 def _lost_status(record: Record) -> Status:

@@ -120,6 +120,12 @@ def progress(record: Record) -> Mapping[str, Any]:
     return MappingProxyType(wire.last_metrics(Path(record.storage) / record.name))
 
 
+def trouble(record: Record, attempt: int) -> str:
+    """Return what an attempt has lost last; empty when nothing."""
+    path = Path(record.storage) / record.name / wire.TROUBLE_FILE
+    return wire.trouble(path.read_text(encoding="utf-8"), attempt) if path.exists() else ""
+
+
 def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
     """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
 

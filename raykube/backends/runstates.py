@@ -11,6 +11,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from raykube import wire
 from raykube.backends import State, Status, diagnosis
 from raykube.backends.endings import opening
 from raykube.backends.observed import Observed, is_ready
@@ -57,7 +58,8 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
     )
     cause = _cause(seen, state)
     ended = status.ended if status.is_terminal else None
-    return replace(status, failure=cause, detail=_detail(seen, state, cause), ended=ended)
+    detail = _trouble(told) if state == "RUNNING" and not cause else ""
+    return replace(status, failure=cause, detail=detail or _detail(seen, state, cause), ended=ended)
 
 
 def state_of(seen: Observed) -> State:
@@ -98,6 +100,11 @@ def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
         if "ended" in row and row["attempt"] < told["attempt"]:
             code = f" (exit code {row['exit_code']})" if row.get("exit_code") else ""
             yield f"attempt {row['attempt']}: {row.get('reason', '')}{code}"
+
+
+def _trouble(told: Mapping[str, Any]) -> str:
+    """Return what the attempt that goes on has lost meanwhile."""
+    return wire.trouble(str(told.get("trouble") or ""), int(told.get("attempt") or 0))
 
 
 def _cause(seen: Observed, state: State) -> Failure | None:

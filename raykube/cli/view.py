@@ -13,6 +13,8 @@ from raykube.handles import Status
 from raykube.wire import Result
 
 _PROGRESS_KEYS = 4
+#: Ray's words for what a job's state says already.
+_NO_NEWS = ("Job is currently running.", "Job finished successfully.")
 
 
 def age(seconds: float) -> str:
@@ -42,7 +44,7 @@ def elapsed(status: Status, now: float) -> float:
 def status_line(status: Status, now: float) -> str:
     """Return a status on one line, for a pipe or below a live log."""
     attempt = f"attempt {status.attempt}" if status.attempt > 1 else ""
-    detail = status.detail if status.state not in ("RUNNING", "SUCCEEDED") or status.kind == "service" else ""
+    detail = "" if status.kind == "job" and status.detail in _NO_NEWS else status.detail
     parts = [f"{status.name} {status.state}", attempt, progress(status.progress), detail, age(elapsed(status, now))]
     return " · ".join(part for part in parts if part)
 

@@ -234,6 +234,7 @@ class Attempts:
             "attempt": self.attempt,
             "attempts": self._run.rows(),
             "progress": _progress(self._run.path),
+            "trouble": storage.read_from(storage.join(self._run.path, wire.TROUBLE_FILE)).decode(),
             "result": storage.read_from(storage.join(self._run.path, wire.RESULT_FILE)).decode(),
             "log_starts_at": self._output.starts_at,
             "log_replayed": self._output.replayed,

@@ -6,12 +6,14 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray.train import UserCallback
 
-from raykube.inside import storage
-from raykube.inside.failures import LoopError, is_bug
+from raykube import wire
+from raykube.inside import deaths, storage
+from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder, scalars
 
 try:
@@ -29,17 +31,19 @@ def checkpoint_name(now: float) -> str:
 
 
 class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no types
-    """Records rows of plain ``ray.train.report``, and ends a run whose loop has a bug.
+    """Records rows of plain ``ray.train.report``, notes lost workers, and ends a run whose loop has a bug.
 
     Args:
         path: the stage's metrics file; for storage behind a URI a file of its own beside it, because
             two writers of one object would overwrite each other.
         attempt: of the run.
+        run: the run's folder.
     """
 
-    def __init__(self, path: str, attempt: int) -> None:
+    def __init__(self, path: str, attempt: int, run: str) -> None:
         self._path = path
         self._attempt = attempt
+        self._run = run
         self._recorder: Recorder | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -47,6 +51,8 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         # reports with a traceback that says of itself that it is expected.
         logging.getLogger("ray.train.v2._internal.callbacks.backend_setup").setLevel(logging.ERROR)
         self.__dict__.update(state)
+        deaths.heed_memory_kills()
+        deaths.clean_up_failed_starts(self._note)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""
@@ -66,8 +72,21 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             LoopError: always then; Ray retries no error of a callback.
         """
         del run_context
+        self._note(worker_exceptions)
         if any(is_bug(error) for error in worker_exceptions.values()):
             raise LoopError(worker_exceptions)
+
+    def _note(self, failures: Mapping[int, BaseException]) -> None:
+        """Leave word of a lost worker for those who ask what a run that goes on is at."""
+        rank, loss = worst(failures)
+        if not is_loss(loss):
+            return
+        stage = self._path.removeprefix(self._run).strip("/").rpartition("/")[0]
+        note = {"time": time.time(), "attempt": self._attempt, "message": f"{stage}: {describe(rank, loss)}"}
+        try:
+            storage.write_text(storage.join(self._run, wire.TROUBLE_FILE), json.dumps(note))
+        except OSError as error:  # the loss itself is dealt with all the same
+            logging.getLogger("raykube").warning("%s; %s", note["message"], error)
 
 
 class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types

@@ -6,8 +6,14 @@ from collections.abc import Mapping
 
 from raykube.errors import ConfigError, Failure
 
+#: Instead of the rank of a worker that died before it had one.
+STARTING = -1
 _TAIL = 20
 _TRACEBACK = "raykube_traceback"
+_OUT_OF_MEMORY = "running low on memory"
+_DEAD = "is dead because"
+#: What to do about the memory monitor's kills.
+MEMORY_STEP = "load less at a time, run fewer workers at once, or give their machine or pod more memory"
 # Exceptions that the same code on the same data raises again. Torch, NCCL, gloo and CUDA speak RuntimeError.
 _BUGS = (
     ArithmeticError,
@@ -45,19 +51,21 @@ def is_bug(failure: BaseException) -> bool:
 
 def is_loss(failure: BaseException) -> bool:
     """Tell a worker that went away, of which Ray speaks, from one that raised."""
-    return type(failure).__module__.startswith("ray.") and _TRACEBACK not in failure.__dict__
+    of_ray = any(base.__module__.startswith("ray.") for base in type(failure).__mro__)
+    return of_ray and _TRACEBACK not in failure.__dict__
 
 
 def worst(failures: Mapping[int, BaseException]) -> tuple[int, BaseException]:
     """Return (rank, failure) of the exception that explains the others.
 
     A rank that raises leaves the rest with broken connections, so a bug comes before a RuntimeError,
-    and both before a lost worker.
+    and both before a lost worker. One that the memory monitor killed is lost for no other's sake.
     """
 
-    def order(item: tuple[int, BaseException]) -> tuple[bool, bool, int]:
+    def order(item: tuple[int, BaseException]) -> tuple[bool, bool, bool, int]:
         rank, failure = item
-        return (not is_bug(failure), is_loss(failure), rank)
+        lost = is_loss(failure)
+        return (not is_bug(failure), not (lost and is_memory_kill(str(failure))), lost, rank)
 
     return min(failures.items(), key=order)
 
@@ -66,12 +74,13 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     """Return why a ``TrainingFailedError`` happened, and the exception to chain it to."""
     inner = getattr(error, "controller_failure", error)
     failures = getattr(inner, "failures", None) or getattr(inner, "worker_failures", None)
+    if not failures and (words := death(str(inner))):
+        return _loss("ControllerDied", f"the controller of the training: {words}"), inner
     if not failures:
         return Failure("TrainingFailed", str(inner) or type(inner).__name__, tail=_tail(str(error))), inner
     rank, cause = worst(failures)
     if is_loss(cause):
-        step = "look for an out-of-memory kill or a lost node in the logs; raise RAYKUBE_MAX_FAILURES to try more often"
-        return Failure("WorkerDied", f"worker {rank}: {_death(cause)}", next_step=step), cause
+        return _loss("WorkerDied", describe(rank, cause)), cause
     message = f"{type(cause).__name__}: {cause} (worker {rank})"
     step = "read the traceback below; it is the loop's own"
     return Failure("LoopFailed", message, tail=_tail(cause.__dict__.get(_TRACEBACK, "")), next_step=step), cause
@@ -81,6 +90,26 @@ def _tail(text: str) -> list[str]:
     return text.strip().splitlines()[-_TAIL:]
 
 
-def _death(failure: BaseException) -> str:
-    lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    return next((line for line in lines if "is dead because" in line), lines[0])
+def _loss(reason: str, words: str) -> Failure:
+    if is_memory_kill(words):
+        return Failure("OutOfMemory", words, next_step=MEMORY_STEP)
+    step = "look for an out-of-memory kill or a lost node in the logs; raise RAYKUBE_MAX_FAILURES to try more often"
+    return Failure(reason, words, next_step=step)
+
+
+def describe(rank: int, loss: BaseException) -> str:
+    """Say in one line which worker was lost, and how."""
+    lines = str(loss).strip().splitlines() or [type(loss).__name__]
+    who = f"worker {rank}" if rank != STARTING else "a worker, at its start"
+    return f"{who}: {death(str(loss)) or lines[0]}"
+
+
+def death(text: str) -> str:
+    """Return the line in which Ray says how a process died; empty where it says nothing of one."""
+    told = next((line.strip() for line in text.splitlines() if is_memory_kill(line) or _DEAD in line), "")
+    return f"Ray's memory monitor killed it: {told}" if is_memory_kill(told) else told
+
+
+def is_memory_kill(words: str) -> bool:
+    """Tell from Ray's words a process that its memory monitor killed."""
+    return _OUT_OF_MEMORY in words

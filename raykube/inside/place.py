@@ -132,14 +132,16 @@ class Place:
         """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
 
         The own instance is ended on the way out, whatever happened. A Ray that runs on this machine
-        for others is neither used nor touched.
+        for others is neither used nor touched. What dead controllers have reserved is freed meanwhile.
         """
         apply_environ()
         show_progress()
         before, joined = {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}, False
         try:
             joined = not _start()
-            with settled():
+            from raykube.inside.deaths import orphans_removed
+
+            with settled(), orphans_removed():
                 yield
         finally:
             if not joined:
@@ -205,6 +207,9 @@ def settled() -> Iterator[None]:
     """Adjust Ray Train to the connected cluster for the length of the block."""
     import ray
 
+    from raykube.inside.deaths import heed_memory_kills
+
+    heed_memory_kills()
     address = os.environ.get("RAY_ADDRESS")
     # The actor that frees placement groups looks for "the" Ray of this machine, and dies where there are two.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -159,13 +159,14 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
     Raises:
         RunFailed: it did not end well.
     """
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     trainer = _trainer(stage, task)
     try:
         with following(stage.metrics, sinks) as follower, _interrupts():
             outcome = trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayActorError) as error:
         failure, cause = explain(error)
         raise RunFailed.of(stage.place.run, failure) from cause
     result = _result(stage, task, outcome)
@@ -189,7 +190,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[Controller(rows, place.attempt), Ranks(storage.join(place.path, wire.RANKS_FILE))],
+            callbacks=[Controller(rows, place.attempt, place.path), Ranks(storage.join(place.path, wire.RANKS_FILE))],
             # Ray's own lines, several a checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

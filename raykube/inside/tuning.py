@@ -12,6 +12,7 @@ from typing import Any
 from raykube import wire
 from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
+from raykube.inside.failures import MEMORY_STEP, death, is_memory_kill
 from raykube.inside.history import Recorder
 from raykube.inside.place import Place, require
 from raykube.inside.training import Stage, Task, log_start
@@ -216,7 +217,8 @@ def reason(error: BaseException) -> str:
     lines = str(error).rstrip().splitlines()
     whys = [line.strip().removeprefix("why:").strip() for line in lines if line.strip().startswith("why:")]
     heads = [line.removeprefix("raykube.errors.") for line in lines if re.match(r"[\w.]+: ", line)]
-    return next((line for line in [*reversed(whys), *reversed(heads), *reversed(lines)] if line), repr(error))
+    told = [*reversed(whys), death(str(error)), *reversed(heads), *reversed(lines)]
+    return next((line for line in told if line), repr(error))
 
 
 def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles: tuple[str, ...]) -> wire.Result:
@@ -225,10 +227,8 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
     best = task.best([(entry, entry["metrics"]) for entry in found if not entry["error"]])
     if best is None:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
-        raise RunFailed.of(
-            stage.place.run,
-            Failure("AllTrialsFailed", why, next_step="run the loop once by raykube.train, which shows its traceback"),
-        )
+        step = MEMORY_STEP if is_memory_kill(why) else "run the loop once by raykube.train, which shows its traceback"
+        raise RunFailed.of(stage.place.run, Failure("AllTrialsFailed", why, next_step=step))
     entry, metrics = best
     return wire.Result(
         "sweep",

@@ -140,8 +140,10 @@ def test_ranks_are_left_to_readers_in_a_file_of_their_own(finished, storage, tmp
 def test_result_and_metrics_are_told_to_readers(finished, storage):
     script = (
         f"mkdir -p {storage}/a/train-1 && echo '{{\"kind\": 1}}' > {storage}/a/result.json && "
-        f'echo \'{{"metrics": {{"loss": 0.5}}}}\' > {storage}/a/train-1/metrics.jsonl'
+        f'echo \'{{"metrics": {{"loss": 0.5}}}}\' > {storage}/a/train-1/metrics.jsonl && '
+        f"echo x > {storage}/a/trouble.json"
     )
     _, _, told = finished(script)
     assert json.loads(told["result"]) == {"kind": 1}
     assert told["progress"] == {"loss": 0.5}
+    assert told["trouble"] == "x\n"

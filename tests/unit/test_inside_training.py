@@ -7,7 +7,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
 from raykube.inside import checkpoints, loops, tracking
-from raykube.inside.failures import LoopError, explain, is_bug, mark
+from raykube.inside.failures import MEMORY_STEP, STARTING, LoopError, explain, is_bug, mark
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.training import Stage, Task
@@ -114,10 +114,33 @@ def test_failure_shows_the_bug_and_not_the_broken_connections_around_it():
 
 
 def test_failure_of_a_lost_worker_is_told_apart():
-    lost = type("Lost", (Exception,), {"__module__": "ray.exceptions"})
     failure, _ = explain(GroupError({0: lost("a\nThe actor is dead because of x\nb")}))
     assert failure.reason == "WorkerDied"
     assert failure.message == "worker 0: The actor is dead because of x"
+
+
+MONITOR = "3 worker(s) were killed due to the node running low on memory. Memory was 7GB used / 8GB limit"
+
+
+def lost(words):
+    return type("Lost", (Exception,), {"__module__": "ray.exceptions"})(words)
+
+
+def test_kill_by_the_memory_monitor_is_named_before_the_connections_that_it_broke():
+    failure, _ = explain(GroupError({0: raised(RuntimeError("connection closed")), 1: lost(f"a\n{MONITOR}\nb")}))
+    assert (failure.reason, failure.next_step) == ("OutOfMemory", MEMORY_STEP)
+    assert failure.message == f"worker 1: Ray's memory monitor killed it: {MONITOR}"
+
+
+def test_worker_that_died_before_it_had_a_rank_is_given_none():
+    failure, _ = explain(GroupError({STARTING: lost("The actor is dead because of x")}))
+    assert failure.message == "a worker, at its start: The actor is dead because of x"
+
+
+def test_death_of_the_controller_is_not_taken_for_a_workers():
+    failure, _ = explain(lost("class_name: TrainController\nThe actor is dead because of x"))
+    assert failure.reason == "ControllerDied"
+    assert failure.message == "the controller of the training: The actor is dead because of x"
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():

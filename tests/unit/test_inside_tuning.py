@@ -11,6 +11,11 @@ from raykube.inside.tuning import reason
             "a: b\nraykube.errors.RunFailed: run x failed\n  why:  KeyError: 'lr' (worker 0)\n  next: y",
             "KeyError: 'lr' (worker 0)",
         ),
+        (
+            "2 worker(s) were killed due to the node running low on memory.\nOOM kill: x\nray.y: see",
+            "Ray's memory monitor killed it: 2 worker(s) were killed due to the node running low on memory.",
+        ),
+        ("The actor died.\n\tpid: 1\nThe actor is dead because of x", "The actor is dead because of x"),
         ("something odd", "something odd"),
         ("", "Exception('')"),
     ],

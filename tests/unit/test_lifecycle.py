@@ -43,6 +43,14 @@ def test_failure_names_exit_code_and_tail():
     assert status.failure.next_step == "raykube job logs a"
 
 
+def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
+    monitor = "2 worker(s) were killed due to the node running low on memory."
+    tail = [f"(raylet) {monitor}", "RunFailed: run a failed", f"  why:  worker 0: {monitor}", "  next: x"]
+    failure = lifecycle.status_of(RECORD, 1, FAILED, tail).failure
+    assert failure is not None
+    assert (failure.reason, failure.message, failure.exit_code) == ("OutOfMemory", f"worker 0: {monitor}", 3)
+
+
 def test_times_are_seconds():
     status = lifecycle.status_of(RECORD, 1, FAILED)
     assert (status.submitted, status.started, status.ended) == (100.0, 101.0, 105.0)

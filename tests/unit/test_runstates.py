@@ -71,6 +71,15 @@ def test_earlier_attempts_are_told_with_their_reasons():
     assert status.earlier == ("attempt 1: EntrypointFailed (exit code 3)", "attempt 2: HeadLost")
 
 
+def test_lost_worker_is_told_while_the_attempt_that_lost_it_goes_on():
+    told = {"attempt": 2, "trouble": '{"time": 1795521600.0, "attempt": 2, "message": "train-1: worker 0: gone"}'}
+    assert runstates.status_of(seen("Running", ray={"status": "RUNNING"}), told).detail.endswith(
+        " train-1: worker 0: gone"
+    )
+    assert runstates.status_of(seen("Running", ray={"status": "RUNNING"}), told | {"attempt": 3}).detail == ""
+    assert runstates.status_of(seen("Complete", "SUCCEEDED"), told).detail == ""
+
+
 def test_next_attempt_is_told_to_the_script_and_noted():
     planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
     again = kubejobs.again(planned, 3)

@@ -20,8 +20,13 @@ def test_age_is_written_as_kubectl_does(seconds, text):
 
 
 def test_running_line_shows_metrics_and_time_but_no_detail():
-    line = view.status_line(status(progress={"epoch": 3, "loss": 0.123456}, detail="Job is running."), NOW)
+    line = view.status_line(status(progress={"epoch": 3, "loss": 0.123456}, detail="Job is currently running."), NOW)
     assert line == "a RUNNING · epoch 3 · loss 0.1235 · 60s"
+
+
+def test_running_line_shows_what_was_lost():
+    line = view.status_line(status(detail="12:00:00 train-1: worker 0: gone"), NOW)
+    assert line == "a RUNNING · 12:00:00 train-1: worker 0: gone · 60s"
 
 
 def test_pending_line_shows_the_detail_and_later_attempts():

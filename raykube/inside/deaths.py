@@ -1,0 +1,124 @@
+"""What Ray leaves undone about processes of a run that are killed. Imported only where Ray is.
+
+Three things in Ray 2.60, each of which leaves CPUs taken by nobody, for which a search then waits for ever:
+
+- An actor that the memory monitor killed answers with an error that is no ``RayActorError``. Train's controller gives
+  up over it without giving its placement group back, and Tune ends with all trials: ``heed_memory_kills``.
+- A worker that dies while its group starts leaves the group's placement group behind, or is replaced without a
+  limit: ``clean_up_failed_starts``.
+- The placement group of a controller that was killed stays for as long as the job, unless an actor that Ray starts
+  beside the controller knows of it, and lives: ``orphans_removed``.
+
+Inner parts of Ray may move; where they have, Ray is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from raykube.inside.failures import STARTING
+
+log = logging.getLogger("raykube")
+_LOOK_S = 2.0
+
+
+class MemoryKill(OutOfMemoryError, RayActorError):  # type: ignore[misc] # Ray's base classes have no types
+    """The memory monitor killed the process; unlike Ray's own error, this one is the death of an actor, too."""
+
+    def __init__(self, message: str) -> None:
+        RayActorError.__init__(self, None, message)
+        self.message = message
+
+
+def heed_memory_kills() -> None:
+    """Have this process be told of the memory monitor's kills by ``MemoryKill``."""
+    from ray._private import serialization
+
+    if hasattr(serialization, "OutOfMemoryError"):
+        serialization.OutOfMemoryError = MemoryKill
+
+
+def clean_up_failed_starts(note: Callable[[Mapping[int, BaseException]], None]) -> None:
+    """Have the controller in this process give back all that a group of workers has taken that cannot start.
+
+    A death at the start then counts as one that a run survives ``RAYKUBE_MAX_FAILURES`` times, and is noted.
+    """
+    try:
+        from ray.train import WorkerGroupError
+        from ray.train.v2._internal.execution.controller.controller import TrainController
+        from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    except ImportError:
+        return
+
+    class Workers(WorkerGroup):  # type: ignore[misc] # see above
+        def _start(self) -> None:
+            try:
+                super()._start()
+            except Exception as error:
+                if self.has_started():  # Ray cleans up before that
+                    self.get_worker_group_state().shutdown()
+                if (death := _death_in(error)) is None:
+                    raise
+                note({STARTING: death})
+                raise WorkerGroupError(str(death), {STARTING: death}) from error
+
+    TrainController.worker_group_cls = Workers
+
+
+def _death_in(error: BaseException | None) -> BaseException | None:
+    while error is not None and not isinstance(error, RayActorError):
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def orphans_removed() -> Iterator[None]:
+    """Remove, for the length of the block, placement groups of this job whose controller is dead."""
+    end = threading.Event()
+
+    def run() -> None:
+        while not end.wait(_LOOK_S):
+            _remove_orphans()
+
+    thread = threading.Thread(target=run, daemon=True, name="raykube-orphans")
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def _remove_orphans() -> None:
+    try:
+        from ray._private.state import state
+        from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+
+        gcs = state._connect_and_get_accessor()  # noqa: SLF001 # no public call tells who made a placement group
+        for group in map(PlacementGroupTableData.FromString, gcs.get_placement_group_table()):
+            if _is_orphan(group):
+                made_by = gcs.get_actor_info(ray.ActorID(group.creator_actor_id))
+                if made_by and ActorTableData.FromString(made_by).class_name == "TrainController":
+                    _remove(group.placement_group_id)
+    except Exception:
+        log.debug("no look at placement groups now", exc_info=True)
+
+
+def _is_orphan(group: Any) -> bool:
+    """Whether nobody but the job keeps a placement group, which then outlives who made it."""
+    ours = group.creator_job_id == ray.get_runtime_context().job_id.binary()
+    return ours and group.creator_actor_dead and not group.is_detached and group.state != group.REMOVED
+
+
+def _remove(group: bytes) -> None:
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    log.info("what the workers of a training had reserved is free again: its controller is dead")
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(group)))
