@@ -27,6 +27,11 @@ def code_uri(storage: str, package: Package, *, in_config_map: bool) -> str:
     return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
 
 
+def held_uri(package: Package) -> str:
+    """Return the URI of a package that a head holds itself, by Ray's own form of name."""
+    return f"gcs://_ray_pkg_{package.hash}.zip"
+
+
 def ray_job_spec(job: Job) -> dict[str, Any]:
     """Return the fields of a RayJob that follow from the job alone."""
     spec: dict[str, Any] = {

@@ -136,14 +136,15 @@ def _told_apart(value: Any) -> Any:
     return value
 
 
-def _environ(name: str, cluster: Cluster, package: Package | None) -> dict[str, str]:
-    """Return what the inside plane reads: its run, its storage, its scale."""
+def _environ(name: str, cluster: Cluster, package: Package | None, limit: float | None = None) -> dict[str, str]:
+    """Return what the inside plane reads: its run, its storage, its scale, its deadline."""
     said = {
         wire.RUN_NAME: name,
         wire.STORAGE: cluster.storage,
         wire.ATTEMPT: "1",
         wire.TRACKING: cluster.tracking,
         wire.GIT_COMMIT: package.git_commit if package else "",
+        wire.TIMEOUT: f"{limit:g}" if limit else "",
     }
     return {key: value for key, value in said.items() if value} | cluster.scale.environ()
 
@@ -211,9 +212,8 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
     working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
     if cluster.selected:
-        working_dir = held_uri(package)
-    limit = {wire.TIMEOUT: f"{job.timeout_s:g}"} if job.timeout_s else {}
-    environ = _environ(job.name, cluster, package) | limit
+        working_dir = bodies.held_uri(package)
+    environ = _environ(job.name, cluster, package, job.timeout_s)
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
@@ -226,11 +226,6 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         spec["jobId"] = f"{job.name}-1"
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
     return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
-
-
-def held_uri(package: Package) -> str:
-    """Return the URI of a package that a head holds itself, by Ray's own form of name."""
-    return f"gcs://_ray_pkg_{package.hash}.zip"
 
 
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from raykube import package, plans
+from raykube import bodies, package
 from raykube.backends import kubestorage
 from raykube.backends.kubeapi import Kube
 from raykube.backends.rayhead import RayHead, head_of
@@ -43,7 +43,7 @@ def after(kube: Kube, plan: Plan) -> None:
     head = _answering(kube, plan.name, float(spec["preRunningDeadlineSeconds"]))
     if head.details():
         return
-    uri = plans.held_uri(plan.package)
+    uri = bodies.held_uri(plan.package)
     _give(head, uri, plan.package)
     environment = yaml.safe_load(spec["runtimeEnvYAML"]) | {"working_dir": uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
