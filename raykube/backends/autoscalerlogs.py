@@ -6,6 +6,7 @@ is neither lost nor doubled, as far as the kubelet keeps the log.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from raykube.backends import observed, rayhead
 from raykube.backends.kubeapi import Kube, Object
 from raykube.backends.kubelogs import Followed
 from raykube.backends.kubelook import Look
-from raykube.errors import BackendError, NotFound
+from raykube.errors import BackendError, Forbidden, NotFound
 
 _CONTAINER = "autoscaler"
 _PAUSE_S = 0.3
@@ -30,15 +31,15 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """
     look = Look(kube, name)
     _check_has_one(kube, look)
-    if follow:
-        yield from _followed(kube, name)
-        return
-    pod = _head_pod(kube, look.job)
-    if pod:
+    yield from _followed(kube, name) if follow else _whole(kube, look)
+
+
+def _whole(kube: Kube, look: Look) -> Iterator[str]:
+    if pod := _head_pod(kube, look.job):
         yield from PodLog(kube, _CONTAINER).rest(pod)
     elif look.status().is_terminal:
         raise BackendError(
-            f"the autoscaler's log of {name} ended with its cluster",
+            f"the autoscaler's log of {look.name} ended with its cluster",
             why="Kubernetes keeps it with the head's pod",
             next_step="give a longer --keep-cluster-s, or follow it with -f while the run goes on",
         )
@@ -66,15 +67,17 @@ def _followed(kube: Kube, name: str) -> Iterator[str]:
             try:
                 pod = _head_pod(kube, run.job) or pod
                 yield from log.stream(pod, run) if pod else ()
+            except Forbidden:
+                raise
             except BackendError:  # not there yet, or away
                 pass
             run.ended.wait(_PAUSE_S)
         if run.error and not isinstance(run.error, NotFound):
             raise run.error
-        try:
+        if not run.error and not pod:  # it says why
+            yield from _whole(kube, Look(kube, name))
+        with contextlib.suppress(BackendError):  # gone with the run
             yield from log.rest(pod) if pod else ()
-        except BackendError:  # gone with the run
-            return
     finally:
         run.close()
 

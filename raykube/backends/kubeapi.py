@@ -55,7 +55,8 @@ class Kube:
         self.namespace: str = namespace or config.namespace
         self.http = kubeconfig.client(config, _TIMEOUT)
         # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.
-        weakref.finalize(self, self.http.close)
+        # Nor to be closed at it, under threads that are still at work: they would say so in tracebacks.
+        weakref.finalize(self, self.http.close).atexit = False
 
     def get(self, kind: str, name: str) -> Object:
         """Return one object. Raises NotFound."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,17 +49,15 @@ def _followed(kube: Kube, name: str, rank: int) -> Iterator[str]:
 
     def find() -> tuple[list[LogFile], bool]:
         ended = run.ended.is_set()  # before the look: what comes with the end is then seen
-        try:
+        with contextlib.suppress(BackendError):  # none known yet, or its node is gone
             known[:] = _files(run.head, name, run.details, rank)
-        except NotFound:
-            return [], ended
         return known, ended
 
     try:
         yield from Following(kube, find).lines()
         if run.error and not isinstance(run.error, NotFound):
             raise run.error
-        if not known:
-            sources.place_of([], rank, name)
+        if not known:  # it says why
+            yield from _whole(kube, name, rank)
     finally:
         run.close()

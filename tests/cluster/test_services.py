@@ -127,7 +127,8 @@ def test_service_is_found_by_name_from_another_process():
 def test_service_is_listed_and_its_log_read(hello):
     assert rk.attach("hello", "serve") == hello
     assert [each.name for each in api.endpoints("serve")] == ["hello"]
-    assert any("Importing application 'hello'" in line for line in hello.logs())
+    for follow in (False, True):
+        assert any("Importing application 'hello'" in line for line in hello.logs(follow=follow))
 
 
 @pytest.mark.usefixtures("hello")
