@@ -1,0 +1,70 @@
+"""A range of workers: KubeRay's autoscaler makes pods as a run asks for them, and what it cannot get is told."""
+
+import copy
+import json
+import time
+
+import pytest
+import yaml
+
+import raykube as rk
+from raykube.backends.observed import seconds
+from tests.cluster import kubectl, namespaces, workloads
+
+pytestmark = pytest.mark.cluster
+WITHIN_S = 5.0
+SCRIPT = """
+import ray
+import raykube as rk
+
+def loop():
+    import ray.train
+    rk.report({"workers": ray.train.get_context().get_world_size()})
+
+class Part:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+if __name__ == "__main__":
+    ray.init()
+    never = ray.remote(num_cpus=0, resources={"big": 1})(Part).remote()  # goes with the script
+    trained = rk.train(loop).metrics["workers"]
+    parts = [ray.remote(num_cpus=1)(Part).remote() for _ in range(2)]
+    print("trained on", trained, "then on", len(set(ray.get([part.node.remote() for part in parts]))))
+"""
+
+
+@pytest.fixture
+def place(namespace, tmp_path, monkeypatch):
+    """Give a cluster with workers of one CPU, and with one group that no node has room for."""
+    kubectl.apply(workloads.manifest("claim"), namespace=namespace)
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    manifest = yaml.safe_load(workloads.manifest("house"))
+    (workers,) = groups = manifest["spec"]["workerGroupSpecs"]
+    workers["rayStartParams"] = {"num-cpus": "1"}
+    big = copy.deepcopy(workers) | {"groupName": "big", "replicas": 0, "minReplicas": 0, "maxReplicas": 1}
+    big["rayStartParams"] = {"num-cpus": "0", "resources": f"'{json.dumps({'big': 1})}'"}
+    big["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "64"}}
+    manifest["spec"]["workerGroupSpecs"] = [*groups, big]
+    manifest["spec"]["autoscalerOptions"] = {"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "1Gi"}}}
+    (tmp_path / "house.yaml").write_text(yaml.safe_dump(manifest))
+    return rk.Cluster.load(tmp_path / "house.yaml")
+
+
+def test_range_starts_with_the_least_and_grows_and_a_pod_without_a_node_is_named(place, namespace, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "grow.py").write_text(SCRIPT)
+    named = []
+
+    def note(event):
+        failure = event.status.failure
+        if failure and failure.reason == "Unschedulable" and event.status.state == "RUNNING":
+            named.append((time.time(), failure))
+
+    job = rk.Job(entrypoint="python grow.py", name="grow", working_dir=tmp_path / "code")
+    run = rk.submit(job, place.sized((1, 2))).wait(timeout_s=240, on_event=note)
+    assert "trained on 1 then on 2" in list(run.logs())
+    (pod,) = kubectl.listed("pods", namespace, "ray.io/group=big")
+    assert pod["metadata"]["name"] in named[0][1].where
+    assert "64 cpu" in named[0][1].next_step
+    assert named[0][0] - seconds(pod["metadata"]["creationTimestamp"]) < WITHIN_S + 1  # its stamp has no fractions
