@@ -6,9 +6,11 @@ object nobody looks at. All functions take plain manifests and change nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +22,7 @@ MIN_RAY_FOR_TOKENS = (2, 52)
 MIN_RAY_FOR_HEALTH = (2, 53)
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _TAG = re.compile(r":(\d+\.\d+\.\d+)")
+_OPERATORS = ";&|<>\n"
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
 Manifest = Mapping[str, Any]
@@ -182,6 +185,29 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         cpus(group), gpus(group)
     except ValueError as error:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
+
+
+def shell_notes(spec: Manifest) -> Iterator[str]:
+    """Say what the shell of KubeRay's submitter makes of a RayJob that hands its words to one."""
+    spec = _map(spec)
+    mode = spec.get("submissionMode") or "K8sJobMode"
+    own = _map(_map(spec.get("submitterPodTemplate")).get("spec")).get("containers") or [{}]
+    if mode not in ("K8sJobMode", "SidecarMode") or _map(own[0]).get("command"):
+        return
+    where = f"{mode} passes it through a shell in the submitter"
+    if found := {"$", "`"} & set(str(spec.get("runtimeEnvYAML") or "")):
+        yield f"runtimeEnvYAML: {where}, which replaces what {' and '.join(sorted(found))} begin; HTTPMode does not"
+    if ends := _operator(str(spec.get("entrypoint") or "").strip("; \n")):
+        yield f"entrypoint: {where}, which takes {ends!r} and what follows for itself; HTTPMode does not"
+
+
+def _operator(entrypoint: str) -> str:
+    """Return what a shell takes for the end of a simple command; "" when it is nothing else."""
+    words = shlex.shlex(entrypoint, posix=True, punctuation_chars=_OPERATORS)
+    words.whitespace = " \t\r"
+    with contextlib.suppress(ValueError):  # the shell itself will say so
+        return next((word for word in words if word and not word.strip(_OPERATORS)), "")
+    return ""
 
 
 def container(group: Manifest) -> dict[str, Any]:

@@ -151,6 +151,13 @@ def _pods(seen: Observed) -> Failure | None:
     return next((each for each in found if each), None)
 
 
+def _submitter(seen: Observed) -> Failure | None:
+    """Name what keeps the pod that is to hand the job to Ray from it; how it fares later is of no interest."""
+    if not seen.submitter or seen.ray or status_of(seen.owner).get("jobStatus"):
+        return None
+    return cause_of(_view(seen, seen.submitter))
+
+
 def _service(seen: Observed) -> Failure | None:
     """KubeRay never makes a condition of an application that failed; the new cluster's come before the old one's."""
     for place in ("pendingServiceStatus", "activeServiceStatus"):
@@ -190,15 +197,12 @@ def _tried(seen: Observed) -> Failure | None:
 
 
 def _views(seen: Observed) -> list[Pod]:
-    return [
-        Pod(
-            pod,
-            events_about(seen, (name_of(pod),)),
-            events_about(seen, claims_of(pod), "PersistentVolumeClaim"),
-            seen.now,
-        )
-        for pod in seen.pods
-    ]
+    return [_view(seen, pod) for pod in seen.pods]
+
+
+def _view(seen: Observed, pod: Object) -> Pod:
+    claims = events_about(seen, claims_of(pod), "PersistentVolumeClaim")
+    return Pod(pod, events_about(seen, (name_of(pod),)), claims, seen.now)
 
 
 def _owned(seen: Observed) -> tuple[str, ...]:
@@ -215,6 +219,7 @@ _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     clustercauses.replicas,
     clustercauses.deleted,
     clustercauses.head_lost,
+    _submitter,
     _service,
     _tried,
     clustercauses.operator,

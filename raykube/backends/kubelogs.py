@@ -46,7 +46,7 @@ def _kept(kube: Kube, look: Look) -> bytes:
     """Return the log that outlived the cluster."""
     if kept := kubestorage.read(kube, look.job, wire.LOG_FILE):
         return kept
-    if not look.status().is_terminal:
+    if not look.status().is_terminal or not _was_in_ray(look.job):
         return b""
     raise BackendError(
         f"the log of {look.name} ended with its cluster",
@@ -55,6 +55,12 @@ def _kept(kube: Kube, look: Look) -> bytes:
         else f"there is no {wire.LOG_FILE} in {kubestorage.storage_of(look.job)}",
         next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s",
     )
+
+
+def _was_in_ray(job: Mapping[str, Any]) -> bool:
+    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
+    status = job.get("status") or {}
+    return bool(status.get("jobStatus") or status.get("rayJobInfo"))
 
 
 class Followed:

@@ -13,7 +13,7 @@ from raykube.backends import Status, endings, rayhead, runstates
 from raykube.backends.clustercauses import is_suspended
 from raykube.backends.kubeapi import Kube, Object, Stop
 from raykube.backends.kubequeue import Place
-from raykube.backends.observed import Observed
+from raykube.backends.observed import Observed, name_of, newest
 from raykube.backends.rayhead import RayHead
 from raykube.backends.watching import Watching
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
@@ -22,6 +22,7 @@ _TAIL_LINES = 40  # some of them are Ray's own
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _CLUSTER_LABEL = "ray.io/cluster"
+_JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
 #: A waiter looks at its clock so often.
 _TICK_S = 0.5
 _RAY_S = 0.5
@@ -84,9 +85,20 @@ class Look:
     def _status(self, seen: Observed, told: Mapping[str, Any], head: RayHead | None) -> Status:
         url = f"{self._kube.server.rstrip('/')}{head.path}/" if head else ""
         status = runstates.status_of(seen, told, url)
-        if status.state != "FAILED" or status.failure is None or not head or not seen.ray:
+        if status.state != "FAILED" or status.failure is None:
             return status
-        return replace(status, failure=replace(status.failure, tail=_tail(head, seen.ray) or status.failure.tail))
+        tail = _tail(head, seen.ray) if head and seen.ray else self._submitters_tail(status.failure)
+        return replace(status, failure=replace(status.failure, tail=tail or status.failure.tail))
+
+    def _submitters_tail(self, failure: Failure) -> tuple[str, ...]:
+        """Return the last words of the pod that could not hand the job to Ray: KubeRay tells that, and not why."""
+        selectors = _selectors(self.job)
+        if failure.reason != "SubmissionFailed" or "submitter" not in selectors:
+            return ()
+        with contextlib.suppress(BackendError):
+            pod = newest(self._listed(*selectors["submitter"]))
+            return endings.tail_of(self._kube.pod_log(name_of(pod), tailLines=_TAIL_LINES)) if pod else ()
+        return ()
 
     def changes(self) -> Iterator[Status]:
         """Yield the status now, at each change, and every half second."""
@@ -201,6 +213,8 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
         # Why KubeRay has deleted a pod stands in an event that is no warning.
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})
+    if (job["spec"].get("submissionMode") or "K8sJobMode") == "K8sJobMode":
+        selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={metadata['name']}"})
     if _QUEUE_LABEL in (metadata.get("labels") or {}):
         selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})
     return selectors
@@ -210,10 +224,12 @@ def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
     cluster = next(iter(found.get("cluster") or []), {})
     pods = tuple(found.get("pods") or ())
     workload = next(iter(found.get("workload") or []), {})
-    names = {each["metadata"]["name"] for each in (seen.owner, cluster, *pods) if each} | set(claims_of(pods))
+    submitter = newest(found.get("submitter") or ())
+    whole = (seen.owner, cluster, submitter, *pods)
+    names = {each["metadata"]["name"] for each in whole if each} | set(claims_of(pods))
     events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
     ours = tuple(each for each in events if each["involvedObject"].get("name") in names)
-    return replace(seen, cluster=cluster, pods=pods, workload=workload, events=ours)
+    return replace(seen, cluster=cluster, pods=pods, workload=workload, submitter=submitter, events=ours)
 
 
 def claims_of(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -48,6 +48,7 @@ _STEPS = {
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "HeadLost": "wait for the new head; a job runs again there and goes on from its last complete checkpoint",
     "DriverDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "SubmissionFailed": "see what its submitter says: kubectl -n {namespace} logs -l job-name={name} --tail=20",
     "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",

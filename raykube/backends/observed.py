@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ class Observed:
         events: (``v1`` Event) whose ``involvedObject`` is one of these objects.
         workload: Kueue's Workload of the owner.
         before: how many workloads of its queue Kueue takes first; None when it does not say.
+        submitter: the newest pod of the Job by which KubeRay's K8sJobMode hands a job to Ray.
         ray: Ray's own JobDetails, once the head answers.
         now: when this was seen, in Unix seconds.
     """
@@ -31,6 +32,7 @@ class Observed:
     events: tuple[Object, ...] = ()
     workload: Object = field(default_factory=dict)
     before: int | None = None
+    submitter: Object = field(default_factory=dict)
     ray: Object = field(default_factory=dict)
     now: float = 0.0
 
@@ -94,5 +96,9 @@ def moment(event: Object) -> float:
 
 def head_of(pods: tuple[Object, ...]) -> Object:
     """Return the head's pod, the newest where one is being replaced; empty when there is none."""
-    heads = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"]
-    return max(heads, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), default={})
+    return newest([pod for pod in pods if (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"])
+
+
+def newest(things: Iterable[Object]) -> Object:
+    """Return the object that was created last; empty when there is none."""
+    return max(things, key=lambda thing: str(thing["metadata"].get("creationTimestamp", "")), default={})

@@ -133,6 +133,19 @@ def test_other_reasons_of_a_rayjob_are_passed_on(reason):
     assert (failure.reason, failure.message, failure.where) == (reason, "its words", "rayjob/a: status.message")
 
 
+def test_pod_that_cannot_hand_the_job_to_ray_is_named_until_ray_has_it():
+    waiting = {"reason": "ErrImagePull", "message": 'pull access denied, "nope/nope:1": not found'}
+    container = {"name": "submitter", "ready": False, "state": {"waiting": waiting}}
+    pod = {"metadata": {"name": "a-x1", "namespace": "n"}, "spec": {}, "status": {"containerStatuses": [container]}}
+    owner = {"metadata": {"name": "a"}, "spec": {}, "status": {"jobDeploymentStatus": "Running"}}
+    seen = Observed(owner, submitter=pod)
+    failure = cause(seen)
+    assert (failure.reason, failure.where.partition(":")[0]) == ("ImagePullDenied", "pod/a-x1")
+    assert cause(replace(seen, ray={"status": "PENDING"})) is None
+    taken = {**owner, "status": {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}}
+    assert cause(replace(seen, owner=taken)) is None
+
+
 def test_end_comes_before_what_pods_say_unless_they_say_how_the_head_was_lost():
     seen, failed = observed("head out of memory"), {"jobDeploymentStatus": "Failed", "reason": "AppFailed"}
     for message, reason in (

@@ -293,6 +293,25 @@ def test_environment_of_an_image_of_its_own_is_not_guarded():
     assert plans.localjob(job, Cluster.local(), "file:///x.zip")["runtime_env"]["env_vars"]["A"] == "$B"
 
 
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"entrypoint": "python a.py && python b.py"}, ["K8sJobMode", "'&&'"]),
+        ({"entrypoint": "python a.py > log", "submissionMode": "SidecarMode"}, ["SidecarMode", "'>'"]),
+        ({"entrypoint": "a", "runtimeEnvYAML": "env_vars: {A: $B, C: `id`}"}, ["runtimeEnvYAML", "$ and `"]),
+        ({"entrypoint": 'python -c "\nprint(1); 2 > 1 and 3\n"\n', "runtimeEnvYAML": "env_vars: {A: b}"}, []),
+        ({"entrypoint": "a && b", "runtimeEnvYAML": "env_vars: {A: $B}", "submissionMode": "HTTPMode"}, []),
+        ({"entrypoint": "a; b", "submitterPodTemplate": {"spec": {"containers": [{"command": ["/go"]}]}}}, []),
+        ({"entrypoint": "echo 'open"}, []),
+    ],
+)
+def test_manifest_whose_words_a_shell_takes_before_ray_is_noted(spec, told):
+    document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
+    notes = " ".join(plans.manifest([document], Cluster.load("kubernetes")).notes)
+    assert all(word in notes for word in told)
+    assert bool(notes) == bool(told)
+
+
 def test_localjob_is_the_body_of_rays_job_api(code):
     job = JOB.model_copy(update={"pip": ("tqdm",), "metadata": {"team": "x"}, "entrypoint_memory": 5})
     body = plans.localjob(job, Cluster.local(2), "file:///x.zip", code)
