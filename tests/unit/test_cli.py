@@ -3,15 +3,14 @@
 Wrong input gives one clear error and exit code 2, before anything is started.
 """
 
-import http.server
 import json
 import shutil
 import subprocess
-import threading
 
 import pytest
 import yaml
 
+from tests.servers import Quiet, serving
 from tests.support import BIN, run, run_without_root_rights
 
 ROOT = BIN.parent.parent
@@ -285,31 +284,23 @@ def test_rayjob_goes_where_an_option_says_or_itself_or_the_manifest_of_the_place
     assert planned["metadata"]["namespace"] == namespace
 
 
-class Nothing(http.server.BaseHTTPRequestHandler):
+class Nothing(Quiet):
     """An API server that has nothing, and notes what it was asked for."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802 - http.server calls it so
         self.server.asked.append(self.path)
         self.send_error(404)
-
-    def log_message(self, *words):
-        pass
 
 
 @pytest.fixture
 def nothing(code):
     """Give an API server that has nothing, and a kubeconfig for it in the working directory."""
-    with http.server.HTTPServer(("127.0.0.1", 0), Nothing) as server:
-        server.asked = []
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Nothing) as server:
         (code / "kubeconfig").write_text(
             "{current-context: a, users: [{name: u, user: {}}], contexts: [{name: a, context: {cluster: c, user: u}}], "
             f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_port}'}}}}]}}"
         )
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(("words", "namespace"), [((), "of-house"), (("-n", "said"), "said")])

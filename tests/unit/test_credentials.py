@@ -1,14 +1,9 @@
 """What reaches an API server, and by which way: a real server of TLS, a real proxy, real exec plugins."""
 
 import base64
-import contextlib
-import http.server
 import importlib.util
 import json
-import select
-import socket
 import ssl
-import threading
 
 import httpx
 import pytest
@@ -20,6 +15,7 @@ from raykube.backends.credentials import NoCredential
 from raykube.backends.kubeapi import Kube
 from raykube.errors import BackendError, ConfigError, Forbidden, Unreachable
 from tests.cluster import certificates
+from tests.servers import Proxy, Quiet, serving
 
 NAME = "kubernetes.test"
 TIMEOUT = httpx.Timeout(10)
@@ -56,17 +52,10 @@ def pem_of(certificate):
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-class Quiet(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *words):
-        pass
-
-
 class Api(Quiet):
     """Answers who asked, by token and certificate; those in the server's `refused` are not known to it."""
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802 - http.server calls it so
         subject = dict(each[0] for each in (self.connection.getpeercert() or {}).get("subject", ()))
         who = [self.headers.get("authorization", "").removeprefix("Bearer "), subject.get("commonName", "")]
         known = not self.server.refused & {*who}
@@ -75,47 +64,6 @@ class Api(Quiet):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-
-class Proxy(Quiet):
-    """Carries connections on, and notes where they go."""
-
-    def do_CONNECT(self):
-        self.server.asked.append(self.path)
-        host, port = self.path.split(":")
-        with socket.create_connection((host, int(port))) as there:
-            self.send_response(200)
-            self.end_headers()
-            relay(self.connection, there)
-        self.close_connection = True
-
-
-def relay(here, there):
-    """Carry bytes until either side ends."""
-    ends = {here: there, there: here}
-    while True:
-        waiting = [each for each in ends if isinstance(each, ssl.SSLSocket) and each.pending()]
-        for each in waiting or select.select([*ends], [], [])[0]:
-            data = each.recv(65536)
-            if not data:
-                return
-            ends[each].sendall(data)
-
-
-@contextlib.contextmanager
-def serving(handler, tls=None):
-    """Run a server, and give it."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.refused, server.asked = set(), []
-        if tls:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

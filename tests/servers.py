@@ -1,0 +1,56 @@
+"""Servers of this process that tests put in the way."""
+
+import contextlib
+import http.server
+import select
+import socket
+import ssl
+import threading
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words):
+        pass
+
+
+class Proxy(Quiet):
+    """Carries connections on, to where only it knows some names to lead, and notes what it was asked for."""
+
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        host, port = self.path.split(":")
+        with socket.create_connection((self.server.names.get(host, host), int(port))) as there:
+            self.send_response(200)
+            self.end_headers()
+            relay(self.connection, there)
+        self.close_connection = True
+
+
+def relay(here, there):
+    """Carry bytes until either side ends."""
+    ends = {here: there, there: here}
+    while True:
+        waiting = [each for each in ends if isinstance(each, ssl.SSLSocket) and each.pending()]
+        for each in waiting or select.select([*ends], [], [])[0]:
+            data = each.recv(65536)
+            if not data:
+                return
+            ends[each].sendall(data)
+
+
+@contextlib.contextmanager
+def serving(handler, tls=None):
+    """Run a server, and give it."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.refused, server.asked, server.names = set(), [], {}
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
