@@ -4,17 +4,18 @@ import os
 
 import pytest
 
-from tests.cluster import machine, namespaces, operator, processes
+from tests.cluster import kubectl, machine, namespaces, operator, processes
 
 REQUIRED = "RAYKUBE_REQUIRE_CLUSTER"
-OTHER = "RAYKUBE_TEST_KUBECONFIG"
 
 
 @pytest.fixture(scope="package")
 def cluster():
     """Give a cluster: the one that RAYKUBE_TEST_KUBECONFIG names, the one that is up, or one for these tests."""
-    if os.environ.get(OTHER):
+    if kubectl.is_other():
+        operator.wait()
         yield
+        namespaces.wait_gone()
         return
     _skip_if_impossible()
     before = processes.alive()
@@ -37,15 +38,15 @@ def _skip_if_impossible():
 def own_cluster(request):
     """Give this machine's own cluster, which a test may damage."""
     request.getfixturevalue("cluster")
-    if os.environ.get(OTHER):
-        pytest.skip(f"{OTHER} names a cluster that is not ours to damage")
+    if kubectl.is_other():
+        pytest.skip(f"{kubectl.OTHER} names a cluster that is not this machine's own to damage")
 
 
 @pytest.fixture(autouse=True)
 def _components_live(request):
     """Name the components that died in a test: whatever else is said of it, that is why it failed."""
     yield
-    if request.node.get_closest_marker("cluster") and not os.environ.get(OTHER) and processes.alive():
+    if request.node.get_closest_marker("cluster") and not kubectl.is_other() and processes.alive():
         assert not processes.dead(), "components died: python -m tests.cluster logs NAME"
 
 
@@ -53,7 +54,7 @@ def _components_live(request):
 def namespace(request):
     """Give a fresh namespace, which is gone afterwards with all that was in it."""
     request.getfixturevalue("cluster")
-    if not os.environ.get(OTHER):
+    if not kubectl.is_other():
         operator.revive()
     name = namespaces.create("test")
     yield name

@@ -9,17 +9,24 @@ import yaml
 from tests.cluster import binaries, layout
 from tests.cluster.shell import ClusterError, run, until, write
 
+#: Names another cluster to test on.
+OTHER = "RAYKUBE_TEST_KUBECONFIG"
 _FIELD_MANAGER = "raykube-test"
+
+
+def is_other():
+    """Return whether it is another cluster than this machine's own."""
+    return bool(os.environ.get(OTHER))
 
 
 def kubeconfig():
     """Return the kubeconfig of the cluster under test: the named one, or that of this machine's own."""
-    return os.environ.get("RAYKUBE_TEST_KUBECONFIG") or str(layout.KUBECONFIG)
+    return os.environ.get(OTHER) or str(layout.KUBECONFIG)
 
 
 def command():
     """Return kubectl's path, or its name where another cluster is used."""
-    return "kubectl" if os.environ.get("RAYKUBE_TEST_KUBECONFIG") else str(binaries.program("kubectl"))
+    return "kubectl" if is_other() else str(binaries.program("kubectl"))
 
 
 def kubectl(*words, stdin=None, namespace=None, config=None, check=True, timeout_s=120):

@@ -1,7 +1,6 @@
 """A namespace of its own for each test, users with many, few or no rights in it, and its end without a trace."""
 
 import json
-import os
 import secrets
 import shutil
 import tempfile
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster import layout, operator
-from tests.cluster.kubectl import apply, get, kubectl, listed
+from tests.cluster.kubectl import apply, get, is_other, kubectl, listed
 from tests.cluster.shell import ClusterError, console, until, write
 
 _RAY_KINDS = "rayclusters.ray.io,rayservices.ray.io,rayjobs.ray.io"
@@ -126,7 +125,7 @@ def _end_ray(name):
 
 def _release_volumes(name):
     """Empty the volumes that were claimed from a namespace; on another cluster that is for its provisioner to do."""
-    if os.environ.get("RAYKUBE_TEST_KUBECONFIG"):
+    if is_other():
         return
     for volume in listed("persistentvolumes"):
         claim = volume["spec"].get("claimRef") or {}

@@ -188,13 +188,12 @@ UNBOUND = {
 }
 SECRET = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "k"}}}
 FULL = {"command": "tail /dev/zero", "container": {"resources": {"limits": {"memory": "32Mi"}}}}
+PULLED = {"none": "ImageNotFound", "private": "ImagePullDenied"}
 WAITING = {
-    "tag": ("ImageNotFound", "ErrImagePull", lambda at: template(f"{at}/none:1")),
-    "private": ("ImagePullDenied", "ErrImagePull", lambda at: template(f"{at}/private:1")),
     "never": ("ImageNotFound", "ErrImageNeverPull", {"image": "none:1", "container": {"imagePullPolicy": "Never"}}),
-    "cpu": ("Unschedulable", "Insufficient cpu", {"container": amounts(cpu="64")}),
-    "memory": ("Unschedulable", "Insufficient memory", {"container": amounts(memory="900Gi")}),
-    "gpu": ("Unschedulable", "Insufficient nvidia.com/gpu", {"container": amounts(**{"nvidia.com/gpu": "2"})}),
+    "cpu": ("Unschedulable", "Insufficient cpu", {"container": amounts(cpu="6400")}),
+    "memory": ("Unschedulable", "Insufficient memory", {"container": amounts(memory="900Ti")}),
+    "gpu": ("Unschedulable", "Insufficient nvidia.com/gpu", {"container": amounts(**{"nvidia.com/gpu": "2000"})}),
     "selector": ("Unschedulable", "affinity/selector", {"nodeSelector": {"kind": "a100"}}),
     "claim": ("VolumeClaimMissing", "not found", mounted(persistentVolumeClaim={"claimName": "none"})),
     "unbound": ("VolumeClaimUnbound", "has unbound", mounted(persistentVolumeClaim={"claimName": "unbound"})),
@@ -209,11 +208,15 @@ WAITING = {
 }
 
 
-def test_causes_in_a_head_s_pod_are_named(namespace, registry):
-    def head(made):
-        return made(registry) if callable(made) else template(**made)
+def test_causes_in_a_head_s_pod_are_named(namespace):
+    cases = {name: Case(*told, job(name, template(**made))) for name, (*told, made) in WAITING.items()}
+    expect(namespace, cases, UNBOUND)
 
-    expect(namespace, {name: Case(*told, job(name, head(made))) for name, (*told, made) in WAITING.items()}, UNBOUND)
+
+@pytest.mark.usefixtures("own_cluster")  # whose node is this machine, where the registry is
+def test_images_that_a_registry_lacks_or_denies_are_named(namespace, registry):
+    made = {name: job(name, template(f"{registry}/{name}:1")) for name in PULLED}
+    expect(namespace, {name: Case(reason, "ErrImagePull", made[name]) for name, reason in PULLED.items()})
 
 
 def test_eviction_is_named(namespace):

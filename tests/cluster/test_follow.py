@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -104,9 +105,9 @@ def cutting(namespace, monkeypatch, tmp_path):
     """Put a proxy that can be cut before the API server, for who is asked after this."""
     config = yaml.safe_load(Path(namespaces.least(namespace)).read_text())
     cluster = config["clusters"][0]["cluster"]
-    host, port = cluster["server"].removeprefix("https://").split(":")
-    proxy = Cutting(host, int(port))
-    cluster["server"] = f"https://127.0.0.1:{proxy.port}"
+    server = urlsplit(cluster["server"])
+    proxy = Cutting(server.hostname, server.port or 443)
+    cluster |= {"server": f"https://127.0.0.1:{proxy.port}", "tls-server-name": server.hostname}
     path = tmp_path / "cut.kubeconfig"
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(path))

@@ -29,13 +29,13 @@ def samples(kind):
 
 
 @pytest.fixture(autouse=True)
-def as_admin(namespace, monkeypatch):
+def as_admin(own_cluster, namespace, monkeypatch):  # noqa: ARG001 - it has the samples
     """Look at the cluster with all rights: samples name things that do not exist."""
     monkeypatch.setenv("KUBECONFIG", str(layout.KUBECONFIG))
     monkeypatch.setenv("RAYKUBE_NAMESPACE", namespace)
 
 
-def test_rayjob_samples_pass_strict_validation_as_they_are(own_cluster):  # noqa: ARG001
+def test_rayjob_samples_pass_strict_validation_as_they_are():
     found = list(samples("RayJob"))
     for path in found:
         plan = api.plan_manifest(args.manifest_of(path), rk.Cluster.load("kubernetes"))
@@ -43,7 +43,7 @@ def test_rayjob_samples_pass_strict_validation_as_they_are(own_cluster):  # noqa
     assert len(found) >= 20
 
 
-def test_raycluster_samples_are_planned_for_or_refused_with_a_reason(own_cluster, tmp_path):  # noqa: ARG001
+def test_raycluster_samples_are_planned_for_or_refused_with_a_reason(tmp_path):
     (tmp_path / "a.py").write_text("print(1)\n")
     job = rk.Job(entrypoint="python a.py", name="sample", working_dir=tmp_path)
     found = list(samples("RayCluster"))
