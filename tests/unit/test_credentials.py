@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from raykube.backends import forward, kubeconfig
 from raykube.backends.credentials import NoCredential
 from raykube.backends.kubeapi import Kube
+from raykube.doctor import server
 from raykube.errors import BackendError, ConfigError, Forbidden, Unreachable
 from tests.cluster import certificates
 from tests.servers import Proxy, Quiet, serving
@@ -235,6 +236,8 @@ def test_plugin_that_gives_nothing_is_named_with_its_hint(context, command, word
         Kube().answer("/version")
     assert command in told.value.what
     assert told.value.next_step == "install it so"
+    *_, check = server.checks(Kube())  # what doctor says
+    assert (check.name, check.ok, check.next_step) == ("server", False, "install it so")
 
 
 def test_client_certificate_of_the_kubeconfig_is_shown(context, authority):
