@@ -113,7 +113,7 @@ def _remove_orphans() -> None:
 
 def _is_orphan(group: Any) -> bool:
     """Whether nobody but the job keeps a placement group, which then outlives who made it."""
-    ours = group.creator_job_id == ray.get_runtime_context().job_id.binary()
+    ours = group.creator_job_id == bytes.fromhex(ray.get_runtime_context().get_job_id())
     return ours and group.creator_actor_dead and not group.is_detached and group.state != group.REMOVED
 
 

@@ -4,17 +4,12 @@ import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import ray
-from ray import tune
-from ray._common.utils import get_system_memory
-from ray._private.utils import get_used_memory
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 import raykube
@@ -24,8 +19,6 @@ from raykube.inside.deaths import MemoryKill
 from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
 
 pytestmark = MARKS
-#: What a sweep of one worker takes, and somewhat more.
-ROOM = 4 * 2**30
 
 
 def cpus_get_free(timeout_s):
@@ -107,42 +100,3 @@ def test_memory_kill_is_the_death_of_an_actor_and_travels():
     assert isinstance(kill, OutOfMemoryError)
     assert isinstance(kill, RayActorError)
     assert (str(kill), kill.preempted) == (words, False)
-
-
-def greedy(config):
-    """Take memory until the memory monitor objects, in the first two lives."""
-    note(config["lives"], pid=os.getpid())
-    taken = []
-    while len(notes(config["lives"])) <= 2:
-        taken.append(b"x" * 2**27)
-        threading.Event().wait(0.02)  # the monitor looks ten times a second
-    raykube.report({"score": config["x"]})
-
-
-def starved_sweep(lives):
-    raykube.sweep(greedy, {"x": tune.uniform(0, 1), "lives": lives}, trials=2, metric="score", mode="max")
-
-
-def test_sweep_goes_on_when_the_memory_monitor_kills_the_workers_of_a_trial(tmp_path):
-    total, used = get_system_memory(), get_used_memory()
-    if total - used < 2 * ROOM:
-        pytest.skip(f"needs {2 * ROOM / 1e9:g} GB of free memory")
-    code = f"from tests.local.test_deaths import starved_sweep; starved_sweep({str(tmp_path / 'lives')!r})"
-    environ = {
-        **os.environ,
-        wire.STORAGE: str(tmp_path),
-        wire.RUN_NAME: "starved",
-        wire.TRACKING: "off",
-        wire.MAX_FAILURES: "1",
-        "RAY_memory_usage_threshold": f"{(used + ROOM) / total:.3f}",
-        "RAY_memory_monitor_refresh_ms": "100",
-        "RAY_TMPDIR": "/tmp",
-    }
-    one_core = ["taskset", "--cpu-list", "0"]  # so one trial at once, which leaves nothing for the next if it leaves
-    command = [*one_core, sys.executable, "-c", code]
-    subprocess.run(command, env=environ, timeout=180, check=True)
-    result = wire.Result.from_json((tmp_path / "starved" / wire.RESULT_FILE).read_text())
-    killed, well = sorted(result.trials, key=lambda trial: not trial["error"])
-    assert "worker 0: Ray's memory monitor killed it" in killed["error"]
-    assert well["error"] is None
-    assert len(notes(tmp_path / "lives")) == 3
