@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
-.PHONY: demo test cluster cluster-down check format bench-quick clean help
+.PHONY: demo test cluster cluster-down check lint format bench-quick clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,12 +28,14 @@ cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root
 cluster-down: .venv/ready ## end it; binaries and images stay for the next time
 	@$(RUN) -m tests.cluster down
 
-check: .venv/ready ## format, lint, types, import rules, unit tests; within a minute
+check: lint ## lint, and unit tests; within a minute
+	@$(RUN) -m pytest -q tests/unit
+
+lint: .venv/ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(RUN) -m pytest -q tests/unit
 
 format: .venv/ready ## format, and mend what ruff can
 	@$(BIN)/ruff format .
