@@ -34,19 +34,21 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
 
 def _whole(kube: Kube, name: str) -> bytes:
     look = Look(kube, name)
+    details: Mapping[str, Any] = {}
     with contextlib.suppress(NotFound, Unreachable):
         head = look.head()
         details = head.details() if head else {}
         if head and details.get("driver_node_id"):
             return head.api.log(details["driver_node_id"], head.log_file)
-    return _kept(kube, look)
+    # Where Ray itself tells of no driver there was none, as when its environment could not be made.
+    return _kept(kube, look, started=not details and _was_in_ray(look.job))
 
 
-def _kept(kube: Kube, look: Look) -> bytes:
-    """Return the log that outlived the cluster."""
+def _kept(kube: Kube, look: Look, *, started: bool) -> bytes:
+    """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it."""
     if kept := kubestorage.read(kube, look.job, wire.LOG_FILE):
         return kept
-    if not look.status().is_terminal or not _was_in_ray(look.job):
+    if not started or not look.status().is_terminal:
         return b""
     raise BackendError(
         f"the log of {look.name} ended with its cluster",

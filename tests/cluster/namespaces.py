@@ -12,8 +12,8 @@ from tests.cluster.kubectl import apply, get, is_other, kubectl, listed
 from tests.cluster.shell import ClusterError, console, until, write
 
 _RAY_KINDS = "rayclusters.ray.io,rayservices.ray.io,rayjobs.ray.io"
-#: What takes room on the node, or holds a volume.
-_HELD = "pods,persistentvolumeclaims"
+#: What takes room on the node, or holds a volume, and what would make it anew.
+_HELD = "jobs.batch,pods,persistentvolumeclaims"
 #: How long the operator may take to end what it owns before its finalizers are taken off.
 _OPERATOR_S = 30
 _SERVER_S = 90

@@ -69,6 +69,11 @@ def test_k8sjobmode_hands_on_words_and_tells_exit_codes_and_what_keeps_its_submi
     until(lambda: waiting.why().reason.startswith("Image"), "that is named", WITHIN_S)
     assert "[s].state.waiting" in waiting.why().where
 
+    broken = yaml.safe_dump({"working_dir": "file:///nope.zip"})
+    spec = {"entrypoint": "true", "clusterSelector": selector, "submissionMode": "HTTPMode", "runtimeEnvYAML": broken}
+    done = submit("broken", **spec)
+    assert (done.returncode, "RuntimeEnvSetupFailed" in done.stderr) == (1, True), done.stderr
+
 
 def waits(namespace):
     """Return whether a container of the submitter says what it waits for."""
