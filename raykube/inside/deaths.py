@@ -107,7 +107,7 @@ def _remove_orphans() -> None:
                 made_by = gcs.get_actor_info(ray.ActorID(group.creator_actor_id))
                 if made_by and ActorTableData.FromString(made_by).class_name == "TrainController":
                     _remove(group.placement_group_id)
-    except Exception:
+    except Exception:  # whatever inner names answer when they have moved, or Ray when it ends: a training goes on
         log.debug("no look at placement groups now", exc_info=True)
 
 
