@@ -86,7 +86,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         try:
             storage.write_text(storage.join(self._run, wire.TROUBLE_FILE), json.dumps(note))
         except OSError as error:  # the loss itself is dealt with all the same
-            logging.getLogger("raykube").warning("%s; %s", note["message"], error)
+            log.warning("%s; %s", note["message"], error)
 
 
 class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
