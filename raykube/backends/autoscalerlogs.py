@@ -67,10 +67,9 @@ def _followed(kube: Kube, name: str) -> Iterator[str]:
             try:
                 pod = _head_pod(kube, run.job) or pod
                 yield from log.stream(pod, run) if pod else ()
-            except Forbidden:
-                raise
-            except BackendError:  # not there yet, or away
-                pass
+            except BackendError as error:  # not there yet, or away; a server that starts refuses what it allows
+                if isinstance(error, Forbidden) and not log.begun:
+                    raise
             run.ended.wait(_PAUSE_S)
         if run.error and not isinstance(run.error, NotFound):
             raise run.error
@@ -91,6 +90,11 @@ class PodLog:
         self._pod = ""
         self._second, self._zone = "", ""
         self._given: set[str] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of it was read."""
+        return bool(self._second)
 
     def stream(self, pod: str, run: Followed) -> Iterator[str]:
         """Yield what comes, until the container or the run ends."""

@@ -61,8 +61,8 @@ class Look:
         return self._status(self._once(details), told, head)
 
     def _askable(self) -> RayHead | None:
-        """Return the head unless this user may not speak to it: then the RayJob must do."""
-        with contextlib.suppress(Forbidden):
+        """Return the head unless this user may not speak to it, or nobody answers: then the RayJob must do."""
+        with contextlib.suppress(Forbidden, Unreachable):
             return self.head()
         return None
 

@@ -1,7 +1,8 @@
 """Current copies of Kubernetes objects, kept by watches: one list each, then only what changes.
 
 A watch goes on after dropped connections and restarts of the API server where it stopped. Only a version that the
-server no longer knows (410) makes it list again.
+server no longer knows (410) makes it list again. A server that has just started refuses what it allows: it answers
+before it has read all its roles. So a refusal ends a watch only when it is the first answer, or lasts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+#: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
+_STARTING_S = 30.0
 
 
 class Watching:
@@ -73,6 +76,7 @@ class _Kept:
         self._lock = threading.Lock()
         self._objects: dict[str, Object] | None = None
         self._version = ""
+        self._refused_at: float | None = None
 
     def objects(self) -> list[Object] | None:
         with self._lock:
@@ -89,14 +93,21 @@ class _Kept:
                 pause = _FIRST_PAUSE_S
             except Gone:
                 self._version = ""
-            except (Forbidden, NotFound) as error:  # not ours to see; the rest is told without it
-                self._say(error)
-                return
             except BackendError as error:
+                if self._is_final(error):  # not ours to see; the rest is told without it
+                    self._say(error)
+                    return
                 if not self.stop.is_set() and isinstance(error, Unreachable):
                     self._say(error if time.monotonic() - began < _LONGEST_PAUSE_S else None)
                 self.stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_final(self, error: BackendError) -> bool:
+        if not isinstance(error, (Forbidden, NotFound)):
+            return False
+        now = time.monotonic()
+        self._refused_at = self._refused_at or now
+        return self.objects() is None or now - self._refused_at > _STARTING_S
 
     def _say(self, error: BackendError | None) -> None:
         self.error = error
@@ -109,6 +120,7 @@ class _Kept:
                 self._objects = {each["metadata"]["uid"]: each for each in listed}
             self._say(None)
         for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
+            self._refused_at = None
             self._version = change["object"]["metadata"]["resourceVersion"]
             self._take(change["type"], change["object"])
 
