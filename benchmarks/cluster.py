@@ -23,7 +23,7 @@ from typing import Any
 import raykube as rk
 from benchmarks import rows, stats
 from raykube import api
-from raykube.backends.kubeapi import Kube, Stop
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.plans import Plan
 
 BASE, AGAIN, OURS = "kubectl", "again", "raykube"

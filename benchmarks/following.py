@@ -19,9 +19,9 @@ from tempfile import TemporaryDirectory
 import raykube as rk
 from benchmarks import rows, stats
 from raykube import api
-from raykube.backends import runstates
-from raykube.backends.kubeapi import Kube, Stop
-from raykube.backends.kubelook import Look
+from raykube.backends.kuberay import runstates
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.cluster import Cluster
 
 END_GOAL_S = 1.5

@@ -55,7 +55,7 @@ def running(name: str, on: Cluster) -> Cluster:
     Raises:
         NotFound: there is none of that name.
     """
-    from raykube.backends.kuberay import KubeRay
+    from raykube.backends.kuberay.backend import KubeRay
 
     return KubeRay(context=on.context, namespace=on.namespace).cluster(name)
 

@@ -112,7 +112,7 @@ class Backend(Protocol):
         """Return the names of all runs or services, oldest first."""
 
 
-_BACKENDS = {"local": "raykube.backends.local:Local", "kuberay": "raykube.backends.kuberay:KubeRay"}
+_BACKENDS = {"local": "raykube.backends.local.backend:Local", "kuberay": "raykube.backends.kuberay.backend:KubeRay"}
 
 
 def _made(name: str, **where: str) -> Backend:

@@ -22,8 +22,8 @@ from raykube.cli.common import Where, json_option, name_argument, names_argument
 from raykube.errors import BackendError, ConfigError, NotFound
 
 if TYPE_CHECKING:
-    from raykube.backends.clusterstates import ClusterStatus
-    from raykube.backends.kubeapi import Kube
+    from raykube.backends.kuberay.clusterstates import ClusterStatus
+    from raykube.backends.kubernetes.kubeapi import Kube
 
 _LOCAL = "local"
 _COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
@@ -55,23 +55,23 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
 
     Again with the same name and manifest it is the same cluster; with another manifest it is refused.
     """
-    from raykube.backends import kubeclusters
-    from raykube.backends.kubeapi import Kube as Client
+    from raykube.backends.kuberay import clusters
+    from raykube.backends.kubernetes.kubeapi import Kube as Client
     from raykube.plans import Plan
 
     dry_run, output = given["dry_run"], given["output"]
     common.check_plan_options(dry_run, output)
     place = where.cluster(given["workers"])
-    body = kubeclusters.plan(place, name)
+    body = clusters.plan(place, name)
     if dry_run != "client":
         kube = Client(place.context, place.namespace)
-        kubeclusters.create(kube, body, dry_run=dry_run == "server")
+        clusters.create(kube, body, dry_run=dry_run == "server")
     if dry_run:
         common.print_plan(Plan(name, "kuberay", (body,)), "client", output or "yaml")
         return
     if not no_wait:
         with _goes_on(name):
-            kubeclusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
+            clusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
     click.echo(name)
 
 
@@ -101,10 +101,10 @@ def list_clusters(where: Where, *, as_json: bool) -> None:
 @name_argument
 def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
     """Show one cluster."""
-    from raykube.backends import kubeclusters
+    from raykube.backends.kuberay import clusters
     from raykube.cli import view
 
-    found = _local() if name == _LOCAL else kubeclusters.status(_kube(where), name)
+    found = _local() if name == _LOCAL else clusters.status(_kube(where), name)
     click.echo(view.dump(_as_json(found)) if as_json else _text(found))
 
 
@@ -114,10 +114,10 @@ def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
 @name_argument
 def why(name: str, where: Where, *, as_json: bool) -> None:
     """Say in one cause and one next step why a cluster does not do what it should."""
-    from raykube.backends import kubeclusters
+    from raykube.backends.kuberay import clusters
     from raykube.cli import view
 
-    failure = _local().failure if name == _LOCAL else kubeclusters.why(_kube(where), name)
+    failure = _local().failure if name == _LOCAL else clusters.why(_kube(where), name)
     if as_json:
         click.echo(view.dump(failure and asdict(failure)))
     elif failure:
@@ -136,8 +136,9 @@ def forward(name: str, where: Where, port: int) -> None:
     Prints the lines that a shell needs for Ray's own commands. The token is in a file that only you can read, and that
     is removed when this ends. After a connection has dropped the next one works again.
     """
-    from raykube.backends import head, kubeclusters
-    from raykube.backends.forward import Forward
+    from raykube.backends.kuberay import clusters
+    from raykube.backends.kuberay.forward import Forward
+    from raykube.backends.local import head
 
     if name == _LOCAL:
         _say_exports(_local().address, head.home() / "token")
@@ -146,7 +147,7 @@ def forward(name: str, where: Where, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must go then, too
         signal.signal(number, signal.default_int_handler)
     kube = _kube(where)
-    with _kept(kubeclusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
+    with _kept(clusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
         threading.Event().wait()
@@ -157,13 +158,13 @@ def forward(name: str, where: Where, port: int) -> None:
 @names_argument
 def delete(names: tuple[str, ...], where: Where) -> None:
     """End clusters at once, with all that runs on them. Results, logs and models stay where storage keeps them."""
-    from raykube.backends import kubeclusters
+    from raykube.backends.kuberay import clusters
 
     for name in names:
         if name == _LOCAL:
             _end_local()
         else:
-            kubeclusters.delete(_kube(where), name)
+            clusters.delete(_kube(where), name)
         click.echo(f"{name} deleted")
 
 
@@ -183,14 +184,14 @@ def _goes_on(name: str) -> Iterator[None]:
 
 def _kube(where: Where) -> Kube:
     """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
-    from raykube.backends.kubeapi import Kube as Client
+    from raykube.backends.kubernetes.kubeapi import Kube as Client
 
     place = where.around()
     return Client(place.context, place.namespace)
 
 
 def _listed(where: Where) -> Iterator[ClusterStatus]:
-    from raykube.backends import kubeclusters
+    from raykube.backends.kuberay import clusters
     from raykube.settings import setting
 
     on = setting("on", where.on)
@@ -200,7 +201,7 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
     if on.value == _LOCAL and on.source != "default":
         return
     try:
-        yield from kubeclusters.listed(_kube(where))
+        yield from clusters.listed(_kube(where))
     except (ConfigError, BackendError) as error:
         # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
         if on.value != _LOCAL or where.namespace or where.context:
@@ -210,8 +211,8 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
 
 
 def _local() -> ClusterStatus:
-    from raykube.backends import head
-    from raykube.backends.clusterstates import ClusterStatus as Value
+    from raykube.backends.kuberay.clusterstates import ClusterStatus as Value
+    from raykube.backends.local import head
 
     running = head.current()
     if running is None:
@@ -220,8 +221,8 @@ def _local() -> ClusterStatus:
 
 
 def _end_local() -> None:
-    from raykube.backends import head
-    from raykube.backends.local import end_head
+    from raykube.backends.local import head
+    from raykube.backends.local.backend import end_head
 
     with head.lock():
         if not end_head():
@@ -235,7 +236,7 @@ def _kept(token: str, name: str) -> Iterator[Path | None]:
     A lock says that the file is in use, and goes with the process however that ends: what one that was killed has left
     is removed by the next.
     """
-    from raykube.backends import records
+    from raykube.backends.local import records
 
     if not token:
         yield None

@@ -97,9 +97,9 @@ def service_why(name: str, where: Where, *, as_json: bool) -> None:
 @name_argument
 def service_forward(name: str, where: Where, port: int) -> None:
     """Carry a port of this machine to a service on Kubernetes; prints its address and goes on until Ctrl-C."""
-    from raykube.backends import servelook, servestates
-    from raykube.backends.forward import Forward
-    from raykube.backends.kubeapi import Kube
+    from raykube.backends.kuberay import servelook, servestates
+    from raykube.backends.kuberay.forward import Forward
+    from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.errors import ConfigError
 
     place = where.cluster()

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube.backends.kubeapi import Kube, Object
-from raykube.backends.observed import seconds
+from raykube.backends.kubernetes.fields import seconds
+from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, ManifestError, NotFound
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raykube.backends.kubeapi import Kube
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.doctor import kuberay, named, rights, server
 from raykube.doctor.check import Check, looked, refused

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from raykube import wire
-from raykube.backends import head, records
+from raykube.backends.local import head, records
 from raykube.doctor.check import Check
 from raykube.errors import ConfigError
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raykube.backends.kubeapi import Kube, Object
+from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import STORAGE_ANNOTATION, Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound

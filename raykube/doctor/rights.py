@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from raykube.backends.kubeapi import Kube
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor.check import Check
 from raykube.errors import Forbidden
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
-from raykube.backends import kubeconfig
-from raykube.backends.credentials import NoCredential
-from raykube.backends.kubeapi import Kube
+from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes.credentials import NoCredential
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
 

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from raykube.backends.kuberay import KubeRay
+from raykube.backends.kuberay.backend import KubeRay
 from raykube.handles import Run
 from tests.cluster import addons, kubectl, metrics, namespaces, workloads
 from tests.cluster.shell import until

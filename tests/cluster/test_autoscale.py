@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from raykube.backends.observed import seconds
+from raykube.backends.kubernetes.fields import seconds
 from tests.cluster import kubectl, namespaces, workloads
 
 pytestmark = pytest.mark.cluster

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from raykube.backends.clustercauses import INCOMPLETE_S, OPERATOR_S
-from raykube.backends.diagnosis import cause
-from raykube.backends.observed import Observed
+from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S
+from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.observed import Observed
 from tests.cluster import kubectl, layout, workloads
 from tests.cluster.shell import ClusterError, console, until
 

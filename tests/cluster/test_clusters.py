@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube.backends.kubeapi import Kube
-from raykube.backends.kubelook import Look
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.kubeapi import Kube
 from tests.cluster import faults, kubectl, namespaces, workloads
 from tests.cluster.shell import until
 from tests.support import BIN, run

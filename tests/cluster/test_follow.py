@@ -214,12 +214,12 @@ def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_en
 SUBMIT = """
 import os, signal, sys
 import raykube as rk
-from raykube.backends import kubejobs
-real = kubejobs.Kube.create
+from raykube.backends.kuberay import jobs
+real = jobs.Kube.create
 def create(self, thing, **options):
     made = real(self, thing, **options)
     os.kill(os.getpid(), signal.SIGKILL)  # the answer to the first request is never read
-kubejobs.Kube.create = create
+jobs.Kube.create = create
 rk.submit(rk.Job(entrypoint="python result.py", name="lost", working_dir=sys.argv[1]), rk.Cluster.load(sys.argv[2]))
 """
 

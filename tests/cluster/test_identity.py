@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from raykube.backends.forward import Forward
-from raykube.backends.kubeapi import Kube
+from raykube.backends.kuberay.forward import Forward
+from raykube.backends.kubernetes.kubeapi import Kube
 from tests.cluster import kubectl, layout, namespaces, workloads
 from tests.cluster.shell import until
 from tests.servers import Proxy, serving

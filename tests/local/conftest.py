@@ -18,7 +18,7 @@ def heeded_ctrl_c():
 @pytest.fixture(scope="session", autouse=True)
 def raykube_home():
     """Give the session a folder of its own for raykube's state, and end the head that the tests left warm."""
-    from raykube.backends import head, starting
+    from raykube.backends.local import head, starting
 
     with tempfile.TemporaryDirectory(prefix="raykube-tests-") as folder:
         os.environ["RAYKUBE_HOME"] = folder

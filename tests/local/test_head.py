@@ -16,7 +16,7 @@ import pytest
 
 import raykube as rk
 from raykube import api
-from raykube.backends import head, observe, records, starting
+from raykube.backends.local import head, observe, records, starting
 from tests.support import BIN
 
 pytestmark = pytest.mark.local

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 import raykube as rk
-from raykube.backends import head
+from raykube.backends.local import head
 from raykube.errors import Conflict
 from tests.local.test_head import eventually
 from tests.support import BIN, run

@@ -10,9 +10,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from raykube.backends import forward, kubeconfig
-from raykube.backends.credentials import NoCredential
-from raykube.backends.kubeapi import Kube
+from raykube.backends.kuberay import forward
+from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes.credentials import NoCredential
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor import server
 from raykube.errors import BackendError, ConfigError, Forbidden, Unreachable
 from tests.cluster import certificates

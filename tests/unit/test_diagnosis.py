@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
-from raykube.backends.diagnosis import cause
-from raykube.backends.observed import Observed, events_about, seconds
+from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
+from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.observed import Observed, events_about
+from raykube.backends.kubernetes.fields import seconds
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())
 

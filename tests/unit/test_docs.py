@@ -8,7 +8,7 @@ import click
 import pytest
 import yaml
 
-from raykube.backends import nextsteps
+from raykube.backends.kuberay import nextsteps
 from raykube.cli import raykube
 from raykube.cluster import Cluster
 from raykube.doctor.rights import RULES

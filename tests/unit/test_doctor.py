@@ -2,7 +2,7 @@
 
 import pytest
 
-from raykube.backends.kubeapi import _PATHS
+from raykube.backends.kubernetes.kubeapi import _PATHS
 from raykube.doctor import kuberay, named, rights, server
 from raykube.errors import Unreachable
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from raykube.backends.kubeapi import Stop
+from raykube.backends.kubernetes.kubeapi import Stop
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import stat
 import httpx
 import pytest
 
-from raykube.backends import kubeapi, kubeconfig
-from raykube.backends.credentials import auth_of
-from raykube.backends.kuberefusals import refusal
+from raykube.backends.kubernetes import kubeapi, kubeconfig
+from raykube.backends.kubernetes.credentials import auth_of
+from raykube.backends.kubernetes.refusals import refusal
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from raykube.backends import lifecycle
-from raykube.backends.records import Record
+from raykube.backends.local import lifecycle
+from raykube.backends.local.records import Record
 
 RECORD = Record(
     name="a",

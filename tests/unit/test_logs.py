@@ -2,7 +2,9 @@
 
 import pytest
 
-from raykube.backends import autoscalerlogs, eventlogs, observe, sources
+from raykube.backends import sources
+from raykube.backends.kuberay import autoscalerlogs, eventlogs
+from raykube.backends.local import observe
 from raykube.errors import ConfigError, NotFound
 
 RANKS = [("node-a", "worker-a"), ("node-b", "worker-b")]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends import Status, head, records
+from raykube.backends import Status
+from raykube.backends.local import head, records
 from raykube.errors import BackendError, Failure, NotFound
 from tests.support import run_without_root_rights
 

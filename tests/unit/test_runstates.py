@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from raykube.backends import kubejobs, runstates
-from raykube.backends.kubejobs import differences
-from raykube.backends.observed import Observed
+from raykube.backends.kuberay import jobs, runstates
+from raykube.backends.kuberay.jobs import differences
+from raykube.backends.kuberay.observed import Observed
 
 MADE = "2026-11-24T12:00:00Z"
 
@@ -82,13 +82,13 @@ def test_lost_worker_is_told_while_the_attempt_that_lost_it_goes_on():
 
 def test_next_attempt_is_told_to_the_script_and_noted():
     planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
-    again = kubejobs.again(planned, 3)
+    again = jobs.again(planned, 3)
     assert yaml.safe_load(again["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAYKUBE_ATTEMPT": "3"}}
     assert again["metadata"]["annotations"] == {runstates.ATTEMPT_ANNOTATION: "3"}
 
 
 def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
-    assert kubejobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
+    assert jobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
 
 
 def test_difference_names_the_field_and_both_values():

@@ -9,7 +9,7 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
-from raykube.backends.tunnel import Caller, Refused, Tunnel, carry
+from raykube.backends.kubernetes.tunnel import Caller, Refused, Tunnel, carry
 from raykube.errors import Unreachable
 
 GREETING = (b"\0\x49\x20", b"\1\x49\x20")

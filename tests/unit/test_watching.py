@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from raykube.backends import watching
-from raykube.backends.kubeapi import Kube
-from raykube.backends.watching import Watching
+from raykube.backends.kubernetes import watching
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import Forbidden
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving

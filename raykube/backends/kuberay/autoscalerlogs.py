@@ -1,0 +1,127 @@
+"""The log of a run's autoscaler: a container of the head's pod.
+
+A stream that breaks is opened again from the second of its last line on, and what was given already is left out: a line
+is neither lost nor doubled, as far as the kubelet keeps the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from raykube.backends.kuberay import rayhead
+from raykube.backends.kuberay.driverlogs import Followed
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.observed import head_of
+from raykube.backends.kubernetes.fields import name_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.errors import BackendError, Forbidden, NotFound
+
+_CONTAINER = "autoscaler"
+_PAUSE_S = 0.3
+# 2026-08-01T12:00:00.123456789Z, a space and the line; some nodes write +01:00 for Z.
+_STAMPED = re.compile(r"(\S{19})\.\d+(\S+) (.*)", re.DOTALL)
+
+
+def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
+    """Yield the lines of the autoscaler's log; with `follow` until the run has ended.
+
+    Raises:
+        NotFound: the run's cluster has no autoscaler.
+    """
+    look = Look(kube, name)
+    _check_has_one(kube, look)
+    yield from _followed(kube, name) if follow else _whole(kube, look)
+
+
+def _whole(kube: Kube, look: Look) -> Iterator[str]:
+    if pod := _head_pod(kube, look.job):
+        yield from PodLog(kube, _CONTAINER).rest(pod)
+    elif look.status().is_terminal:
+        raise BackendError(
+            f"the autoscaler's log of {look.name} ended with its cluster",
+            why="Kubernetes keeps it with the head's pod",
+            next_step="give a longer --keep-cluster-s, or follow it with -f while the run goes on",
+        )
+
+
+def _check_has_one(kube: Kube, look: Look) -> None:
+    if not rayhead.cluster_spec(kube, look.job).get("enableInTreeAutoscaling"):
+        raise NotFound(
+            f"the cluster of {look.name} has no autoscaler",
+            why="enableInTreeAutoscaling is not set in its RayCluster: its workers are as many as it says",
+            next_step="submit with a range, as in --workers 1..4",
+        )
+
+
+def _head_pod(kube: Kube, job: Object) -> str:
+    cluster = (job.get("status") or {}).get("rayClusterName")
+    pods = kube.listed("Pod", labelSelector=f"ray.io/cluster={cluster}") if cluster else []
+    return name_of(head_of(tuple(pods)))
+
+
+def _followed(kube: Kube, name: str) -> Iterator[str]:
+    run, log, pod = Followed(kube, name), PodLog(kube, _CONTAINER), ""
+    try:
+        while not run.ended.is_set():
+            try:
+                pod = _head_pod(kube, run.job) or pod
+                yield from log.stream(pod, run) if pod else ()
+            except BackendError as error:  # not there yet, or away; a server that starts refuses what it allows
+                if isinstance(error, Forbidden) and not log.begun:
+                    raise
+            run.ended.wait(_PAUSE_S)
+        if run.error and not isinstance(run.error, NotFound):
+            raise run.error
+        if not run.error and not pod:  # it says why
+            yield from _whole(kube, Look(kube, name))
+        with contextlib.suppress(BackendError):  # gone with the run
+            yield from log.rest(pod) if pod else ()
+    finally:
+        run.close()
+
+
+class PodLog:
+    """What a container prints, over all streams that it takes to read it."""
+
+    def __init__(self, kube: Kube, container: str) -> None:
+        self._kube = kube
+        self._container = container
+        self._pod = ""
+        self._second, self._zone = "", ""
+        self._given: set[str] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of it was read."""
+        return bool(self._second)
+
+    def stream(self, pod: str, run: Followed) -> Iterator[str]:
+        """Yield what comes, until the container or the run ends."""
+        for line in self._kube.pod_log_lines(pod, run.stream(), **self.asked(pod)):
+            yield from self.fresh(line.decode("utf-8", "replace"))
+
+    def rest(self, pod: str) -> Iterator[str]:
+        """Yield what there is and was not given."""
+        for line in self._kube.pod_log(pod, **self.asked(pod)).split("\n"):
+            yield from self.fresh(line)
+
+    def asked(self, pod: str) -> dict[str, Any]:
+        """Return what to ask for: seconds are the finest that the API takes."""
+        if pod != self._pod:
+            self._pod, self._second, self._given = pod, "", set()
+        since = {"sinceTime": f"{self._second}{self._zone}"} if self._second else {}
+        return {"container": self._container, "timestamps": "true", **since}
+
+    def fresh(self, line: str) -> Iterator[str]:
+        """Yield a stamped line without its stamp, unless it was given; what has no stamp is not the container's."""
+        found = _STAMPED.fullmatch(line)
+        if not found or line in self._given:
+            return
+        second, self._zone, text = found.groups()
+        if second > self._second:
+            self._second, self._given = second, set()
+        self._given.add(line)
+        yield text

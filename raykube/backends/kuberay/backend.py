@@ -1,0 +1,166 @@
+"""The KubeRay backend: jobs as RayJobs, services as RayServices.
+
+A client creates objects and may then die: KubeRay and the run's own pod go on. Everything can be asked again from
+another machine by name, because all that is known stands in the objects, in Ray and in the run's storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+
+from raykube import package, plans, wire
+from raykube.backends import Kind, Status, sources
+from raykube.backends.kuberay import (
+    autoscalerlogs,
+    driverlogs,
+    eventlogs,
+    jobs,
+    ranklogs,
+    servelogs,
+    servelook,
+    services,
+    storage,
+)
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.cluster import Cluster
+from raykube.errors import BackendError, ConfigError, Conflict, NotFound
+from raykube.plans import Plan
+from raykube.specs import Job, Service
+from raykube.wire import Result
+
+_STOP_S = 30.0
+_LOGS = {sources.DRIVER: driverlogs, sources.AUTOSCALER: autoscalerlogs, sources.EVENTS: eventlogs}
+
+
+class KubeRay:
+    """Runs plans on KubeRay. See :class:`raykube.backends.Backend` for the methods."""
+
+    def __init__(self, context: str = "", namespace: str = "") -> None:
+        self._where = (context, namespace)
+
+    @functools.cached_property
+    def kube(self) -> Kube:
+        """The API server: asked for when it is needed, for a plan needs none."""
+        return Kube(*self._where)
+
+    def plan(self, work: Job | Service, on: Cluster) -> Plan:
+        """Return the objects that the API server will get."""
+        if not on.has_manifest:
+            what = f"nothing says what cluster {work.name} is to get"
+            raise ConfigError(what, next_step="name a preset or a RayCluster manifest: --on NAME|PATH")
+        code = package.collect(work.working_dir, work.excludes)
+        if isinstance(work, Job):
+            package.check_entrypoint(work.entrypoint, code)
+            return plans.rayjob(work, on, code)
+        for app in work.apps:
+            package.check_import_path(app.import_path, code)
+        return plans.rayservice(work, on, code)
+
+    def cluster(self, name: str) -> Cluster:
+        """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""
+        found = self.kube.get("RayCluster", name)
+        metadata = {key: found["metadata"].get(key) or {} for key in ("annotations",)}
+        metadata |= {"name": name, "namespace": self.kube.namespace}
+        manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
+        where = f"RayCluster {name}"
+        return Cluster(manifest | {"spec": found["spec"]}, where, name, self._where[0], selected=True)
+
+    def check(self, plan: Plan) -> None:
+        """Have the API server check every object, with strict validation, and keep none."""
+        for part in plan.body:
+            with contextlib.suppress(Conflict):
+                self.kube.create(part, dry_run=True)
+
+    def start(self, plan: Plan) -> str:
+        """Create the plan's objects, or join the run that has this name and plan already."""
+        (services.deploy if plan.is_service else jobs.start)(self.kube, plan)
+        return plan.name
+
+    def status(self, name: str) -> Status:
+        """Return the state now."""
+        look = self._run(name)
+        return look.status() if look else servelook.status(self.kube, name)
+
+    def changes(self, name: str) -> Iterator[Status]:
+        """Watch the run's objects, and Ray's own state of its job."""
+        look = self._run(name)
+        yield from look.changes() if look else servelook.changes(self.kube, name)
+
+    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+        """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
+        rank = sources.rank_of(source)
+        if not self._run(name):
+            yield from servelogs.lines(self.kube, name, follow=follow)
+        elif rank is not None:
+            yield from ranklogs.lines(self.kube, name, rank, follow=follow)
+        else:
+            yield from _LOGS[source].lines(self.kube, name, follow=follow)
+
+    def result(self, name: str) -> Result | None:
+        """Read the result that the run left, as its head tells or, after that, as its storage holds."""
+        look = Look(self.kube, name)
+        text = look.told().get("result")
+        if text is None:
+            text = storage.read(self.kube, look.job, wire.RESULT_FILE).decode()
+        return Result.from_json(text) if text else None
+
+    def stop(self, name: str) -> None:
+        """Stop a run and wait until it has stopped; a service is taken down."""
+        look = self._run(name)
+        if look is None:
+            services.take_down(self.kube, name)
+            return
+        if look.status().is_terminal:
+            return
+        jobs.stop(self.kube, look)
+        deadline = time.monotonic() + _STOP_S
+        for status in look.changes():
+            if status.is_terminal:
+                return
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"run {name} has not stopped within {_STOP_S:g} s",
+                    why=f"it is {status.state}: {status.detail}",
+                    next_step=f"look again: raykube job status {name}; or end all: raykube job delete {name}",
+                )
+
+    def delete(self, name: str) -> None:
+        """Remove a run's objects, which ends it, and what it kept in its storage."""
+        if self._run(name) is None:
+            services.take_down(self.kube, name)
+            return
+        self.stop(name)
+        job = Look(self.kube, name).job
+        try:
+            storage.remove(self.kube, job)
+        except BackendError as error:
+            jobs.remove(self.kube, job)
+            left = storage.storage_of(job)
+            step = f"remove {left} by hand, or submit and delete a run of that name once its pods can start"
+            raise BackendError(
+                f"{name} is deleted, but not what it kept in {left}", why=str(error), next_step=step
+            ) from error
+        jobs.remove(self.kube, job)
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of all runs or services that raykube made, oldest first."""
+        found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=plans.MANAGED_BY)
+        return [each["metadata"]["name"] for each in sorted(found, key=_age)]
+
+    def _run(self, name: str) -> Look | None:
+        """Return the run of a name; None when it is a service's."""
+        try:
+            return Look(self.kube, name)
+        except NotFound:
+            if self.kube.find("RayService", name) is None:
+                raise
+            return None
+
+
+def _age(thing: dict[str, object]) -> tuple[str, str]:
+    metadata = dict(thing["metadata"])  # type: ignore[call-overload]
+    return (str(metadata["creationTimestamp"]), str(metadata["name"]))

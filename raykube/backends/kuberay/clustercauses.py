@@ -1,0 +1,162 @@
+"""What keeps a RayCluster from being whole, apart from what its pods say themselves. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from raykube.backends.kuberay.nextsteps import next_step
+from raykube.backends.kuberay.observed import Observed, events_about, head_of
+from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, name_of, seconds, status_of
+from raykube.errors import Failure
+
+#: The operator answers in less than a second; it takes longer where it is busy or not there.
+OPERATOR_S = 5.0
+#: Pods may pull large images before they are ready, and nobody says how far they are.
+INCOMPLETE_S = 180.0
+#: A head that is busy misses a probe now and then.
+UNREADY_S = 30.0
+
+_OPERATOR = ("", "ray.io/kuberay-operator")
+_EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
+_ENDED_FROM_OUTSIDE = ("0", "137", "143")
+_DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKilled"}
+
+
+def replicas(seen: Observed) -> Failure | None:
+    """Name why pods were not created: nothing else tells of a pod that there is not."""
+    found = conditions(seen.cluster).get("ReplicaFailure", {})
+    if found.get("status") == "True":
+        where = f"raycluster/{name_of(seen.cluster)}: status.conditions[ReplicaFailure].message"
+        return not_created(seen, found.get("reason", ""), found.get("message", ""), where)
+    # Operators before 1.2 write no conditions; with later ones an event without the condition is about the past.
+    for event in () if conditions(seen.cluster) else events_about(seen, (name_of(seen.cluster),)):
+        if event.get("reason") in ("FailedToCreateHeadPod", "FailedToCreateWorkerPod"):
+            return not_created(seen, event["reason"], event.get("message", ""), event_place(event))
+    return None
+
+
+def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
+    """Make the failure of which the operator tells with these words."""
+    return complete(seen, Failure("QuotaExceeded" if "exceeded quota" in message else reason, message), where)
+
+
+def deleted(seen: Observed) -> Failure | None:
+    """A pod that is not to be started again is deleted at once, and KubeRay's event alone keeps what it died of."""
+    for event in events_about(seen, (name_of(seen.cluster),)) if _is_short(seen) else ():
+        if event.get("reason") in _DELETED and (reason := _died_of(event)):
+            words = {"limit": "too little", "pod": f"-f -l ray.io/cluster={name_of(seen.cluster)}"}
+            return complete(seen, Failure(reason, event["message"]), event_place(event), **words)
+    return None
+
+
+def _died_of(event: Object) -> str:
+    message = event.get("message", "")
+    code = _EXIT_CODE.search(message)
+    if "Reason:OOMKilled" in message:
+        return _DELETED[event["reason"]]
+    return "PodFailed" if code and code.group(1) not in _ENDED_FROM_OUTSIDE else ""
+
+
+def _is_unseen(seen: Observed) -> bool:
+    """Whether pods were not read yet, or may not be: then there is one head at least that nobody has looked at."""
+    return not seen.pods and conditions(seen.cluster).get("HeadPodReady", {}).get("status") == "True"
+
+
+def _is_short(seen: Observed) -> bool:
+    if _is_unseen(seen):
+        return False
+    ready = [pod for pod in seen.pods if is_ready(pod) and not is_leaving(pod)]
+    return not head_of(tuple(ready)) or len(ready) - 1 < status_of(seen.cluster).get("desiredWorkerReplicas", 0)
+
+
+def head_lost(seen: Observed) -> Failure | None:
+    """A new head makes the run anew in KubeRay's HTTPMode, and KubeRay says nothing of it."""
+    provisioned = conditions(seen.cluster).get("RayClusterProvisioned", {})
+    if provisioned.get("status") != "True" or is_leaving(seen.cluster) or is_suspended(seen) or _is_unseen(seen):
+        return None
+    head = head_of(seen.pods)
+    if not head or is_leaving(head):
+        where = f"raycluster/{name_of(seen.cluster)}: status.conditions[HeadPodReady]"
+        return complete(seen, Failure("HeadLost", _head_words(seen, "the head pod is gone")), where)
+    if is_ready(head):
+        return None
+    return _unready(seen, head, seconds(provisioned.get("lastTransitionTime")))
+
+
+def _unready(seen: Observed, head: Object, since: float) -> Failure | None:
+    where = f"pod/{name_of(head)}: status.conditions[Ready]"
+    restarted = any(each.get("restartCount") for each in status_of(head).get("containerStatuses") or ())
+    if restarted or seconds(head["metadata"].get("creationTimestamp")) > since:
+        return complete(seen, Failure("HeadLost", _head_words(seen, "a new head is starting")), where)
+    ready = conditions(head).get("Ready", {})
+    if seen.now - seconds(ready.get("lastTransitionTime")) < UNREADY_S:
+        return None
+    return complete(seen, Failure("HeadNotReady", ready.get("message", "")), where, pod=name_of(head))
+
+
+def _head_words(seen: Observed, otherwise: str) -> str:
+    found = conditions(seen.cluster).get("HeadPodReady", {})
+    told = ": ".join(filter(None, (found.get("reason"), found.get("message")))) if found.get("status") != "True" else ""
+    return f"{otherwise} ({told})" if told else otherwise
+
+
+def operator(seen: Observed) -> Failure | None:
+    """Whoever works on an object writes its status, at once; a kind that is another controller's is left alone."""
+    for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
+        if not thing or status_of(thing) or (thing.get("spec") or {}).get("managedBy", "") not in _OPERATOR:
+            continue
+        age = seen.now - seconds(thing["metadata"].get("creationTimestamp"))
+        if seen.now and age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
+            words = f"{kind} {name_of(thing)} is {age:.0f} s old and has no status"
+            return complete(seen, Failure("OperatorNotRunning", words), f"{kind}/{name_of(thing)}: status")
+    return None
+
+
+def incomplete(seen: Observed) -> Failure | None:
+    """What is not ready after a long time, and nobody says why."""
+    late = [pod for pod in seen.pods if not is_ready(pod) and _age(seen, pod) > INCOMPLETE_S]
+    if not late or not seen.now:
+        return None
+    pod = min(late, key=lambda pod: (pod is not head_of(seen.pods), name_of(pod)))
+    words = conditions(pod).get("Ready", {}).get("message") or f"pod {name_of(pod)} is {status_of(pod).get('phase')}"
+    if pod is head_of(seen.pods):
+        found = Failure("HeadNotReady", words)
+    else:
+        found = Failure("WorkerGroupIncomplete", f"{_counted(seen)} after {_age(seen, pod):.0f} s: {words}")
+    return complete(seen, found, f"pod/{name_of(pod)}: status.conditions[Ready].message", pod=name_of(pod))
+
+
+def _counted(seen: Observed) -> str:
+    status = status_of(seen.cluster)
+    ready, desired = status.get("readyWorkerReplicas", 0), status.get("desiredWorkerReplicas", "?")
+    return f"{ready} of {desired} workers are ready"
+
+
+def _age(seen: Observed, pod: Object) -> float:
+    """Return for how long a pod has not been ready."""
+    since = conditions(pod).get("Ready", {}).get("lastTransitionTime")
+    return seen.now - max(seconds(since), seconds(pod["metadata"].get("creationTimestamp")))
+
+
+def is_suspended(seen: Observed) -> bool:
+    """Whether somebody has its owner wait without a cluster."""
+    spec, state = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus")
+    return bool(spec.get("suspend")) or state in ("Suspended", "Suspending")
+
+
+def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
+    """Add where a cause was found, and what to do about it."""
+    namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
+    return replace(found, where=where, next_step=next_step(found.reason, name=seen.name, namespace=namespace, **words))
+
+
+def event_place(event: Object) -> str:
+    """Return the words for where an event was found."""
+    about = event["involvedObject"]
+    return f"{about.get('kind', '').lower()}/{about.get('name')}: event {event.get('reason')}"
+
+
+def owner_kind(owner: Object) -> str:
+    """The API server leaves the kind out of lists."""
+    return "rayservice" if "rayClusterConfig" in (owner.get("spec") or {}) else "rayjob"

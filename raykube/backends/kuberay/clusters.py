@@ -1,0 +1,290 @@
+"""Long-lived RayClusters: what is sent for one, how it is made, looked at and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from raykube import manifest as manifests
+from raykube import plans
+from raykube.backends.kuberay import objects, rayhead
+from raykube.backends.kuberay.clusterstates import CLUSTER_LABEL, ClusterStatus, seen, status_of
+from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.fields import is_leaving
+from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.backends.kubernetes.watching import Watching
+from raykube.bodies import ray_cluster
+from raykube.cluster import Cluster
+from raykube.errors import (
+    BackendError,
+    ConfigError,
+    Conflict,
+    Failure,
+    Forbidden,
+    NotFound,
+    Problem,
+    Unreachable,
+    WaitTimeout,
+)
+from raykube.names import name_problem
+
+_KIND = "RayCluster"
+_MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
+_ABSENT = "absent"
+_TICK_S = 0.5
+_AWAY_S = 60.0
+
+
+def plan(cluster: Cluster, name: str) -> dict[str, Any]:
+    """Return the RayCluster that would be sent for `cluster`, named `name`. No network.
+
+    Raises:
+        ConfigError: this machine is no RayCluster, or a name that Kubernetes would refuse.
+    """
+    if cluster.is_local:
+        raise ConfigError(
+            "there is no cluster to create on this machine: its Ray head starts with the first job",
+            next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
+        )
+    if problem := name_problem(name, manifests.MAX_CLUSTER_NAME):
+        raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
+    metadata = copy.deepcopy(dict(cluster.manifest["metadata"]))
+    metadata |= {"name": name, "labels": {**(metadata.get("labels") or {}), **_MANAGED_BY}}
+    spec = ray_cluster(cluster, "", probed=True)
+    body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
+    metadata["labels"][plans.PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
+    return body
+
+
+def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
+    """Create a cluster from its plan. One of that name that came from the same plan is the same cluster.
+
+    Raises:
+        Conflict: one of that name is another cluster; says in what they differ.
+        ManifestError: the server refused a field; nothing was created.
+    """
+    try:
+        kube.create(body, dry_run=dry_run)
+    except Conflict:
+        _check_same(kube, body)
+
+
+def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
+    name = body["metadata"]["name"]
+    known = kube.get(_KIND, name)
+    if is_leaving(known):
+        raise Conflict(
+            f"cluster {name} is being deleted", next_step="create it again when it is gone, or choose a name"
+        )
+    label = plans.PLAN_LABEL
+    if (known["metadata"].get("labels") or {}).get(label) == body["metadata"]["labels"][label]:
+        return
+    if different := list(differences(known, _completed(kube, body)))[:20]:
+        raise Conflict(
+            f"the name {name!r} is taken by another cluster",
+            why="\n        ".join(different),
+            next_step=f"choose another name, or: raykube cluster delete {name}",
+        )
+
+
+def _completed(kube: Kube, body: Mapping[str, Any]) -> Object:
+    """Return a body with the server's defaults in it, as an object of another name would have them."""
+    metadata = {key: value for key, value in body["metadata"].items() if key != "name"}
+    return kube.create({**body, "metadata": {**metadata, "generateName": "raykube-"}}, dry_run=True)
+
+
+def differences(known: Object, wanted: Object) -> Iterator[str]:
+    """Yield where two RayClusters differ in what their manifests say, as ``PATH: A there, B here``. Pure."""
+    for key in ("labels", "annotations"):
+        theirs, ours = (thing["metadata"].get(key) or {} for thing in (known, wanted))
+        yield from (
+            _difference(f"metadata.{key}[{name}]", theirs.get(name, _ABSENT), value)
+            for name, value in ours.items()
+            if theirs.get(name) != value and name != plans.PLAN_LABEL
+        )
+    yield from _different(_said(known), _said(wanted), "spec")
+
+
+def _said(thing: Object) -> Any:
+    """Return a spec without what an autoscaler writes into it."""
+    spec = copy.deepcopy(dict(thing["spec"]))
+    if spec.get("enableInTreeAutoscaling"):
+        for group in spec.get("workerGroupSpecs") or []:
+            group.pop("replicas", None)
+            group.pop("scaleStrategy", None)
+    return spec
+
+
+def _different(known: Any, wanted: Any, path: str) -> Iterator[str]:
+    if isinstance(known, Mapping) and isinstance(wanted, Mapping):
+        for key in {**known, **wanted}:
+            yield from _different(known.get(key, _ABSENT), wanted.get(key, _ABSENT), f"{path}.{key}")
+    elif isinstance(known, list) and isinstance(wanted, list) and len(known) == len(wanted):
+        for index, (theirs, ours) in enumerate(zip(known, wanted, strict=True)):
+            yield from _different(theirs, ours, f"{path}[{index}]")
+    elif known != wanted:
+        yield _difference(path, known, wanted)
+
+
+def _difference(path: str, known: Any, wanted: Any) -> str:
+    theirs, ours = (value if value is _ABSENT else f"{value!r:.200}" for value in (known, wanted))
+    return f"{path}: {theirs} there, {ours} here"
+
+
+def listed(kube: Kube) -> list[ClusterStatus]:
+    """Return all clusters that stand alone, oldest first; those of jobs and services are theirs."""
+    clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=CLUSTER_LABEL)
+    events = _events(kube)
+    found = [status_of(seen(cluster, pods, events)) for cluster in clusters]
+    return sorted((each for each in found if not each.owner), key=lambda each: (each.created, each.name))
+
+
+def status(kube: Kube, name: str) -> ClusterStatus:
+    """Return the state now. Raises NotFound."""
+    return status_of(observe(kube, name))
+
+
+def observe(kube: Kube, name: str) -> Observed:
+    """Return what Kubernetes says about a cluster now. Raises NotFound."""
+    cluster = _cluster(kube, name)
+    return seen(cluster, kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}"), _events(kube))
+
+
+def why(kube: Kube, name: str) -> Failure | None:
+    """Return the one cause for which a cluster does not do what it should; None when nothing is wrong."""
+    return cause(observe(kube, name))
+
+
+def _cluster(kube: Kube, name: str) -> Object:
+    try:
+        return kube.get(_KIND, name)
+    except NotFound as error:
+        where = f"in namespace {kube.namespace} of {kube.server}"
+        raise NotFound(
+            f"there is no cluster {name} {where}",
+            why=error.why,
+            next_step="see: raykube cluster list, or name another -n NAMESPACE or --context",
+        ) from error
+
+
+def _events(kube: Kube) -> list[Object]:
+    with contextlib.suppress(Forbidden):  # without them less is explained
+        return kube.listed("Event", fieldSelector="type=Warning")
+    return []
+
+
+def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
+    """Yield the status now, after each change, and every half second. An API server that is away is waited for.
+
+    Raises:
+        NotFound: there is none, or it was deleted.
+        Unreachable: the API server has not answered at all.
+    """
+    watching, deadline = Watching(kube), time.monotonic() + _AWAY_S
+    try:
+        watching.watch(_KIND, fieldSelector=f"metadata.name={name}")
+        watching.watch("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+        watching.watch("Event", fieldSelector="type=Warning")
+        while True:
+            error = watching.error(_KIND) or watching.error("Pod")
+            clusters, pods = watching.of(_KIND), watching.of("Pod")
+            if clusters == []:
+                raise NotFound(f"cluster {name} was deleted", next_step="see: raykube cluster list")
+            if clusters and pods is not None:
+                yield status_of(seen(clusters[0], pods, watching.of("Event") or []))
+            elif error and (time.monotonic() > deadline or not isinstance(error, Unreachable)):
+                raise error
+            watching.wait(_TICK_S)
+    finally:
+        watching.close()
+
+
+def wait_ready(
+    kube: Kube, name: str, *, timeout_s: float, on_change: Callable[[ClusterStatus], None] | None = None
+) -> ClusterStatus:
+    """Wait until all pods of a cluster are ready.
+
+    Raises:
+        WaitTimeout: they are not within `timeout_s` seconds; the cluster stays.
+        NotFound: it was deleted meanwhile.
+    """
+    deadline, last = time.monotonic() + timeout_s, None
+    for found in changes(kube, name):
+        if on_change and found != last:
+            on_change(found)
+        last = found
+        if found.state == "RUNNING":
+            return found
+        if time.monotonic() > deadline:
+            break
+    raise _late(name, timeout_s, last)
+
+
+def _late(name: str, timeout_s: float, last: ClusterStatus | None) -> WaitTimeout:
+    failure = last.failure if last else None
+    return WaitTimeout(
+        f"cluster {name} is not ready after {timeout_s:g} s",
+        why=f"{failure.reason}: {failure.message}" if failure else (last.detail if last else ""),
+        next_step=(failure.next_step if failure else "") or f"see: raykube cluster why {name}",
+    )
+
+
+def delete(kube: Kube, name: str) -> None:
+    """Delete a cluster, and wait until it is gone and all its pods were asked to end.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: it belongs to a job or service.
+    """
+    cluster = _cluster(kube, name)
+    if owner := status_of(seen(cluster, [], [])).owner:
+        kind, _, owner_name = owner.partition(" ")
+        command = {"RayJob": "job", "RayService": "service"}.get(kind, kind.lower())
+        raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"raykube {command} delete {owner_name}")
+    # The uid: never delete one that somebody made under the same name meanwhile.
+    kube.delete(_KIND, name, propagationPolicy="Background", preconditions={"uid": cluster["metadata"]["uid"]})
+    _wait_gone(kube, cluster)
+
+
+def _wait_gone(kube: Kube, cluster: Object) -> None:
+    metadata, deadline = cluster["metadata"], time.monotonic() + objects.GONE_S
+    while left := _left(kube, metadata["name"], metadata["uid"]):
+        if time.monotonic() > deadline:
+            raise BackendError(
+                f"cluster {metadata['name']} is not gone {objects.GONE_S:g} s after it was deleted",
+                why=f"what stays: {', '.join(left)}",
+                next_step=objects.OPERATOR,
+            )
+        time.sleep(objects.POLL_S)
+
+
+def _left(kube: Kube, name: str, uid: str) -> list[str]:
+    """Return what there is of a cluster that was not asked to end, and the cluster itself."""
+    known = kube.find(_KIND, name)
+    if known and known["metadata"]["uid"] == uid:
+        return [f"RayCluster {name} with finalizers {known['metadata'].get('finalizers') or []}"]
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+    owned = (pod for pod in pods if uid in {each["uid"] for each in pod["metadata"].get("ownerReferences") or []})
+    return [f"Pod {pod['metadata']['name']}" for pod in owned if not is_leaving(pod)]
+
+
+def token(kube: Kube, name: str) -> str:
+    """Return the token that a cluster's Ray asks for; "" when it asks for none.
+
+    Raises:
+        NotFound: there is no such cluster, or its token was not made yet.
+        Forbidden: this user may not read the Secret that holds it.
+    """
+    cluster = _cluster(kube, name)
+    try:
+        return rayhead.token(kube, name, cluster["spec"])
+    except NotFound as error:
+        raise NotFound(
+            f"cluster {name} has no token yet",
+            why=error.why,
+            next_step=f"the KubeRay operator makes it as soon as it sees the cluster; see: raykube cluster why {name}",
+        ) from error

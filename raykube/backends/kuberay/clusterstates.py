@@ -1,0 +1,98 @@
+"""What a RayCluster that stands alone is doing, from what Kubernetes says of it. Pure functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds
+from raykube.errors import Failure
+
+ClusterState = Literal["WAITING", "RUNNING", "STOPPED"]
+CLUSTER_LABEL = "ray.io/cluster"
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """The state of a RayCluster at one moment.
+
+    Attributes:
+        name: of the cluster.
+        state: ``RUNNING`` when all its pods are ready, ``WAITING`` before and after that, ``STOPPED`` while suspended.
+        detail: one line on its pods.
+        failure: what keeps it from running; None when all is well, or nothing is known to be wrong.
+        created: Unix time in seconds.
+        address: of its dashboard and Job API, for what runs in the same Kubernetes.
+        ready, wanted: how many of its pods are ready, and how many there should be.
+        owner: the RayJob or RayService that it belongs to, "" for one that stands alone.
+    """
+
+    name: str
+    state: ClusterState
+    detail: str = ""
+    failure: Failure | None = None
+    created: float = 0.0
+    address: str = ""
+    ready: int = 0
+    wanted: int = 0
+    owner: str = ""
+
+
+def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object]) -> Observed:
+    """Return what is known of one cluster out of a namespace's pods and events."""
+    name = cluster["metadata"]["name"]
+    own = tuple(pod for pod in pods if (pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == name)
+    names = {name, *(pod["metadata"]["name"] for pod in own)}
+    about = tuple(event for event in events if event["involvedObject"].get("name") in names)
+    return Observed(cluster=cluster, pods=own, events=about, now=time.time())
+
+
+def status_of(look: Observed) -> ClusterStatus:
+    """Return the state of a cluster that was looked at. Pure."""
+    metadata, spec = look.cluster["metadata"], look.cluster["spec"]
+    wanted = _wanted(spec)
+    ready = sum(1 for pod in look.pods if is_ready(pod) and not is_leaving(pod))
+    state = _state(spec, wanted, ready, leaving=is_leaving(look.cluster))
+    owners = [f"{owner['kind']} {owner['name']}" for owner in metadata.get("ownerReferences") or []]
+    return ClusterStatus(
+        name=metadata["name"],
+        state=state,
+        detail="it is being deleted" if is_leaving(look.cluster) else f"{ready} of {wanted} pods are ready",
+        failure=cause(look) if state == "WAITING" else None,
+        created=seconds(metadata.get("creationTimestamp")),
+        address=_address(look.cluster),
+        ready=ready,
+        wanted=wanted,
+        owner=owners[0] if owners else "",
+    )
+
+
+def _state(spec: Object, wanted: int, ready: int, *, leaving: bool) -> ClusterState:
+    if leaving or spec.get("suspend"):
+        return "STOPPED"
+    # Not the status' own "ready": once true it stays so, whatever pods are lost.
+    return "RUNNING" if ready >= wanted else "WAITING"
+
+
+def _wanted(spec: Object) -> int:
+    """Return how many pods there should be: the head and, of each group, what KubeRay makes of its counts."""
+    if spec.get("suspend"):
+        return 0
+    return 1 + sum(map(_pods_of, spec.get("workerGroupSpecs") or []))
+
+
+def _pods_of(group: Object) -> int:
+    if group.get("suspend"):
+        return 0
+    low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
+    replicas = low if group.get("replicas") is None else int(group["replicas"])
+    return min(max(replicas, low), high) * int(group.get("numOfHosts") or 1)
+
+
+def _address(cluster: Object) -> str:
+    service = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
+    return f"http://{service}.{cluster['metadata'].get('namespace', '')}.svc:8265" if service else ""

@@ -1,0 +1,220 @@
+"""Why a run, service or cluster on Kubernetes does not do what it should: one cause. Pure functions.
+
+KubeRay says little of it itself: the truth lies in its pods' states, in events, in Ray's own job, and the checks
+below go through them, in an order in which what comes first explains what comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from raykube.backends import endings
+from raykube.backends.kuberay import clustercauses
+from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
+from raykube.backends.kuberay.observed import Observed, events_about
+from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, claims_of, departure_of, loss_of
+from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, name_of, status_of, times
+from raykube.errors import Failure
+
+_FAILED = ("Failed", "ValidationFailed")
+_UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
+#: Words for an end of which something else is the cause, if that can still be seen.
+_HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
+#: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
+_ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
+_TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
+#: What the operator tries again and again; one such warning may be a race that it has won since.
+_TRIED = (
+    "AutoscalerServiceAccountNotFound",
+    "RayClusterNotFound",
+    "FailedToCreateRayCluster",
+    "FailedToCreateRayJobSubmitter",
+    "FailedToCreateService",
+    "FailedToCreateServiceAccount",
+    "FailedToCreateRole",
+    "FailedToCreateRoleBinding",
+    "ForceDeletedStuckCluster",
+)
+
+
+def cause(seen: Observed) -> Failure | None:
+    """Return the one cause for which this does not do what it should; None when nothing is wrong.
+
+    Args:
+        seen: what there is; objects that could not be read are left empty, and then less is found.
+    """
+    if _went_well(seen):
+        return None
+    return next((found for check in _CHECKS if (found := check(seen))), None)
+
+
+def _went_well(seen: Observed) -> bool:
+    """Whether it has ended as it should: what its pods say then is of no interest."""
+    state = status_of(seen.owner).get("jobDeploymentStatus")
+    # A job that exceeds its deadline is stopped, and fails all the same.
+    return state == "Complete" or (state not in _FAILED and seen.ray.get("status") in ("SUCCEEDED", "STOPPED"))
+
+
+def _ended(seen: Observed) -> Failure | None:
+    """Name why the run failed. Ray's own word comes up to three seconds before the RayJob's."""
+    found = _ended_in_ray(seen) or _ended_in_kuberay(seen)
+    if found is None:
+        return None
+    if found.reason in _HEAD_GONE:
+        heads = (loss_of(pod) for pod in _views(seen) if pod.is_head)
+        return next((loss for loss in heads if loss), None) or clustercauses.deleted(seen) or found
+    return _with_pods(seen, found) if found.reason in _TOO_LATE else found
+
+
+def _ended_in_ray(seen: Observed) -> Failure | None:
+    if seen.ray.get("status") != "FAILED":
+        return None
+    words, code = str(seen.ray.get("message") or ""), seen.ray.get("driver_exit_code")
+    found = endings.ending(words, str(seen.ray.get("error_type") or ""), code)
+    where = f"ray job {seen.ray.get('submission_id') or ''}: message"
+    return complete(seen, replace(found, reason=found.reason or "JobFailed"), where)
+
+
+def _ended_in_kuberay(seen: Observed) -> Failure | None:
+    status = status_of(seen.owner)
+    if status.get("jobDeploymentStatus") not in _FAILED:
+        return None
+    reason, where = str(status.get("reason") or "JobFailed"), f"rayjob/{seen.name}: status.message"
+    if reason == "ValidationFailed":
+        return complete(seen, Failure("InvalidRayJobSpec", str(status.get("message", ""))), where)
+    words = str(status.get("message") or "")
+    if reason not in _ABOUT_THE_JOB:
+        return complete(seen, Failure(reason, endings.first_line(words)), where)
+    found = endings.ending(words)
+    return complete(seen, replace(found, reason=found.reason or reason), where)
+
+
+def _with_pods(seen: Observed, found: Failure) -> Failure:
+    """Add what kept the run from being in time, if that can still be seen."""
+    inner = _pods(seen) or clustercauses.replicas(seen)
+    if inner is None:
+        return found
+    message = f"{found.message.rstrip('.')}. {inner.reason}: {inner.message}"
+    return replace(found, message=message, next_step=inner.next_step, where=inner.where)
+
+
+def _invalid(seen: Observed) -> Failure | None:
+    """The operator says so in an event alone, but for a RayJob's and a RayService's own rules."""
+    ready = conditions(seen.owner).get("Ready", {})
+    if ready.get("reason") == "ValidationFailed":
+        where = f"{owner_kind(seen.owner)}/{seen.name}: status.conditions[Ready].message"
+        return complete(seen, Failure("InvalidRayServiceSpec", ready.get("message", "")), where)
+    for event in events_about(seen, _owned(seen)):
+        kind = str(event.get("reason", "")).removesuffix("Spec").removesuffix("Metadata").removesuffix("Status")
+        # A cluster that has a status since was corrected.
+        if event.get("reason", "").startswith("InvalidRay") and not _was_taken(seen, event):
+            return complete(seen, Failure(f"{kind}Spec", event.get("message", "")), event_place(event))
+    return None
+
+
+def _was_taken(seen: Observed, event: Object) -> bool:
+    about = seen.cluster if event["involvedObject"].get("name") == name_of(seen.cluster) else seen.owner
+    return bool(conditions(about) or status_of(about).get("rayClusterName"))
+
+
+def _queued(seen: Observed) -> Failure | None:
+    """Kueue keeps a run suspended until it admits it, and says why in its Workload alone."""
+    if not seen.workload or not is_suspended(seen):
+        return None
+    found = conditions(seen.workload)
+    for kind in ("QuotaReserved", "Admitted"):
+        if (each := found.get(kind, {})).get("status") == "False":
+            where = f"workload/{name_of(seen.workload)}: status.conditions[{kind}].message"
+            reason = "Inadmissible" if each.get("reason") == "Inadmissible" else "Queued"
+            words = each.get("message") or each.get("reason", "")
+            place = "" if seen.before is None else f". {_place(seen.before)} in the queue"
+            return complete(seen, Failure(reason, words.rstrip(".") + place), where)
+    return None
+
+
+def _place(before: int) -> str:
+    return f"{before} before it" if before else "It is the first"
+
+
+def _pods(seen: Observed) -> Failure | None:
+    """The head comes first: without it no worker can do anything."""
+    pods = sorted(_views(seen), key=lambda pod: (not pod.is_head, pod.name))
+    found = (departure_of(pod) if is_leaving(pod.thing) else cause_of(pod) for pod in pods)
+    return next((each for each in found if each), None)
+
+
+def _submitter(seen: Observed) -> Failure | None:
+    """Name what keeps the pod that is to hand the job to Ray from it; how it fares later is of no interest."""
+    if not seen.submitter or seen.ray or status_of(seen.owner).get("jobStatus"):
+        return None
+    return cause_of(_view(seen, seen.submitter))
+
+
+def _service(seen: Observed) -> Failure | None:
+    """KubeRay never makes a condition of an application that failed; the new cluster's come before the old one's."""
+    for place in ("pendingServiceStatus", "activeServiceStatus"):
+        applications = (status_of(seen.owner).get(place) or {}).get("applicationStatuses") or {}
+        for name, each in applications.items():
+            if each.get("status") in _UNDONE:
+                return _undeployed(seen, each, f"status.{place}.applicationStatuses.{name}")
+    return None
+
+
+def _undeployed(seen: Observed, application: Object, place: str) -> Failure:
+    words = str(application.get("message") or "") or _deployments(application) or str(application["status"])
+    found = Failure("DeployFailed", endings.summary(words), tail=endings.tail_of(words))
+    return complete(seen, found, f"rayservice/{seen.name}: {place}.message")
+
+
+def _deployments(application: Object) -> str:
+    each = (application.get("serveDeploymentStatuses") or {}).items()
+    return "\n".join(f"{name}: {one['message']}" for name, one in each if one.get("message"))
+
+
+def _timeout(seen: Observed) -> Failure | None:
+    ready = conditions(seen.owner).get("Ready", {})
+    if ready.get("reason") != "InitializingTimeout":
+        return None
+    where = f"rayservice/{seen.name}: status.conditions[Ready].message"
+    return _with_pods(seen, complete(seen, Failure("InitializingTimeout", ready.get("message", "")), where))
+
+
+def _tried(seen: Observed) -> Failure | None:
+    """Pass on what the operator tries in vain."""
+    for event in events_about(seen, _owned(seen)):
+        words = event.get("message", "")
+        if event.get("reason") in _TRIED and times(event) >= LASTING and "already exists" not in words:
+            return not_created(seen, event["reason"], words, event_place(event))
+    return None
+
+
+def _views(seen: Observed) -> list[Pod]:
+    return [_view(seen, pod) for pod in seen.pods]
+
+
+def _view(seen: Observed, pod: Object) -> Pod:
+    claims = events_about(seen, claims_of(pod), "PersistentVolumeClaim")
+    return Pod(pod, events_about(seen, (name_of(pod),)), claims, seen.now)
+
+
+def _owned(seen: Observed) -> tuple[str, ...]:
+    return tuple(filter(None, (name_of(seen.owner), name_of(seen.cluster))))
+
+
+#: What is looked for, and in which order. An end comes first: what pods say afterwards came of it.
+_CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
+    _ended,
+    _invalid,
+    _timeout,
+    _queued,
+    _pods,
+    clustercauses.replicas,
+    clustercauses.deleted,
+    clustercauses.head_lost,
+    _submitter,
+    _service,
+    _tried,
+    clustercauses.operator,
+    clustercauses.incomplete,
+)

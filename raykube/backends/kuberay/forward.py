@@ -1,0 +1,200 @@
+"""A port of this machine that leads to the head of a Ray cluster, by way of the API server alone.
+
+Each connection gets a WebSocket of its own (``pods/NAME/portforward``) to the head's pod of that moment. A head that
+was replaced, or an API server that was restarted, ends the connections that were open; the next ones work.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from raykube.backends.kuberay.observed import head_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
+from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
+
+#: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
+PATIENCE_S = 60.0
+_PAUSE_S = 0.3
+_TIMEOUT = httpx.Timeout(10, connect=5)
+_PROTOCOL = "v4.channel.k8s.io"
+_PORTS = {"dashboard": 8265, "serve": 8000}
+_HOST = "127.0.0.1"
+
+_log = logging.getLogger(__name__)
+
+
+class Forward:
+    """Listens while its block runs, and carries each connection to the head of a RayCluster.
+
+    A connection that cannot be made while the API server or the head is away waits for it, up to ``PATIENCE_S``
+    seconds. What goes wrong with a connection is logged; the next one starts afresh.
+
+    Attributes:
+        port: of 127.0.0.1, known once the block has begun.
+    """
+
+    def __init__(self, kube: Kube, cluster: str, port: int = 0, *, remote: str = "dashboard") -> None:
+        self.port = port
+        self._kube = kube
+        self._cluster = cluster
+        self._remote = remote
+        self._told = ""
+        self._stop = Stop()
+        self._wake, self._waker = socket.socketpair()
+        self._stop.take(self._waker)
+
+    @property
+    def address(self) -> str:
+        """The address that Ray's own commands take."""
+        return f"http://{_HOST}:{self.port}"
+
+    def __enter__(self) -> Forward:  # noqa: PYI034 - typing has no Self before Python 3.11
+        listener = _listening(self.port)
+        self.port = listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, args=(listener,), daemon=True, name="raykube-forward")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._wake.close()
+        self._waker.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Give each connection a thread, and outlive them all."""
+        threads: list[threading.Thread] = []
+        with listener:
+            while not self._stop.is_set():
+                _wait_readable(listener, self._wake)
+                with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                    caller = Caller(listener.accept()[0])
+                    thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
+                    thread.start()
+                    threads = [each for each in threads if each.is_alive()] + [thread]
+        for thread in threads:
+            thread.join()
+
+    def _serve(self, caller: Caller) -> None:
+        """Carry one connection. As long as nobody got anything of it, it is tried again."""
+        deadline = time.monotonic() + PATIENCE_S
+        with caller:
+            while error := self._tried(caller):
+                may_pass = isinstance(error, (Unreachable, NotFound)) and caller.is_fresh
+                waits = may_pass and time.monotonic() < deadline and not self._stop.is_set()
+                self._tell(f"{'waiting' if waits else 'a connection was ended'}: {error}")
+                if not waits or self._stop.wait(_PAUSE_S):
+                    caller.reset()
+                    return
+
+    def _tell(self, text: str) -> None:
+        """Log what is wrong, once for all connections that suffer from it."""
+        if text != self._told and not self._stop.is_set():
+            self._told = text
+            _log.warning("%s", text)
+
+    def _tried(self, caller: Caller) -> BackendError | None:
+        try:
+            with self._opened() as tunnel:
+                carry(caller, tunnel, self._wake)
+        except BackendError as error:
+            return error
+        self._told = ""
+        return None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Tunnel]:
+        pod = self._head()
+        path = f"/api/v1/namespaces/{self._kube.namespace}/pods/{pod['metadata']['name']}/portforward"
+        options = {"params": {"ports": _port(pod, self._remote)}, "headers": _handshake(), "timeout": _TIMEOUT}
+        with self._kube.stream(path, self._stop, **options) as response:
+            if response.status_code != httpx.codes.SWITCHING_PROTOCOLS:
+                raise BackendError(
+                    f"the API server opened no WebSocket to {pod['metadata']['name']}",
+                    why=f"HTTP {response.status_code}",
+                    next_step="a proxy before the API server must let WebSockets through",
+                )
+            _check_socket(response)
+            yield Tunnel(response.extensions["network_stream"])
+
+    def _head(self) -> Object:
+        """Return the head's pod as it is now: a head that was replaced has another name."""
+        selector = f"ray.io/cluster={self._cluster},ray.io/node-type=head"
+        pods = self._kube.listed("Pod", labelSelector=selector)
+        live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        head = dict(head_of(tuple(live)))
+        phase = head.get("status", {}).get("phase", "")
+        if phase != "Running":
+            raise Unreachable(
+                f"the head of {self._cluster} does not run",
+                why=f"its pod {head['metadata']['name']} is {phase}" if head else "it has no pod",
+                next_step=f"raykube cluster why {self._cluster}",
+            )
+        return head
+
+
+def _listening(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        # As in socketserver: without it a port that was used a minute ago could not be used again.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((_HOST, port))
+        listener.listen(128)
+        listener.setblocking(False)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"port {port} cannot be listened on", why=why, next_step="leave out --port for a free one"
+        ) from None
+    return listener
+
+
+def _wait_readable(*sockets: socket.socket) -> None:
+    poll = select.poll()
+    for each in sockets:
+        poll.register(each, select.POLLIN)
+    poll.poll()
+
+
+def _handshake() -> dict[str, str]:
+    return {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": base64.b64encode(os.urandom(16)).decode(),
+        "sec-websocket-protocol": _PROTOCOL,
+    }
+
+
+def _check_socket(response: httpx.Response) -> None:
+    """Refuse TLS inside TLS: what its socket carries is not what was sent."""
+    if isinstance(response.extensions["network_stream"].get_extra_info("ssl_object"), ssl.SSLObject):
+        raise BackendError(
+            "a port cannot be carried through a proxy that is itself reached by https",
+            why="TLS to the API server would be inside TLS to the proxy",
+            next_step="name the proxy by http:// or socks5://: what it passes on is TLS all the same",
+        )
+
+
+def _port(pod: Object, name: str) -> int:
+    """Return the number of a port by the name that the pod gives it, or Ray's own."""
+    ports: list[dict[str, Any]] = pod["spec"]["containers"][0].get("ports") or []
+    named = [int(port["containerPort"]) for port in ports if port.get("name") == name]
+    return named[0] if named else _PORTS[name]

@@ -1,0 +1,146 @@
+"""Log files of Ray's nodes that grow, all read at once through the head of their cluster.
+
+Each file is a stream of its own. One that breaks is opened again, and what was given already is skipped: a line is
+neither lost nor doubled. Files that are new are found while it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, ConfigError, NotFound
+
+_LOOK_S = 1.0
+_PAUSE_S = 0.3
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """A file in the log folder of a node of a cluster, and who hands it out."""
+
+    cluster: str
+    node: str
+    path: str
+    api: RayApi = field(repr=False, compare=False)
+
+    def bytes(self) -> bytes:
+        """Return all that is in it now. Raises NotFound."""
+        return self.api.log(self.node, self.path)
+
+    def lines(self) -> list[str]:
+        """Return its lines; none when it is not there."""
+        with contextlib.suppress(NotFound):
+            return self.bytes().decode("utf-8", "replace").splitlines()
+        return []
+
+
+#: Returns the files that there are now, and whether no more will be written.
+Find = Callable[[], tuple[list[LogFile], bool]]
+
+
+class Following:
+    """Streams files to their ends. One thread looks for files, each file has one that reads it.
+
+    `find` is asked every second until it says that this was all. It may raise ConfigError, which ends the lines; where
+    it raises BackendError it is asked again.
+    """
+
+    def __init__(self, kube: Kube, find: Find) -> None:
+        self._kube = kube
+        self._find = find
+        self._over = Stop()
+        self._closed = False
+        self._readers: dict[LogFile, threading.Thread] = {}
+        # What ends the lines: None when all was read, else the error that did.
+        self._lines: queue.Queue[str | ConfigError | None] = queue.Queue(maxsize=10_000)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of all files as they come."""
+        threading.Thread(target=self._look, daemon=True, name="raykube-logs").start()
+        try:
+            while isinstance(line := self._lines.get(), str):
+                yield line
+            if line:
+                raise line
+        finally:
+            self._closed = True
+            self._over.set()
+
+    def _look(self) -> None:
+        end = None
+        try:
+            while not self._over.is_set() and not self._found_all():
+                self._over.wait(_LOOK_S)
+        except ConfigError as error:
+            end = error
+        self._over.set()
+        for reader in self._readers.values():
+            reader.join()
+        self._lines.put(end)
+
+    def _found_all(self) -> bool:
+        """Have new files read; a head or API server that is away is waited for."""
+        try:
+            files, last = self._find()
+        except BackendError:
+            return False
+        for file in files:
+            if file not in self._readers:
+                reader = threading.Thread(target=self._read, args=(file,), daemon=True, name="raykube-log")
+                self._readers[file] = reader
+                reader.start()
+        return last
+
+    def _read(self, file: LogFile) -> None:
+        reader = _Reader(self._lines.put)
+        while not self._over.is_set():
+            try:
+                for chunk in self._chunks(file, reader.given):
+                    reader.take(chunk)
+            except NotFound:  # its node has gone
+                break
+            except BackendError:
+                pass
+            self._over.wait(_PAUSE_S)
+        with contextlib.suppress(BackendError):  # where it cannot be read any more, that was all
+            if not self._closed:
+                reader.take(file.bytes()[reader.given :])
+        reader.end()
+
+    def _chunks(self, file: LogFile, skip: int) -> Iterator[bytes]:
+        path, options = file.api.log_path(file.node, file.path)
+        with self._kube.stream(path, self._over, timeout=None, **options) as response:
+            for chunk in response.iter_raw():
+                if self._over.is_set():  # the rest is read at once, from where this ends
+                    return
+                fresh = chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if fresh:
+                    yield fresh
+
+
+class _Reader:
+    """Makes lines of the bytes of one file."""
+
+    def __init__(self, put: Callable[[str], None]) -> None:
+        self._put = put
+        self._rest = b""
+        self.given = 0
+
+    def take(self, chunk: bytes) -> None:
+        """Take what comes next."""
+        self.given += len(chunk)
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        for line in whole:
+            self._put(line.decode("utf-8", "replace"))
+
+    def end(self) -> None:
+        """Take it that nothing comes any more."""
+        if self._rest:
+            self._put(self._rest.decode("utf-8", "replace"))

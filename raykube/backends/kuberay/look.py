@@ -1,0 +1,257 @@
+"""Looks at one run on KubeRay: once, or from now on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from raykube.backends import Status, endings
+from raykube.backends.kuberay import rayhead, runstates
+from raykube.backends.kuberay.clustercauses import is_suspended
+from raykube.backends.kuberay.kueue import Place
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kubernetes.fields import name_of, newest
+from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.watching import Watching
+from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+
+_TAIL_LINES = 40  # some of them are Ray's own
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+_CLUSTER_LABEL = "ray.io/cluster"
+_JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
+#: A waiter looks at its clock so often.
+_TICK_S = 0.5
+_RAY_S = 0.5
+_GIVE_UP_S = 600.0
+
+
+class Look:
+    """A look at the run `name`; what was seen once is kept."""
+
+    def __init__(self, kube: Kube, name: str) -> None:
+        self._kube = kube
+        self.name = name
+        self.job = _job(kube, name)
+        self._head: RayHead | None = None
+        self._head_of = ("", "")
+        self._place = Place(kube)
+
+    def head(self) -> RayHead | None:
+        """Return the head that the run is on; None when there is none to ask."""
+        status = self.job.get("status") or {}
+        key = (status.get("rayClusterName") or "", status.get("jobId") or "")
+        if self._head is None or self._head_of != key:
+            self._head, self._head_of = rayhead.head_of(self._kube, self.job), key
+        return self._head
+
+    def told(self) -> dict[str, Any]:
+        """Return what the run's own pod tells; empty when nothing."""
+        head = self.head()
+        return head.told(self.name, head.details()) if head else {}
+
+    def status(self) -> Status:
+        """Return the status now."""
+        head = self._askable()
+        details = head.details() if head else {}
+        told = head.told(self.name, details) if head else {}
+        return self._status(self._once(details), told, head)
+
+    def _askable(self) -> RayHead | None:
+        """Return the head unless this user may not speak to it, or nobody answers: then the RayJob must do."""
+        with contextlib.suppress(Forbidden, Unreachable):
+            return self.head()
+        return None
+
+    def _once(self, details: Mapping[str, Any]) -> Observed:
+        seen = Observed(owner=self.job, ray=details, now=time.time())
+        if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
+            return seen
+        found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
+        return self._placed(_joined(seen, found))
+
+    def _placed(self, seen: Observed) -> Observed:
+        queued = seen.workload and is_suspended(seen)
+        return replace(seen, before=self._place.before(seen.workload)) if queued else seen
+
+    def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
+        with contextlib.suppress(Forbidden):
+            return self._kube.listed(kind, **selectors)
+        return []
+
+    def _status(self, seen: Observed, told: Mapping[str, Any], head: RayHead | None) -> Status:
+        url = f"{self._kube.server.rstrip('/')}{head.path}/" if head else ""
+        status = runstates.status_of(seen, told, url)
+        if status.state != "FAILED" or status.failure is None:
+            return status
+        tail = _tail(head, seen.ray) if head and seen.ray else self._submitters_tail(status.failure)
+        return replace(status, failure=replace(status.failure, tail=tail or status.failure.tail))
+
+    def _submitters_tail(self, failure: Failure) -> tuple[str, ...]:
+        """Return the last words of the pod that could not hand the job to Ray: KubeRay tells that, and not why."""
+        selectors = _selectors(self.job)
+        if failure.reason != "SubmissionFailed" or "submitter" not in selectors:
+            return ()
+        with contextlib.suppress(BackendError):
+            pod = newest(self._listed(*selectors["submitter"]))
+            return endings.tail_of(self._kube.pod_log(name_of(pod), tailLines=_TAIL_LINES)) if pod else ()
+        return ()
+
+    def changes(self) -> Iterator[Status]:
+        """Yield the status now, at each change, and every half second."""
+        watching, stop = Watching(self._kube), Stop()
+        ray = _RayPoll(watching.touch)
+        try:
+            watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
+            ray.ask(self._askable(), self.name)
+            ray.look()  # so that the first answer is not older than Ray's own
+            threading.Thread(target=ray.run, args=(stop,), daemon=True, name="raykube-ray").start()
+            yield from self._follow(watching, ray)
+        finally:
+            stop.set()
+            watching.close()
+
+    def _follow(self, watching: Watching, ray: _RayPoll) -> Iterator[Status]:
+        away: Unreachable | None = None
+        since = time.monotonic()
+        while True:
+            found, error = watching.of("RayJob"), watching.error("RayJob")
+            since = since if away else time.monotonic()
+            away = error if isinstance(error, Unreachable) else None
+            if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
+                raise error
+            if found is not None:
+                self._take(found)
+                ray.ask(self._askable() if not away else None, self.name)
+                for key, (kind, selectors) in _selectors(self.job).items():
+                    watching.watch(kind, key=key, **selectors)
+                yield self._seen(watching, ray, away)
+            elif away:
+                yield _unseen(self.name, away)
+            watching.wait(_TICK_S)
+
+    def _take(self, found: list[Object]) -> None:
+        if not found:
+            raise NotFound(f"run {self.name} was deleted", next_step="see: raykube job list")
+        self.job = found[0]
+
+    def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
+        found = {key: watching.of(key) or [] for key in _selectors(self.job)}
+        details, told, head = ray.answer()
+        seen = _joined(Observed(owner=self.job, ray=details, now=time.time()), found)
+        status = self._status(seen if away else self._placed(seen), told, head)
+        return replace(status, failure=_unreachable(away), detail=away.what) if away else status
+
+
+class _RayPoll:
+    """Asks Ray for its own state of a job, which the RayJob shows up to three seconds late, from a thread of its own.
+
+    Ray tells of no changes by itself; a head that is going away can take seconds not to answer.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._head: RayHead | None = None
+        self._name = ""
+        self._details: Mapping[str, Any] = {}
+        self._told: Mapping[str, Any] = {}
+
+    def ask(self, head: RayHead | None, name: str) -> None:
+        """Ask this head from now on."""
+        with self._lock:
+            if head is not self._head:
+                self._details, self._told = {}, {}
+            self._head, self._name = head, name
+
+    def answer(self) -> tuple[Mapping[str, Any], Mapping[str, Any], RayHead | None]:
+        """Return the last JobDetails, what the run's pod told last, and whom they are from."""
+        with self._lock:
+            return self._details, self._told, self._head
+
+    def run(self, stop: Stop) -> None:
+        """Ask until `stop`."""
+        while not stop.wait(_RAY_S):
+            self.look()
+
+    def look(self) -> None:
+        """Ask once."""
+        with self._lock:
+            head, name = self._head, self._name
+        if head is None:
+            return
+        try:
+            details = head.details()
+            told = head.told(name, details)
+        except BackendError:  # what the RayJob says must do
+            details, told = {}, {}
+        with self._lock:
+            if head is not self._head or (details, told) == (self._details, self._told):
+                return
+            self._details, self._told = details, told
+        self._changed()
+
+
+def _job(kube: Kube, name: str) -> Object:
+    try:
+        return kube.get("RayJob", name)
+    except NotFound as error:
+        where = f"in namespace {kube.namespace} of {kube.server}"
+        raise NotFound(f"there is no run {name} {where}", why=error.why, next_step="see: raykube job list") from error
+
+
+def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return what else to look at for a RayJob, and how it is found."""
+    selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
+    metadata = job["metadata"]
+    if cluster := (job.get("status") or {}).get("rayClusterName"):
+        selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
+        selectors["pods"] = ("Pod", {"labelSelector": f"{_CLUSTER_LABEL}={cluster}"})
+        # Why KubeRay has deleted a pod stands in an event that is no warning.
+        about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
+        selectors["deletions"] = ("Event", {"fieldSelector": about})
+    if (job["spec"].get("submissionMode") or "K8sJobMode") == "K8sJobMode":
+        selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={metadata['name']}"})
+    if _QUEUE_LABEL in (metadata.get("labels") or {}):
+        selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})
+    return selectors
+
+
+def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
+    cluster = next(iter(found.get("cluster") or []), {})
+    pods = tuple(found.get("pods") or ())
+    workload = next(iter(found.get("workload") or []), {})
+    submitter = newest(found.get("submitter") or ())
+    whole = (seen.owner, cluster, submitter, *pods)
+    names = {each["metadata"]["name"] for each in whole if each} | set(claims_of(pods))
+    events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
+    ours = tuple(each for each in events if each["involvedObject"].get("name") in names)
+    return replace(seen, cluster=cluster, pods=pods, workload=workload, submitter=submitter, events=ours)
+
+
+def claims_of(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the names of the claims that pods, or templates of pods, mount."""
+    for pod in pods:
+        for volume in pod["spec"].get("volumes") or []:
+            if claim := volume.get("persistentVolumeClaim"):
+                yield claim["claimName"]
+
+
+def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
+    with contextlib.suppress(BackendError):
+        data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)
+        return endings.tail_of(data.decode("utf-8", "replace"))
+    return ()
+
+
+def _unreachable(error: Unreachable) -> Failure:
+    return Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
+
+
+def _unseen(name: str, error: Unreachable) -> Status:
+    return Status(name, "job", "WAITING", error.what, _unreachable(error))

@@ -1,0 +1,109 @@
+"""The one thing to do about each cause that is found on Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from raykube.backends.kubernetes.fields import Object
+
+_INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
+_TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
+#: Taints of control planes, and of nodes that Kubernetes itself found to be in no state to run anything.
+_NOT_FOR_PODS = ("node-role.kubernetes.io/", "node.kubernetes.io/")
+_SECOND_RUN = "look at the log of the try before: kubectl -n {namespace} logs {pod} -c {container} --previous"
+_LOGS = "raykube job logs {name}"
+_PULL = "correct `image` in the manifest, or push it; a node must be able to pull it"
+
+#: Filled in with: name (of the run), namespace, pod, container, and what a check adds.
+_STEPS = {
+    "ImageNotFound": _PULL,
+    "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
+    "ImagePullFailed": "see to it that the nodes reach the registry, or name an image that they have",
+    "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
+    "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
+    "Inadmissible": "correct the label kueue.x-k8s.io/queue-name: kubectl -n {namespace} get localqueues",
+    "VolumeClaimMissing": "create the claim, or correct claimName in the manifest: kubectl -n {namespace} get pvc",
+    "VolumeClaimUnbound": "see why no volume is bound: kubectl -n {namespace} describe pvc {claim}",
+    "ConfigMapMissing": "create it, or correct its name in the manifest: kubectl -n {namespace} get configmaps",
+    "SecretMissing": "create it, or correct its name in the manifest: kubectl -n {namespace} get secrets",
+    "CrashLoopBackOff": _SECOND_RUN,
+    "PodFailed": "look at the log of the next try: kubectl -n {namespace} logs {pod}",
+    "RunContainerError": "correct command and args of container {container} in the manifest",
+    "HeadOOMKilled": "raise limits.memory of the head ({limit} now), and keep work off it with num-cpus: '0'",
+    "WorkerOOMKilled": "raise limits.memory of the worker group ({limit} now), or load less data at a time",
+    "OutOfMemory": "raise limits.memory of the pod, or run fewer tasks at a time by giving each more num_cpus",
+    "Evicted": "give the pod the room that the message names, as requests in its resources",
+    "EntrypointFailed": _LOGS,
+    "SyntaxError": "correct the line that the message names and submit again",
+    "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "RayVersionMismatch": "give all groups one image, and rayVersion the version of Ray in it",
+    "PythonVersionMismatch": "give all groups, and whoever connects, the same minor version of Python",
+    "OperatorNotRunning": "start it, or have it watch {namespace}: kubectl get deployments -A | grep kuberay-operator",
+    "InvalidRayClusterSpec": "correct what the message names in the manifest, delete the run and submit again",
+    "InvalidRayJobSpec": "correct what the message names, delete the run and submit again",
+    "InvalidRayServiceSpec": "correct what the message names and deploy again",
+    "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
+    "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
+    "HeadLost": "wait for the new head; a job runs again there and goes on from its last complete checkpoint",
+    "DriverDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "SubmissionFailed": "see what its submitter says: kubectl -n {namespace} logs -l job-name={name} --tail=20",
+    "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
+    "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
+    "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
+    "DeployFailed": "correct the application as the message says and deploy again",
+    "InitializingTimeout": "delete the service and deploy it again with a longer timeout",
+    "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
+    "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
+    "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",
+}
+_OTHERWISE = "see what Kubernetes says: kubectl -n {namespace} get events --sort-by=.lastTimestamp"
+
+
+class _Blank(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return f"<{key}>"
+
+
+def next_step(reason: str, **words: str) -> str:
+    """Return the one thing to do about a reason; `words` fill in names."""
+    return _STEPS.get(reason, _OTHERWISE).format_map(_Blank(words))
+
+
+def to_fit(pod: Object, message: str) -> str:
+    """Return what to do about a pod that the scheduler finds no node for, from its own words."""
+    short = list(dict.fromkeys(_INSUFFICIENT.findall(message)))
+    taints = [each for each in _TAINT.findall(message) if not each.startswith(_NOT_FOR_PODS)]
+    tolerate = f"add a toleration for the taint {{{taints[0]}}} to the group's pod template" if taints else ""
+    if short:
+        return _smaller(pod, short) + (f", or {tolerate}" if tolerate else "")
+    if "affinity/selector" in message:
+        return _selected(pod)
+    return tolerate or "see which nodes are ready and what they offer: kubectl describe nodes"
+
+
+def _smaller(pod: Object, short: list[str]) -> str:
+    """Name what no node has, the rarest first: a GPU is not to be had by asking for less memory."""
+    rarest = sorted(short, key=lambda name: name in ("cpu", "memory"))
+    asked = ", ".join(f"{_asked(pod, name)} {name}" for name in rarest)
+    return f"no node has {asked} free: ask for less in the group's resources, or add such a node"
+
+
+def _selected(pod: Object) -> str:
+    spec = pod["spec"]
+    wanted: Any = spec.get("nodeSelector") or (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    return f"no node has the labels {json.dumps(wanted)}: correct nodeSelector or affinity, or label a node"
+
+
+def _asked(pod: Object, resource: str) -> str:
+    """Return how much of a resource a pod asks for: the sum of its containers, where those are plain numbers."""
+    found = [_request(each, resource) for each in pod["spec"].get("containers", ())]
+    amounts = [each for each in found if each]
+    return str(sum(map(int, amounts))) if all(each.isdigit() for each in amounts) else " + ".join(amounts)
+
+
+def _request(container: Object, resource: str) -> str:
+    resources = container.get("resources") or {}
+    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return str(asked.get(resource, ""))

@@ -1,0 +1,53 @@
+"""What Kubernetes and Ray say about one run, service or cluster at one moment. A value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from raykube.backends.kubernetes.fields import Object, moment, newest
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The objects behind one name, as the API server gives them; an empty mapping for what is not there.
+
+    Attributes:
+        owner: the RayJob or RayService; empty for a cluster that stands alone.
+        cluster: the RayCluster that the owner uses now.
+        pods: of that cluster, head and workers.
+        events: (``v1`` Event) whose ``involvedObject`` is one of these objects.
+        workload: Kueue's Workload of the owner.
+        before: how many workloads of its queue Kueue takes first; None when it does not say.
+        submitter: the newest pod of the Job by which KubeRay's K8sJobMode hands a job to Ray.
+        ray: Ray's own JobDetails, once the head answers.
+        now: when this was seen, in Unix seconds.
+    """
+
+    owner: Object = field(default_factory=dict)
+    cluster: Object = field(default_factory=dict)
+    pods: tuple[Object, ...] = ()
+    events: tuple[Object, ...] = ()
+    workload: Object = field(default_factory=dict)
+    before: int | None = None
+    submitter: Object = field(default_factory=dict)
+    ray: Object = field(default_factory=dict)
+    now: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the run, service or cluster."""
+        metadata = (self.owner or self.cluster).get("metadata", {})
+        return str(metadata.get("name", ""))
+
+
+def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tuple[Object, ...]:
+    """Return the events about objects of these names, and of one kind if it is given, the newest first."""
+    about = [each for each in seen.events if each["involvedObject"].get("name") in names]
+    found = [each for each in about if not kind or each["involvedObject"].get("kind") == kind]
+    return tuple(sorted(found, key=moment, reverse=True))
+
+
+def head_of(pods: tuple[Object, ...]) -> Object:
+    """Return the head's pod, the newest where one is being replaced; empty when there is none."""
+    return newest([pod for pod in pods if (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"])

@@ -1,0 +1,64 @@
+"""What one training worker of a run on KubeRay prints: two files on its node, read through the head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raykube.backends import sources
+from raykube.backends.kuberay import driverlogs
+from raykube.backends.kuberay.logfiles import Following, LogFile
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import BackendError, NotFound
+
+
+def lines(kube: Kube, name: str, rank: int, *, follow: bool) -> Iterator[str]:
+    """Yield the lines of a rank: standard output, then standard error; with `follow` both as they come."""
+    found = _followed(kube, name, rank) if follow else _whole(kube, name, rank)
+    yield from sources.printed(found)
+
+
+def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
+    look = Look(kube, name)
+    head = look.head()
+    details = head.details() if head else {}
+    if not details and look.status().is_terminal:
+        raise BackendError(
+            f"the output of rank {rank} of {name} ended with its cluster",
+            why="Ray keeps it on the worker's node",
+            next_step=f"the driver's log has what Ray showed there: raykube job logs {name}; "
+            "a longer --keep-cluster-s keeps all of it for so long",
+        )
+    for file in _files(head, name, details, rank):
+        yield from file.lines()
+
+
+def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError."""
+    node, worker = sources.place_of(head.ranks(name, details) if head else [], rank, name)
+    assert head
+    found = sorted(head.api.log_files(node, sources.pattern_of(worker)), reverse=True)
+    return [LogFile(head.cluster, node, path, head.api) for path in found]
+
+
+def _followed(kube: Kube, name: str, rank: int) -> Iterator[str]:
+    run = driverlogs.Followed(kube, name)
+    known: list[LogFile] = []
+
+    def find() -> tuple[list[LogFile], bool]:
+        ended = run.ended.is_set()  # before the look: what comes with the end is then seen
+        with contextlib.suppress(BackendError):  # none known yet, or its node is gone
+            known[:] = _files(run.head, name, run.details, rank)
+        return known, ended
+
+    try:
+        yield from Following(kube, find).lines()
+        if run.error and not isinstance(run.error, NotFound):
+            raise run.error
+        if not known:  # it says why
+            yield from _whole(kube, name, rank)
+    finally:
+        run.close()

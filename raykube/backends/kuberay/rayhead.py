@@ -1,0 +1,91 @@
+"""The Ray head of a cluster, reached through the API server: its Job API, and the files in its log folder."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raykube import wire
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, NotFound, Unreachable
+
+
+def service_of(job: Mapping[str, Any]) -> str:
+    """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
+    return str((job.get("status") or {}).get("dashboardURL") or "").partition(".")[0]
+
+
+def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
+    """Return the token of a cluster's Ray; "" when it asks for none.
+
+    Raises:
+        Forbidden: this user may not read the Secret that holds it.
+    """
+    auth = spec.get("authOptions") or {}
+    if auth.get("mode") != "token":
+        return ""
+    secret = kube.get("Secret", auth.get("secretName") or cluster)
+    return base64.b64decode(secret["data"]["auth_token"]).decode()
+
+
+def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
+    spec = job["spec"]
+    own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
+    if own is not None:
+        return own
+    return dict(kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"])
+
+
+class RayHead:
+    """The head that a RayJob runs on now."""
+
+    def __init__(self, kube: Kube, job: Mapping[str, Any]) -> None:
+        status, spec = job["status"], job["spec"]
+        self.cluster: str = status["rayClusterName"]
+        self.submission_id: str = status.get("jobId") or spec.get("jobId") or ""
+        self.path = kube.proxy(service_of(job))
+        self.api = RayApi.behind(kube.http, self.path, token(kube, self.cluster, cluster_spec(kube, job)))
+
+    def details(self) -> dict[str, Any]:
+        """Return Ray's JobDetails; empty while the head does not answer, or does not know the job yet."""
+        with contextlib.suppress(NotFound, Unreachable):
+            return self.api.job(self.submission_id)
+        return {}
+
+    def told(self, name: str, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the run's own pod tells; empty when it tells nothing (yet)."""
+        if not details.get("driver_node_id"):
+            return {}
+        with contextlib.suppress(BackendError, ValueError):
+            told: dict[str, Any] = json.loads(self.api.log(details["driver_node_id"], wire.state_file(name)))
+            return told
+        return {}
+
+    def ranks(self, name: str, details: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return Ray's ids of node and worker of each rank of the run; empty when none is known (yet)."""
+        if not details.get("driver_node_id"):
+            return []
+        with contextlib.suppress(BackendError, ValueError):
+            text = self.api.log(details["driver_node_id"], wire.ranks_file(name))
+            return [(node, worker) for node, worker in json.loads(text)]
+        return []
+
+    @property
+    def log_file(self) -> str:
+        """The name of the driver's log in the log folder of its node."""
+        return f"job-driver-{self.submission_id}.log"
+
+
+def head_of(kube: Kube, job: Mapping[str, Any]) -> RayHead | None:
+    """Return the head of a RayJob; None when it has no cluster that could answer."""
+    status = job.get("status") or {}
+    if not status.get("rayClusterName") or not service_of(job):
+        return None
+    with contextlib.suppress(NotFound):  # the Secret or the cluster is gone, or not there yet
+        return RayHead(kube, job)
+    return None

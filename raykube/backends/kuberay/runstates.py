@@ -1,0 +1,147 @@
+"""What the state of a run on KubeRay is. Pure functions of what Kubernetes and Ray say of it.
+
+Ray's own words come first: the RayJob follows them up to three seconds late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+from raykube import wire
+from raykube.backends import State, Status
+from raykube.backends.endings import opening
+from raykube.backends.kuberay import diagnosis
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.fields import is_ready
+from raykube.errors import Failure
+
+STOP_ANNOTATION = "raykube.io/stop"
+ATTEMPT_ANNOTATION = "raykube.io/attempt"
+_DEPLOYMENT_STATES: Mapping[str, State] = {
+    "": "WAITING",
+    "Initializing": "WAITING",
+    "Waiting": "WAITING",
+    "Retrying": "WAITING",
+    "Suspending": "WAITING",
+    "Suspended": "WAITING",
+    "Running": "PENDING",
+    "Failed": "FAILED",
+    "ValidationFailed": "FAILED",
+}
+_RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
+_ENDED = ("Complete", "Failed", "ValidationFailed")
+
+
+def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
+    """Return a run's status.
+
+    Args:
+        seen: its RayJob and what belongs to it.
+        told: the state that the run's own pod tells (``inside/attempts.py``); empty while it tells none.
+        url: of its dashboard.
+    """
+    job = seen.owner
+    state = state_of(seen)
+    status = Status(
+        name=seen.name,
+        kind="job",
+        state=state,
+        submitted=seconds(job["metadata"].get("creationTimestamp")),
+        started=_moment(seen, "start_time", "startTime"),
+        ended=_moment(seen, "end_time", "endTime") or seconds((job.get("status") or {}).get("endTime")),
+        attempt=attempt_of(job, told),
+        earlier=tuple(_earlier(told)),
+        progress=MappingProxyType(dict(told.get("progress") or {})),
+        url=url,
+    )
+    cause = _cause(seen, state)
+    ended = status.ended if status.is_terminal else None
+    detail = _trouble(told) if state == "RUNNING" and not cause else ""
+    return replace(status, failure=cause, detail=detail or _detail(seen, state, cause), ended=ended)
+
+
+def state_of(seen: Observed) -> State:
+    """Return the state: Ray's own, unless the RayJob has ended by itself or waits for its cluster."""
+    status = seen.owner.get("status") or {}
+    deployment = status.get("jobDeploymentStatus") or ""
+    if deployment == "Complete":
+        return "STOPPED" if status.get("jobStatus") == "STOPPED" else "SUCCEEDED"
+    if deployment == "Suspended" and is_stopped(seen):
+        return "STOPPED"
+    if deployment == "Running" or (deployment == "Waiting" and seen.ray):
+        rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"
+        return next((state for state in _RAY_STATES if state == rays), "PENDING")
+    return _DEPLOYMENT_STATES.get(deployment, "WAITING")
+
+
+def is_stopped(seen: Observed) -> bool:
+    """Whether somebody has asked for the run's end before its job was there to be stopped."""
+    return STOP_ANNOTATION in (seen.owner["metadata"].get("annotations") or {})
+
+
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Whether a RayJob says itself that it has ended: it will not change any more."""
+    return (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
+
+
+def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
+    """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
+    status = job.get("status") or {}
+    noted = (job["metadata"].get("annotations") or {}).get(ATTEMPT_ANNOTATION)
+    failed = int(status.get("failed") or 0)
+    counted = failed if status.get("jobDeploymentStatus") == "Failed" else failed + 1
+    return int(told.get("attempt") or noted or max(1, counted))
+
+
+def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
+    for row in told.get("attempts") or ():
+        if "ended" in row and row["attempt"] < told["attempt"]:
+            code = f" (exit code {row['exit_code']})" if row.get("exit_code") else ""
+            yield f"attempt {row['attempt']}: {row.get('reason', '')}{code}"
+
+
+def _trouble(told: Mapping[str, Any]) -> str:
+    """Return what the attempt that goes on has lost meanwhile."""
+    return wire.trouble(str(told.get("trouble") or ""), int(told.get("attempt") or 0))
+
+
+def _cause(seen: Observed, state: State) -> Failure | None:
+    if state in ("SUCCEEDED", "STOPPED"):
+        return None
+    return diagnosis.cause(seen)
+
+
+def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
+    if cause:
+        return f"{cause.reason}: {opening(cause.message)}"
+    if state == "WAITING":
+        return _waiting(seen)
+    return opening(str(seen.ray.get("message") or (seen.owner.get("status") or {}).get("message") or ""))
+
+
+def _waiting(seen: Observed) -> str:
+    """Say what a run without a cause for alarm waits for."""
+    deployment = (seen.owner.get("status") or {}).get("jobDeploymentStatus") or ""
+    if deployment in ("Suspended", "Suspending", "Retrying"):
+        return deployment.lower()
+    if not seen.pods:
+        return "KubeRay makes its cluster"
+    ready = sum(1 for pod in seen.pods if is_ready(pod))
+    return f"{ready} of {len(seen.pods)} pods ready"
+
+
+def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
+    """Return when Ray's job started or ended, in seconds: by Ray, else by what KubeRay has copied."""
+    if milliseconds := seen.ray.get(rays):
+        return float(milliseconds) / 1000
+    info = (seen.owner.get("status") or {}).get("rayJobInfo") or {}
+    return seconds(info.get(kuberays))
+
+
+def seconds(text: str | None) -> float | None:
+    """Return a Kubernetes time as Unix seconds."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None

@@ -1,0 +1,226 @@
+"""Looks at one service on KubeRay: once, or from now on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from raykube.backends import Status
+from raykube.backends.kuberay import rayhead, servestates
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.servestates import Apps
+from raykube.backends.kubernetes.fields import name_of, status_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.watching import Watching
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+
+CLUSTER_LABEL = "ray.io/cluster"
+#: A waiter looks at its clock so often.
+_TICK_S = 0.5
+_SERVE_S = 0.5
+_GIVE_UP_S = 600.0
+
+
+class ServeHead:
+    """The head of one cluster of a service, reached through the API server."""
+
+    def __init__(self, kube: Kube, cluster: Mapping[str, Any]) -> None:
+        self.cluster = name_of(cluster)
+        service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
+        self._kube = kube
+        self._path = kube.proxy(service)
+        token = rayhead.token(kube, self.cluster, cluster["spec"])
+        self._headers = {"x-ray-authorization": f"Bearer {token}"} if token else {}
+        self.api = RayApi.behind(kube.http, self._path, token)
+
+    def applications(self) -> Apps | None:
+        """Return the applications as Serve tells of them: none while it does not; None if it may not be asked."""
+        try:
+            return dict(self.api.serve_status()["applications"])
+        except Forbidden:
+            return None
+        except BackendError:
+            return {}
+
+    def nodes(self) -> list[str]:
+        """Return the ids of the nodes that live."""
+        found = self._json("/nodes", view="summary")["data"]["summary"]
+        return [each["raylet"]["nodeId"] for each in found if each.get("raylet", {}).get("state") == "ALIVE"]
+
+    def _json(self, path: str, **params: str) -> dict[str, Any]:
+        return self._kube.json("GET", f"{self._path}{path}", params=params, headers=self._headers)
+
+
+def found(kube: Kube, name: str) -> Object:
+    """Return the RayService of a name. Raises NotFound."""
+    try:
+        return kube.get("RayService", name)
+    except NotFound as error:
+        where = f"in namespace {kube.namespace} of {kube.server}"
+        step = "see: raykube service list"
+        raise NotFound(f"there is no service {name} {where}", why=error.why, next_step=step) from error
+
+
+def head_of(kube: Kube, service: Object) -> ServeHead | None:
+    """Return the head that serves, or will; None when there is none to ask."""
+    with contextlib.suppress(NotFound):
+        if cluster := servestates.cluster_of(service):
+            return ServeHead(kube, kube.get("RayCluster", cluster))
+    return None
+
+
+def status(kube: Kube, name: str) -> Status:
+    """Return the status now."""
+    service = found(kube, name)
+    things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
+    seen = _joined(service, things)
+    head = _askable(kube, seen.cluster)
+    return servestates.service_status(seen, head.applications() if head else None)
+
+
+def changes(kube: Kube, name: str) -> Iterator[Status]:
+    """Yield the status now, at each change, and every half second."""
+    watching, stop = Watching(kube), Stop()
+    serve = _ServePoll(watching.touch)
+    try:
+        watching.watch("RayService", fieldSelector=f"metadata.name={name}")
+        threading.Thread(target=serve.run, args=(stop,), daemon=True, name="raykube-serve").start()
+        yield from _Follower(kube, name, watching, serve).follow()
+    finally:
+        stop.set()
+        watching.close()
+
+
+class _Follower:
+    """Follows one service with watches, and its Serve by asking it."""
+
+    def __init__(self, kube: Kube, name: str, watching: Watching, serve: _ServePoll) -> None:
+        self._kube = kube
+        self._name = name
+        self._watching = watching
+        self._serve = serve
+        self._head: ServeHead | None = None
+        self._last: Status | None = None
+
+    def follow(self) -> Iterator[Status]:
+        since = time.monotonic()
+        while True:
+            service, error = self._watching.of("RayService"), self._watching.error("RayService")
+            away = error if isinstance(error, Unreachable) else None
+            since = since if away else time.monotonic()
+            if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
+                raise error
+            if away:
+                yield self._unseen(away)
+            elif service is not None and (seen := self._seen(service)):
+                yield self._told(seen)
+            self._watching.wait(_TICK_S)
+
+    def _seen(self, found: list[Object]) -> Observed | None:
+        """Return what the watches know; None until each has told once: what is not known yet would seem to be gone."""
+        if not found:
+            raise NotFound(f"service {self._name} was deleted", next_step="see: raykube service list")
+        things: dict[str, list[Object]] = {}
+        for kind, selectors in _selectors(found[0]).items():
+            self._watching.watch(kind, **selectors)
+            told = self._watching.of(kind)
+            if told is None and not self._watching.error(kind):
+                return None
+            things[kind] = told or []
+        return _joined(found[0], things)
+
+    def _told(self, seen: Observed) -> Status:
+        self._serve.ask(self._askable(seen.cluster))
+        self._last = servestates.service_status(seen, self._serve.answer())
+        return self._last
+
+    def _askable(self, cluster: Mapping[str, Any]) -> ServeHead | None:
+        """Return the head of this cluster, made once."""
+        if not cluster or not self._head or self._head.cluster != name_of(cluster):
+            self._head = _askable(self._kube, cluster)
+        return self._head
+
+    def _unseen(self, error: Unreachable) -> Status:
+        why = Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
+        last = self._last or Status(self._name, "service", "WAITING")
+        # What was true a while ago: that it runs cannot be said of it now.
+        state = "PENDING" if last.state == "RUNNING" else last.state
+        return replace(last, state=state, detail=error.what, failure=why)
+
+
+class _ServePoll:
+    """Asks Serve for its own state, which the RayService copies late, from a thread of its own.
+
+    Serve tells of no changes by itself; a head that is going away can take seconds not to answer.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._head: ServeHead | None = None
+        self._apps: Apps | None = None
+
+    def ask(self, head: ServeHead | None) -> None:
+        """Ask this head from now on."""
+        with self._lock:
+            if head is not self._head:
+                self._head, self._apps = head, {} if head else None
+
+    def answer(self) -> Apps | None:
+        """Return what it said last."""
+        with self._lock:
+            return self._apps
+
+    def run(self, stop: Stop) -> None:
+        """Ask until `stop`."""
+        while not stop.wait(_SERVE_S):
+            with self._lock:
+                head = self._head
+            if head:
+                self._take(head, head.applications())
+
+    def _take(self, head: ServeHead, apps: Apps | None) -> None:
+        with self._lock:
+            if head is not self._head or apps == self._apps:
+                return
+            self._apps = apps
+        self._changed()
+
+
+def _askable(kube: Kube, cluster: Mapping[str, Any]) -> ServeHead | None:
+    """Return the head of a cluster unless this user may not speak to it: then the RayService must do."""
+    with contextlib.suppress(Forbidden, NotFound):  # the Secret may not be there yet
+        return ServeHead(kube, cluster) if cluster and _has_head(cluster) else None
+    return None
+
+
+def _has_head(cluster: Mapping[str, Any]) -> bool:
+    return bool((status_of(cluster).get("head") or {}).get("serviceName"))
+
+
+def _selectors(service: Object) -> dict[str, dict[str, str]]:
+    """Return what else to look at for a RayService, and how it is found."""
+    selectors = {"Event": {"fieldSelector": "type=Warning"}}
+    if cluster := servestates.cluster_of(service):
+        selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}
+        selectors["Pod"] = {"labelSelector": f"{CLUSTER_LABEL}={cluster}"}
+    return selectors
+
+
+def _listed(kube: Kube, kind: str, selectors: Mapping[str, str]) -> list[Object]:
+    with contextlib.suppress(Forbidden):
+        return kube.listed(kind, **selectors)
+    return []
+
+
+def _joined(service: Object, things: Mapping[str, list[Object]]) -> Observed:
+    cluster = next(iter(things.get("RayCluster") or []), {})
+    pods = tuple(things.get("Pod") or ())
+    names = {name_of(each) for each in (service, cluster, *pods) if each}
+    events = (each for each in things.get("Event") or [] if each["involvedObject"].get("name") in names)
+    return Observed(owner=service, cluster=cluster, pods=pods, events=tuple(events), now=time.time())

@@ -1,0 +1,239 @@
+"""What the state of a service on KubeRay is. Pure functions of what Kubernetes and Ray Serve say of it.
+
+Serve's own words come first. The RayService copies them every two seconds, and what it copies in the moment of a change
+are still those on the code before: alone it would call an update done that has not begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from raykube.backends import State, Status, endings
+from raykube.backends.kuberay import diagnosis
+from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.fields import Object, conditions, is_ready, seconds, status_of
+from raykube.bodies import SERVE_PORT
+from raykube.errors import Failure, Unreachable
+
+_UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
+_NEVER = ("InitializingTimeout", "ValidationFailed")
+_NAME_LENGTH = 50
+
+Apps = Mapping[str, Mapping[str, Any]]
+
+
+def service_status(seen: Observed, serve: Apps | None) -> Status:
+    """Return a service's status.
+
+    Args:
+        seen: its RayService, the cluster that it will be on, and what belongs to them.
+        serve: the applications as the head's Serve tells of them: none while it does not answer; None if it may not be
+            asked, and what the RayService says must do.
+    """
+    apps = applications(seen.owner, serve)
+    state = state_of(seen, apps)
+    failure = _failure(seen, apps, state)
+    return Status(
+        name=seen.name,
+        kind="service",
+        state=state,
+        detail=_detail(seen, apps, state, failure),
+        failure=failure,
+        submitted=seconds(seen.owner["metadata"].get("creationTimestamp")),
+        url=url_of(seen.owner),
+    )
+
+
+def state_of(seen: Observed, apps: Apps) -> State:
+    """Return the state: RUNNING when all applications answer, with the code and on the cluster that were sent last."""
+    status, found = status_of(seen.owner), conditions(seen.owner)
+    if _is_true(found, "Suspended"):
+        return "STOPPED"
+    if found.get("Ready", {}).get("reason") in _NEVER or any(app["status"] in _UNDONE for app in apps.values()):
+        return "FAILED"
+    if not _is_true(conditions(seen.cluster), "HeadPodReady") and not _pair(status):
+        return "WAITING"
+    serves = apps and all(app["status"] == "RUNNING" for app in apps.values())
+    return "RUNNING" if serves and _is_settled(seen.owner) else "PENDING"
+
+
+def cluster_of(service: Object) -> str:
+    """Return the name of the cluster that a service will be on: the new one while there are two; "" before any."""
+    status = status_of(service)
+    told = (status.get(place) or {} for place in ("pendingServiceStatus", "activeServiceStatus"))
+    return next((each["rayClusterName"] for each in told if each.get("rayClusterName")), "")
+
+
+def serving_cluster(service: Object) -> str:
+    """Return the name of the cluster that answers requests now.
+
+    Raises:
+        Unreachable: there is none yet.
+    """
+    if name := (status_of(service).get("activeServiceStatus") or {}).get("rayClusterName"):
+        return str(name)
+    name = service["metadata"]["name"]
+    raise Unreachable(
+        f"no cluster of service {name} answers yet",
+        why="its RayService has no status.activeServiceStatus.rayClusterName",
+        next_step=f"raykube service why {name}",
+    )
+
+
+def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any]]:
+    """Return the states of a service's applications, of the code that was sent last: NOT_STARTED before its turn."""
+    found = _copied(service) if serve is None else serve
+    return {
+        name: dict(found[name]) if name in found and _is_of(found[name], config) else {"status": "NOT_STARTED"}
+        for name, config in wanted(service).items()
+    }
+
+
+def lacks(app: Mapping[str, Any], file: str) -> bool:
+    """Whether an application failed because a file had not come to its pod yet."""
+    return app["status"] in _UNDONE and file in (words := _words("", app)) and "No such file" in words
+
+
+def has_begun(app: Mapping[str, Any]) -> bool:
+    """Whether Serve has loaded an application's code, or has failed to."""
+    busy = any(each.get("status") != "HEALTHY" for each in (app.get("deployments") or {}).values())
+    return busy or app["status"] not in ("NOT_STARTED", "DEPLOYING")
+
+
+def wanted(service: Object) -> dict[str, dict[str, Any]]:
+    """Return the configurations of a service's applications by name."""
+    config = yaml.safe_load((service.get("spec") or {}).get("serveConfigV2") or "") or {}
+    return {str(app.get("name") or "default"): app for app in config.get("applications") or []}
+
+
+def url_of(service: Object) -> str:
+    """Return the address of a service's first application, inside its Kubernetes."""
+    spec, metadata = service["spec"], service["metadata"]
+    named = ((spec.get("serveService") or {}).get("metadata") or {}).get("name")
+    host = named or _shortened(f"{metadata['name']}-serve-svc")
+    route = next((app.get("route_prefix") for app in wanted(service).values()), None) or "/"
+    return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route}"
+
+
+def _shortened(name: str) -> str:
+    """Return a name as KubeRay shortens it: at its beginning, which is a letter afterwards."""
+    end = name[-_NAME_LENGTH:]
+    return end if end[0].isalpha() else f"r{end[1:]}"
+
+
+def serve_port(cluster_spec: Object) -> int:
+    """Return the port that a cluster's proxies listen on: the one that its head names ``serve``."""
+    containers = cluster_spec.get("headGroupSpec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
+    ports = containers[0].get("ports") or []
+    return next((int(port["containerPort"]) for port in ports if port.get("name") == "serve"), SERVE_PORT)
+
+
+def _copied(service: Object) -> dict[str, Any]:
+    """Return the applications as the RayService tells of them; none when they are those of another version of it."""
+    status = status_of(service)
+    if not _is_current(service):
+        return {}
+    place = "pendingServiceStatus" if (status.get("pendingServiceStatus") or {}).get("rayClusterName") else ""
+    return dict((status.get(place or "activeServiceStatus") or {}).get("applicationStatuses") or {})
+
+
+def _is_of(app: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether Serve means this configuration; where nothing says, it is taken to."""
+    return "deployed_app_config" not in app or _holds(app["deployed_app_config"], config)
+
+
+def _holds(whole: Any, part: Any) -> bool:
+    """Whether all that `part` says stands in `whole`, which may say more."""
+    if isinstance(part, Mapping):
+        return isinstance(whole, Mapping) and all(_holds(whole.get(key), value) for key, value in part.items())
+    if isinstance(part, list):
+        return isinstance(whole, list) and len(whole) == len(part) and all(map(_holds, whole, part))
+    return bool(whole == part)
+
+
+def _pair(status: Object) -> bool:
+    """Whether a new cluster is to take the place of another, which serves until then."""
+    names = [
+        (status.get(place) or {}).get("rayClusterName") for place in ("activeServiceStatus", "pendingServiceStatus")
+    ]
+    return all(names)
+
+
+def _is_current(service: Object) -> bool:
+    seen, made = status_of(service).get("observedGeneration"), service["metadata"].get("generation")
+    return int(seen or 0) >= int(made or 0)
+
+
+def _is_settled(service: Object) -> bool:
+    """Whether KubeRay has seen the last version, sends requests to its pods, and readies no other cluster."""
+    pending = (status_of(service).get("pendingServiceStatus") or {}).get("rayClusterName")
+    return _is_current(service) and not pending and _is_true(conditions(service), "Ready")
+
+
+def _is_true(found: Mapping[str, Object], kind: str) -> bool:
+    return bool(found.get(kind, {}).get("status") == "True")
+
+
+def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
+    """Return why it is FAILED, or what keeps it from running."""
+    if state in ("RUNNING", "STOPPED"):
+        return None
+    if words := "\n".join(_words(name, app) for name, app in apps.items() if app["status"] in _UNDONE):
+        return _undeployed(seen.name, words)
+    return diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
+
+
+def _undeployed(name: str, words: str) -> Failure:
+    return Failure("DeployFailed", words.strip(), tail=endings.tail_of(words), next_step=f"raykube service logs {name}")
+
+
+def _words(name: str, app: Mapping[str, Any]) -> str:
+    """Return what Serve says of an application that failed."""
+    inner = [f"{each}: {message}" for each, message in _messages(app)]
+    return str(app.get("message") or "") or "\n".join(inner) or f"{name} is {app['status']}"
+
+
+def _messages(app: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    deployments = app.get("deployments") or app.get("serveDeploymentStatuses") or {}
+    for name, each in deployments.items():
+        if message := str(each.get("message") or "").strip():
+            yield name, message
+
+
+def _without_applications(service: Object) -> dict[str, Any]:
+    """Return the RayService without its copies of what Serve said: they may be of the code before."""
+    status = {
+        key: {inner: each for inner, each in value.items() if inner != "applicationStatuses"}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in status_of(service).items()
+    }
+    return {**service, "status": status}
+
+
+def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
+    if failure:
+        return f"{failure.reason}: {endings.summary(failure.message)}"
+    if state == "WAITING" or (state == "PENDING" and _pair(status_of(seen.owner))):
+        return _waiting(seen)
+    return ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items()) or "no application"
+
+
+def _waiting(seen: Observed) -> str:
+    which = "its new cluster" if _pair(status_of(seen.owner)) else "its cluster"
+    if not seen.pods:
+        return f"KubeRay makes {which}"
+    ready = sum(map(is_ready, seen.pods))
+    return f"{ready} of {len(seen.pods)} pods of {which} ready"
+
+
+def _replicas(app: Mapping[str, Any]) -> str:
+    """Return how many replicas of an application run, as in `` (2 replicas)``."""
+    deployments = (app.get("deployments") or {}).values()
+    every = [replica for each in deployments for replica in each.get("replicas") or []]
+    count = sum(1 for replica in every if replica.get("state") == "RUNNING")
+    return f" ({count} replica{'s' if count != 1 else ''})" if count else ""

@@ -1,0 +1,255 @@
+"""Services on KubeRay: made, changed in place and taken down.
+
+A change of code or configuration alone is applied by Serve on the cluster that there is, in seconds: the new code is
+put next to the old in the service's ConfigMap, which all pods have mounted. A change of the cluster itself has KubeRay
+make a second one, and switch over once that serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from raykube import plans, wire
+from raykube.backends.kuberay import largecode, objects, servelook, servestates
+from raykube.backends.kubernetes.fields import conditions, is_leaving, name_of, status_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.errors import Conflict, Forbidden, NotFound
+from raykube.plans import Plan
+
+_CODE_ANNOTATION = "raykube.io/code"
+_CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
+_SERVE_S = 0.3
+#: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
+_SYNCED_S = 100.0
+#: So long Serve takes, at most, to begin with a change.
+_BEGUN_S = 15.0
+_TRIES = 5
+
+_log = logging.getLogger("raykube")
+
+
+def deploy(kube: Kube, plan: Plan) -> None:
+    """Make the service what its plan says: a new one, or the one of that name, changed in place.
+
+    The same plan again changes nothing, unless the service has failed: then it is tried again.
+
+    Raises:
+        Conflict: a run has that name, or a RayService that raykube did not make.
+        ManifestError: the server refused the manifest; nothing was created or changed.
+    """
+    if kube.find("RayJob", plan.name):
+        raise Conflict(f"the name {plan.name!r} is taken by a run", next_step="choose another name")
+    *code, wanted = plan.body
+    largecode.before(kube, plan)
+    for _ in range(_TRIES):
+        if owner := objects.created(kube, wanted):
+            _carry_all(kube, code, owner)
+            return
+        known = kube.find("RayService", plan.name)
+        if known and not is_leaving(known) and not _never_came_up(known):
+            _change(kube, known, code, wanted)
+            return
+        if known:
+            objects.delete(kube, known)
+        objects.wait_gone(kube, "RayService", plan.name)
+    raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
+
+
+def take_down(kube: Kube, name: str) -> None:
+    """Delete a service and what it owns, and wait until its name is free. Raises NotFound."""
+    objects.delete(kube, servelook.found(kube, name))
+    objects.wait_gone(kube, "RayService", name)
+
+
+def _never_came_up(service: Object) -> bool:
+    """Whether KubeRay has given up on a service: it does not look at it any more, whatever is changed."""
+    return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
+
+
+def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
+    """Make a service that there is what is wanted."""
+    _check_ours(known)
+    _carry_all(kube, code, known)
+    label = plans.PLAN_LABEL
+    if known["metadata"]["labels"].get(label) != wanted["metadata"]["labels"][label]:
+        kube.patch("RayService", name_of(known), _difference(known, wanted))
+        _resize(kube, known, wanted)
+    elif servelook.status(kube, name_of(known)).state == "FAILED":
+        _try_again(kube, known)
+    else:
+        return
+    if code:
+        _arrive(kube, name_of(known), next(iter(code[0]["binaryData"])))
+
+
+def _check_ours(known: Object) -> None:
+    key, _, value = plans.MANAGED_BY.partition("=")
+    if (known["metadata"].get("labels") or {}).get(key) != value:
+        name = name_of(known)
+        raise Conflict(
+            f"the name {name!r} is taken by a RayService that raykube did not make",
+            next_step=f"choose another name, or: kubectl delete rayservice {name}",
+        )
+
+
+def _difference(known: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the patch that makes `known` say what `wanted` says; what only the server or others added to it stays."""
+    metadata = {key: wanted["metadata"][key] for key in ("labels", "annotations") if key in wanted["metadata"]}
+    return {"metadata": metadata, "spec": replacement(known["spec"], wanted["spec"])}
+
+
+def replacement(known: Any, wanted: Any) -> Any:
+    """Return the merge patch that leaves of `known` just `wanted`."""
+    if not isinstance(known, Mapping) or not isinstance(wanted, Mapping):
+        return wanted
+    gone = {key: None for key in known if key not in wanted}
+    return gone | {key: replacement(known.get(key), value) for key, value in wanted.items()}
+
+
+def _carry_all(kube: Kube, code: list[dict[str, Any]], service: Object) -> None:
+    for part in code:
+        _carry(kube, part, service)
+
+
+def _carry(kube: Kube, part: dict[str, Any], service: Object) -> None:
+    """Put the code where the service's pods have it mounted: next to what is in use, if both find room."""
+    name, file = name_of(part), next(iter(part["binaryData"]))
+    for _ in range(_TRIES):
+        if objects.created(kube, owned(part, service)):
+            return
+        known = kube.find("ConfigMap", name)
+        if known and (known["metadata"].get("ownerReferences") or [{}])[0].get("uid") != service["metadata"]["uid"]:
+            objects.delete(kube, known)  # of an earlier service of that name, and about to be collected as garbage
+        elif known and file in (known.get("binaryData") or {}):
+            return
+        elif known:
+            kube.patch("ConfigMap", name, {"binaryData": kept(known, part, service)})
+            _hasten(kube, service, file)
+            return
+    raise Conflict(f"ConfigMap {name} is held by something else", next_step=f"kubectl describe configmap {name}")
+
+
+def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
+    """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
+    config = service["spec"].get("serveConfigV2") or ""
+    there: dict[str, str] = known.get("binaryData") or {}
+    in_use = [file for file in there if file in config]
+    size = sum(len(text) for text in (*(there[file] for file in in_use), *part["binaryData"].values())) * 3 // 4
+    # Code that finds no room has long been unpacked where it runs.
+    stays = in_use if size <= _CONFIG_MAP_LIMIT else []
+    return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
+
+
+def owned(part: Mapping[str, Any], service: Object) -> dict[str, Any]:
+    """Return the object as the service's own: it goes when the service does."""
+    metadata = service["metadata"]
+    reference = {"apiVersion": "ray.io/v1", "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]}
+    references = [{**reference, "controller": True, "blockOwnerDeletion": True}]
+    return {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
+
+
+def _hasten(kube: Kube, service: Object, file: str) -> None:
+    """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
+    change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
+    pods = kube.listed("Pod", labelSelector=f"ray.io/cluster in ({','.join(_clusters(service))})")
+    try:
+        for pod in pods:
+            with contextlib.suppress(NotFound):
+                kube.patch("Pod", name_of(pod), change)
+    except Forbidden as error:
+        _log.warning("new code takes up to %g s to reach the pods: %s", _SYNCED_S, error.why)
+
+
+def _clusters(service: Object) -> list[str]:
+    told = (status_of(service).get(place) or {} for place in ("activeServiceStatus", "pendingServiceStatus"))
+    return [each["rayClusterName"] for each in told if each.get("rayClusterName")] or ["none"]
+
+
+def _arrive(kube: Kube, name: str, file: str) -> None:
+    """Wait until Serve has begun with the new code.
+
+    Where the code comes to a pod later than Serve's three attempts of a second each, Serve gives up, and Ray remembers
+    for ten minutes that it did: only another runtime environment is tried again.
+    """
+    begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + _SYNCED_S
+    while time.monotonic() < deadline:
+        service = servelook.found(kube, name)
+        head = None
+        if len(_clusters(service)) == 1:  # to a new cluster the code comes with its pods
+            with contextlib.suppress(Forbidden):
+                head = servelook.head_of(kube, service)
+        apps = servestates.applications(service, head.applications() if head else None)
+        if any(servestates.lacks(app, file) for app in apps.values()):
+            _hasten(kube, service, file)
+            _try_again(kube, service)
+            begun = time.monotonic() + _BEGUN_S
+        elif head is None or all(map(servestates.has_begun, apps.values())) or time.monotonic() > begun:
+            return
+        time.sleep(_SERVE_S)
+
+
+def _try_again(kube: Kube, service: Object) -> None:
+    """Have Serve build the applications again, although their configuration is what it was."""
+    name, plan = name_of(service), service["metadata"]["labels"].get(plans.PLAN_LABEL)
+    for _ in range(_TRIES):
+        if service["metadata"]["labels"].get(plans.PLAN_LABEL) != plan:
+            return  # somebody has deployed something else meanwhile
+        version = {"resourceVersion": service["metadata"]["resourceVersion"]}
+        with contextlib.suppress(Conflict):
+            kube.patch("RayService", name, {"metadata": version, "spec": {"serveConfigV2": next_attempt(service)}})
+            return
+        service = servelook.found(kube, name)
+
+
+def next_attempt(service: Object) -> str:
+    """Return a service's configuration for its next attempt."""
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    for app in config["applications"]:
+        variables = app.setdefault("runtime_env", {}).setdefault("env_vars", {})
+        variables[wire.ATTEMPT] = str(int(variables.get(wire.ATTEMPT, "1")) + 1)
+    return plans.as_yaml(config)
+
+
+def _resize(kube: Kube, known: Object, wanted: Mapping[str, Any]) -> None:
+    """Bring other counts of workers to the clusters that there are: KubeRay does not, for counts alone."""
+    before = known["spec"]["rayClusterConfig"].get("workerGroupSpecs") or []
+    after = wanted["spec"]["rayClusterConfig"].get("workerGroupSpecs") or []
+    if _counts(before) == _counts(after):
+        return
+    for name in _clusters(known):
+        _resize_one(kube, name, after)
+
+
+def _resize_one(kube: Kube, name: str, wanted: list[dict[str, Any]]) -> None:
+    for _ in range(_TRIES):
+        cluster = kube.find("RayCluster", name)
+        if cluster is None:
+            return
+        groups = resized(cluster["spec"].get("workerGroupSpecs") or [], wanted)
+        # The autoscaler changes the same list, and must not lose what it wrote.
+        version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
+        with contextlib.suppress(Conflict):
+            kube.patch("RayCluster", name, {"metadata": version, "spec": {"workerGroupSpecs": groups}})
+            return
+
+
+def _counts(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [tuple(group.get(key) for key in ("groupName", "minReplicas", "maxReplicas")) for group in groups]
+
+
+def resized(groups: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a cluster's worker groups within the bounds that are wanted of those of the same name."""
+    bounds = {group["groupName"]: group for group in wanted}
+    groups = copy.deepcopy(groups)
+    for group in groups:
+        low, high = (bounds.get(group["groupName"], group).get(key) for key in ("minReplicas", "maxReplicas"))
+        low, high = int(low or 0), int(2**31 - 1 if high is None else high)
+        group.update(minReplicas=low, maxReplicas=high, replicas=min(max(int(group.get("replicas") or 0), low), high))
+    return groups

@@ -1,0 +1,160 @@
+"""What a run keeps in its cluster's storage, reached by a pod of a few seconds when no head does it.
+
+A storage is a volume that only pods mount, or a bucket that only they have the keys of. The pod is made of the head's
+own template, so it sees what the head sees; all of raykube that it runs is the text of one module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.bodies import CODE_VOLUME
+from raykube.cluster import STORAGE_ANNOTATION
+from raykube.errors import BackendError, NotFound, Unreachable
+
+_LIMIT_S = 120
+_POLL_S = 0.2
+_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_PORT = 8080
+_MODULE = Path(__file__).parent.parent / "inside" / "storage.py"
+_KEPT = ("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext")
+_KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
+
+
+def storage_of(job: Mapping[str, Any]) -> str:
+    """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
+    base = (job["metadata"].get("annotations") or {}).get(STORAGE_ANNOTATION, "")
+    return f"{base.rstrip('/')}/{job['metadata']['name']}" if base else ""
+
+
+def read(kube: Kube, job: Object, file: str) -> bytes:
+    """Return a file of a run; nothing when there is none, or no storage."""
+    folder = storage_of(job)
+    return _run(kube, job, "cat", f"{folder}/{file}").encode() if folder else b""
+
+
+def remove(kube: Kube, job: Object) -> None:
+    """Remove all that a run keeps."""
+    if folder := storage_of(job):
+        _run(kube, job, "remove", folder)
+
+
+def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
+    """Put a file where the pods of a job that is to be created will find it, unless it is there already."""
+    with _pod(kube, job, "receive", path, str(_PORT)) as name:
+        there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
+        if not _is_there(kube, name, there):
+            kube.send("POST", there, content=data)
+
+
+def _is_there(kube: Kube, name: str, path: str) -> bool:
+    """Wait until the pod answers, and return whether it has the file."""
+    deadline = time.monotonic() + _LIMIT_S
+    while True:
+        try:
+            kube.send("GET", path)
+        except Unreachable as error:
+            pod = kube.get("Pod", name)
+            if time.monotonic() > deadline or _never_starts(pod):
+                raise _late(pod, f"write {name}") from error
+        except BackendError:  # 404 is the pod's own answer
+            if kube.get("Pod", name)["status"].get("phase") == "Running":
+                return False
+        else:
+            return True
+        time.sleep(_POLL_S)
+
+
+def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
+    with _pod(kube, job, verb, path) as name:
+        deadline = time.monotonic() + _LIMIT_S
+        while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
+            if time.monotonic() > deadline or _never_starts(pod):
+                raise _late(pod, f"{verb} {path}")
+            time.sleep(_POLL_S)
+        text = kube.pod_log(name)
+    if pod["status"]["phase"] == "Failed":
+        raise BackendError(f"the storage says no ({verb} {path})", why=text.strip()[-1000:])
+    return text
+
+
+def _waits_for(pod: Object) -> Mapping[str, Any]:
+    """Return what the pod's container waits for: reason and message."""
+    found = (pod.get("status") or {}).get("containerStatuses") or [{}]
+    waiting: Mapping[str, Any] = (found[0].get("state") or {}).get("waiting") or {}
+    return waiting
+
+
+def _never_starts(pod: Object) -> bool:
+    return _waits_for(pod).get("reason") in _HOPELESS
+
+
+def _late(pod: Object, what: str) -> BackendError:
+    waiting = _waits_for(pod)
+    words = f"{waiting.get('reason')}: {waiting.get('message')}" if waiting else str(pod["status"].get("conditions"))
+    return BackendError(
+        f"the storage could not be reached ({what})",
+        why=words,
+        next_step="look whether the volumes of the cluster's manifest can be mounted: kubectl get pvc",
+    )
+
+
+@contextlib.contextmanager
+def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
+    """Have a pod that does this for as long as the block runs; give its name."""
+    name = str(kube.create(_body(kube, job, *words))["metadata"]["name"])
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(NotFound):
+            kube.delete("Pod", name, gracePeriodSeconds=0)
+
+
+def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
+    metadata, template = job["metadata"], _template(kube, job)
+    owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{metadata['name']}-storage-{secrets.token_hex(3)}",
+            "labels": {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]},
+            "ownerReferences": owner if "uid" in metadata else [],
+        },
+        "spec": {
+            **{key: copy.deepcopy(template[key]) for key in _KEPT if key in template},
+            # Without the code: that is not there yet, or not any more.
+            "volumes": [each for each in template.get("volumes") or [] if each["name"] != CODE_VOLUME],
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": _LIMIT_S,
+            "automountServiceAccountToken": "serviceAccountName" in template,
+            "containers": [_container(template["containers"][0], words)],
+        },
+    }
+
+
+def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod template of the head that runs a job, or would."""
+    spec = job["spec"]
+    cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
+    if cluster is None:
+        cluster = kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"]
+    return dict(cluster["headGroupSpec"]["template"]["spec"])
+
+
+def _container(head: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
+    kept = {key: copy.deepcopy(head[key]) for key in _KEPT_IN_CONTAINER if key in head}
+    return {
+        **kept,
+        "name": "storage",
+        "volumeMounts": [each for each in head.get("volumeMounts") or [] if each["name"] != CODE_VOLUME],
+        "command": ["python", "-c", _MODULE.read_text(encoding="utf-8"), *words],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+    }

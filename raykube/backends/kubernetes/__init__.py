@@ -1,0 +1,1 @@
+"""Kubernetes' REST API: who asks, what is refused and why, watches, port-forwards. Knows nothing of Ray."""

@@ -1,0 +1,120 @@
+"""What goes with each request to say who asks, renewed as it has to be while a wait goes on for hours."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from lightkube.config.client_adapter import user_auth
+from lightkube.config.models import User, UserExec
+
+from raykube.backends.kubernetes.fields import seconds
+from raykube.errors import Unreachable
+
+_Flow = Generator[httpx.Request, httpx.Response, None]
+
+
+class NoCredential(Unreachable):
+    """What was to say who asks said nothing, this time; a wait tries again."""
+
+
+def auth_of(user: User, tls: ssl.SSLContext) -> httpx.Auth | None:
+    """Return what signs requests for a user; a client certificate of a plugin is put into `tls`."""
+    if user.token_file:
+        return TokenFile(user.token_file)
+    return Plugin(user.exec, tls) if user.exec else user_auth(user)
+
+
+class TokenFile(httpx.Auth):
+    """The token in a file that somebody replaces, as a kubelet does hourly with that of a service account.
+
+    Read for each request, which costs microseconds: a server may take an old one for long, and counts who sends it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def auth_flow(self, request: httpx.Request) -> _Flow:
+        """Sign a request."""
+        try:
+            token = self._path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            step = "the kubeconfig's tokenFile, or the pod's service account, must name a file that you can read"
+            raise NoCredential("the file with the token cannot be read", why=str(error), next_step=step) from error
+        request.headers["Authorization"] = f"Bearer {token}"
+        yield request
+
+
+class Plugin(httpx.Auth):
+    """An exec plugin (``client.authentication.k8s.io``), which gives a token, a client certificate, or both.
+
+    It is asked at the first request, and again once its answer has expired or the server no longer takes it.
+    """
+
+    def __init__(self, plugin: UserExec, tls: ssl.SSLContext) -> None:
+        self._plugin = plugin
+        self._tls = tls
+        self._lock = threading.Lock()
+        self._given: Mapping[str, Any] | None = None
+
+    def auth_flow(self, request: httpx.Request) -> _Flow:
+        """Sign a request."""
+        given = self._current()
+        response = yield _signed(request, given)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            yield _signed(request, self._current(refused=given))
+
+    def _current(self, refused: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        with self._lock:  # those who wait meanwhile take the same answer
+            if self._given is None or self._given is refused or _is_over(self._given):
+                self._given = self._asked()
+            return self._given
+
+    def _asked(self) -> Mapping[str, Any]:
+        plugin = self._plugin
+        asked = {"apiVersion": plugin.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
+        own = {each.name: each.value for each in plugin.env or ()}
+        environ = {**os.environ, **own, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
+        try:
+            # What it says on stderr is for whoever sits there: "open this address to log in".
+            words = [plugin.command, *(plugin.args or ())]
+            done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, check=True)
+            given: Mapping[str, Any] = json.loads(done.stdout)["status"]
+            if "clientCertificateData" in given:
+                _load(self._tls, given["clientCertificateData"] + "\n" + given["clientKeyData"])
+        except (OSError, subprocess.CalledProcessError, ValueError, KeyError, TypeError) as error:
+            what = f"{plugin.command}, which the kubeconfig names to log in, gave no credential"
+            step = plugin.installHint or "see what it says by itself: kubectl get pods"
+            raise NoCredential(what, why=f"{type(error).__name__}: {error}", next_step=step) from error
+        return given
+
+
+def _signed(request: httpx.Request, given: Mapping[str, Any]) -> httpx.Request:
+    if token := given.get("token"):
+        request.headers["Authorization"] = f"Bearer {token}"
+    if "clientCertificateData" in given and "upgrade" not in request.headers:
+        # A connection keeps the certificate that it was made with: none may outlive that.
+        request.headers["Connection"] = "close"
+    return request
+
+
+def _is_over(given: Mapping[str, Any]) -> bool:
+    expires = given.get("expirationTimestamp")
+    return bool(expires) and seconds(expires) <= time.time()
+
+
+def _load(tls: ssl.SSLContext, pem: str) -> None:
+    """Have new connections show a certificate; ssl reads it, and its key, from a file alone."""
+    with tempfile.NamedTemporaryFile("w", prefix="raykube-", suffix=".pem") as file:  # made with mode 0600
+        file.write(pem)
+        file.flush()
+        tls.load_cert_chain(file.name)

@@ -1,0 +1,58 @@
+"""What stands in Kubernetes objects, as the API server gives them. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+Object = Mapping[str, Any]
+
+
+def conditions(thing: Object) -> dict[str, Object]:
+    """Return an object's conditions by type."""
+    found = (thing.get("status") or {}).get("conditions") or []
+    return {each["type"]: each for each in found}
+
+
+def seconds(stamp: str | None) -> float:
+    """Return a Kubernetes timestamp as Unix time; 0 for none."""
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else 0.0
+
+
+def name_of(thing: Object) -> str:
+    """Return an object's name; empty for what is not there."""
+    return str(thing.get("metadata", {}).get("name", ""))
+
+
+def status_of(thing: Object) -> Object:
+    """Return an object's status; empty before anybody has written one."""
+    found: Object = thing.get("status") or {}
+    return found
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod is ready."""
+    return bool(conditions(pod).get("Ready", {}).get("status") == "True")
+
+
+def is_leaving(thing: Object) -> bool:
+    """Whether an object is being deleted."""
+    return "deletionTimestamp" in thing.get("metadata", {})
+
+
+def times(event: Object) -> int:
+    """Return how often an event has come."""
+    return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
+
+
+def moment(event: Object) -> float:
+    """Return when an event came last, in Unix seconds."""
+    series = event.get("series") or {}
+    stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return max(seconds(stamp) for stamp in stamps)
+
+
+def newest(things: Iterable[Object]) -> Object:
+    """Return the object that was created last; empty when there is none."""
+    return max(things, key=lambda thing: str(thing["metadata"].get("creationTimestamp", "")), default={})

@@ -1,0 +1,253 @@
+"""Kubernetes' REST API with plain dicts. Only kubeconfig.py and credentials.py know that there is a Kubernetes client.
+
+lightkube reads what says where the server is and who asks. Its typed calls are not used: they have neither strict
+field validation nor a place for fields that a newer server knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes.refusals import refusal
+from raykube.errors import BackendError, NotFound, Unreachable
+
+Object = dict[str, Any]
+
+_PATHS = {
+    "RayJob": ("apis/ray.io/v1", "rayjobs"),
+    "RayCluster": ("apis/ray.io/v1", "rayclusters"),
+    "RayService": ("apis/ray.io/v1", "rayservices"),
+    "Workload": ("apis/kueue.x-k8s.io/v1beta2", "workloads"),
+    "ConfigMap": ("api/v1", "configmaps"),
+    "Event": ("api/v1", "events"),
+    "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
+    "Pod": ("api/v1", "pods"),
+    "ResourceQuota": ("api/v1", "resourcequotas"),
+    "Secret": ("api/v1", "secrets"),
+    "Service": ("api/v1", "services"),
+}
+_REVIEWS = "authorization.k8s.io/v1"
+_MANAGER = "raykube"
+_TIMEOUT = httpx.Timeout(30, connect=5)
+#: The server sends a bookmark about every minute; a watch that is silent for longer has lost its connection.
+_WATCH_TIMEOUT = httpx.Timeout(90, connect=5)
+
+
+class Kube:
+    """One namespace of one cluster.
+
+    Every method may raise Unreachable, Forbidden, or another BackendError with the server's own words.
+    """
+
+    def __init__(self, context: str = "", namespace: str = "") -> None:
+        config = kubeconfig.load(context)
+        self.server: str = config.cluster.server
+        self.context = config.context
+        self.namespace: str = namespace or config.namespace
+        self.http = kubeconfig.client(config, _TIMEOUT)
+        # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.
+        # Nor to be closed at it, under threads that are still at work: they would say so in tracebacks.
+        weakref.finalize(self, self.http.close).atexit = False
+
+    def get(self, kind: str, name: str) -> Object:
+        """Return one object. Raises NotFound."""
+        return self.json("GET", self._path(kind, name))
+
+    def find(self, kind: str, name: str) -> Object | None:
+        """Return one object, or None when it is not there."""
+        try:
+            return self.get(kind, name)
+        except NotFound:
+            return None
+
+    def listed(self, kind: str, **selectors: str) -> list[Object]:
+        """Return the objects of a kind; `selectors` are ``labelSelector`` and ``fieldSelector``."""
+        return list(self.json("GET", self._path(kind), params=selectors)["items"])
+
+    def create(self, thing: Mapping[str, Any], *, dry_run: bool = False) -> Object:
+        """Create an object.
+
+        Raises:
+            Conflict: one of that name exists.
+            ManifestError: a field is unknown or invalid; nothing was created.
+        """
+        return self.json("POST", self._path(thing["kind"]), thing, _strict(dry_run=dry_run))
+
+    def patch(self, kind: str, name: str, change: Mapping[str, Any]) -> Object:
+        """Merge a change into an object (``application/merge-patch+json``). Raises NotFound, ManifestError."""
+        headers = {"content-type": "application/merge-patch+json"}
+        return self.json("PATCH", self._path(kind, name), change, _strict(dry_run=False), headers)
+
+    def delete(self, kind: str, name: str, **options: Any) -> None:
+        """Ask for an object's end; `options` are those of DeleteOptions. Raises NotFound."""
+        self.json("DELETE", self._path(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+
+    def pod_log(self, name: str, **params: Any) -> str:
+        """Return what a container of a pod printed; bytes that are not UTF-8 show as U+FFFD."""
+        response = self.send("GET", f"{self._path('Pod', name)}/log", params=params)
+        return response.content.decode("utf-8", "replace")
+
+    def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
+        """Yield the lines that a container of a pod prints as they come, until it ends or `stop` is set."""
+        path, params = f"{self._path('Pod', name)}/log", {"follow": "true", **params}
+        with self.stream(path, stop, params=params, timeout=None) as response:
+            yield from _lines(response)
+
+    def proxy(self, service: str, port: str = "dashboard") -> str:
+        """Return the path below which the API server passes requests on to a service's port."""
+        return f"{self._path('Service')}/{service}:{port}/proxy"
+
+    def may(self, verb: str, resource: str, group: str = "") -> bool:
+        """Return whether this user may do something here, to a resource such as ``pods`` or ``pods/log``."""
+        name, _, part = resource.partition("/")
+        asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
+        body = {"apiVersion": _REVIEWS, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}
+        return bool(self.json("POST", f"/apis/{_REVIEWS}/selfsubjectaccessreviews", body)["status"].get("allowed"))
+
+    def answer(self, path: str) -> httpx.Response:
+        """Return all that answers a GET, its headers too."""
+        return self.send("GET", path)
+
+    @contextlib.contextmanager
+    def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
+        """Open a response that is read while it comes; `stop` ends it from another thread."""
+        try:
+            with self.http.stream("GET", path, **options) as response:
+                if response.is_error:
+                    response.read()
+                    raise refusal("GET", path, response)
+                if stop:
+                    stop.take(response.extensions["network_stream"].get_extra_info("socket"))
+                yield response
+        except (httpx.TransportError, httpx.StreamError) as error:
+            raise self._unreachable(error) from error
+
+    def watch(self, kind: str, version: str, stop: Stop, **selectors: str) -> Iterator[Object]:
+        """Yield the changes after a version, as ``{"type": "MODIFIED", "object": …}``, until the server ends it.
+
+        Raises:
+            Gone: the version is too old; list again.
+        """
+        params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, **selectors}
+        with self.stream(self._path(kind), stop, params=params, timeout=_WATCH_TIMEOUT) as response:
+            # The first says no more than that the server answers.
+            yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
+            for line in _lines(response):
+                if stop.is_set():
+                    return
+                change = json.loads(line)
+                if change["type"] == "ERROR":
+                    raise _watch_error(change["object"])
+                yield change
+
+    def snapshot(self, kind: str, **selectors: str) -> tuple[list[Object], str]:
+        """Return the objects of a kind, and the version from which on a watch tells what changed."""
+        answer = self.json("GET", self._path(kind), params=selectors)
+        return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
+
+    def json(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Object:
+        """Send a request and return the JSON that answers it."""
+        answer: Object = self.send(method, path, json=body, params=params, headers=headers).json()
+        return answer
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request and return what answers it; the errors of the API server are raised."""
+        try:
+            response = self.http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise refusal(method, path, response)
+        return response
+
+    def _path(self, kind: str, name: str = "") -> str:
+        group, plural = _PATHS[kind]
+        return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"no answer from the API server {self.server}",
+            why=f"{type(error).__name__}: {error}",
+            next_step="look whether kubectl get nodes answers; the run itself goes on",
+        )
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield whole lines: the last one of a stream that breaks off is none."""
+    rest = b""
+    for chunk in response.iter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+
+
+class Gone(BackendError):
+    """The version that a watch should go on from is too old for the server (410)."""
+
+
+class Stop:
+    """Ends streams that other threads read: set once, for good."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._others: list[Stop] = []
+
+    def take(self, connection: socket.socket) -> None:
+        """Take a connection to end later, or now when it is too late."""
+        with self._lock:
+            self._sockets = [known for known in self._sockets if known.fileno() >= 0] + [connection]
+        if self._event.is_set():
+            self.set()
+
+    def chain(self, other: Stop) -> None:
+        """Set another one with this."""
+        with self._lock:
+            self._others.append(other)
+        if self._event.is_set():
+            other.set()
+
+    def set(self) -> None:
+        """End them all."""
+        self._event.set()
+        for other in self._others:
+            other.set()
+        with self._lock:
+            for connection in self._sockets:
+                # Not close: only a shutdown wakes the thread that waits for data. It may be closed already. Not that of
+                # an SSLSocket either: it forgets its key, and what comes after is read as it is, encrypted.
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is set; return whether it is."""
+        return self._event.wait(seconds)
+
+
+def _strict(*, dry_run: bool) -> dict[str, str]:
+    return {"fieldValidation": "Strict", "fieldManager": _MANAGER} | ({"dryRun": "All"} if dry_run else {})
+
+
+def _watch_error(status: Object) -> BackendError:
+    kind = Gone if status.get("code") == httpx.codes.GONE else BackendError
+    return kind("the API server ended a watch", why=str(status.get("message", "")))

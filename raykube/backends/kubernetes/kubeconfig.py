@@ -1,0 +1,139 @@
+"""Which Kubernetes, as whom, and in which namespace: read as kubectl reads it.
+
+``KUBECONFIG`` (several files are joined, the first to name something wins), else ``~/.kube/config``, else the service
+account of the pod that this runs in. lightkube reads what users and clusters are, and makes TLS of it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.kubeconfig import KubeConfig
+from lightkube.config.models import Cluster, User
+from lightkube.core.exceptions import ConfigError as LightkubeError
+
+from raykube.backends.kubernetes.credentials import auth_of
+from raykube.errors import ConfigError
+from raykube.names import nearest
+
+_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+_LISTS = ("clusters", "contexts", "users")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a context says.
+
+    Attributes:
+        context: its name; ``default`` in a pod that has no kubeconfig.
+        namespace: that it names, else ``default``; in a pod that of the pod.
+        cluster: address and certificates of the API server.
+        user: who asks, and by what.
+        proxy: address of a proxy on the way to the server; "" for that of the environment, if any.
+        server_name: that the server's certificate must be for; "" for that of its address.
+    """
+
+    context: str
+    namespace: str
+    cluster: Cluster
+    user: User
+    proxy: str = ""
+    server_name: str = ""
+
+
+def load(context: str = "") -> Config:
+    """Return the configuration of `context`, by default the current one.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, or it has no such context.
+    """
+    paths = [Path(path).expanduser() for path in _paths() if Path(path).expanduser().is_file()]
+    try:
+        joined = _joined(paths)
+        found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
+        chosen = found.get(context or None)
+    except (LightkubeError, OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise _unreadable(error, context, paths) from error
+    if chosen is None:
+        raise _unreadable(LightkubeError("no current context"), "", paths)
+    # lightkube knows neither of the two.
+    said: dict[str, str] = next(
+        (each["cluster"] for each in joined["clusters"] if each["name"] == chosen.context.cluster), {}
+    )
+    proxy, name = said.get("proxy-url") or "", said.get("tls-server-name") or ""
+    return Config(chosen.context_name, chosen.namespace, chosen.cluster, chosen.user or User(), proxy, name)
+
+
+def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
+    """Return an HTTP client of the API server, which sends the user's credentials with each request.
+
+    Raises:
+        ConfigError: a certificate cannot be read, or something is asked for that is not known here.
+    """
+    try:
+        tls = verify_cluster(config.cluster, config.user, str)
+        if config.server_name:
+            _expect(tls, config.server_name)
+        auth, proxy = auth_of(config.user, tls), config.proxy or None
+        return httpx.Client(base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout)
+    except (LightkubeError, OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"context {config.context} of the kubeconfig cannot be used",
+            why=str(error),
+            next_step="see: kubectl config view --minify",
+        ) from error
+
+
+def _expect(tls: ssl.SSLContext, name: str) -> None:
+    """Have a server's certificate be for `name`, whatever its address; httpx cannot say so behind a proxy."""
+
+    def named(wrap: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *words, **options: wrap(*words, **{**options, "server_hostname": name})
+
+    for each in ("wrap_socket", "wrap_bio"):
+        setattr(tls, each, named(getattr(tls, each)))
+
+
+def _paths() -> list[str]:
+    said = os.environ.get("KUBECONFIG", "")
+    return [path for path in said.split(os.pathsep) if path] or ["~/.kube/config"]
+
+
+def _joined(paths: list[Path]) -> dict[str, Any]:
+    """Join several files to one: of two entries of one name the first counts, as for kubectl."""
+    joined: dict[str, Any] = {key: [] for key in _LISTS}
+    for path in paths:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if config.get("current-context"):
+            joined.setdefault("current-context", config["current-context"])
+        for key in _LISTS:
+            known = {entry["name"] for entry in joined[key]}
+            joined[key] += [_absolute(entry, path) for entry in config.get(key) or [] if entry["name"] not in known]
+    return joined
+
+
+def _absolute(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
+    kind = next(key for key in entry if key != "name")
+    inner = dict(entry[kind] or {})
+    inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
+    return {"name": entry["name"], kind: inner}
+
+
+def _unreadable(error: Exception, context: str, paths: list[Path]) -> ConfigError:
+    where = ", ".join(map(str, paths))
+    if context and "not found" in str(error):
+        known = [entry["name"] for entry in _joined(paths)["contexts"]] if paths else ["default"]
+        what = f"there is no context {context!r} in {where or 'this pod, which has no kubeconfig'}"
+        return ConfigError(what, why=str(error), next_step=nearest(context, known))
+    nowhere = f"neither {' nor '.join(_paths())} nor a pod's service account"
+    what, step = f"no Kubernetes is configured: {where or nowhere}", "see: kubectl config get-contexts"
+    return ConfigError(what, why=str(error), next_step=step)

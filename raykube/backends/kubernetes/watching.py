@@ -1,0 +1,136 @@
+"""Current copies of Kubernetes objects, kept by watches: one list each, then only what changes.
+
+A watch goes on after dropped connections and restarts of the API server where it stopped. Only a version that the
+server no longer knows (410) makes it list again. A server that has just started refuses what it allows: it answers
+before it has read all its roles. So a refusal ends a watch only when it is the first answer, or lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from raykube.backends.kubernetes.kubeapi import Gone, Kube, Object, Stop
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+#: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
+_STARTING_S = 30.0
+
+
+class Watching:
+    """Watches that run until :meth:`close`. Read what they know with :meth:`of`, wait with :meth:`wait`."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._stop = Stop()
+        self._changed = threading.Event()
+        self._kept: dict[str, _Kept] = {}
+
+    def touch(self) -> None:
+        """Wake who waits: something else has changed."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """End all watches, and their connections."""
+        self._stop.set()
+
+    def watch(self, kind: str, *, key: str = "", **selectors: str) -> None:
+        """Watch a kind from now on, under a key (by default the kind); other selectors take the first ones' place."""
+        key = key or kind
+        known = self._kept.get(key)
+        if known and known.selectors == selectors:
+            return
+        if known:
+            known.stop.set()
+        self._kept[key] = kept = _Kept(self._kube, kind, selectors, self._changed.set)
+        threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{key}").start()
+
+    def of(self, key: str) -> list[Object] | None:
+        """Return the objects under a key; None until they were listed once."""
+        return self._kept[key].objects() if key in self._kept else None
+
+    def error(self, key: str) -> BackendError | None:
+        """Return why nothing is known under a key now, None when all is well."""
+        return self._kept[key].error if key in self._kept else None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has changed, at most so long; return whether something did."""
+        changed = self._changed.wait(seconds)
+        self._changed.clear()
+        return changed
+
+
+class _Kept:
+    """The objects of one kind, and the thread that keeps them."""
+
+    def __init__(self, kube: Kube, kind: str, selectors: dict[str, str], changed: Callable[[], None]) -> None:
+        self.selectors = selectors
+        self.error: BackendError | None = None
+        self.stop = Stop()
+        self._kube = kube
+        self._kind = kind
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._objects: dict[str, Object] | None = None
+        self._version = ""
+        self._refused_at: float | None = None
+
+    def objects(self) -> list[Object] | None:
+        with self._lock:
+            return None if self._objects is None else list(self._objects.values())
+
+    def run(self, end: Stop) -> None:
+        """Keep the objects current until one of the two stops is set."""
+        end.chain(self.stop)
+        pause = _FIRST_PAUSE_S
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                self._follow()
+                pause = _FIRST_PAUSE_S
+            except Gone:
+                self._version = ""
+            except BackendError as error:
+                if self._is_final(error):  # not ours to see; the rest is told without it
+                    self._say(error)
+                    return
+                if not self.stop.is_set() and isinstance(error, Unreachable):
+                    self._say(error if time.monotonic() - began < _LONGEST_PAUSE_S else None)
+                self.stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _is_final(self, error: BackendError) -> bool:
+        if not isinstance(error, (Forbidden, NotFound)):
+            return False
+        now = time.monotonic()
+        self._refused_at = self._refused_at or now
+        return self.objects() is None or now - self._refused_at > _STARTING_S
+
+    def _say(self, error: BackendError | None) -> None:
+        self.error = error
+        self._changed()
+
+    def _follow(self) -> None:
+        if not self._version:
+            listed, self._version = self._kube.snapshot(self._kind, **self.selectors)
+            with self._lock:
+                self._objects = {each["metadata"]["uid"]: each for each in listed}
+            self._say(None)
+        for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
+            self._refused_at = None
+            self._version = change["object"]["metadata"]["resourceVersion"]
+            self._take(change["type"], change["object"])
+
+    def _take(self, kind: str, thing: Object) -> None:
+        with self._lock:
+            objects = self._objects if self._objects is not None else {}
+            if kind == "DELETED":
+                objects.pop(thing["metadata"]["uid"], None)
+            elif kind != "BOOKMARK":
+                objects[thing["metadata"]["uid"]] = thing
+            self._objects = objects
+        if kind != "BOOKMARK" or self.error:
+            self._say(None)

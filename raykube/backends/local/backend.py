@@ -1,0 +1,307 @@
+"""The local backend: the jobs and services of this machine, on one Ray head that raykube owns.
+
+A client writes a record, sends the job and may then die: the record, the head's keeper and Ray go on.
+Everything can be asked again from another process by name, also after the head is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from raykube import package, plans, wire
+from raykube.backends import Kind, Status, sources
+from raykube.backends.local import head, lifecycle, observe, ranklogs, records, services, starting
+from raykube.backends.local.records import Record
+from raykube.cluster import Cluster
+from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Problem, Unreachable
+from raykube.plans import Plan
+from raykube.runtime_env import plain
+from raykube.specs import Job, Service
+from raykube.wire import Result
+
+_log = logging.getLogger("raykube")
+_POLL_S = 0.1
+_LOOK_S = 0.2
+_PATIENCE_S = 30.0
+_STOP_TIMEOUT_S = 15.0
+#: Sources of logs that only Kubernetes has: what, why, and what to do instead.
+_NOT_HERE = {
+    sources.AUTOSCALER: (
+        "there is no autoscaler on this machine",
+        "its Ray head has the CPUs of this machine, no more and no fewer",
+        "submit it to Kubernetes with a range of workers: --on NAME --workers 1..4",
+    ),
+    sources.EVENTS: (
+        "there are no events on this machine",
+        "they are what Kubernetes notes about the objects of a run",
+        "raykube job why {name} says why the run is where it is",
+    ),
+}
+
+
+class Local:
+    """Runs plans on this machine. See :class:`raykube.backends.Backend` for the methods."""
+
+    def plan(self, work: Job | Service, on: Cluster) -> Plan:
+        """Return the body that Ray's Job API or Serve API will get."""
+        _check_fits(work, on)
+        code = package.collect(work.working_dir, work.excludes)
+        uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
+        if isinstance(work, Service):
+            for app in work.apps:
+                package.check_import_path(app.import_path, code)
+            return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
+        package.check_entrypoint(work.entrypoint, code)
+        return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse: what a plan for this machine can be asked is asked when it is made."""
+        raise ConfigError(f"there is no server to ask about {plan.name}", next_step="write --dry-run=client")
+
+    def start(self, plan: Plan) -> str:
+        """Send the plan to the head, starting it if need be."""
+        records.ensure_home()
+        if plan.package:
+            package.write(plan.package, _code_folder())
+        with records.disk_errors(), head.lock():
+            if plan.is_service:
+                services.deploy(plan)
+            else:
+                _submit(plan)
+        return plan.name
+
+    def status(self, name: str) -> Status:
+        """Return the state now; of a run that has ended, the state it ended in."""
+        record = records.load(name)
+        if record.kind == "service":
+            return services.status(record)
+        if ended := records.final(name):
+            return ended
+        _keep_watched()
+        return _live_status(record)
+
+    def changes(self, name: str) -> Iterator[Status]:
+        """Yield the status again and again; a head that does not answer is asked for a while."""
+        heard = time.monotonic()
+        while True:
+            try:
+                status = self.status(name)
+            except Unreachable:
+                if time.monotonic() - heard > _PATIENCE_S:
+                    raise
+            else:
+                heard = time.monotonic()
+                yield status
+            time.sleep(_LOOK_S)
+
+    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+        """Yield the driver's output, of all attempts in turn; or that of a training worker."""
+        rank, record = sources.rank_of(source), records.load(name)
+        if source in _NOT_HERE:
+            what, why, step = _NOT_HERE[source]
+            raise ConfigError(what, why=why, next_step=step.format(name=name))
+        if record.kind == "service":
+            yield from services.logs(record, follow=follow)
+        elif rank is not None:
+            is_open = self._goes_on(name, None, follow=follow)
+            yield from ranklogs.lines(record, rank, follow=follow, is_open=is_open)
+        else:
+            yield from self._driver(record, follow=follow)
+
+    def _driver(self, record: Record, *, follow: bool) -> Iterator[str]:
+        attempt = 1
+        while attempt <= records.attempt(record.name):
+            paths = [observe.log_path(record, attempt, head.current())]
+            yield from observe.lines(paths.copy, is_open=self._goes_on(record.name, attempt, follow=follow))
+            attempt += 1
+
+    def result(self, name: str) -> Result | None:
+        """Read the result that the run left in its storage."""
+        record = records.load(name)
+        path = Path(record.storage) / name / wire.RESULT_FILE
+        return Result.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def stop(self, name: str) -> None:
+        """Stop a job and wait until it has stopped; take a service down."""
+        record = records.load(name)
+        if record.kind == "service":
+            with head.lock():
+                services.take_down(record)
+            return
+        records.request_stop(name)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while not (status := self.status(name)).is_terminal:
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"run {name} has not stopped within {_STOP_TIMEOUT_S:g} s",
+                    why=f"it is {status.state}",
+                    next_step=f"look again: raykube job status {name}; or end all: raykube cluster delete local",
+                )
+            if running := head.current():
+                observe.stop(record, status.attempt, head.api(running))
+            time.sleep(_POLL_S)
+
+    def delete(self, name: str) -> None:
+        """Stop it and remove its record, its logs and, for a job, what it kept in its storage."""
+        record = records.load(name)
+        self.stop(name)
+        records.remove(name)
+        if record.kind == "job":
+            records.remove_tree(Path(record.storage) / name)
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of all jobs or services, oldest first."""
+        return [record.name for record in records.every(kind)]
+
+    def _goes_on(self, name: str, attempt: int | None, *, follow: bool) -> Iterator[bool]:
+        """Yield, after a short wait each, whether more output of the attempt, or of any, is to be expected."""
+        while True:
+            time.sleep(_POLL_S if follow else 0)
+            try:
+                status = self.status(name)
+            except NotFound:  # deleted while its log is being read
+                yield False
+                continue
+            yield follow and attempt in (None, status.attempt) and not status.is_terminal
+
+
+def end_head() -> bool:
+    """End the head and note the end of what ran on it; False when none runs. The caller holds the lock."""
+    running = head.current()
+    if running:
+        starting.retire(running)
+    return running is not None
+
+
+def _code_folder() -> Path:
+    return wire.home() / "packages"
+
+
+def _keep_watched() -> None:
+    """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
+    running = head.current()
+    if running and not head.alive(running.keeper_pid, running.keeper_created):
+        with head.lock():
+            starting.adopt_if_orphaned()
+
+
+def _check_fits(work: Job | Service, on: Cluster) -> None:
+    """Refuse what this machine can never run, instead of waiting for ever."""
+    problems = []
+    if "://" in on.storage:
+        what = f"{on.storage!r} is not a folder of this machine"
+        problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
+    scale, cpus = on.scale, head.cpu_count()
+    driver = (work.entrypoint_num_cpus or 0) if isinstance(work, Job) else 0
+    workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
+    if workers * scale.cpus + driver > cpus:
+        fits = int((cpus - driver) // scale.cpus)
+        need = f"{workers} workers x {scale.cpus:g} CPU need {workers * scale.cpus:g} CPUs"
+        need += f" and the driver {driver:g}" if driver else ""
+        step = f"--workers {fits} fits" if fits > 0 else "ask for fewer CPUs"
+        problems.append(Problem("workers", f"{need}; this machine has {cpus}", step))
+    if isinstance(work, Service):
+        problems += [
+            Problem(f"apps[{number}].model", *missing)
+            for number, app in enumerate(work.apps)
+            if (missing := _missing_model(app.model or "", Path(on.storage)))
+        ]
+    if problems:
+        raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
+
+
+def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
+    """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
+    if not reference or "://" in reference or reference.startswith("models:/"):
+        return None
+    name = reference.removeprefix("run:")
+    has_result = (storage / name / wire.RESULT_FILE).exists()
+    if reference.startswith("run:"):
+        return None if has_result else (f"run {name!r} has no result in {storage}", "see: raykube job list")
+    if Path(reference).exists():
+        return None
+    return f"there is no checkpoint {reference!r}", f"did you mean run:{name}?" if has_result else "write run:NAME"
+
+
+def _submit(plan: Plan) -> None:
+    """Send a job, or join the run that has this name and plan already. The caller holds the lock."""
+    try:
+        known = records.load(plan.name)
+    except NotFound:
+        _send(_record(plan), 1)
+        return
+    if known.kind == "service" or known.plan_hash != plan.hash:
+        raise Conflict(
+            f"the name {plan.name!r} is taken by another {known.kind}",
+            why=plans.difference(known.plan_yaml, plan.yaml()),
+            next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
+        )
+    starting.adopt_if_orphaned()
+    ended = records.final(plan.name) or _live_status(known)
+    if ended.state in ("FAILED", "STOPPED"):
+        _send(replace(known, submitted=time.time()), ended.attempt + 1)
+
+
+def _record(plan: Plan) -> Record:
+    body = plan.body[0]
+    limits = plan.limits
+    return Record(
+        name=plan.name,
+        kind="job",
+        plan_hash=plan.hash,
+        plan_yaml=plan.yaml(),
+        body=body,
+        storage=plain(body["runtime_env"]["env_vars"][wire.STORAGE]),
+        submitted=time.time(),
+        max_retries=limits.max_retries,
+        timeout_s=limits.timeout_s,
+        pending_timeout_s=limits.pending_timeout_s,
+    )
+
+
+def _send(record: Record, attempt: int) -> None:
+    """Start one attempt of a run. The record is written before it is sent: its keeper sends what we could not."""
+    running = starting.ensure()
+    record = replace(record, head=running.id)
+    records.save(record)
+    records.reopen(record.name, attempt)
+    try:
+        observe.send(record, attempt, running, head.api(running))
+    except Unreachable as error:
+        _log.info("%s: %s; its keeper goes on trying", error.what, error.why)
+
+
+def _live_status(record: Record) -> Status:
+    """Return the status of a run that has not ended, or see its end."""
+    running = head.current()
+    if running is None or running.id != record.head:
+        return _lost_status(record)
+    stop_requested = records.stop_requested(record.name)
+    try:
+        status, known = observe.status(record, running, head.api(running))
+    except Unreachable:
+        if head.current():
+            raise
+        return _lost_status(record)
+    if stop_requested and not known:
+        return observe.settle(record, replace(status, state="STOPPED", ended=time.time()), running)
+    if lifecycle.has_retry(record, status, stop_requested=stop_requested):
+        return replace(
+            status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
+        )
+    if status.is_terminal:
+        return observe.settle(record, status, running)
+    detail = observe.trouble(record, status.attempt) if status.state == "RUNNING" else ""
+    return replace(status, detail=detail or status.detail, progress=observe.progress(record), url=running.address)
+
+
+def _lost_status(record: Record) -> Status:
+    """Note that a run's head is gone, and clean up what the head left."""
+    gone = head.read_state()
+    if gone and gone.id == record.head:
+        starting.retire(gone)
+    return records.final(record.name) or observe.settle_lost(record, None)

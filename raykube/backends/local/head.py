@@ -1,0 +1,196 @@
+"""The one Ray head that raykube owns on this machine: its state, its token, its lock, its processes.
+
+The head has its own token, free ports and folder, so another Ray on the machine is neither used nor
+disturbed. The state file names its processes by pid *and* creation time, so a stale one is recognised
+after a crash or a reboot. starting.py starts and ends it, keeper.py looks after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from raykube import wire
+from raykube.backends.local import records
+from raykube.backends.rayapi import RayApi
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that answered once.
+
+    Attributes:
+        id: a random word, also in the environment of all its processes.
+        keeper_pid, keeper_created, ray_pid, ray_created: its two main processes.
+        address: of the dashboard, as in ``http://127.0.0.1:38265``.
+        session_dir: Ray's folder for this head; ``logs/`` below it.
+        serve_port: where Serve listens once something is deployed.
+        python: the interpreter that runs it.
+        started: Unix time in seconds.
+    """
+
+    id: str
+    keeper_pid: int
+    keeper_created: float
+    ray_pid: int
+    ray_created: float
+    address: str
+    session_dir: str
+    serve_port: int
+    python: str
+    started: float
+
+    def driver_log(self, submission_id: str) -> Path:
+        """Return where Ray writes a job's output."""
+        return Path(self.session_dir) / "logs" / f"job-driver-{submission_id}.log"
+
+
+def home() -> Path:
+    """Return the folder of the head's own files."""
+    return wire.home() / "head"
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use: what the head offers to Ray."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def token() -> str:
+    """Return the head's token, made on first use in a file that only its owner can read."""
+    path = home() / "token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = records.beside(path)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        records.link(draft, path)
+    return path.read_text().strip()
+
+
+def alive(pid: int, created: float) -> bool:
+    """Whether exactly that process runs: a pid alone may have been given to another one since."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def read_state() -> Head | None:
+    """Return what the state file says, alive or not."""
+    try:
+        return Head(**json.loads((home() / "state.json").read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):  # none, torn, or of another version of raykube
+        return None
+
+
+def write_state(head: Head) -> None:
+    """Publish a head that answers."""
+    records.write(home() / "state.json", json.dumps(asdict(head)))
+
+
+@dataclass(frozen=True)
+class Starting:
+    """A keeper whose head does not answer yet."""
+
+    id: str
+    keeper_pid: int
+    keeper_created: float
+
+
+def write_starting(starting: Starting | None) -> None:
+    """Publish that a head is about to start; None takes it back."""
+    path = home() / "starting.json"
+    if starting:
+        records.write(path, json.dumps(asdict(starting)))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_starting() -> Starting | None:
+    """Return the keeper that starts a head now, if it lives."""
+    try:
+        starting = Starting(**json.loads((home() / "starting.json").read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+    return starting if alive(starting.keeper_pid, starting.keeper_created) else None
+
+
+def current() -> Head | None:
+    """Return the head that runs now, if its Ray is alive."""
+    head = read_state()
+    return head if head and alive(head.ray_pid, head.ray_created) else None
+
+
+def touch() -> None:
+    """Note that the head was used: it ends after having been idle."""
+    (home() / "used").touch()
+
+
+def api(head: Head) -> RayApi:
+    """Return a client for the head's APIs."""
+    return _client(head.address, token())
+
+
+# One a head: connections are kept open between the looks of a wait, which come several a second.
+_client = functools.cache(RayApi.at)
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Hold the lock that guards starting, submitting and ending; waits for whoever holds it."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def remove_files(head: Head) -> None:
+    """Remove what Ray left in its own folder; the logs of runs have been kept by then."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(Path(head.session_dir).parent)
+
+
+def kill_processes(head: Head) -> None:
+    """SIGKILL every process of a head at once; Ray's own SIGTERM drains for up to 30 s."""
+    import psutil
+
+    session: int | None = head.ray_pid
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(head.ray_pid).create_time() - head.ray_created) >= 1:
+            session = None  # somebody else has that number by now
+    kill_marked(head.id, session)
+
+
+def kill_marked(head_id: str, session: int | None = None) -> None:
+    """SIGKILL every process of a session, and those with the head's id in their environment.
+
+    Both are needed: a job's driver leads a session of its own, and Ray's workers overwrite the memory
+    that holds their environment when they set their titles.
+    """
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            ours = os.getsid(process.pid) == session or process.environ().get("RAYKUBE_HEAD_ID") == head_id
+            if ours and process.pid != os.getpid():
+                process.kill()

@@ -1,0 +1,214 @@
+"""The keeper of the local head: ``python -m raykube.backends.local.keeper HEAD_ID [--adopt]``.
+
+It starts Ray, publishes the head once it answers, and then looks after the runs on it until the head
+has been idle or Ray has died: it retries, enforces deadlines, sends what a killed client left unsent,
+keeps logs and last states. With ``--adopt`` it takes over a running head whose keeper was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from raykube.backends import State
+from raykube.backends.local import head, lifecycle, observe, records, starting
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, Unreachable
+from raykube.settings import setting
+
+_TICK_S = 1.0
+# Ray's command line loads those of Serve, Jobs and the state API (2 s of pandas and fastapi), none of which
+# `ray start` uses. A name that stands for None in sys.modules fails to import, which Ray takes for "not installed".
+_RAY = """
+import sys
+for name in ("ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli"):
+    sys.modules[name] = None
+from ray.scripts.scripts import main
+main()
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the keeper until its head ends."""
+    head_id = arguments[0]
+    started = _adopt() if "--adopt" in arguments else _start(head_id)
+    head.touch()
+    head.write_state(started)
+    head.write_starting(None)
+    api = head.api(started)
+    # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
+    while head.alive(started.ray_pid, started.ray_created):
+        _tick(started, api)
+        if _is_idle(started, api):
+            with head.lock():  # nobody is just about to submit
+                if _is_idle(started, api):
+                    starting.retire(started)
+                    return
+        time.sleep(_TICK_S)
+    starting.retire(started)
+
+
+def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
+    """Return the command that starts Ray; every port is free or chosen by Ray, none is a default."""
+    return [
+        *(sys.executable, "-c", _RAY, "start", "--head", "--block"),
+        *("--port=0", f"--num-cpus={head.cpu_count()}", f"--temp-dir={temp_dir}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
+        *(f"--ray-client-server-port={head.free_port()}", "--min-worker-port=0", "--max-worker-port=0"),
+        # There is nothing to autoscale on one machine: one process fewer.
+        *("--no-monitor", "--disable-usage-stats"),
+    ]
+
+
+def ray_environ(head_id: str) -> dict[str, str]:
+    """Return the environment of Ray and so of every job on it.
+
+    The token goes by the path of its file: neither a process list nor an environment dump shows it.
+    """
+    # Addresses of another Ray, and a token that Ray would prefer to the head's own.
+    foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
+    inherited = {key: value for key, value in os.environ.items() if key not in foreign}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return inherited | {
+        "PATH": path,
+        "RAYKUBE_HEAD_ID": head_id,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(head.home() / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's own runtime environment needs workers of its own; those started ahead would only take CPU.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        # A pipe would make Python hold back a script's output in blocks of 8 KiB.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _start(head_id: str) -> head.Head:
+    """Start Ray and wait until it takes jobs; once more when it gave up, as it does after 30 s on a busy machine."""
+    me = psutil.Process()
+    head.write_starting(head.Starting(head_id, me.pid, me.create_time()))
+    for tries_left in (1, 0):
+        port = head.free_port()
+        ray, temp_dir = _spawn_ray(head_id, port)
+        session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), temp_dir)
+        if session_dir:
+            return _published(head_id, ray.pid, port, session_dir)
+        head.kill_marked(head_id, ray.pid)
+        shutil.rmtree(temp_dir)
+        sys.stderr.write(f"ray start ended with exit code {ray.returncode}; tries left: {tries_left}\n")
+    sys.exit(1)
+
+
+def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[bytes], str]:
+    """Start Ray's processes in a session of their own and a new folder."""
+    # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
+    temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-", dir="/tmp")
+    with (head.home() / "ray.log").open("wb") as log:
+        ray = subprocess.Popen(
+            ray_command(dashboard_port, temp_dir),
+            env=ray_environ(head_id),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=temp_dir,
+        )
+    return ray, temp_dir
+
+
+def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) -> Path | None:
+    """Return Ray's session folder once the dashboard answers and its job agent has a port; None when Ray ended."""
+    while ray.poll() is None:
+        with contextlib.suppress(Unreachable):
+            session_dir = Path(temp_dir) / str(api.version()["session_name"])
+            if list(session_dir.glob("dashboard_agent_listen_port_*")):
+                return session_dir
+        time.sleep(0.05)
+    return None
+
+
+def _published(head_id: str, ray_pid: int, port: int, session_dir: Path) -> head.Head:
+    me = psutil.Process()
+    return head.Head(
+        id=head_id,
+        keeper_pid=me.pid,
+        keeper_created=me.create_time(),
+        ray_pid=ray_pid,
+        ray_created=psutil.Process(ray_pid).create_time(),
+        address=f"http://127.0.0.1:{port}",
+        session_dir=str(session_dir),
+        serve_port=int(setting("serve_port").value) or head.free_port(),
+        python=sys.executable,
+        started=time.time(),
+    )
+
+
+def _adopt() -> head.Head:
+    """Take over the published head."""
+    orphan = head.read_state()
+    if orphan is None:
+        sys.exit("there is no head to adopt")
+    me = psutil.Process()
+    return dataclasses.replace(orphan, keeper_pid=me.pid, keeper_created=me.create_time())
+
+
+def _is_idle(started: head.Head, api: RayApi) -> bool:
+    """Whether nothing has run on the head for as long as the setting allows."""
+    if not (head.home() / "used").exists():
+        return True  # raykube's folder was removed: nobody can find this head any more
+    unused_s = time.time() - (head.home() / "used").stat().st_mtime
+    return unused_s > float(setting("idle_timeout_s").value) and not _is_busy(started, api)
+
+
+def _is_busy(started: head.Head, api: RayApi) -> bool:
+    """Whether anything runs on the head, sent by raykube or not."""
+    if records.unfinished(started.id):
+        return True
+    with contextlib.suppress(BackendError):
+        return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
+    return False
+
+
+def _tick(started: head.Head, api: RayApi) -> None:
+    """Look once after every run that has not ended."""
+    for record in records.unfinished(started.id):
+        head.touch()
+        if record.kind == "job":
+            try:
+                _look_after(record, started, api)
+            except (BackendError, OSError) as error:
+                # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
+                # again), or the run was deleted while we looked.
+                sys.stderr.write(f"{record.name}: {error}\n")
+
+
+def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
+    """Do what is due for one run."""
+    status, known = observe.status(record, started, api)
+    stop_requested = records.stop_requested(record.name)
+    action = lifecycle.action_of(record, status, known=known, stop_requested=stop_requested, now=time.time())
+    if action.do == "send":
+        records.set_attempt(record.name, action.attempt)
+        observe.send(record, action.attempt, started, api)
+    elif action.do == "end":
+        # The verdict first: a stopped job that somebody sees before it would count as stopped.
+        state: State = "FAILED" if action.failure else "STOPPED"
+        observe.settle(
+            record, dataclasses.replace(status, state=state, failure=action.failure, ended=time.time()), started
+        )
+        observe.stop(record, status.attempt, api)
+    elif status.is_terminal:
+        observe.settle(record, status, started)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""What a local run's state is, and what its keeper should do next. Pure functions.
+
+The keeper is to a local run what the KubeRay operator is to a RayJob: it retries, and ends what
+exceeds its deadline. The words for reasons are KubeRay's where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from raykube.backends import State, Status
+from raykube.backends.endings import ERROR_TYPES, opening, out_of_memory
+from raykube.backends.local.records import Record
+from raykube.errors import Failure
+
+#: How long a record may stand without a job on the head before the keeper sends it: its writer died.
+ORPHAN_AFTER_S = 5.0
+
+_SEE_LOGS = "raykube job logs {name}"
+_NEXT_STEPS = {
+    "EntrypointFailed": _SEE_LOGS,
+    "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
+    "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "Refused": "correct what the head says and submit again",
+    "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
+    "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
+}
+
+
+@dataclass(frozen=True)
+class Action:
+    """What the keeper should do: send an attempt, or end the run, with `failure` or as stopped."""
+
+    do: Literal["wait", "send", "end"]
+    attempt: int = 1
+    failure: Failure | None = None
+
+
+def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail: Sequence[str] = ()) -> Status:
+    """Return a run's status from Ray's JobDetails (None: the head does not know it yet) and its log's tail."""
+    status = Status(
+        record.name, record.kind, "PENDING", "not on the head yet", submitted=record.submitted, attempt=attempt
+    )
+    if job is None:
+        return status
+    state: State = job["status"]
+    failure = failure_of(record.name, job, tail) if state == "FAILED" else None
+    return replace(
+        status,
+        state=state,
+        detail=opening(job.get("message") or ""),
+        failure=failure,
+        started=_seconds(job.get("start_time")),
+        ended=_seconds(job.get("end_time")) if state in ("FAILED", "STOPPED", "SUCCEEDED") else None,
+    )
+
+
+def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failure:
+    """Say why Ray's job failed, from its error type, exit code and message."""
+    reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
+    code = job.get("driver_exit_code")
+    message = f"the entrypoint ended with exit code {code}" if code else opening(job.get("message") or "")
+    if killed := out_of_memory("\n".join(tail)):
+        reason, message = "OutOfMemory", killed
+    return Failure(reason, message, code, tuple(tail), next_step(reason, name))
+
+
+def lost(record: Record, attempt: int, tail: Sequence[str], now: float) -> Status:
+    """Return the last status of a run whose head is gone."""
+    return _failed(record, attempt, "HeadDied", "the Ray head that ran it ended before the run did", tail, now)
+
+
+def refused(record: Record, attempt: int, words: str, now: float) -> Status:
+    """Return the last status of a run that its head does not take."""
+    return _failed(record, attempt, "Refused", words, (), now)
+
+
+def _failed(record: Record, attempt: int, reason: str, words: str, tail: Sequence[str], now: float) -> Status:
+    failure = Failure(reason, words, None, tuple(tail), next_step(reason, record.name))
+    status = Status(record.name, record.kind, "FAILED", words, failure, record.submitted, attempt=attempt)
+    return replace(status, ended=now)
+
+
+def next_step(reason: str, name: str) -> str:
+    """Return the one thing to do about a reason."""
+    return _NEXT_STEPS.get(reason, _SEE_LOGS).format(name=name)
+
+
+def has_retry(record: Record, status: Status, *, stop_requested: bool) -> bool:
+    """Whether this ended attempt is to be followed by another."""
+    return status.state == "FAILED" and not stop_requested and status.attempt <= record.max_retries
+
+
+def action_of(record: Record, status: Status, *, known: bool, stop_requested: bool, now: float) -> Action:
+    """Return what the keeper should do about a run that has not ended for good.
+
+    Args:
+        record: what was sent.
+        status: of the current attempt.
+        known: whether the head has a job for this attempt.
+        stop_requested: whether somebody asked to stop the run.
+        now: Unix time in seconds.
+    """
+    if not status.is_terminal and stop_requested:
+        return Action("end", status.attempt)
+    if overrun := None if status.is_terminal else _overrun(record, status, now):
+        return Action("end", status.attempt, overrun)
+    if not known and now - record.submitted > ORPHAN_AFTER_S:
+        return Action("send", status.attempt)
+    if has_retry(record, status, stop_requested=stop_requested):
+        return Action("send", status.attempt + 1)
+    return Action("wait")
+
+
+def _overrun(record: Record, status: Status, now: float) -> Failure | None:
+    """Return the deadline that a live run has exceeded, if any. A run's time is that of all its attempts."""
+    limit, since, reason = record.timeout_s, record.submitted, "DeadlineExceeded"
+    if status.state == "PENDING":
+        limit, since, reason = record.pending_timeout_s, status.started or since, "PreRunningDeadlineExceeded"
+    if limit is None or now - since <= limit:
+        return None
+    return Failure(reason, f"{status.state} for more than {limit:g} s", None, (), next_step(reason, record.name))
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None

@@ -1,0 +1,176 @@
+"""Look at one local run: its state, its logs, its end. Used by its keeper and by everybody who asks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from raykube import wire
+from raykube.backends import Status
+from raykube.backends.local import lifecycle, records
+from raykube.backends.local.head import Head
+from raykube.backends.local.records import Record
+from raykube.backends.rayapi import RayApi
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+
+#: Lines of a failed run's log that its error shows.
+TAIL_LINES = 20
+#: Enough bytes for that many lines of ordinary length; longer ones are cut at the front.
+_TAIL_BYTES = 32_768
+
+
+def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
+    """Return the status of the run's current attempt, and whether the head has a job for it."""
+    attempt = records.attempt(record.name)
+    job: Mapping[str, Any] | None = None
+    with contextlib.suppress(NotFound):
+        job = api.job(record.submission_id(attempt))
+    last_words = tail(record, attempt, head) if job and job["status"] == "FAILED" else []
+    return lifecycle.status_of(record, attempt, job, last_words), job is not None
+
+
+def settle(record: Record, ended: Status, head: Head) -> Status:
+    """Keep the logs of a run that has ended for good, and then its last status."""
+    for attempt in range(1, ended.attempt + 1):
+        _keep_log(record, attempt, head)
+    return records.set_final(replace(ended, progress=progress(record)))
+
+
+def settle_lost(record: Record, head: Head | None) -> Status:
+    """Note that a run's head is gone; `head` is where its logs may still lie."""
+    attempt = records.attempt(record.name)
+    if head and head.id == record.head:
+        return settle(record, lifecycle.lost(record, attempt, tail(record, attempt, head), time.time()), head)
+    return records.set_final(lifecycle.lost(record, attempt, tail(record, attempt, None), time.time()))
+
+
+def _keep_log(record: Record, attempt: int, head: Head) -> None:
+    """Copy a driver's log to the record, once."""
+    kept = _kept_log(record, attempt)
+    source = head.driver_log(record.submission_id(attempt))
+    if source.exists() and not kept.exists():
+        temporary = records.beside(kept)
+        # FileNotFoundError: somebody else who saw the end has removed the head's files meanwhile.
+        with records.disk_errors(), contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(source, temporary)
+            temporary.replace(kept)
+
+
+def _kept_log(record: Record, attempt: int) -> Path:
+    return records.folder(record.name) / f"driver-{attempt}.log"
+
+
+def log_path(record: Record, attempt: int, head: Head | None) -> Path:
+    """Return the file that holds an attempt's output: kept with the record, else where Ray writes it."""
+    kept = _kept_log(record, attempt)
+    if kept.exists() or head is None:
+        return kept
+    return head.driver_log(record.submission_id(attempt))
+
+
+def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
+    """Return the last lines of an attempt's output; bytes that are not UTF-8 show as U+FFFD."""
+    path = log_path(record, attempt, head)
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+
+
+def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
+    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt.
+
+    Raises:
+        Unreachable: the head does not take it now; to be tried again.
+        BackendError: the head refused it; the run has then failed.
+    """
+    try:
+        api.submit(body_of(record, attempt))
+    except (Conflict, Unreachable) as error:
+        if isinstance(error, Unreachable):
+            raise
+    except BackendError as error:
+        settle(record, lifecycle.refused(record, attempt, error.why, time.time()), head)
+        raise
+
+
+def stop(record: Record, attempt: int, api: RayApi) -> None:
+    """Stop an attempt; fine when it never reached the head."""
+    with contextlib.suppress(NotFound):
+        api.stop(record.submission_id(attempt))
+
+
+def body_of(record: Record, attempt: int) -> dict[str, Any]:
+    """Return the POST body of one attempt: its submission id and ``RAYKUBE_ATTEMPT`` differ."""
+    body: dict[str, Any] = copy.deepcopy(record.body)
+    body["submission_id"] = record.submission_id(attempt)
+    body["runtime_env"].setdefault("env_vars", {})[wire.ATTEMPT] = str(attempt)
+    return body
+
+
+def progress(record: Record) -> Mapping[str, Any]:
+    """Return the metrics that the run reported last; empty when there are none to be seen from here."""
+    return MappingProxyType(wire.last_metrics(Path(record.storage) / record.name))
+
+
+def trouble(record: Record, attempt: int) -> str:
+    """Return what an attempt has lost last; empty when nothing."""
+    path = Path(record.storage) / record.name / wire.TROUBLE_FILE
+    return wire.trouble(path.read_text(encoding="utf-8"), attempt) if path.exists() else ""
+
+
+def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
+    """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
+
+    It is asked after each look that found nothing new, and once it says so one more look is taken. `paths` is asked
+    before each look; a file that it named once is read to its end.
+    """
+    files: dict[Path, _Growing] = {}
+    going = True
+    while True:
+        for path in paths():
+            files.setdefault(path, _Growing(path))
+        found = [(file, file.read()) for file in files.values()]
+        yield from (line for file, chunk in found for line in file.lines(chunk))
+        if any(chunk for _, chunk in found):
+            continue
+        if not going:
+            break
+        going = next(is_open)
+    yield from (line for file in files.values() for line in file.end())
+
+
+class _Growing:
+    """A file that is read while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> bytes:
+        """Return what is new in it, as much as is handled at a time."""
+        if not self._path.exists():
+            return b""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            chunk = file.read(1 << 20)
+        self._offset += len(chunk)
+        return chunk
+
+    def lines(self, chunk: bytes) -> list[str]:
+        """Return the lines that end in what was read."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def end(self) -> list[str]:
+        """Return the last line, if it has no end."""
+        return [self._rest.decode("utf-8", "replace")] if self._rest else []

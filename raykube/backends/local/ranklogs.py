@@ -1,0 +1,46 @@
+"""What one training worker of a run on this machine prints: two files in the log folder of the head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from raykube import wire
+from raykube.backends import sources
+from raykube.backends.local import head, observe
+from raykube.backends.local.records import Record
+from raykube.errors import BackendError, NotFound
+
+
+def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -> Iterator[str]:
+    """Yield the lines of a rank: standard output, then standard error; with `follow` both as they come."""
+    if not follow:
+        _files(record, rank)
+    known: list[Path] = []
+
+    def files() -> list[Path]:
+        try:
+            known[:] = _files(record, rank)
+        except NotFound:
+            return []
+        return known
+
+    yield from sources.printed(observe.lines(files, is_open=is_open))
+    if not known:
+        _files(record, rank)
+
+
+def _files(record: Record, rank: int) -> list[Path]:
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError."""
+    path = Path(record.storage) / record.name / wire.RANKS_FILE
+    ranks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    _, worker = sources.place_of(ranks, rank, record.name)
+    running = head.current()
+    if running is None or running.id != record.head:
+        raise BackendError(
+            f"the output of rank {rank} of {record.name} ended with the head that ran it",
+            why="Ray keeps it with the head's own files",
+            next_step=f"the driver's log has what Ray showed there: raykube job logs {record.name}",
+        )
+    return sorted((Path(running.session_dir) / "logs").glob(sources.pattern_of(worker)), reverse=True)

@@ -1,0 +1,156 @@
+"""Services on the local head: Ray Serve applications of several services side by side on one Serve."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raykube.backends import Status
+from raykube.backends.local import head, records, starting
+from raykube.backends.local.head import Head
+from raykube.backends.local.records import Record
+from raykube.errors import Conflict, Failure, NotFound
+from raykube.plans import Plan
+
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+_POLL_S = 0.2
+
+
+def deploy(plan: Plan) -> None:
+    """Make the service what the plan says, next to the others. The caller holds the head's lock.
+
+    Raises:
+        Conflict: a job has that name, or another service has one of its application names or routes.
+    """
+    with contextlib.suppress(NotFound):
+        if records.load(plan.name).kind == "job":
+            raise Conflict(f"the name {plan.name!r} is taken by a job", next_step="choose another name")
+    running = starting.ensure()
+    others = [record for record in _on(running) if record.name != plan.name]
+    _check_free(plan, others)
+    record = Record(
+        name=plan.name,
+        kind="service",
+        plan_hash=plan.hash,
+        plan_yaml=plan.yaml(),
+        body=list(plan.body),
+        storage="",
+        submitted=time.time(),
+        head=running.id,
+    )
+    # Saved first: applications that no record knows would be removed by the next deploy, without a word.
+    records.save(record)
+    _apply([*others, record], running)
+
+
+def take_down(record: Record) -> None:
+    """Remove the service's applications from the head; no error when they are gone already."""
+    running = head.current()
+    if running and running.id == record.head:
+        _apply([other for other in _on(running) if other.name != record.name], running)
+    records.save(replace(record, head=""))
+
+
+def status(record: Record) -> Status:
+    """Return the service's state: the worst of its applications."""
+    running = head.current()
+    unknown = Status(record.name, "service", "STOPPED", "not deployed", submitted=record.submitted)
+    if not record.head:
+        return unknown
+    if running is None or running.id != record.head:
+        why = Failure("HeadDied", "the Ray head that served it has ended", next_step="raykube service deploy it again")
+        return replace(unknown, state="FAILED", detail=why.message, failure=why)
+    names = [app["name"] for app in record.body]
+    seen = head.api(running).serve_status()["applications"]
+    apps = {name: seen.get(name, {"status": "NOT_STARTED", "message": ""}) for name in names}
+    return replace(_joined(unknown, apps), url=_url(record, running))
+
+
+def _joined(base: Status, apps: dict[str, dict[str, Any]]) -> Status:
+    """Join the states of a service's applications to one."""
+    detail = ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items())
+    failed = [name for name, app in apps.items() if app["status"] in _FAILED]
+    if failed:
+        words = "\n".join(apps[name]["message"] for name in failed)
+        why = Failure("DeployFailed", words.strip(), next_step=f"raykube service logs {base.name}")
+        return replace(base, state="FAILED", detail=detail, failure=why)
+    ready = all(app["status"] == "RUNNING" for app in apps.values())
+    return replace(base, state="RUNNING" if ready else "PENDING", detail=detail)
+
+
+def _replicas(app: dict[str, Any]) -> str:
+    """Return how many replicas of an application run, as in `` (2 replicas)``."""
+    replicas = [
+        replica
+        for deployment in app.get("deployments", {}).values()
+        for replica in deployment.get("replicas", [])
+        if replica.get("state") == "RUNNING"
+    ]
+    return f" ({len(replicas)} replica{'s' if len(replicas) != 1 else ''})" if replicas else ""
+
+
+def _url(record: Record, running: Head) -> str:
+    """Return the address of the service's first application."""
+    return f"http://127.0.0.1:{running.serve_port}{record.body[0]['route_prefix']}"
+
+
+def logs(record: Record, *, follow: bool) -> Iterator[str]:
+    """Yield the log lines of the service's replicas, file after file; with `follow` those to come as well."""
+    running = head.current()
+    if running is None or running.id != record.head:
+        return
+    offsets: dict[Path, int] = {}
+    while True:
+        for path in _replica_logs(record, running):
+            text = path.read_bytes()[offsets.get(path, 0) :]
+            whole = text[: text.rfind(b"\n") + 1]
+            offsets[path] = offsets.get(path, 0) + len(whole)
+            yield from whole.decode("utf-8", "replace").splitlines()
+        if not follow or _is_gone(record.name):
+            return
+        time.sleep(_POLL_S)
+
+
+def _is_gone(name: str) -> bool:
+    try:
+        return status(records.load(name)).is_terminal
+    except NotFound:
+        return True
+
+
+def _replica_logs(record: Record, running: Head) -> list[Path]:
+    """Return the files that Serve's replicas of these applications write, oldest first."""
+    folder = Path(running.session_dir) / "logs" / "serve"
+    paths = {path for app in record.body for path in folder.glob(f"replica_{app['name']}_*.log")}
+    return sorted(paths, key=lambda path: path.stat().st_ctime)
+
+
+def _on(running: Head) -> list[Record]:
+    return [record for record in records.every("service") if record.head == running.id]
+
+
+def _check_free(plan: Plan, others: list[Record]) -> None:
+    """Refuse application names and routes that another service has."""
+    for key in ("name", "route_prefix"):
+        taken = {app[key]: other.name for other in others for app in other.body}
+        for app in plan.body:
+            if app[key] in taken:
+                raise Conflict(
+                    f"{key} {app[key]!r} of service {plan.name!r} is taken by service {taken[app[key]]!r}",
+                    next_step=f"choose another {key}, or: raykube service delete {taken[app[key]]}",
+                )
+
+
+def _apply(wanted: list[Record], running: Head) -> None:
+    """Make the head serve exactly the applications of `wanted`."""
+    api = head.api(running)
+    head.touch()
+    applications = [app for record in wanted for app in record.body]
+    if applications:
+        api.serve_deploy(applications, {"host": "127.0.0.1", "port": running.serve_port})
+    else:
+        api.serve_shutdown()

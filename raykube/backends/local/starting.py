@@ -1,0 +1,151 @@
+"""Start, adopt and retire the local head. Everybody but its keeper goes through here."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raykube.backends.local import head, observe, records
+from raykube.backends.local.head import Head
+from raykube.errors import BackendError, ConfigError, Unreachable
+from raykube.settings import setting
+
+START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started once more
+
+#: The keepers that this process started. They outlive it on purpose; forgetting one would be warned about.
+_keepers: list[subprocess.Popen[bytes]] = []
+_log = logging.getLogger("raykube")
+
+
+def ensure() -> Head:
+    """Return a head that answers, starting one if need be. The caller holds the head's lock.
+
+    Raises:
+        BackendError: it did not start; the end of its own log says why.
+        ConfigError: the Serve port asked for is taken, or Ray is not installed.
+    """
+    adopt_if_orphaned()
+    running = head.current()
+    if running and _answers(running):
+        head.touch()
+        return running
+    if stale := head.read_state():
+        retire(stale)
+    if starting := head.read_starting():  # whoever started it was killed meanwhile
+        return _published(starting.id, lambda: head.read_starting() is not None)
+    _check_can_start()
+    _log.info("starting a Ray head on this machine")
+    return _spawn_keeper(secrets.token_hex(4))
+
+
+def adopt_if_orphaned() -> None:
+    """Give a living head whose keeper was killed a new one. The caller holds the head's lock."""
+    running = head.current()
+    if running and not head.alive(running.keeper_pid, running.keeper_created):
+        _spawn_keeper(running.id, "--adopt")
+
+
+def retire(gone: Head) -> None:
+    """End a head with all that runs on it: note the end of its runs, keep their logs, leave nothing behind.
+
+    For a dead head this cleans up what it left. Two who do it at once do no harm.
+    """
+    if gone.keeper_pid != os.getpid() and head.alive(gone.keeper_pid, gone.keeper_created):
+        os.kill(gone.keeper_pid, signal.SIGKILL)
+    head.kill_processes(gone)
+    for record in records.unfinished(gone.id):
+        if record.kind == "job":
+            observe.settle_lost(record, gone)
+    state = head.read_state()
+    if state and state.id == gone.id:
+        (head.home() / "state.json").unlink(missing_ok=True)
+    head.remove_files(gone)
+
+
+def _answers(running: Head) -> bool:
+    try:
+        return bool(head.api(running).version())
+    except Unreachable:
+        return False
+
+
+def _check_can_start() -> None:
+    """Refuse what is sure to fail before starting anything."""
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("psutil") is None:
+        raise ConfigError("running on this machine needs Ray", next_step="pip install 'raykube[local]'")
+    port = int(setting("serve_port").value)
+    if port and not _is_free(port):
+        raise ConfigError(
+            f"port {port} for Serve is in use by another process",
+            why=setting("serve_port").source,
+            next_step="choose another RAYKUBE_SERVE_PORT, or unset it to get a free one",
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _spawn_keeper(head_id: str, *options: str) -> Head:
+    """Start a keeper in a session of its own, so that it outlives us, and wait for its head."""
+    head.token()
+    head.touch()
+    # The keeper is of no project: what pyproject.toml says reaches it from here.
+    settings = {f"RAYKUBE_{name.upper()}": setting(name).value for name in ("idle_timeout_s", "serve_port")}
+    with (head.home() / "keeper.log").open("wb") as log:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "raykube.backends.local.keeper", head_id, *options],
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    _keepers.append(keeper)
+    try:
+        return _published(head_id, lambda: keeper.poll() is None, keeper.pid)
+    except BackendError:
+        keeper.kill()
+        if not options:  # an adopted head is not ours to end
+            head.kill_marked(head_id)
+        raise
+
+
+def _published(head_id: str, goes_on: Callable[[], bool], keeper_pid: int | None = None) -> Head:
+    """Wait until a keeper has published its head."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        going = goes_on()
+        running = head.current()
+        if running and running.id == head_id and keeper_pid in (None, running.keeper_pid):
+            return running
+        if not going:
+            break
+        time.sleep(0.05)
+    words = [line for name in ("ray.log", "keeper.log") for line in _tail(head.home() / name, 5)]
+    raise BackendError(
+        "the Ray head on this machine did not start",
+        why="\n        ".join(words) or f"no answer within {START_TIMEOUT_S:g} s",
+        next_step=f"read {head.home() / 'ray.log'}; raykube doctor",
+    )
+
+
+def _tail(path: Path, count: int) -> list[str]:
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return [line for line in text.splitlines() if line.strip()][-count:]

@@ -1,0 +1,267 @@
+"""What is sent for a long-lived cluster, how two differ, what one is doing; and the commands, without Kubernetes."""
+
+import copy
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raykube.backends.kuberay import clusters, clusterstates
+from raykube.cluster import Cluster
+from raykube.errors import ConfigError
+from tests.support import BIN, run
+
+PRESETS = BIN.parent.parent / "cluster-configs"
+
+
+def preset(name="cpu-small"):
+    return Cluster.load(PRESETS / f"{name}.yaml")
+
+
+def body(change=None, name="demo"):
+    manifest = yaml.safe_load((PRESETS / "cpu-small.yaml").read_text())
+    if change:
+        change(manifest)
+    return clusters.plan(Cluster(manifest, "here", "here"), name)
+
+
+def test_plan_is_the_manifest_by_another_name_with_what_kuberay_leaves_out():
+    cluster = preset()
+    planned = clusters.plan(cluster, "demo")
+    assert planned["metadata"]["name"] == "demo"
+    assert planned["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "raykube"
+    assert planned["spec"]["authOptions"] == {"mode": "token"}
+    assert "readinessProbe" in planned["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert cluster.manifest["metadata"] == {"name": "cpu-small"}
+
+
+def test_plan_keeps_labels_annotations_and_namespace():
+    own = {"name": "x", "namespace": "lab", "labels": {"team": "a"}, "annotations": {"raykube.io/storage": "/s"}}
+    planned = body(lambda manifest: manifest.update(metadata=own))["metadata"]
+    assert planned["labels"]["team"] == "a"
+    assert (planned["namespace"], planned["annotations"]) == ("lab", {"raykube.io/storage": "/s"})
+
+
+def test_plan_of_the_same_manifest_is_the_same_and_of_another_is_not():
+    label = "raykube.io/plan"
+    first, again = body()["metadata"]["labels"][label], body()["metadata"]["labels"][label]
+    other = body(lambda manifest: manifest["spec"].update(suspend=True))["metadata"]["labels"][label]
+    assert first == again != other
+
+
+def test_plan_of_this_machine_is_refused():
+    with pytest.raises(ConfigError, match="starts with the first job"):
+        clusters.plan(Cluster.local(), "demo")
+
+
+@pytest.mark.parametrize("name", ["A_b", "x" * 54, "1st", ""])
+def test_plan_of_a_name_that_kubernetes_would_refuse_is_refused(name):
+    with pytest.raises(ConfigError, match="name"):
+        clusters.plan(preset(), name)
+
+
+def differences(change):
+    wanted = body()
+    known = copy.deepcopy(wanted)
+    change(known)
+    return list(clusters.differences(known, wanted))
+
+
+def test_difference_is_told_with_its_path_and_both_values():
+    def change(known):
+        known["spec"]["workerGroupSpecs"][0]["replicas"] = 3
+        del known["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"]
+        known["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "hand"
+
+    assert differences(change) == [
+        "metadata.labels[app.kubernetes.io/managed-by]: 'hand' there, 'raykube' here",
+        "spec.headGroupSpec.rayStartParams.num-cpus: absent there, '0' here",
+        "spec.workerGroupSpecs[0].replicas: 3 there, 2 here",
+    ]
+
+
+def test_difference_of_what_only_the_other_has_is_told():
+    assert differences(lambda known: known["spec"].update(suspend=True)) == ["spec.suspend: True there, absent here"]
+
+
+def test_difference_is_not_what_an_autoscaler_wrote():
+    def change(known):
+        known["spec"]["workerGroupSpecs"][0].update(replicas=7, scaleStrategy={"workersToDelete": ["a"]})
+
+    def autoscaled(manifest):
+        manifest["spec"]["enableInTreeAutoscaling"] = True
+
+    wanted = body(autoscaled)
+    known = copy.deepcopy(wanted)
+    change(known)
+    assert list(clusters.differences(known, wanted)) == []
+    assert len(differences(change)) == 2
+
+
+def test_difference_is_not_what_a_server_adds_to_metadata():
+    assert differences(lambda known: known["metadata"].update(uid="1", annotations={"other": "x"})) == []
+
+
+def pod(name, *, ready=True, leaving=False, cluster="demo"):
+    metadata = {"name": name, "labels": {"ray.io/cluster": cluster, "ray.io/node-type": "worker"}}
+    if leaving:
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return {"metadata": metadata, "spec": {"containers": []}, "status": {"phase": "Running", "conditions": [condition]}}
+
+
+def status(pods, **spec):
+    cluster = body()
+    cluster["spec"] |= spec
+    cluster["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z", "uid": "1", "namespace": "lab"}
+    cluster["status"] = {"state": "ready", "head": {"serviceName": "demo-head-svc"}}
+    return clusterstates.status_of(clusterstates.seen(cluster, pods, []))
+
+
+def test_cluster_runs_when_all_its_pods_are_ready():
+    found = status([pod("a"), pod("b"), pod("c"), pod("z", cluster="other")])
+    assert (found.state, found.ready, found.wanted, found.failure) == ("RUNNING", 3, 3, None)
+    assert found.address == "http://demo-head-svc.lab.svc:8265"
+    assert found.created == 1767225600.0
+
+
+@pytest.mark.parametrize("third", [[], [pod("c", ready=False)], [pod("c", leaving=True)]])
+def test_cluster_waits_while_a_pod_is_not_ready_whatever_kuberay_said_once(third):
+    found = status([pod("a"), pod("b"), *third])
+    assert (found.state, found.detail) == ("WAITING", "2 of 3 pods are ready")
+
+
+def test_cluster_that_is_suspended_is_stopped():
+    assert status([], suspend=True).state == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("group", "pods"),
+    [
+        ({"replicas": 2}, 3),
+        ({"minReplicas": 1}, 2),
+        ({"replicas": 1, "minReplicas": 2}, 3),
+        ({"replicas": 5, "maxReplicas": 3}, 4),
+        ({"replicas": 2, "numOfHosts": 4}, 9),
+        ({"replicas": 2, "suspend": True}, 1),
+    ],
+)
+def test_cluster_wants_as_many_pods_as_kuberay_makes(group, pods):
+    assert status([], workerGroupSpecs=[group]).wanted == pods
+
+
+@pytest.fixture
+def raykube(tmp_path):
+    """Return a function that types a command where there is neither a Ray head nor a Kubernetes."""
+
+    def type_(*words):
+        environ = {"RAYKUBE_HOME": str(tmp_path / "home"), "KUBECONFIG": str(tmp_path / "none")}
+        return run("raykube", *words, cwd=tmp_path, **environ)
+
+    return type_
+
+
+def test_dry_run_prints_the_cluster_without_a_network(raykube):
+    path = str(PRESETS / "cpu-small.yaml")
+    done = raykube("cluster", "create", "demo", "--on", path, "--workers", "3", "-n", "lab", "--dry-run=client")
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["kind"], printed["metadata"]["namespace"]) == ("RayCluster", "lab")
+    assert printed["spec"]["workerGroupSpecs"][0]["replicas"] == 3
+
+
+def test_create_on_this_machine_is_refused(raykube):
+    done = raykube("cluster", "create", "demo")
+    assert done.returncode == 2
+    assert "--on PRESET|PATH" in done.stderr
+
+
+def test_list_without_kubernetes_is_that_of_this_machine(raykube):
+    done = raykube("cluster", "list")
+    assert (done.returncode, done.stdout.split()) == (0, ["NAME", "STATE", "PODS", "AGE", "ADDRESS"])
+    assert json.loads(raykube("cluster", "list", "--on", "local", "--json").stdout) == []
+
+
+def test_list_of_a_namespace_without_kubernetes_is_refused(raykube):
+    done = raykube("cluster", "list", "-n", "lab")
+    assert done.returncode == 2
+    assert "no Kubernetes is configured" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "why", "forward", "delete"])
+def test_local_means_this_machine(raykube, verb):
+    done = raykube("cluster", verb, "local")
+    assert done.returncode == 2
+    assert "no Ray head of raykube runs on this machine" in done.stderr
+
+
+def test_token_file_is_for_its_owner_and_goes(tmp_path, monkeypatch):
+    from raykube.cli import clusters
+
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
+    with clusters._kept("secret", "demo") as path:
+        assert Path(path).read_text() == "secret"
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+KEEPS = (
+    "from raykube.cli import clusters\nwith clusters._kept('secret', 'demo') as path: print(path, flush=True); input()"
+)
+
+
+def test_token_file_of_a_killed_forward_goes_with_the_next_and_that_of_a_live_one_stays(tmp_path, monkeypatch):
+    from raykube.cli import clusters
+
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
+    words = {"args": [sys.executable, "-c", KEEPS], "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(**words) as killed, subprocess.Popen(**words) as live:
+        left, used = Path(killed.stdout.readline().strip()), Path(live.stdout.readline().strip())
+        killed.kill()
+        killed.wait()
+        assert left.read_text() == "secret"
+        with clusters._kept("other", "demo") as path:
+            assert sorted(path.parent.iterdir()) == sorted([path, used])
+        live.communicate("\n")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_token_without_a_place_for_it_says_so(tmp_path, monkeypatch):
+    from raykube.cli import clusters
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="RAYKUBE_HOME"), clusters._kept("secret", "demo"):
+        pass
+
+
+def test_options_of_create_are_the_agreed_ones():
+    """Every option is a promise; this list is changed on purpose or not at all."""
+    from raykube.cli.clusters import create
+
+    assert {option.opts[-1] for option in create.params} == {
+        *("--on", "--namespace", "--context", "--workers", "--timeout-s", "--no-wait", "--dry-run", "--output", "name"),
+    }
+
+
+def test_list_beside_a_kubernetes_that_does_not_answer_says_so(raykube, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, and not listened on
+        server = f"https://127.0.0.1:{nobody.getsockname()[1]}"
+        (tmp_path / "none").write_text(
+            yaml.safe_dump(
+                {
+                    "clusters": [{"name": "c", "cluster": {"server": server}}],
+                    "users": [{"name": "u", "user": {}}],
+                    "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                    "current-context": "x",
+                }
+            )
+        )
+        done, named = raykube("cluster", "list"), raykube("cluster", "list", "-n", "lab")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "NAME")
+    assert f"note: no answer from the API server {server}" in done.stderr
+    assert named.returncode == 2

@@ -1,0 +1,200 @@
+"""What the state of a service on KubeRay is, and what is sent to change one: on statuses that a real cluster gave."""
+
+import base64
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raykube.backends.kuberay import servestates, services
+from raykube.backends.kuberay.observed import Observed
+from raykube.errors import Unreachable
+
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())
+NOW = 1795526200.0
+READY = {"metadata": {"name": "hello-dmm26"}, "status": {"conditions": [{"type": "HeadPodReady", "status": "True"}]}}
+
+
+def recorded(name):
+    """Return a service and its applications as they were seen."""
+    found = copy.deepcopy(RECORDED[name])
+    return found["service"], found["apps"]
+
+
+def status(service, apps, cluster=READY, now=NOW):
+    return servestates.service_status(Observed(owner=service, cluster=cluster, now=now), apps)
+
+
+def condition(service, kind):
+    return next(each for each in service["status"]["conditions"] if each["type"] == kind)
+
+
+def test_service_whose_applications_run_is_running_and_has_an_address():
+    found = status(*recorded("running"))
+    assert (found.kind, found.state, found.failure) == ("service", "RUNNING", None)
+    assert found.detail == "hello RUNNING (1 replica)"
+    assert found.url == "http://hello-serve-svc.svc-scratch:8000/"
+
+
+def test_service_is_not_running_while_serve_has_the_configuration_before():
+    service, _ = recorded("failed")
+    _, before = recorded("running")
+    found = status(service, before)
+    assert (found.state, found.detail) == ("PENDING", "hello NOT_STARTED")
+
+
+def test_service_is_not_running_before_kuberay_has_seen_its_change():
+    service, apps = recorded("running")
+    service["metadata"]["generation"] += 1
+    assert status(service, apps).state == "PENDING"
+
+
+def test_service_without_endpoints_is_not_running():
+    service, apps = recorded("running")
+    condition(service, "Ready")["status"] = "False"
+    assert status(service, apps).state == "PENDING"
+
+
+def test_service_whose_serve_does_not_answer_is_not_running():
+    assert status(recorded("running")[0], {}).state == "PENDING"
+
+
+def test_service_whose_serve_may_not_be_asked_is_as_kuberay_says():
+    service, _ = recorded("running")
+    assert status(service, None).state == "RUNNING"
+    service["status"]["activeServiceStatus"]["applicationStatuses"]["hello"]["status"] = "DEPLOYING"
+    assert status(service, None).state == "PENDING"
+    service["metadata"]["generation"] += 1
+    assert status(service, None).detail == "hello NOT_STARTED"
+
+
+def test_service_that_failed_says_so_in_serves_own_words():
+    found = status(*recorded("failed"))
+    assert (found.state, found.failure.reason) == ("FAILED", "DeployFailed")
+    assert found.failure.message.endswith("ValueError: args ['wrod'] are not known")
+    assert found.failure.next_step == "raykube service logs hello"
+    assert found.detail.endswith("... ValueError: args ['wrod'] are not known")
+
+
+def test_service_that_kuberay_gave_up_is_failed():
+    service, _ = recorded("starting")
+    condition(service, "Ready")["reason"] = "InitializingTimeout"
+    assert status(service, None, cluster={}).state == "FAILED"
+
+
+def test_service_that_is_suspended_is_stopped():
+    service, apps = recorded("running")
+    service["status"]["conditions"].append({"type": "Suspended", "status": "True"})
+    assert status(service, apps).state == "STOPPED"
+
+
+def test_service_without_a_head_waits():
+    service, _ = recorded("starting")
+    found = status(service, None, cluster={}, now=0.0)
+    assert (found.state, found.detail) == ("WAITING", "KubeRay makes its cluster")
+
+
+def test_service_that_gets_a_new_cluster_is_pending_and_is_looked_at_there():
+    service, apps = recorded("running")
+    service["status"]["pendingServiceStatus"] = {"rayClusterName": "hello-new"}
+    found = status(service, apps, cluster={}, now=0.0)
+    assert (found.state, found.detail) == ("PENDING", "KubeRay makes its new cluster")
+    assert servestates.cluster_of(service) == "hello-new"
+    assert servestates.serving_cluster(service) == "hello-dmm26"
+
+
+def test_service_without_a_cluster_that_answers_has_nothing_to_forward_to():
+    with pytest.raises(Unreachable, match="no cluster of service hello answers yet"):
+        servestates.serving_cluster(recorded("starting")[0])
+
+
+def test_address_of_a_long_name_is_cut_as_kuberay_does():
+    service, _ = recorded("running")
+    service["metadata"]["name"] = "a" * 47
+    host = servestates.url_of(service).removeprefix("http://").partition(".")[0]
+    assert host == "a" * 40 + "-serve-svc"
+
+
+def test_address_follows_the_manifests_own_service_and_port():
+    service, _ = recorded("running")
+    service["spec"]["serveService"] = {"metadata": {"name": "front"}}
+    (container,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    next(port for port in container["ports"] if port["name"] == "serve")["containerPort"] = 9000
+    assert servestates.url_of(service) == "http://front.svc-scratch:9000/"
+
+
+MISSING = (
+    "Runtime env setup for app 'hello' failed:\n… [Errno 2] No such file or directory: '/etc/raykube/code/new.zip'"
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "expected"),
+    [("DEPLOY_FAILED", MISSING, True), ("DEPLOYING", MISSING, False), ("DEPLOY_FAILED", "ValueError: new.zip", False)],
+)
+def test_code_that_has_not_come_yet_is_told_from_code_that_is_wrong(state, message, expected):
+    assert servestates.lacks({"status": state, "message": message}, "new.zip") is expected
+
+
+def test_serve_has_begun_once_it_has_loaded_the_code():
+    busy = {"Model": {"status": "UPDATING"}}
+    assert not servestates.has_begun({"status": "DEPLOYING", "deployments": {"Model": {"status": "HEALTHY"}}})
+    assert servestates.has_begun({"status": "DEPLOYING", "deployments": busy})
+    assert servestates.has_begun({"status": "DEPLOY_FAILED"})
+
+
+def merged(known, change):
+    """Apply a merge patch (RFC 7386)."""
+    if not isinstance(change, dict):
+        return change
+    found = dict(known) if isinstance(known, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = merged(found.get(key), value)
+    return found
+
+
+def test_patch_of_a_spec_leaves_just_what_is_wanted():
+    known = {"a": 1, "gone": {"x": 1}, "deep": {"kept": 1, "gone": 2, "list": [1, {"a": 1}]}}
+    wanted = {"a": 2, "deep": {"kept": 1, "list": [{"b": 1}], "new": {"y": [1]}}}
+    assert merged(known, services.replacement(known, wanted)) == wanted
+
+
+def config_map(**sizes):
+    content = {f"{name}.zip": base64.b64encode(b"x" * size).decode() for name, size in sizes.items()}
+    return {"metadata": {"name": "hello-code"}, "binaryData": content}
+
+
+def serving(file):
+    return {"spec": {"serveConfigV2": f"applications: [{{runtime_env: {{working_dir: file:///etc/raykube/{file}}}}}]"}}
+
+
+def test_config_map_keeps_the_code_in_use_next_to_the_new():
+    known, new = config_map(older=10, used=10), config_map(new=10)
+    change = services.kept(known, new, serving("used.zip"))
+    assert change == {"older.zip": None, **new["binaryData"]}
+
+
+def test_config_map_drops_the_code_in_use_when_both_find_no_room():
+    change = services.kept(config_map(used=700 * 1024), config_map(new=700 * 1024), serving("used.zip"))
+    assert change["used.zip"] is None
+
+
+def test_next_attempt_is_another_runtime_environment_and_nothing_else():
+    service, _ = recorded("running")
+    first = yaml.safe_load(service["spec"]["serveConfigV2"])
+    for number in ("2", "3"):
+        service["spec"]["serveConfigV2"] = services.next_attempt(service)
+        again = yaml.safe_load(service["spec"]["serveConfigV2"])
+        assert again["applications"][0]["runtime_env"]["env_vars"].pop("RAYKUBE_ATTEMPT") == number
+        assert again == first
+
+
+def test_resized_groups_keep_their_replicas_within_the_new_bounds():
+    groups = [{"groupName": name, "minReplicas": 0, "maxReplicas": 9, "replicas": 5, "x": 1} for name in ("a", "b")]
+    found = services.resized(groups, [{"groupName": "a", "minReplicas": 1, "maxReplicas": 2}])
+    assert found == [{**groups[0], "minReplicas": 1, "maxReplicas": 2, "replicas": 2}, groups[1]]
