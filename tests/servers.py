@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import select
 import socket
 import ssl
@@ -13,6 +14,14 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *words):
         pass
+
+    def answer(self, code, body):
+        """Answer with JSON."""
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
 
 class Proxy(Quiet):

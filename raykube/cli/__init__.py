@@ -66,7 +66,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("raykube").setLevel(logging.INFO)
     try:
-        raykube.main(standalone_mode=False)
+        raykube.main(prog_name="raykube", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

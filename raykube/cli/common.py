@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -49,6 +49,14 @@ _COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
 def with_place(text: str) -> str:
     """Return a text in which each raykube command is told with the options that name this command's place."""
     return _COMMAND.sub(lambda found: shlex.join([*found.group().split(), *_SAID]), text) if _SAID else text
+
+
+def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
+    """Have told commands name Kubernetes, which nothing but a file or the name of a cluster has said."""
+    if namespace and not where.namespace:
+        _SAID[:] = replace(where, namespace=namespace).words()
+    elif where.on is None and where.cluster().is_local:
+        _SAID[:] = replace(where, on="kubernetes").words()
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,11 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
     words = args.manifest_of(file) if file else None
     if words and "kind" in words[-1]:
         args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
-        has_own = (words[-1].get("metadata") or {}).get("namespace")
-        return api.plan_manifest(words, where.kubernetes() if has_own else where.around(), name=given["name"])
+        own = (words[-1].get("metadata") or {}).get("namespace") or ""
+        common.goes_to_kubernetes(where, own)
+        return api.plan_manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
+    if cluster:
+        common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
     return api.plan(job, api.running(cluster, where.around()) if cluster else where.cluster(workers))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import tempfile
 import time
 import traceback
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import checkpoints, storage
 from raykube.inside.failures import mark
@@ -117,6 +119,8 @@ class Loop:
 
     def __call__(self, config: dict[str, Any]) -> Any:
         """Run the loop, with its rows recorded to the last one however it ends."""
+        # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
+        os.environ[wire.ATTEMPT] = str(self.attempt)
         with _recording(self.path, self.attempt), _plain_reports(), _equal_reports():
             try:
                 return self.body(config) if takes_config(self.body) else self.body()

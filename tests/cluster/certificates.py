@@ -71,7 +71,9 @@ def _authority(name):
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     basics = x509.BasicConstraints(ca=True, path_length=None)
-    return Pair(key, _builder(subject, subject, key).add_extension(basics, critical=True).sign(key, hashes.SHA256()))
+    known_by = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = _builder(subject, subject, key).add_extension(basics, critical=True)
+    return Pair(key, builder.add_extension(known_by, critical=False).sign(key, hashes.SHA256()))
 
 
 def _issued(authority, name, *, group="", names=()):
@@ -82,6 +84,9 @@ def _issued(authority, name, *, group="", names=()):
     builder = _builder(x509.Name(parts), authority.certificate.subject, key)
     usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     builder = builder.add_extension(usages, critical=False)
+    # Python from 3.13 on takes no certificate that does not say whose key has signed it.
+    signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    builder = builder.add_extension(signed_by, critical=False)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return Pair(key, builder.sign(authority.key, hashes.SHA256()))

@@ -289,18 +289,59 @@ class Nothing(Quiet):
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
         self.server.asked.append(self.path)
-        self.send_error(404)
+        kind, name = self.path.split("/")[-2:]
+        self.answer(404, {"message": f"{kind} {name} not found", "details": {"kind": kind, "name": name}})
 
 
 @pytest.fixture
-def nothing(code):
-    """Give an API server that has nothing, and a kubeconfig for it in the working directory."""
-    with serving(Nothing) as server:
+def kubeconfig(code):
+    """Return a function that writes the kubeconfig of a server, and returns its name."""
+
+    def write(server):
         (code / "kubeconfig").write_text(
             "{current-context: a, users: [{name: u, user: {}}], contexts: [{name: a, context: {cluster: c, user: u}}], "
             f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_port}'}}}}]}}"
         )
+        return "kubeconfig"
+
+    return write
+
+
+@pytest.fixture
+def nothing(kubeconfig):
+    """Give an API server that has nothing, and a kubeconfig for it in the working directory."""
+    with serving(Nothing) as server:
+        kubeconfig(server)
         yield server
+
+
+def test_commands_that_are_told_name_the_place_of_a_cluster(raykube, nothing):  # noqa: ARG001 - it is asked
+    done = raykube("job", "submit", "--cluster", "demo", "--", "python", "hello.py", KUBECONFIG="kubeconfig")
+    refused(done, "raykube cluster list --on kubernetes")
+
+
+class Taken(Nothing):
+    """An API server on which a RayJob has every name already."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"entrypoint": "other"}})
+
+    def do_POST(self):  # noqa: N802 - http.server calls it so
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(409, {"message": "exists", "details": {"kind": "rayjobs", "name": "a"}})
+
+
+@pytest.mark.parametrize(
+    ("own", "words", "told"),
+    [("", (), "--on kubernetes"), ("of-job", (), "-n of-job"), ("of-job", ("-n", "said"), "-n said")],
+)
+def test_commands_that_are_told_name_the_place_that_a_file_chose(raykube, kubeconfig, code, own, words, told):
+    metadata = {"name": "a"} | ({"namespace": own} if own else {})
+    body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": {"entrypoint": "b"}}
+    (code / "job.yaml").write_text(yaml.safe_dump(body))
+    with serving(Taken) as server:
+        done = raykube("job", "submit", "-f", "job.yaml", *words, KUBECONFIG=kubeconfig(server))
+    refused(done, "the name 'a' is taken by another run", f"raykube job delete {told} a")
 
 
 @pytest.mark.parametrize(("words", "namespace"), [((), "of-house"), (("-n", "said"), "said")])

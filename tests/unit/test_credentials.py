@@ -61,11 +61,7 @@ class Api(Quiet):
         subject = dict(each[0] for each in (self.connection.getpeercert() or {}).get("subject", ()))
         who = [self.headers.get("authorization", "").removeprefix("Bearer "), subject.get("commonName", "")]
         known = not self.server.refused & {*who}
-        body = json.dumps(who if known else {"message": "Unauthorized"}).encode()
-        self.send_response(200 if known else 401)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(*((200, who) if known else (401, {"message": "Unauthorized"})))
 
 
 @pytest.fixture

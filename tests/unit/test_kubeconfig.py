@@ -53,6 +53,13 @@ def test_exec_plugin_is_told_its_version_and_gives_the_token(tmp_path, monkeypat
     assert json.loads((tmp_path / "asked").read_text())["apiVersion"] == api_version
 
 
+@pytest.mark.parametrize(("said", "is_moved"), [("bin/plugin", True), ("/bin/plugin", False), ("plugin", False)])
+def test_exec_plugin_with_a_folder_is_named_from_that_of_its_kubeconfig(tmp_path, monkeypatch, said, is_moved):
+    path = write(tmp_path / "c", "c", "https://c", exec={"apiVersion": "v1", "command": said})
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().user.exec.command == (str(tmp_path / said) if is_moved else said)
+
+
 def test_config_that_is_none_is_said(tmp_path, monkeypatch):
     (tmp_path / "odd").write_text("contexts: 1")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "odd"))

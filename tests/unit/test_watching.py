@@ -40,13 +40,6 @@ class Api(Quiet):
             self.server.dropped.wait(20)
             self.close_connection = True
 
-    def answer(self, code, body):
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from raykube import package, plans, wire
 from raykube.backends import Kind, Status, sources
 from raykube.backends.kuberay import (
     autoscalerlogs,
+    clusters,
     driverlogs,
     eventlogs,
     jobs,
@@ -62,7 +63,7 @@ class KubeRay:
 
     def cluster(self, name: str) -> Cluster:
         """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""
-        found = self.kube.get("RayCluster", name)
+        found = clusters.found(self.kube, name)
         metadata = {key: found["metadata"].get(key) or {} for key in ("annotations",)}
         metadata |= {"name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}

@@ -150,7 +150,7 @@ def status(kube: Kube, name: str) -> ClusterStatus:
 
 def observe(kube: Kube, name: str) -> Observed:
     """Return what Kubernetes says about a cluster now. Raises NotFound."""
-    cluster = _cluster(kube, name)
+    cluster = found(kube, name)
     return seen(cluster, kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}"), _events(kube))
 
 
@@ -159,7 +159,8 @@ def why(kube: Kube, name: str) -> Failure | None:
     return cause(observe(kube, name))
 
 
-def _cluster(kube: Kube, name: str) -> Object:
+def found(kube: Kube, name: str) -> Object:
+    """Return the RayCluster of that name. Raises NotFound."""
     try:
         return kube.get(_KIND, name)
     except NotFound as error:
@@ -240,7 +241,7 @@ def delete(kube: Kube, name: str) -> None:
         NotFound: there is none.
         Conflict: it belongs to a job or service.
     """
-    cluster = _cluster(kube, name)
+    cluster = found(kube, name)
     if owner := status_of(seen(cluster, [], [])).owner:
         kind, _, owner_name = owner.partition(" ")
         command = {"RayJob": "job", "RayService": "service"}.get(kind, kind.lower())
@@ -279,7 +280,7 @@ def token(kube: Kube, name: str) -> str:
         NotFound: there is no such cluster, or its token was not made yet.
         Forbidden: this user may not read the Secret that holds it.
     """
-    cluster = _cluster(kube, name)
+    cluster = found(kube, name)
     try:
         return rayhead.token(kube, name, cluster["spec"])
     except NotFound as error:

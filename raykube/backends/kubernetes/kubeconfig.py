@@ -125,6 +125,8 @@ def _absolute(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
     kind = next(key for key in entry if key != "name")
     inner = dict(entry[kind] or {})
     inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
+    if os.sep in (command := (inner.get("exec") or {}).get("command", "")):  # else it is looked for on PATH
+        inner["exec"] = {**inner["exec"], "command": str(path.parent / command)}
     return {"name": entry["name"], kind: inner}
 
 
