@@ -63,3 +63,15 @@ def serving(handler, tls=None):
         finally:
             server.shutdown()
             thread.join()
+
+
+def write_kubeconfig(server, path):
+    """Write a kubeconfig whose only context is a server, and return its path."""
+    config = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)

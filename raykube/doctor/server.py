@@ -13,7 +13,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
 
-#: The diagnosis compares times of this machine with those of the cluster.
+#: Ages are told by this machine's clock, and credentials end by it.
 _CLOCK_S = 5.0
 #: The oldest that KubeRay 1.6 is tested on by its makers.
 _OLDEST = (1, 29)
@@ -72,4 +72,6 @@ def clock(date: str, here: float) -> Check:
     if abs(ahead) <= _CLOCK_S:
         return Check("clock", True, "as the server's, within a second" if abs(ahead) <= 1 else f"{ahead:+.0f} s")
     words = f"this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server"
-    return Check("clock", False, f"{words}: ages and causes would be told wrong", "set both clocks by NTP")
+    return Check(
+        "clock", False, f"{words}: ages would be told wrong, credentials renewed late", "set both clocks by NTP"
+    )

@@ -210,6 +210,16 @@ def _node_ready():
     return ready(get("node", layout.NODE))
 
 
+@contextmanager
+def node_tainted(taint):
+    """Have the node take only new pods that tolerate a taint, as in ``team=a:NoSchedule``, while the block runs."""
+    kubectl("taint", "node", layout.NODE, taint)
+    try:
+        yield
+    finally:
+        kubectl("taint", "node", layout.NODE, f"{taint}-")
+
+
 def offer_gpus(count):
     """Have the node offer GPUs that it does not have; a kubelet that is started again forgets them."""
     _offer(str(count))

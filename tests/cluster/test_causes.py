@@ -13,7 +13,7 @@ import pytest
 from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed
-from tests.cluster import kubectl, layout, workloads
+from tests.cluster import faults, kubectl, layout, workloads
 from tests.cluster.shell import ClusterError, console, until
 
 pytestmark = pytest.mark.cluster
@@ -232,6 +232,27 @@ def test_eviction_is_named(namespace):
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
     kubectl.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
     assert named_in_time({"drained": case}, functools.partial(gathered, namespace), 20)["drained"] <= WITHIN_S
+
+
+@pytest.mark.usefixtures("own_cluster")
+def test_taint_that_no_pod_tolerates_is_named_until_it_is_gone(namespace):
+    with faults.node_tainted("team=research:NoSchedule"):
+        expect(namespace, {"keep-out": Case("Unschedulable", "untolerated taint", job("keep-out"))})
+        next_step = cause(gathered(namespace)["keep-out"]).next_step
+        assert "add a toleration for the taint {team: research}" in next_step
+    until(lambda: cause(gathered(namespace)["keep-out"]) is None, "it is scheduled", 30, poll_s=0.3)
+
+
+@pytest.mark.usefixtures("own_cluster")
+def test_lost_node_is_named_until_it_is_back(namespace):
+    is_ready = {"readinessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1}}
+    case = Case("NodeLost", "NodeNotReady", job("alone", template(container=is_ready)))
+    kubectl.apply(case.made, namespace=namespace)
+    until(lambda: any(map(kubectl.ready, workloads.pods(namespace, "head"))), "the head is ready", 30)
+    assert cause(gathered(namespace)["alone"]) is None
+    with faults.node_paused():
+        assert named_in_time({"alone": case}, functools.partial(gathered, namespace), 30)["alone"] <= WITHIN_S
+    until(lambda: cause(gathered(namespace)["alone"]) is None, "the node is back", 30, poll_s=0.3)
 
 
 def test_quota_that_keeps_a_pod_from_being_made_is_named(namespace):

@@ -88,12 +88,6 @@ def test_operator_is_another_pod_after_its_restart():
     assert pods().isdisjoint(before)
 
 
-def test_paused_node_is_not_ready_and_comes_back():
-    with faults.node_paused():
-        assert not kubectl.ready(kubectl.get("node", layout.NODE))
-    assert kubectl.ready(kubectl.get("node", layout.NODE))
-
-
 def test_gpus_outlast_the_kubelets_heartbeats():
     def offered():
         status = kubectl.get("node", layout.NODE)["status"]

@@ -1,5 +1,6 @@
-"""KubeRay's own sample manifests go through raykube, as far as the API server's strict validation."""
+"""KubeRay's own sample manifests go through raykube: all to the API server's strict validation, some to their end."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -9,7 +10,8 @@ import raykube as rk
 from raykube import api
 from raykube.cli import args
 from raykube.errors import ConfigError
-from tests.cluster import binaries, layout
+from tests.cluster import binaries, layout, workloads
+from tests.support import run
 
 pytestmark = pytest.mark.cluster
 
@@ -18,6 +20,11 @@ REFUSED = {
     "ray-cluster-label-selector.yaml": "spec.rayVersion: is required",  # an image whose tag is no version
     "ray-cluster.kubernetes.auth.yaml": "enableK8sTokenAuth: KubeRay refuses it for a RayJob",
     "ray-cluster.verl.yaml": "2.43.0 knows no tokens",
+}
+#: By a submitter's Job, which is the default, and by a container in the head's pod: HTTPMode is what raykube plans.
+RUN = {
+    "ray-job.deletion-rules.yaml": "ray.cluster_resources(): {",
+    "ray-job.sidecar-mode.yaml": "test_counter got 5",
 }
 
 
@@ -52,3 +59,34 @@ def test_raycluster_samples_are_planned_for_or_refused_with_a_reason(tmp_path):
         with expected:
             api.check(rk.plan(job, rk.Cluster.load(path)))
     assert len(found) >= 35
+
+
+def for_here(path, folder):
+    """Write a sample for this machine: the test cluster's image, few CPUs, and no packages from the internet."""
+    text = path.read_text().replace("rayproject/ray:2.52.0", layout.RAY_IMAGE)
+    job, *others = yaml.safe_load_all(text.replace("2.52.0", workloads.ray_version()))
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            container["resources"]["requests"]["cpu"] = "100m"
+    if "runtimeEnvYAML" in job["spec"]:
+        environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+        del environment["pip"]
+        job["spec"]["runtimeEnvYAML"] = yaml.safe_dump(environment)
+    for other in others:
+        code = other["data"]["sample_code.py"].splitlines()
+        other["data"]["sample_code.py"] = "\n".join(line for line in code if "__version__" not in line)
+    (folder / path.name).write_text(yaml.safe_dump_all([job, *others]))
+    return folder / path.name
+
+
+def test_rayjob_samples_run_to_their_end(tmp_path, namespace):
+    files = {path.name: for_here(path, tmp_path) for path in samples("RayJob") if path.name in RUN}
+    with ThreadPoolExecutor() as pool:
+        waiting = {
+            name: pool.submit(run, "raykube", "job", "submit", "-n", namespace, "-f", str(files[name])) for name in RUN
+        }
+        done = {name: each.result() for name, each in waiting.items()}
+    for name, words in RUN.items():
+        assert words in done[name].stdout, done[name].stderr
+        assert done[name].returncode == 0

@@ -12,7 +12,7 @@ from tests.cluster.shell import until
 pytestmark = pytest.mark.cluster
 EPOCHS, STEPS = 70, 5
 TRAIN = f"""
-import tempfile, time
+import os, tempfile, time
 import ray.train, torch
 import raykube
 from raykube.inside import checkpoints
@@ -28,7 +28,8 @@ def loop(config):
         time.sleep(0.3)
         with tempfile.TemporaryDirectory() as folder:
             checkpoints.save({{"epoch": epoch + 1, "steps": steps}}, folder)
-            raykube.report({{"epoch": epoch + 1, "steps": steps}}, checkpoint=ray.train.Checkpoint(folder))
+            told = {{"epoch": epoch + 1, "steps": steps, "attempt": int(os.environ["RAYKUBE_ATTEMPT"])}}
+            raykube.report(told, checkpoint=ray.train.Checkpoint(folder))
 
 if __name__ == "__main__":
     result = raykube.train(loop, {{}})
@@ -81,7 +82,9 @@ def test_run_survives_driver_worker_head_and_cluster_lost_in_turn(place, code, n
     assert (status.state, status.attempt) == ("SUCCEEDED", 4)
     result = run.result()
     assert (result.metrics["steps"], result.metrics["epoch"]) == (EPOCHS * STEPS, EPOCHS)
-    epochs = [row["metrics"]["epoch"] for row in rows(run, namespace)]
+    told = [row["metrics"] for row in rows(run, namespace)]
+    assert {each["attempt"] for each in told} == {1, 2, 3, 4}
+    epochs = [each["epoch"] for each in told]
     # Each attempt goes on from the last checkpoint, so at most that one epoch is done a second time.
     assert sorted(set(epochs)) == list(range(1, EPOCHS + 1))
     assert len(epochs) <= EPOCHS + 5

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.servers import Quiet, serving
+from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights
 
 ROOT = BIN.parent.parent
@@ -294,24 +294,10 @@ class Nothing(Quiet):
 
 
 @pytest.fixture
-def kubeconfig(code):
-    """Return a function that writes the kubeconfig of a server, and returns its name."""
-
-    def write(server):
-        (code / "kubeconfig").write_text(
-            "{current-context: a, users: [{name: u, user: {}}], contexts: [{name: a, context: {cluster: c, user: u}}], "
-            f"clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:{server.server_port}'}}}}]}}"
-        )
-        return "kubeconfig"
-
-    return write
-
-
-@pytest.fixture
-def nothing(kubeconfig):
+def nothing(code):
     """Give an API server that has nothing, and a kubeconfig for it in the working directory."""
     with serving(Nothing) as server:
-        kubeconfig(server)
+        write_kubeconfig(server, code / "kubeconfig")
         yield server
 
 
@@ -335,12 +321,14 @@ class Taken(Nothing):
     ("own", "words", "told"),
     [("", (), "--on kubernetes"), ("of-job", (), "-n of-job"), ("of-job", ("-n", "said"), "-n said")],
 )
-def test_commands_that_are_told_name_the_place_that_a_file_chose(raykube, kubeconfig, code, own, words, told):
+def test_commands_that_are_told_name_the_place_that_a_file_chose(raykube, code, own, words, told):
     metadata = {"name": "a"} | ({"namespace": own} if own else {})
     body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": {"entrypoint": "b"}}
     (code / "job.yaml").write_text(yaml.safe_dump(body))
     with serving(Taken) as server:
-        done = raykube("job", "submit", "-f", "job.yaml", *words, KUBECONFIG=kubeconfig(server))
+        done = raykube(
+            "job", "submit", "-f", "job.yaml", *words, KUBECONFIG=write_kubeconfig(server, code / "kubeconfig")
+        )
     refused(done, "the name 'a' is taken by another run", f"raykube job delete {told} a")
 
 

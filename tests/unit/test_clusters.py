@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def status(pods, **spec):
     cluster["spec"] |= spec
     cluster["metadata"] |= {"creationTimestamp": "2026-01-01T00:00:00Z", "uid": "1", "namespace": "lab"}
     cluster["status"] = {"state": "ready", "head": {"serviceName": "demo-head-svc"}}
-    return clusterstates.status_of(clusterstates.seen(cluster, pods, []))
+    return clusterstates.status_of(clusterstates.seen(cluster, pods, [], time.time()))
 
 
 def test_cluster_runs_when_all_its_pods_are_ready():

@@ -1,7 +1,6 @@
 """What a watch does with the answers of an API server, from a real server with recorded answers."""
 
 import contextlib
-import json
 import threading
 
 import pytest
@@ -11,7 +10,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import Forbidden
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving
+from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {"metadata": {"uid": "u", "name": "digits", "resourceVersion": "7"}}
 #: As a server says it that has read its bindings, but not yet the roles.
@@ -45,15 +44,7 @@ class Api(Quiet):
 def api(tmp_path, monkeypatch):
     with serving(Api) as server:
         server.refuses, server.dropped, server.refusals, server.watches = threading.Event(), threading.Event(), 0, 0
-        config = {
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-        }
-        path = tmp_path / "kubeconfig"
-        path.write_text(json.dumps(config))
-        monkeypatch.setenv("KUBECONFIG", str(path))
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
         server.dropped.set()
 

@@ -139,7 +139,7 @@ def listed(kube: Kube) -> list[ClusterStatus]:
     """Return all clusters that stand alone, oldest first; those of jobs and services are theirs."""
     clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=CLUSTER_LABEL)
     events = _events(kube)
-    found = [status_of(seen(cluster, pods, events)) for cluster in clusters]
+    found = [status_of(seen(cluster, pods, events, kube.now())) for cluster in clusters]
     return sorted((each for each in found if not each.owner), key=lambda each: (each.created, each.name))
 
 
@@ -151,7 +151,8 @@ def status(kube: Kube, name: str) -> ClusterStatus:
 def observe(kube: Kube, name: str) -> Observed:
     """Return what Kubernetes says about a cluster now. Raises NotFound."""
     cluster = found(kube, name)
-    return seen(cluster, kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}"), _events(kube))
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+    return seen(cluster, pods, _events(kube), kube.now())
 
 
 def why(kube: Kube, name: str) -> Failure | None:
@@ -196,7 +197,7 @@ def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
             if clusters == []:
                 raise NotFound(f"cluster {name} was deleted", next_step="see: raykube cluster list")
             if clusters and pods is not None:
-                yield status_of(seen(clusters[0], pods, watching.of("Event") or []))
+                yield status_of(seen(clusters[0], pods, watching.of("Event") or [], kube.now()))
             elif error and (time.monotonic() > deadline or not isinstance(error, Unreachable)):
                 raise error
             watching.wait(_TICK_S)
@@ -242,7 +243,7 @@ def delete(kube: Kube, name: str) -> None:
         Conflict: it belongs to a job or service.
     """
     cluster = found(kube, name)
-    if owner := status_of(seen(cluster, [], [])).owner:
+    if owner := status_of(seen(cluster, [], [], kube.now())).owner:
         kind, _, owner_name = owner.partition(" ")
         command = {"RayJob": "job", "RayService": "service"}.get(kind, kind.lower())
         raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"raykube {command} delete {owner_name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -42,13 +41,13 @@ class ClusterStatus:
     owner: str = ""
 
 
-def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object]) -> Observed:
-    """Return what is known of one cluster out of a namespace's pods and events."""
+def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now: float) -> Observed:
+    """Return what is known of one cluster out of a namespace's pods and events, at a time of the server's clock."""
     name = cluster["metadata"]["name"]
     own = tuple(pod for pod in pods if (pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == name)
     names = {name, *(pod["metadata"]["name"] for pod in own)}
     about = tuple(event for event in events if event["involvedObject"].get("name") in names)
-    return Observed(cluster=cluster, pods=own, events=about, now=time.time())
+    return Observed(cluster=cluster, pods=own, events=about, now=now)
 
 
 def status_of(look: Observed) -> ClusterStatus:

@@ -69,7 +69,7 @@ class Look:
         return None
 
     def _once(self, details: Mapping[str, Any]) -> Observed:
-        seen = Observed(owner=self.job, ray=details, now=time.time())
+        seen = Observed(owner=self.job, ray=details, now=self._kube.now())
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
         found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
@@ -143,7 +143,7 @@ class Look:
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
         found = {key: watching.of(key) or [] for key in _selectors(self.job)}
         details, told, head = ray.answer()
-        seen = _joined(Observed(owner=self.job, ray=details, now=time.time()), found)
+        seen = _joined(Observed(owner=self.job, ray=details, now=self._kube.now()), found)
         status = self._status(seen if away else self._placed(seen), told, head)
         return replace(status, failure=_unreachable(away), detail=away.what) if away else status
 

@@ -78,7 +78,7 @@ def status(kube: Kube, name: str) -> Status:
     """Return the status now."""
     service = found(kube, name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
-    seen = _joined(service, things)
+    seen = _joined(service, things, kube.now())
     head = _askable(kube, seen.cluster)
     return servestates.service_status(seen, head.applications() if head else None)
 
@@ -132,7 +132,7 @@ class _Follower:
             if told is None and not self._watching.error(kind):
                 return None
             things[kind] = told or []
-        return _joined(found[0], things)
+        return _joined(found[0], things, self._kube.now())
 
     def _told(self, seen: Observed) -> Status:
         self._serve.ask(self._askable(seen.cluster))
@@ -193,8 +193,8 @@ class _ServePoll:
 
 
 def _askable(kube: Kube, cluster: Mapping[str, Any]) -> ServeHead | None:
-    """Return the head of a cluster unless this user may not speak to it: then the RayService must do."""
-    with contextlib.suppress(Forbidden, NotFound):  # the Secret may not be there yet
+    """Return the head of a cluster unless this user may not speak to it, or nobody answers: the RayService must do."""
+    with contextlib.suppress(Forbidden, NotFound, Unreachable):  # the Secret may not be there yet
         return ServeHead(kube, cluster) if cluster and _has_head(cluster) else None
     return None
 
@@ -218,9 +218,9 @@ def _listed(kube: Kube, kind: str, selectors: Mapping[str, str]) -> list[Object]
     return []
 
 
-def _joined(service: Object, things: Mapping[str, list[Object]]) -> Observed:
+def _joined(service: Object, things: Mapping[str, list[Object]], now: float) -> Observed:
     cluster = next(iter(things.get("RayCluster") or []), {})
     pods = tuple(things.get("Pod") or ())
     names = {name_of(each) for each in (service, cluster, *pods) if each}
     events = (each for each in things.get("Event") or [] if each["involvedObject"].get("name") in names)
-    return Observed(owner=service, cluster=cluster, pods=pods, events=tuple(events), now=time.time())
+    return Observed(owner=service, cluster=cluster, pods=pods, events=tuple(events), now=now)

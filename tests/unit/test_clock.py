@@ -1,0 +1,52 @@
+"""What is said of a run when the clocks of this machine and of the API server differ."""
+
+import datetime as dt
+import time
+
+import pytest
+
+import raykube as rk
+from raykube.backends.kuberay.clustercauses import OPERATOR_S
+from raykube.backends.kubernetes.kubeapi import Kube
+from tests.servers import Quiet, serving, write_kubeconfig
+
+
+class Api(Quiet):
+    """An API server whose clock is behind by the server's `behind`, with a RayJob that was just made."""
+
+    def date_time_string(self, timestamp=None):
+        return super().date_time_string((timestamp or time.time()) - self.server.behind)
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        made = dt.datetime.fromtimestamp(time.time() - self.server.behind, dt.timezone.utc)
+        stamp = made.isoformat(timespec="seconds").replace("+00:00", "Z")
+        job = {"kind": "RayJob", "metadata": {"name": "a", "uid": "u", "creationTimestamp": stamp}, "spec": {}}
+        of_one = self.path.endswith("/rayjobs/a")
+        self.answer(200, job if of_one else {"metadata": {"resourceVersion": "1"}, "items": []})
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    with serving(Api) as server:
+        server.behind = 0.0
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        yield server
+
+
+@pytest.mark.parametrize("behind", [3600, -3600])
+def test_time_is_the_server_s(api, behind):
+    api.behind = behind
+    kube = Kube()
+    kube.find("RayJob", "a")
+    assert kube.now() == pytest.approx(time.time() - behind, abs=2)
+
+
+def test_clocks_that_agree_are_this_machine_s(api):  # noqa: ARG001 - it is asked
+    kube = Kube()
+    kube.find("RayJob", "a")
+    assert kube._ahead == 0
+
+
+def test_run_that_was_just_made_is_not_taken_for_one_that_no_operator_sees(api):
+    api.behind = 2 * OPERATOR_S
+    assert rk.attach("a", on="kubernetes").status().failure is None
