@@ -187,9 +187,17 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
 
 
-def shell_notes(spec: Manifest) -> Iterator[str]:
-    """Say what the shell of KubeRay's submitter makes of a RayJob that hands its words to one."""
+def submitter_notes(spec: Manifest) -> Iterator[str]:
+    """Say what KubeRay's submitter, which HTTPMode does without, makes of a RayJob."""
     spec = _map(spec)
+    if spec.get("submissionMode") == "SidecarMode":
+        words = "KubeRay does not see the end of a job that is over before all pods are ready; with HTTPMode it does"
+        yield f"submissionMode: {words}"
+    yield from _shell_notes(spec)
+
+
+def _shell_notes(spec: Manifest) -> Iterator[str]:
+    """Say what the submitter's shell makes of the words that are handed to it."""
     mode = spec.get("submissionMode") or "K8sJobMode"
     own = _map(_map(spec.get("submitterPodTemplate")).get("spec")).get("containers") or [{}]
     if mode not in ("K8sJobMode", "SidecarMode") or _map(own[0]).get("command"):

@@ -255,7 +255,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
         part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
-    return _plan(on, body, None, (*_not_created(left_out), *manifests.shell_notes(body[-1]["spec"])))
+    return _plan(on, body, None, (*_not_created(left_out), *manifests.submitter_notes(body[-1]["spec"])))
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:

@@ -239,7 +239,7 @@ def test_taint_that_no_pod_tolerates_is_named_until_it_is_gone(namespace):
     with faults.node_tainted("team=research:NoSchedule"):
         expect(namespace, {"keep-out": Case("Unschedulable", "untolerated taint", job("keep-out"))})
         next_step = cause(gathered(namespace)["keep-out"]).next_step
-        assert "add a toleration for the taint {team: research}" in next_step
+        assert "add a toleration to the group's pod template" in next_step
     until(lambda: cause(gathered(namespace)["keep-out"]) is None, "it is scheduled", 30, poll_s=0.3)
 
 

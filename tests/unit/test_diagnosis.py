@@ -75,6 +75,7 @@ def test_recorded_state_has_its_cause_and_nothing_else(name):
         ("pip package", "rayjob/env: status.message", "No matching distribution found", "runtime_env"),
         ("working_dir", "rayjob/unpack", "No such file or directory: '/nope.zip'", "runtime_env"),
         ("syntax", "rayjob/syn", "SyntaxError: invalid syntax (/app/syn.py, line 2)", "correct the line"),
+        ("submitter beside the head ended", "[ray-job-submitter].state.terminated", "exit code 0", "HTTPMode"),
         ("evicted", "event Evicted", 'Usage of EmptyDir volume "v" exceeds', "the room that the message names"),
     ],
 )
@@ -235,6 +236,12 @@ def test_taint_is_named_before_the_amount_that_other_nodes_lack():
     control = said.replace("gpu: yes", "node-role.kubernetes.io/control-plane: ")
     seen.pods[0]["status"]["conditions"][0]["message"] = control
     assert "toleration" not in cause(seen).next_step
+
+
+def test_taint_that_the_scheduler_does_not_name_is_to_be_looked_for():
+    seen = observed("gpu")
+    seen.pods[0]["status"]["conditions"][0]["message"] = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
+    assert "kubectl describe nodes | grep Taints" in cause(seen).next_step
 
 
 def test_configmap_that_is_there_a_moment_later_is_no_cause():

@@ -12,7 +12,11 @@ MADE = "2026-11-24T12:00:00Z"
 
 def job(deployment="", status="", annotations=None, **more):
     metadata = {"name": "a", "creationTimestamp": MADE, "annotations": annotations or {}}
-    return {"metadata": metadata, "status": {"jobDeploymentStatus": deployment, "jobStatus": status, **more}}
+    return {
+        "metadata": metadata,
+        "spec": {},
+        "status": {"jobDeploymentStatus": deployment, "jobStatus": status, **more},
+    }
 
 
 def seen(deployment="", status="", ray=None, annotations=None, **more):
@@ -38,6 +42,15 @@ def seen(deployment="", status="", ray=None, annotations=None, **more):
 )
 def test_state_is_rays_own_unless_the_rayjob_has_ended_or_waits(deployment, status, ray, state):
     assert runstates.state_of(seen(deployment, status, ray and {"status": ray})) == state
+
+
+def test_job_that_was_over_before_its_cluster_was_ready_has_ended_all_the_same():
+    over = seen("Initializing", ray={"status": "SUCCEEDED", "message": "Job finished successfully."})
+    assert runstates.state_of(over) == "WAITING"  # of the attempt before, whose head is gone
+    over.owner["spec"]["submissionMode"] = "SidecarMode"
+    status = runstates.status_of(over, {})
+    assert (status.state, status.failure) == ("SUCCEEDED", None)
+    assert f"raykube job delete {over.name}" in status.detail
 
 
 def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
@@ -81,7 +94,7 @@ def test_lost_worker_is_told_while_the_attempt_that_lost_it_goes_on():
 
 
 def test_next_attempt_is_told_to_the_script_and_noted():
-    planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
+    planned = {"spec": {}, "metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
     again = jobs.again(planned, 3)
     assert yaml.safe_load(again["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAYKUBE_ATTEMPT": "3"}}
     assert again["metadata"]["annotations"] == {runstates.ATTEMPT_ANNOTATION: "3"}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from raykube.backends import endings
 from raykube.backends.kuberay import clustercauses
 from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
-from raykube.backends.kuberay.observed import Observed, events_about
+from raykube.backends.kuberay.observed import Observed, events_about, head_of
 from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, claims_of, departure_of, loss_of
 from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, name_of, status_of, times
 from raykube.errors import Failure
@@ -23,6 +23,7 @@ _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 _HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
 #: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
+_SUBMITTER = "ray-job-submitter"
 _TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
 #: What the operator tries again and again; one such warning may be a race that it has won since.
 _TRIED = (
@@ -146,9 +147,23 @@ def _pods(seen: Observed) -> Failure | None:
 
 def _submitter(seen: Observed) -> Failure | None:
     """Name what keeps the pod that is to hand the job to Ray from it; how it fares later is of no interest."""
-    if not seen.submitter or seen.ray or status_of(seen.owner).get("jobStatus"):
+    if seen.ray or status_of(seen.owner).get("jobStatus"):
         return None
-    return cause_of(_view(seen, seen.submitter))
+    return cause_of(_view(seen, seen.submitter)) if seen.submitter else _sidecar(seen)
+
+
+def _sidecar(seen: Observed) -> Failure | None:
+    """A submitter that has ended keeps its pod, the head's, from being ready: KubeRay waits for that for ever."""
+    if status_of(seen.owner).get("jobDeploymentStatus") != "Initializing":
+        return None
+    head = head_of(seen.pods)
+    for each in status_of(head).get("containerStatuses") or () if head else ():
+        if each["name"] == _SUBMITTER and (end := each.get("state", {}).get("terminated")):
+            words = f"container {_SUBMITTER} has ended (exit code {end['exitCode']}) before the cluster was ready, and "
+            found = Failure("SubmitterEnded", f"{words}KubeRay waits for its pod, which cannot become ready any more")
+            where = f"pod/{name_of(head)}: status.containerStatuses[{_SUBMITTER}].state.terminated"
+            return complete(seen, found, where, pod=name_of(head), container=_SUBMITTER)
+    return None
 
 
 def _service(seen: Observed) -> Failure | None:

@@ -49,6 +49,8 @@ _STEPS = {
     "HeadLost": "wait for the new head; a job runs again there and goes on from its last complete checkpoint",
     "DriverDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "SubmissionFailed": "see what its submitter says: kubectl -n {namespace} logs -l job-name={name} --tail=20",
+    "SubmitterEnded": "see what became of the job: kubectl -n {namespace} logs {pod} -c {container}; delete it, and "
+    "submit it with submissionMode: HTTPMode, which has no such container",
     "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
@@ -80,6 +82,8 @@ def to_fit(pod: Object, message: str) -> str:
         return _smaller(pod, short) + (f", or {tolerate}" if tolerate else "")
     if "affinity/selector" in message:
         return _selected(pod)
+    if "untolerated taint" in message and not tolerate:  # from 1.34 on the scheduler does not name them
+        return "add a toleration to the group's pod template for a taint of: kubectl describe nodes | grep Taints"
     return tolerate or "see which nodes are ready and what they offer: kubectl describe nodes"
 
 

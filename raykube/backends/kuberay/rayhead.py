@@ -16,7 +16,17 @@ from raykube.errors import BackendError, NotFound, Unreachable
 
 def service_of(job: Mapping[str, Any]) -> str:
     """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
-    return str((job.get("status") or {}).get("dashboardURL") or "").partition(".")[0]
+    status = job.get("status") or {}
+    if url := status.get("dashboardURL"):
+        return str(url).partition(".")[0]
+    # A job that starts with its head may be over before KubeRay takes the cluster for ready and names the address.
+    head = (status.get("rayClusterStatus") or {}).get("head") or {}
+    return str(head.get("serviceName") or "") if is_sidecar(job) else ""
+
+
+def is_sidecar(job: Mapping[str, Any]) -> bool:
+    """Whether a container beside the head hands the job to Ray, as soon as that answers (``SidecarMode``)."""
+    return bool(job["spec"].get("submissionMode") == "SidecarMode")
 
 
 def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:

@@ -16,14 +16,16 @@ from raykube.backends import State, Status
 from raykube.backends.endings import opening
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.rayhead import is_sidecar
 from raykube.backends.kubernetes.fields import is_ready
 from raykube.errors import Failure
 
 STOP_ANNOTATION = "raykube.io/stop"
 ATTEMPT_ANNOTATION = "raykube.io/attempt"
+_STARTS = "Initializing"
 _DEPLOYMENT_STATES: Mapping[str, State] = {
     "": "WAITING",
-    "Initializing": "WAITING",
+    _STARTS: "WAITING",
     "Waiting": "WAITING",
     "Retrying": "WAITING",
     "Suspending": "WAITING",
@@ -72,7 +74,8 @@ def state_of(seen: Observed) -> State:
         return "STOPPED" if status.get("jobStatus") == "STOPPED" else "SUCCEEDED"
     if deployment == "Suspended" and is_stopped(seen):
         return "STOPPED"
-    if deployment == "Running" or (deployment == "Waiting" and seen.ray):
+    early = deployment == "Waiting" or (deployment == _STARTS and is_sidecar(seen.owner))
+    if deployment == "Running" or (early and seen.ray):
         rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"
         return next((state for state in _RAY_STATES if state == rays), "PENDING")
     return _DEPLOYMENT_STATES.get(deployment, "WAITING")
@@ -120,6 +123,9 @@ def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
         return f"{cause.reason}: {opening(cause.message)}"
     if state == "WAITING":
         return _waiting(seen)
+    if state in ("SUCCEEDED", "STOPPED") and (seen.owner.get("status") or {}).get("jobDeploymentStatus") == _STARTS:
+        # KubeRay 1.6 never sees the end of a job that came before all pods were ready: its issues 4199 and 4945.
+        return f"KubeRay does not see that it has ended: its cluster stays until raykube job delete {seen.name}"
     return opening(str(seen.ray.get("message") or (seen.owner.get("status") or {}).get("message") or ""))
 
 
