@@ -94,7 +94,7 @@ def test_lost_worker_is_told_while_the_attempt_that_lost_it_goes_on():
 
 
 def test_next_attempt_is_told_to_the_script_and_noted():
-    planned = {"spec": {}, "metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
+    planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
     again = jobs.again(planned, 3)
     assert yaml.safe_load(again["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAYKUBE_ATTEMPT": "3"}}
     assert again["metadata"]["annotations"] == {runstates.ATTEMPT_ANNOTATION: "3"}
