@@ -21,7 +21,7 @@ class Observed:
         before: how many workloads of its queue Kueue takes first; None when it does not say.
         submitter: the newest pod of the Job by which KubeRay's K8sJobMode hands a job to Ray.
         ray: Ray's own JobDetails, once the head answers.
-        now: when this was seen, in Unix seconds.
+        now: when this was seen, by the API server's clock, in Unix seconds.
     """
 
     owner: Object = field(default_factory=dict)
