@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import raykube
+from raykube import wire
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_VOLUME
 from raykube.cluster import STORAGE_ANNOTATION
@@ -24,7 +24,7 @@ _LIMIT_S = 120
 _POLL_S = 0.2
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
-_MODULE = Path(raykube.__file__).parent / "inside" / "storage.py"
+_MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 _KEPT = ("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext")
 _KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
