@@ -83,7 +83,8 @@ def test_run_survives_driver_worker_head_and_cluster_lost_in_turn(place, code, n
     result = run.result()
     assert (result.metrics["steps"], result.metrics["epoch"]) == (EPOCHS * STEPS, EPOCHS)
     told = [row["metrics"] for row in rows(run, namespace)]
-    assert {each["attempt"] for each in told} == {1, 2, 3, 4}
+    # The third may be lost before it has done an epoch.
+    assert {1, 2, 4} <= {each["attempt"] for each in told} <= {1, 2, 3, 4}
     epochs = [each["epoch"] for each in told]
     # Each attempt goes on from the last checkpoint, so at most that one epoch is done a second time.
     assert sorted(set(epochs)) == list(range(1, EPOCHS + 1))
