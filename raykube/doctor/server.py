@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.credentials import NoCredential
+from raykube.backends.kubernetes.fields import clock_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
@@ -67,8 +67,8 @@ def _version(told: dict[str, str]) -> Check:
 
 
 def clock(date: str, here: float) -> Check:
-    """Compare the ``Date`` of an answer, which is cut to whole seconds, with the time at which it was made."""
-    ahead = here - (parsedate_to_datetime(date).timestamp() + 0.5)
+    """Compare the ``Date`` of an answer with the time at which it was made."""
+    ahead = here - clock_of(date)
     if abs(ahead) <= _CLOCK_S:
         return Check("clock", True, "as the server's, within a second" if abs(ahead) <= 1 else f"{ahead:+.0f} s")
     words = f"this machine is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server"

@@ -242,6 +242,9 @@ def test_taint_that_the_scheduler_does_not_name_is_to_be_looked_for():
     seen = observed("gpu")
     seen.pods[0]["status"]["conditions"][0]["message"] = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
     assert "kubectl describe nodes | grep Taints" in cause(seen).next_step
+    named = "0/1 nodes are available: 1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }."
+    seen.pods[0]["status"]["conditions"][0]["message"] = named  # which is not for pods to tolerate
+    assert "toleration" not in cause(seen).next_step
 
 
 def test_configmap_that_is_there_a_moment_later_is_no_cause():

@@ -157,7 +157,7 @@ def _sidecar(seen: Observed) -> Failure | None:
     if status_of(seen.owner).get("jobDeploymentStatus") != "Initializing":
         return None
     head = head_of(seen.pods)
-    for each in status_of(head).get("containerStatuses") or () if head else ():
+    for each in status_of(head).get("containerStatuses") or ():
         if each["name"] == _SUBMITTER and (end := each.get("state", {}).get("terminated")):
             words = f"container {_SUBMITTER} has ended (exit code {end['exitCode']}) before the cluster was ready, and "
             found = Failure("SubmitterEnded", f"{words}KubeRay waits for its pod, which cannot become ready any more")

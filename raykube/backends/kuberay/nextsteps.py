@@ -82,7 +82,7 @@ def to_fit(pod: Object, message: str) -> str:
         return _smaller(pod, short) + (f", or {tolerate}" if tolerate else "")
     if "affinity/selector" in message:
         return _selected(pod)
-    if "untolerated taint" in message and not tolerate:  # from 1.34 on the scheduler does not name them
+    if "untolerated taint" in message and not _TAINT.search(message):  # from 1.34 on the scheduler does not name them
         return "add a toleration to the group's pod template for a taint of: kubectl describe nodes | grep Taints"
     return tolerate or "see which nodes are ready and what they offer: kubectl describe nodes"
 

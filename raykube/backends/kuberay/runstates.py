@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +16,7 @@ from raykube.backends.endings import opening
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kuberay.rayhead import is_sidecar
-from raykube.backends.kubernetes.fields import is_ready
+from raykube.backends.kubernetes import fields
 from raykube.errors import Failure
 
 STOP_ANNOTATION = "raykube.io/stop"
@@ -136,7 +135,7 @@ def _waiting(seen: Observed) -> str:
         return deployment.lower()
     if not seen.pods:
         return "KubeRay makes its cluster"
-    ready = sum(1 for pod in seen.pods if is_ready(pod))
+    ready = sum(1 for pod in seen.pods if fields.is_ready(pod))
     return f"{ready} of {len(seen.pods)} pods ready"
 
 
@@ -149,5 +148,5 @@ def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
 
 
 def seconds(text: str | None) -> float | None:
-    """Return a Kubernetes time as Unix seconds."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None
+    """Return a Kubernetes time as Unix seconds; None for none."""
+    return fields.seconds(text) or None

@@ -13,12 +13,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
 from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes.fields import clock_of
 from raykube.backends.kubernetes.refusals import refusal
 from raykube.errors import BackendError, NotFound, Unreachable
 
@@ -71,7 +71,7 @@ class Kube:
     def _compare_clocks(self, response: httpx.Response) -> None:
         date = response.headers.get("date")
         if date and "/proxy/" not in response.request.url.path:  # there a pod tells its own
-            ahead = parsedate_to_datetime(date).timestamp() + 0.5 - time.time()
+            ahead = clock_of(date) - time.time()
             self._ahead = ahead if abs(ahead) > _SAME_CLOCK_S else 0.0
 
     def get(self, kind: str, name: str) -> Object:
