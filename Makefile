@@ -1,6 +1,8 @@
 # Two commands on a fresh machine: `make demo` and `make test`. The rest serves development.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process of tests for each core; those that share a cluster or a Ray head stay in one (tests/conftest.py).
+PYTEST := -m pytest --numprocesses=logical
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
 .PHONY: demo test cluster cluster-down check lint format bench-quick clean help
@@ -20,7 +22,7 @@ demo: .venv/ready ## train, search, serve and ask: the main job on this machine
 	@$(RUN) docs/demo.py
 
 test: .venv/ready ## all tests
-	@$(RUN) -m pytest --durations=25
+	@$(RUN) $(PYTEST) --durations=25
 
 cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root, Debian packages, Go)
 	@$(RUN) -m tests.cluster up --install
@@ -29,7 +31,7 @@ cluster-down: .venv/ready ## end it; binaries and images stay for the next time
 	@$(RUN) -m tests.cluster down
 
 check: lint ## lint, and unit tests; within a minute
-	@$(RUN) -m pytest -q tests/unit
+	@$(RUN) $(PYTEST) -q tests/unit
 
 lint: .venv/ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -6,10 +6,25 @@ import pytest
 import yaml
 
 import raykube as rk
+from raykube import api
 from tests.cluster import kubectl, namespaces, workloads
 from tests.contract.backend import BackendContract
+from tests.support import run
 
 pytestmark = pytest.mark.cluster
+
+#: Facts in which KubeRay's part depends on whose the cluster is; each takes a Ray of its own to start.
+WITH_A_CLUSTER_OF_THEIR_OWN = {
+    "test_deleted_run_is_gone",
+    "test_failed_run_says_reason_exit_code_and_last_lines",
+    "test_failed_run_submitted_again_is_its_next_attempt",
+    "test_retry_runs_the_next_attempt",
+    "test_run_is_found_from_another_process",
+    "test_run_that_ends_well_is_succeeded_with_its_log",
+    "test_stopped_run_keeps_its_log",
+    "test_timeout_ends_the_run",
+    "test_two_submits_of_one_plan_at_once_are_one_run",
+}
 
 
 @pytest.fixture(scope="class")
@@ -31,15 +46,15 @@ def deleting(shared_namespace):  # noqa: ARG001 - deletions end before their nam
 
 
 class TestKubeRay(BackendContract):
-    """The facts, each on a cluster of its own that is a head alone."""
+    """The facts, on clusters that are a head alone: one of the run's own, or one that stays for all."""
 
     @pytest.fixture
     def forget(self, deleting):
         """Return a function that has a run deleted."""
         return deleting
 
-    @pytest.fixture
-    def place(self, shared_namespace, tmp_path_factory, monkeypatch):
+    @pytest.fixture(scope="class")
+    def house(self, shared_namespace, tmp_path_factory):
         """Return a preset of a folder that commands find too."""
         folder = tmp_path_factory.mktemp("project")
         (folder / "cluster-configs").mkdir()
@@ -47,6 +62,21 @@ class TestKubeRay(BackendContract):
         del manifest["spec"]["workerGroupSpecs"]
         manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
         (folder / "cluster-configs" / "house.yaml").write_text(yaml.safe_dump(manifest))
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("KUBECONFIG", namespaces.least(shared_namespace))
-        return rk.Cluster.load("house")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("KUBECONFIG", namespaces.least(shared_namespace))
+            yield rk.Cluster.load("house")
+
+    @pytest.fixture(scope="class")
+    def standing(self, house):
+        """Return a cluster that stays."""
+        done = run("raykube", "cluster", "create", "standing", "--on", house.name, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return api.running("standing", house)
+
+    @pytest.fixture
+    def place(self, request, house):
+        """Return the cluster that the fact is about."""
+        if request.node.originalname in WITH_A_CLUSTER_OF_THEIR_OWN:
+            return house
+        return request.getfixturevalue("standing")

@@ -102,13 +102,6 @@ def test_huge_file_is_refused_by_name(raykube, code):
     refused(raykube("job", "submit", "--", "python", "hello.py"), "weights.bin", "exclude")
 
 
-def test_many_files_are_refused_by_their_folder(raykube, code):
-    (code / "cache").mkdir()
-    for number in range(50_000):
-        (code / "cache" / str(number)).touch()
-    refused(raykube("job", "submit", "--", "python", "hello.py"), "50,00", "cache")
-
-
 def test_unreadable_file_is_named(code, tmp_path):
     (code / "secret.txt").write_text("x")
     (code / "secret.txt").chmod(0)
