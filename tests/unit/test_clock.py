@@ -1,6 +1,7 @@
 """What is said of a run when the clocks of this machine and of the API server differ."""
 
 import datetime as dt
+import gc
 import time
 
 import pytest
@@ -44,7 +45,17 @@ def test_time_is_the_server_s(api, behind):
 def test_clocks_that_agree_are_this_machine_s(api):  # noqa: ARG001 - it is asked
     kube = Kube()
     kube.find("RayJob", "a")
-    assert kube._ahead == 0
+    before = time.time()
+    assert before <= kube.now() <= time.time()
+
+
+def test_connections_of_a_handle_that_nobody_holds_are_closed(api):  # noqa: ARG001 - it is asked
+    kube = Kube()
+    kube.find("RayJob", "a")
+    http = kube.http
+    del kube
+    gc.collect()
+    assert http.is_closed
 
 
 def test_run_that_was_just_made_is_not_taken_for_one_that_no_operator_sees(api):

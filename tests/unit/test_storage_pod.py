@@ -2,12 +2,48 @@
 
 import inspect
 
+import pytest
+
 from raykube.backends.kuberay import storage
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import BackendError
 from raykube.inside import storage as inside
+from tests.servers import Quiet, serving, write_kubeconfig
+
+UNSCHEDULABLE = "0/1 nodes are available: 1 Insufficient cpu."
+CONDITION = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": UNSCHEDULABLE}
+CONTAINER = {"name": "head", "image": "ray:1", "ports": []}
+HEAD = {"template": {"spec": {"containers": [CONTAINER]}}}
+JOB = {"kind": "RayJob", "metadata": {"name": "digits"}, "spec": {"rayClusterSpec": {"headGroupSpec": HEAD}}}
+
+
+class Api(Quiet):
+    """An API server whose pods find no node: what it cannot pass on to them it refuses, as recorded."""
+
+    def do_POST(self):  # noqa: N802 - http.server calls it so
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(201, {"metadata": {"name": "digits-storage-1"}})
+
+    do_DELETE = do_POST
+
+    def do_GET(self):  # noqa: N802
+        if "/proxy/" in self.path:
+            self.answer(400, {"kind": "Status", "code": 400, "message": "address not allowed"})
+        else:
+            self.answer(200, {"metadata": {}, "status": {"phase": "Pending", "conditions": [CONDITION]}})
 
 
 def test_pod_runs_the_inside_planes_module_in_the_heads_image():
-    made = storage._container({"name": "head", "image": "ray:1", "ports": []}, ("receive", "/shared"))
+    made = storage._container(CONTAINER, ("receive", "/shared"))
     assert made["command"] == ["python", "-c", inspect.getsource(inside), "receive", "/shared"]
     assert made["image"] == "ray:1"
     assert "ports" not in made
+
+
+def test_pod_that_finds_no_node_is_given_up_with_the_schedulers_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_LIMIT_S", 0.5)
+    with serving(Api) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(BackendError, match="could not be reached") as caught:
+            storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+    assert caught.value.why == f"Unschedulable: {UNSCHEDULABLE}"

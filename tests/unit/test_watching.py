@@ -1,14 +1,16 @@
 """What a watch does with the answers of an API server, from a real server with recorded answers."""
 
 import contextlib
+import socket
 import threading
 
+import httpx
 import pytest
 
-from raykube.backends.kubernetes import watching
+from raykube.backends.kubernetes import kubeapi, watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
-from raykube.errors import Forbidden
+from raykube.errors import Forbidden, Unreachable
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -26,7 +28,12 @@ class Api(Quiet):
     """Lists one RayJob, then tells changes of it until the test lets the connection drop."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        if self.server.refuses.is_set():
+        if self.server.mute.is_set():
+            self.server.dropped.wait(20)
+            self.close_connection = True
+        elif self.server.fails.is_set():
+            self.answer(500, {"kind": "Status", "code": 500, "message": "etcdserver: request timed out"})
+        elif self.server.refuses.is_set():
             self.server.refusals += 1
             self.answer(403, REFUSED)
         elif "watch=1" not in self.path:
@@ -43,7 +50,8 @@ class Api(Quiet):
 @pytest.fixture
 def api(tmp_path, monkeypatch):
     with serving(Api) as server:
-        server.refuses, server.dropped, server.refusals, server.watches = threading.Event(), threading.Event(), 0, 0
+        server.refuses, server.dropped, server.mute, server.fails = (threading.Event() for _ in range(4))
+        server.refusals = server.watches = 0
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
         server.dropped.set()
@@ -82,3 +90,33 @@ def test_refusal_that_lasts_ends_a_watch(api, watched, monkeypatch):
     api.refuses.set()
     api.dropped.set()
     until(lambda: isinstance(watched.error("RayJob"), Forbidden), "it is told", 5)
+
+
+def test_server_that_takes_connections_and_does_not_answer_is_told(api, monkeypatch):
+    # Longer than any pause between two tries, as every limit on an answer is.
+    monkeypatch.setattr(kubeapi, "_TIMEOUT", httpx.Timeout(1.0))
+    monkeypatch.setattr(watching, "_LONGEST_PAUSE_S", 0.3)
+    api.mute.set()
+    with contextlib.closing(Watching(Kube())) as watched:
+        watched.watch("RayJob")
+        until(lambda: isinstance(watched.error("RayJob"), Unreachable), "it is told", 5)
+        api.mute.clear()
+        until(lambda: watched.of("RayJob") == [JOB] and watched.error("RayJob") is None, "it is mended", 5)
+
+
+def test_server_that_fails_is_told_until_it_answers(api, watched):
+    api.fails.set()
+    watched.watch("RayJob")
+    error = until(lambda: watched.error("RayJob"), "it is told", 5)
+    assert isinstance(error, Unreachable)
+    assert error.why == "etcdserver: request timed out"
+    api.fails.clear()
+    until(lambda: watched.of("RayJob") == [JOB] and watched.error("RayJob") is None, "it is mended", 5)
+
+
+def test_connection_that_is_read_for_long_is_asked_after(api):
+    with Kube().stream("/api/v1/namespaces/default/pods?watch=1") as response:
+        connection = response.extensions["network_stream"].get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        api.dropped.set()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
+from raykube.backends.kubernetes.fields import conditions
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_VOLUME
 from raykube.cluster import STORAGE_ANNOTATION
@@ -61,13 +62,14 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
     while True:
         try:
             kube.send("GET", path)
-        except Unreachable as error:
+        except BackendError as error:
+            # The server refuses what it cannot pass on: a pod that is not placed has no address.
             pod = kube.get("Pod", name)
-            if time.monotonic() > deadline or _never_starts(pod):
-                raise _late(pod, f"write {name}") from error
-        except BackendError:  # 404 is the pod's own answer
-            if kube.get("Pod", name)["status"].get("phase") == "Running":
+            phase = pod["status"].get("phase")
+            if phase == "Running" and not isinstance(error, Unreachable):  # the pod's own 404
                 return False
+            if time.monotonic() > deadline or phase == "Failed" or _never_starts(pod):
+                raise _late(pod, f"write {name}") from error
         else:
             return True
         time.sleep(_POLL_S)
@@ -99,10 +101,11 @@ def _never_starts(pod: Object) -> bool:
 
 def _late(pod: Object, what: str) -> BackendError:
     waiting = _waits_for(pod)
-    words = f"{waiting.get('reason')}: {waiting.get('message')}" if waiting else str(pod["status"].get("conditions"))
+    unmet = (f"{each.get('reason')}: {each.get('message')}" for each in conditions(pod).values() if "message" in each)
+    words = f"{waiting.get('reason')}: {waiting.get('message')}" if waiting else "; ".join(unmet)
     return BackendError(
         f"the storage could not be reached ({what})",
-        why=words,
+        why=words or str(pod["status"].get("message") or pod["status"].get("phase")),
         next_step="look whether the volumes of the cluster's manifest can be mounted: kubectl get pvc",
     )
 

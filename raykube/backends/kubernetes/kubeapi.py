@@ -10,7 +10,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 
 from raykube.backends.kubernetes import kubeconfig
-from raykube.backends.kubernetes.fields import clock_of
+from raykube.backends.kubernetes.clock import Clock
 from raykube.backends.kubernetes.refusals import refusal
 from raykube.errors import BackendError, NotFound, Unreachable
 
@@ -42,8 +41,9 @@ _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
 #: The server sends a bookmark about every minute; a watch that is silent for longer has lost its connection.
 _WATCH_TIMEOUT = httpx.Timeout(90, connect=5)
-#: Two clocks that differ by less are taken for the same: answers tell theirs in whole seconds, and take time.
-_SAME_CLOCK_S = 2.0
+#: A log may be silent for days: so many seconds after its last word the kernel asks whether the other side is there,
+#: again and again, and then gives up. macOS has its own default for the first.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class Kube:
@@ -58,21 +58,13 @@ class Kube:
         self.context = config.context
         self.namespace: str = namespace or config.namespace
         self.http = kubeconfig.client(config, _TIMEOUT)
-        self._ahead = 0.0
-        self.http.event_hooks = {"response": [self._compare_clocks]}
+        clock = Clock()
+        #: The time by the server's clock, in Unix seconds.
+        self.now = clock.now
+        self.http.event_hooks = {"response": [clock.compare]}
         # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.
         # Nor to be closed at it, under threads that are still at work: they would say so in tracebacks.
         weakref.finalize(self, self.http.close).atexit = False
-
-    def now(self) -> float:
-        """Return the time by the server's clock, in Unix seconds: what stands in objects is by that."""
-        return time.time() + self._ahead
-
-    def _compare_clocks(self, response: httpx.Response) -> None:
-        date = response.headers.get("date")
-        if date and "/proxy/" not in response.request.url.path:  # there a pod tells its own
-            ahead = clock_of(date) - time.time()
-            self._ahead = ahead if abs(ahead) > _SAME_CLOCK_S else 0.0
 
     def get(self, kind: str, name: str) -> Object:
         """Return one object. Raises NotFound."""
@@ -141,8 +133,10 @@ class Kube:
                 if response.is_error:
                     response.read()
                     raise refusal("GET", path, response)
+                connection = response.extensions["network_stream"].get_extra_info("socket")
+                _have_asked(connection)
                 if stop:
-                    stop.take(response.extensions["network_stream"].get_extra_info("socket"))
+                    stop.take(connection)
                 yield response
         except (httpx.TransportError, httpx.StreamError) as error:
             raise self._unreachable(error) from error
@@ -202,6 +196,14 @@ class Kube:
             why=f"{type(error).__name__}: {error}",
             next_step="look whether kubectl get nodes answers; the run itself goes on",
         )
+
+
+def _have_asked(connection: socket.socket) -> None:
+    """Have the kernel find out when nobody is left at the other end, of whom a reader alone would never hear."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _lines(response: httpx.Response) -> Iterator[bytes]:

@@ -77,6 +77,7 @@ class _Kept:
         self._objects: dict[str, Object] | None = None
         self._version = ""
         self._refused_at: float | None = None
+        self._answered = False
 
     def objects(self) -> list[Object] | None:
         with self._lock:
@@ -87,20 +88,26 @@ class _Kept:
         end.chain(self.stop)
         pause = _FIRST_PAUSE_S
         while not self.stop.is_set():
-            began = time.monotonic()
+            self._answered = False
             try:
                 self._follow()
-                pause = _FIRST_PAUSE_S
             except Gone:
                 self._version = ""
             except BackendError as error:
                 if self._is_final(error):  # not ours to see; the rest is told without it
                     self._say(error)
                     return
-                if not self.stop.is_set() and isinstance(error, Unreachable):
-                    self._say(error if time.monotonic() - began < _LONGEST_PAUSE_S else None)
-                self.stop.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                if not self.stop.is_set():
+                    self._lost(error)
+            pause = _FIRST_PAUSE_S if self._answered else min(2 * pause, _LONGEST_PAUSE_S)
+            self.stop.wait(pause)
+
+    def _lost(self, error: BackendError) -> None:
+        """Say that nothing is known now, unless it is only a connection that was dropped after it had answered."""
+        if isinstance(error, (Forbidden, NotFound)):  # by a server that starts
+            return
+        passing = error if isinstance(error, Unreachable) else Unreachable(error.what, why=error.why)
+        self._say(None if self._answered else passing)
 
     def _is_final(self, error: BackendError) -> bool:
         if not isinstance(error, (Forbidden, NotFound)):
@@ -116,11 +123,12 @@ class _Kept:
     def _follow(self) -> None:
         if not self._version:
             listed, self._version = self._kube.snapshot(self._kind, **self.selectors)
+            self._answered = True
             with self._lock:
                 self._objects = {each["metadata"]["uid"]: each for each in listed}
             self._say(None)
         for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
-            self._refused_at = None
+            self._refused_at, self._answered = None, True
             self._version = change["object"]["metadata"]["resourceVersion"]
             self._take(change["type"], change["object"])
 

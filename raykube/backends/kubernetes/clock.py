@@ -1,0 +1,30 @@
+"""The clock of an API server, as its answers tell it: what stands in objects is by that."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+
+from raykube.backends.kubernetes.fields import clock_of
+
+#: Two clocks that differ by less are taken for the same: answers tell theirs in whole seconds, and take time.
+_SAME_CLOCK_S = 2.0
+
+
+class Clock:
+    """Tells the server's time. It knows no client, whose hook it is: who is known by its own hook is never collected."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        """Return the time in Unix seconds."""
+        return time.time() + self._ahead
+
+    def compare(self, response: httpx.Response) -> None:
+        """Take the time from an answer."""
+        date = response.headers.get("date")
+        if date and "/proxy/" not in response.request.url.path:  # there a pod tells its own
+            ahead = clock_of(date) - time.time()
+            self._ahead = ahead if abs(ahead) > _SAME_CLOCK_S else 0.0
