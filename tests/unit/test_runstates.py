@@ -53,6 +53,14 @@ def test_job_that_was_over_before_its_cluster_was_ready_has_ended_all_the_same()
     assert f"raykube job delete {over.name}" in status.detail
 
 
+@pytest.mark.parametrize(("failed", "state"), [(0, "WAITING"), (1, "WAITING"), (2, "FAILED")])
+def test_failure_in_ray_is_not_the_end_while_kuberay_has_tries_left(failed, state):
+    over = seen("Running", "RUNNING", {"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"}, failed=failed)
+    over.owner["spec"]["backoffLimit"] = 2
+    status = runstates.status_of(over, {})
+    assert (status.state, status.failure.reason) == (state, "EntrypointFailed")
+
+
 def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
     assert runstates.state_of(seen("Suspended")) == "WAITING"
     assert runstates.state_of(seen("Suspended", annotations={runstates.STOP_ANNOTATION: MADE})) == "STOPPED"

@@ -12,7 +12,7 @@ from raykube import bodies, package
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.rayhead import RayHead, head_of
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError, Conflict
+from raykube.errors import BackendError, Conflict, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
 
@@ -82,15 +82,25 @@ def _answering(kube: Kube, name: str, limit_s: float) -> RayHead:
     """Wait for the head of a job's cluster."""
     deadline = time.monotonic() + limit_s
     while True:
-        why = "KubeRay has not made it"
-        if head := head_of(kube, kube.get("RayJob", name)):
-            try:
-                head.api.version()
-            except BackendError as error:
-                why = error.why
-            else:
-                return head
+        head, why = _asked(kube, name)
+        if head:
+            return head
         if time.monotonic() > deadline:
             step = f"see: raykube job why {name}"
             raise BackendError(f"the head of {name} did not answer within {limit_s:g} s", why=why, next_step=step)
         time.sleep(_POLL_S)
+
+
+def _asked(kube: Kube, name: str) -> tuple[RayHead | None, str]:
+    """Return the head of a job's cluster if it answers, else why not."""
+    try:
+        head = head_of(kube, kube.get("RayJob", name))
+    except Unreachable as error:  # the API server; it may be back in time
+        return None, error.why
+    if head is None:
+        return None, "KubeRay has not made it"
+    try:
+        head.api.version()
+    except BackendError as error:
+        return None, error.why
+    return head, ""

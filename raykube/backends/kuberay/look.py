@@ -17,6 +17,7 @@ from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
@@ -58,13 +59,12 @@ class Look:
     def status(self) -> Status:
         """Return the status now."""
         head = self._askable()
-        details = head.details() if head else {}
-        told = head.told(self.name, details) if head else {}
+        details, told = _asked(head, self.name)
         return self._status(self._once(details), told, head)
 
     def _askable(self) -> RayHead | None:
         """Return the head unless this user may not speak to it, or nobody answers: then the RayJob must do."""
-        with contextlib.suppress(Forbidden, Unreachable):
+        with contextlib.suppress(BackendError):
             return self.head()
         return None
 
@@ -80,7 +80,7 @@ class Look:
         return replace(seen, before=self._place.before(seen.workload)) if queued else seen
 
     def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
-        with contextlib.suppress(Forbidden):
+        with contextlib.suppress(Forbidden, UnknownKind):
             return self._kube.listed(kind, **selectors)
         return []
 
@@ -185,16 +185,20 @@ class _RayPoll:
             head, name = self._head, self._name
         if head is None:
             return
-        try:
-            details = head.details()
-            told = head.told(name, details)
-        except BackendError:  # what the RayJob says must do
-            details, told = {}, {}
+        details, told = _asked(head, name)
         with self._lock:
             if head is not self._head or (details, told) == (self._details, self._told):
                 return
             self._details, self._told = details, told
         self._changed()
+
+
+def _asked(head: RayHead | None, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return Ray's JobDetails and what the run's pod tells; nothing where nobody answers: the RayJob must do."""
+    with contextlib.suppress(BackendError):
+        details = head.details() if head else {}
+        return details, head.told(name, details) if head else {}
+    return {}, {}
 
 
 def _job(kube: Kube, name: str) -> Object:

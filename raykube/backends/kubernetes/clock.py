@@ -13,7 +13,7 @@ _SAME_CLOCK_S = 2.0
 
 
 class Clock:
-    """Tells the server's time. It knows no client, whose hook it is: who is known by its own hook is never collected."""
+    """Tells the server's time. It does not know the client whose hook it is: that would never be collected then."""
 
     def __init__(self) -> None:
         self._ahead = 0.0

@@ -15,6 +15,10 @@ _FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]
 _WRITES = ("POST", "PATCH")
 
 
+class UnknownKind(BackendError):
+    """The cluster has no such kind of objects."""
+
+
 def refusal(method: str, path: str, response: httpx.Response) -> BackendError | ManifestError:
     """Map an error of the API server to ours."""
     status = _status(response)
@@ -25,6 +29,8 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
         return _refused_manifest(named, words, details)
     if code in _UNAVAILABLE:
         return Unreachable(f"no answer by way of the API server to {method} {path}", why=words)
+    if code == httpx.codes.NOT_FOUND and " " not in named:
+        return _unnamed(method, path, words)
     known = _REFUSALS.get(code)
     return known(named, words) if known else BackendError(f"the API server refused {method} {path}", why=words)
 
@@ -38,14 +44,19 @@ def _status(response: httpx.Response) -> dict[str, Any]:
 
 
 def _not_found(named: str, words: str) -> BackendError:
-    # Without a name it is the kind that the server does not know.
-    if " " in named:
-        return NotFound(f"there is no {named} there", why=words)
-    return BackendError(
-        "the cluster does not know this kind of object: KubeRay's definitions are not installed",
-        why=words,
-        next_step="have an administrator install KubeRay: helm install kuberay-operator kuberay/kuberay-operator",
-    )
+    return NotFound(f"there is no {named} there", why=words)
+
+
+def _unnamed(method: str, path: str, words: str) -> BackendError:
+    """Return what a 404 without an object's name means: a pod's own answer, or that the server lacks the kind."""
+    if "/proxy/" in path:
+        return BackendError(f"what the API server passed on was refused: {method} {path}", why=words)
+    if "/ray.io/" in path:
+        what = "KubeRay's definitions are not installed"
+        step = "have an administrator install KubeRay: helm install kuberay-operator kuberay/kuberay-operator"
+    else:
+        what, step = f"it does not serve {path}", "have an administrator install what serves it"
+    return UnknownKind(f"the cluster does not know this kind of object: {what}", why=words, next_step=step)
 
 
 def _forbidden(_named: str, words: str) -> BackendError:

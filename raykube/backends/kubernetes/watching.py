@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 
 from raykube.backends.kubernetes.kubeapi import Gone, Kube, Object, Stop
+from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 #: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
 _STARTING_S = 30.0
+_REFUSED = (Forbidden, NotFound, UnknownKind)
 
 
 class Watching:
@@ -104,13 +106,13 @@ class _Kept:
 
     def _lost(self, error: BackendError) -> None:
         """Say that nothing is known now, unless it is only a connection that was dropped after it had answered."""
-        if isinstance(error, (Forbidden, NotFound)):  # by a server that starts
+        if isinstance(error, _REFUSED):  # by a server that starts
             return
         passing = error if isinstance(error, Unreachable) else Unreachable(error.what, why=error.why)
         self._say(None if self._answered else passing)
 
     def _is_final(self, error: BackendError) -> bool:
-        if not isinstance(error, (Forbidden, NotFound)):
+        if not isinstance(error, _REFUSED):
             return False
         now = time.monotonic()
         self._refused_at = self._refused_at or now

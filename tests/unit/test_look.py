@@ -1,0 +1,71 @@
+"""What is said of a run where less than everything answers, from a real server with recorded answers."""
+
+import re
+
+import pytest
+
+import raykube as rk
+from tests.servers import Quiet, serving, write_kubeconfig
+
+JOB = {
+    "kind": "RayJob",
+    "metadata": {
+        "name": "a",
+        "uid": "u",
+        "creationTimestamp": "2026-11-24T12:00:00Z",
+        "labels": {"kueue.x-k8s.io/queue-name": "team"},
+    },
+    "spec": {"submissionMode": "HTTPMode", "rayClusterSpec": {}},
+    "status": {
+        "jobDeploymentStatus": "Running",
+        "jobStatus": "RUNNING",
+        "jobId": "a-x",
+        "rayClusterName": "a-c",
+        "dashboardURL": "a-c-head-svc.test.svc.cluster.local:8265",
+    },
+}
+EMPTY = {"metadata": {"resourceVersion": "1"}, "items": []}
+
+
+class Api(Quiet):
+    """Has one run that is in Ray; the test says with what it answers which paths instead."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        for pattern, (code, body) in self.server.instead.items():
+            if re.search(pattern, self.path):
+                return self.answer(code, body)
+        return self.answer(200, JOB if self.path.endswith("/rayjobs/a") else EMPTY)
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    with serving(Api) as server:
+        server.instead = {}
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        yield server
+
+
+def said(code, message):
+    return code, {"kind": "Status", "code": code, "message": message}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        # Kueue is not there: the server knows no such path.
+        ("/workloads", said(404, "the server could not find the requested resource")),
+        ("/proxy/", said(403, 'services "a-c-head-svc:dashboard" is forbidden: User "least" cannot get')),
+        ("/proxy/", (500, "Internal Server Error: GCS is gone")),
+    ],
+)
+def test_state_is_the_rayjobs_where_the_rest_is_not_told(api, path, answer):
+    api.instead = {path: answer}
+    status = rk.attach("a", on="kubernetes").status()
+    assert (status.state, status.failure) == ("RUNNING", None)
+
+
+def test_cluster_without_kuberay_is_said_to_be_one(api):
+    api.instead = {"/apis/ray.io/": said(404, "the server could not find the requested resource")}
+    with pytest.raises(rk.BackendError, match="KubeRay's definitions are not installed") as caught:
+        rk.attach("a", on="kubernetes")
+    assert "helm install" in caught.value.next_step
