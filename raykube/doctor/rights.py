@@ -43,7 +43,7 @@ RULES = (
     Rule("", ("pods/portforward",), ("get", "create"), "for raykube cluster forward and service forward"),
     Rule("", ("resourcequotas",), ("get", "list"), "to say that a quota is used up"),
     Rule("", ("persistentvolumeclaims",), ("get",), "to see whether the claims of a manifest are there"),
-    Rule("kueue.x-k8s.io", ("workloads",), _READ, "to say why Kueue has not admitted a run"),
+    Rule("kueue.x-k8s.io", ("workloads",), (*_READ, "patch"), "to say why Kueue has not admitted a run, and stop it"),
     Rule(
         "visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",), "to say where it stands in the queue"
     ),

@@ -35,7 +35,7 @@ LEAST_PRIVILEGE = (
     ("", ("pods/portforward",), ("get", "create")),  # by WebSocket it is a GET, which some servers ask for, some not
     ("", ("resourcequotas",), ("get", "list")),
     ("", ("persistentvolumeclaims",), ("get",)),
-    ("kueue.x-k8s.io", ("workloads",), _READ),
+    ("kueue.x-k8s.io", ("workloads",), (*_READ, "patch")),
     ("visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",)),
 )
 

@@ -134,7 +134,9 @@ class KubeRay:
         if self._run(name) is None:
             services.take_down(self.kube, name)
             return
-        self.stop(name)
+        # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down.
+        with contextlib.suppress(BackendError):
+            self.stop(name)
         job = Look(self.kube, name).job
         try:
             storage.remove(self.kube, job)

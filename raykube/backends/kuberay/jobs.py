@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -12,9 +13,10 @@ import yaml
 from raykube import plans, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import Conflict
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 
 _TRIES = 5
@@ -24,23 +26,31 @@ def start(kube: Kube, plan: Plan) -> None:
     """Create a plan's objects. The same name and plan is the same run; one that failed or was stopped starts again.
 
     Raises:
-        Conflict: a run of that name came from another plan; the difference is told.
+        Conflict: a service has that name, a run of that name came from another plan (the difference is told), or
+            something else holds the name of its code.
         ManifestError: the server refused the manifest; nothing was created.
     """
     *code, job = plan.body
+    _check_free(kube, plan.name)
     largecode.before(kube, plan)
     for _ in range(_TRIES):
-        owner = objects.created(kube, job)
+        made = owner = objects.created(kube, job)
         if owner is None:
             owner, attempt = _there(kube, plan)
             if attempt:
                 job = again(plan.body[-1], attempt)
         if owner:
-            for part in code:
-                _own(kube, part, owner)
+            _own(kube, code, owner, is_new=made is not None)
             largecode.after(kube, plan)
             return
     raise Conflict(f"{plan.name} is started and deleted by others at once", next_step="submit it again")
+
+
+def _check_free(kube: Kube, name: str) -> None:
+    """Refuse the name of a service: from then on that could not be spoken of."""
+    with contextlib.suppress(Forbidden):  # who may not see services has none
+        if kube.find("RayService", name):
+            raise Conflict(f"the name {name!r} is taken by a service", next_step="choose another --name")
 
 
 def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
@@ -60,28 +70,15 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     return None, status.attempt + 1
 
 
-def _own(kube: Kube, part: Mapping[str, Any], owner: Object) -> None:
-    """Create the object that carries the code, owned by the run: it goes when the run does."""
-    references = [_reference(owner)]
-    owned = {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
-    name = part["metadata"]["name"]
-    for _ in range(_TRIES):
-        if objects.created(kube, owned):
-            return
-        known = kube.find(part["kind"], name)
-        if known and known["metadata"].get("ownerReferences") == references:
-            return
-        if known and not known["metadata"].get("ownerReferences"):  # somebody's own, which the run may use
-            return
-        if known:  # of an earlier run of that name, and about to be collected as garbage
-            objects.delete(kube, known)
-    raise Conflict(f"{part['kind']} {name} is held by something else", next_step=f"kubectl describe configmap {name}")
-
-
-def _reference(owner: Object) -> dict[str, Any]:
-    metadata = owner["metadata"]
-    found = {"apiVersion": "ray.io/v1", "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
-    return {**found, "controller": True, "blockOwnerDeletion": True}
+def _own(kube: Kube, code: Iterable[Mapping[str, Any]], owner: Object, *, is_new: bool) -> None:
+    """Create the objects that carry the code, owned by the run: they go when the run does."""
+    try:
+        for part in code:
+            objects.claim(kube, part, owner)
+    except Conflict:
+        if is_new:  # it would wait for its code until its deadline
+            remove(kube, owner)
+        raise
 
 
 def _check_same(known: Object, wanted: Mapping[str, Any]) -> None:
@@ -124,13 +121,44 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
 
 
 def stop(kube: Kube, look: Look) -> None:
-    """Ask for a run's end: Ray's job is stopped; one that is not there yet will not be started."""
+    """Ask for a run's end: Ray's job is stopped; one that is not there yet will not be started.
+
+    Raises:
+        Unreachable: the head of a job that runs does not answer.
+        BackendError: a cluster that stays is about to run it, which nothing but its deletion prevents.
+    """
     head = look.head()
-    if head and head.details():
+    if head and _is_in_ray(head, look.job):
         head.api.stop(head.submission_id)
         return
+    if "clusterSelector" in look.job["spec"]:
+        raise BackendError(
+            f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
+            next_step=f"stop it once it runs, or: raykube job delete {look.name}",
+        )
+    _hold_back(kube, look)
+
+
+def _is_in_ray(head: RayHead, job: Object) -> bool:
+    try:
+        return bool(head.api.job(head.submission_id))
+    except NotFound:
+        return False
+    except Unreachable:
+        if (job.get("status") or {}).get("jobStatus"):
+            raise
+        return False
+
+
+def _hold_back(kube: Kube, look: Look) -> None:
     annotations = {runstates.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": {"suspend": True}})
+    if workload := look.workload():  # suspending is Kueue's own business: it would start the run again
+        kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
+        kube.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
+        return
+    # What keeps its cluster KubeRay does not suspend: it takes the whole RayJob for invalid, for good.
+    spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
+    kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
 
 
 def remove(kube: Kube, job: Object) -> None:

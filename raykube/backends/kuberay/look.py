@@ -56,6 +56,11 @@ class Look:
         head = self.head()
         return head.told(self.name, head.details()) if head else {}
 
+    def workload(self) -> Object | None:
+        """Return what Kueue has made of the run; None when it is none of its."""
+        which = _selectors(self.job).get("workload")
+        return next(iter(self._listed(*which)), None) if which else None
+
     def status(self) -> Status:
         """Return the status now."""
         head = self._askable()

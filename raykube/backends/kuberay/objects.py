@@ -1,4 +1,4 @@
-"""Creating and deleting objects that others may create and delete at the same time."""
+"""Creating, owning and deleting objects that others may create and delete at the same time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from raykube import plans
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, NotFound
 
 GONE_S = 90.0
 POLL_S = 0.1
+_TRIES = 5
+_CONTENT = ("data", "binaryData")
+_OWNERS = ("RayJob", "RayService", "RayCluster")
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
 
@@ -21,6 +25,66 @@ def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:
         return kube.create(thing)
     except Conflict:
         return None
+
+
+def owned(part: Mapping[str, Any], owner: Object) -> dict[str, Any]:
+    """Return an object as the owner's own: it goes when the owner does."""
+    metadata = owner["metadata"]
+    reference = {"apiVersion": "ray.io/v1", "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
+    references = [{**reference, "controller": True, "blockOwnerDeletion": True}]
+    return {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
+
+
+def claim(kube: Kube, part: Mapping[str, Any], owner: Object) -> Object:
+    """Create an object as the owner's own, and return what has its name now: that, or what the owner had already.
+
+    What an owner that is gone has left makes room. What nobody owns is used as it is if it says the same, and taken
+    over if raykube made it.
+
+    Raises:
+        Conflict: it belongs to somebody else, and is left alone.
+    """
+    body, kind, name = owned(part, owner), part["kind"], part["metadata"]["name"]
+    for _ in range(_TRIES):
+        if made := created(kube, body):
+            return made
+        known = kube.find(kind, name)
+        if known is None:
+            continue
+        holder = next(iter(known["metadata"].get("ownerReferences") or []), None)
+        if holder is None:
+            return _unowned(kube, known, body)
+        if holder["uid"] == owner["metadata"]["uid"]:
+            return known
+        if _lives(kube, holder):
+            raise _taken(known, f"it belongs to {holder['kind']} {holder['name']}")
+        delete(kube, known)
+    raise _taken({"kind": kind, **part}, "others create and delete it at once")
+
+
+def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
+    if all((known.get(key) or {}) == (body.get(key) or {}) for key in _CONTENT):
+        return known
+    key, _, value = plans.MANAGED_BY.partition("=")
+    if (known["metadata"].get("labels") or {}).get(key) != value:
+        raise _taken(known, "nobody owns it, and it holds something else")
+    references = {"ownerReferences": body["metadata"]["ownerReferences"]}
+    content = {key: body[key] for key in _CONTENT if key in body}
+    return kube.patch(body["kind"], name_of(known), {"metadata": references, **content})
+
+
+def _lives(kube: Kube, reference: Mapping[str, Any]) -> bool:
+    """Whether an owner is still there; of kinds that are none of KubeRay's nobody here can tell."""
+    if reference["kind"] not in _OWNERS:
+        return True
+    known = kube.find(reference["kind"], reference["name"])
+    return known is not None and known["metadata"]["uid"] == reference["uid"]
+
+
+def _taken(known: Mapping[str, Any], why: str) -> Conflict:
+    what = f"{known['kind']} {known['metadata']['name']}"
+    step = f"choose another name, or look whether it is in use: kubectl describe {what.lower()}"
+    return Conflict(f"the name of {what} is taken", why=why, next_step=step)
 
 
 def delete(kube: Kube, thing: Object) -> None:

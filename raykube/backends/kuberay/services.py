@@ -120,20 +120,11 @@ def _carry_all(kube: Kube, code: list[dict[str, Any]], service: Object) -> None:
 
 def _carry(kube: Kube, part: dict[str, Any], service: Object) -> None:
     """Put the code where the service's pods have it mounted: next to what is in use, if both find room."""
-    name, file = name_of(part), next(iter(part["binaryData"]))
-    for _ in range(_TRIES):
-        if objects.created(kube, owned(part, service)):
-            return
-        known = kube.find("ConfigMap", name)
-        if known and (known["metadata"].get("ownerReferences") or [{}])[0].get("uid") != service["metadata"]["uid"]:
-            objects.delete(kube, known)  # of an earlier service of that name, and about to be collected as garbage
-        elif known and file in (known.get("binaryData") or {}):
-            return
-        elif known:
-            kube.patch("ConfigMap", name, {"binaryData": kept(known, part, service)})
-            _hasten(kube, service, file)
-            return
-    raise Conflict(f"ConfigMap {name} is held by something else", next_step=f"kubectl describe configmap {name}")
+    file = next(iter(part["binaryData"]))
+    known = objects.claim(kube, part, service)
+    if file not in (known.get("binaryData") or {}):
+        kube.patch("ConfigMap", name_of(part), {"binaryData": kept(known, part, service)})
+        _hasten(kube, service, file)
 
 
 def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
@@ -145,14 +136,6 @@ def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, s
     # Code that finds no room has long been unpacked where it runs.
     stays = in_use if size <= _CONFIG_MAP_LIMIT else []
     return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
-
-
-def owned(part: Mapping[str, Any], service: Object) -> dict[str, Any]:
-    """Return the object as the service's own: it goes when the service does."""
-    metadata = service["metadata"]
-    reference = {"apiVersion": "ray.io/v1", "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]}
-    references = [{**reference, "controller": True, "blockOwnerDeletion": True}]
-    return {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
 
 
 def _hasten(kube: Kube, service: Object, file: str) -> None:

@@ -1,0 +1,178 @@
+"""What starting and stopping asks of the API server, from a real server that keeps objects."""
+
+import json
+from urllib.parse import urlsplit
+
+import pytest
+
+import raykube as rk
+from raykube.backends.kuberay import jobs, runstates, services
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import Conflict
+from raykube.plans import MANAGED_BY
+from tests.servers import Quiet, serving, write_kubeconfig
+
+OURS = dict([MANAGED_BY.split("=")])
+QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
+
+
+class Api(Quiet):
+    """Keeps objects by their path, as far as these tests ask for it; nothing is ever left of what is deleted."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        path = urlsplit(self.path).path
+        if found := self.server.kept.get(path):
+            return self.answer(200, found)
+        if path.rpartition("/")[2] in ("pods", "events", "workloads"):
+            items = [each for at, each in self.server.kept.items() if at.rpartition("/")[0] == path]
+            return self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})
+        return self._missing(path)
+
+    def do_POST(self):  # noqa: N802
+        thing = self._body()
+        path = f"{urlsplit(self.path).path}/{thing['metadata']['name']}"
+        if path in self.server.kept:
+            return self.answer(409, {"code": 409, "message": "already exists", "details": self._details(path)})
+        self.server.kept[path] = keep(thing, uid=f"uid-{len(self.server.kept)}-{path}")
+        return self.answer(201, self.server.kept[path])
+
+    def do_PATCH(self):  # noqa: N802
+        path, change = urlsplit(self.path).path, self._body()
+        self.server.kept[path] = merged(self.server.kept[path], change)
+        self.answer(200, self.server.kept[path])
+
+    def do_DELETE(self):  # noqa: N802
+        self._body()
+        self.server.kept.pop(urlsplit(self.path).path, None)
+        self.answer(200, {})
+
+    def _body(self):
+        return json.loads(self.rfile.read(int(self.headers["content-length"])))
+
+    def _missing(self, path):
+        self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": self._details(path)})
+
+    def _details(self, path):
+        return {"kind": path.split("/")[-2], "name": path.split("/")[-1]}
+
+
+def keep(thing, uid="u", **status):
+    metadata = {"uid": uid, "creationTimestamp": "2026-11-24T12:00:00Z", **thing["metadata"]}
+    return {**thing, "metadata": metadata} | ({"status": status} if status else {})
+
+
+def merged(known, change):
+    """Return what a JSON merge patch makes of an object."""
+    if not isinstance(change, dict) or not isinstance(known, dict):
+        return change
+    gone = {key for key, value in change.items() if value is None}
+    return {
+        **{key: value for key, value in known.items() if key not in gone},
+        **{key: merged(known.get(key, {}), value) for key, value in change.items() if value is not None},
+    }
+
+
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+RAY = "/apis/ray.io/v1/namespaces/default"
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Give what the server keeps, by path."""
+    with serving(Api) as server:
+        server.kept = {}
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        yield server.kept
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Return the plan of a job whose code is in a ConfigMap."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "hello.py").write_text("print('hello')\n")
+    job = rk.Job(entrypoint="python hello.py", name="digits", working_dir=tmp_path / "code")
+    return rk.plan(job, "cpu-small")
+
+
+def config_map(labels=(), owner=None, **content):
+    references = {"ownerReferences": [{"apiVersion": "ray.io/v1", **owner}]} if owner else {}
+    metadata = {"name": "digits-code", "uid": "theirs", "labels": dict(labels), **references}
+    return {"kind": "ConfigMap", "metadata": metadata, "binaryData": content}
+
+
+def test_name_of_a_service_is_refused_to_a_run(kept, plan):
+    kept[f"{RAY}/rayservices/digits"] = keep({"kind": "RayService", "metadata": {"name": "digits"}})
+    with pytest.raises(Conflict, match="taken by a service"):
+        jobs.start(Kube(), plan)
+    assert [*kept] == [f"{RAY}/rayservices/digits"]
+
+
+def test_code_that_belongs_to_a_living_owner_is_left_to_it_and_no_run_stays(kept, plan):
+    kept[f"{RAY}/rayjobs/other"] = keep({"kind": "RayJob", "metadata": {"name": "other"}}, uid="alive")
+    theirs = config_map(owner={"kind": "RayJob", "name": "other", "uid": "alive"}, file="eA==")
+    kept[f"{CONFIG_MAPS}/digits-code"] = theirs
+    with pytest.raises(Conflict, match="ConfigMap digits-code is taken") as caught:
+        jobs.start(Kube(), plan)
+    assert caught.value.why == "it belongs to RayJob other"
+    assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
+    assert f"{RAY}/rayjobs/digits" not in kept
+
+
+def test_code_of_an_owner_that_is_gone_makes_room(kept, plan):
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(owner={"kind": "RayJob", "name": "digits", "uid": "gone"})
+    jobs.start(Kube(), plan)
+    made = kept[f"{CONFIG_MAPS}/digits-code"]
+    assert made["metadata"]["ownerReferences"][0]["uid"] == kept[f"{RAY}/rayjobs/digits"]["metadata"]["uid"]
+    assert made["binaryData"] == plan.body[0]["binaryData"]
+
+
+def test_code_that_kubectl_applied_from_an_older_plan_is_brought_up_to_date(kept, plan):
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels=OURS, old="eA==")
+    jobs.start(Kube(), plan)
+    made = kept[f"{CONFIG_MAPS}/digits-code"]
+    assert plan.body[0]["binaryData"].items() <= made["binaryData"].items()
+    assert made["metadata"]["ownerReferences"]
+
+
+def test_config_map_of_somebody_elses_own_is_left_alone(kept, plan):
+    theirs = config_map(mine="eA==")
+    kept[f"{CONFIG_MAPS}/digits-code"] = theirs
+    with pytest.raises(Conflict, match="is taken"):
+        jobs.start(Kube(), plan)
+    service = keep({"kind": "RayService", "metadata": {"name": "digits"}, "spec": {}})
+    with pytest.raises(Conflict, match="is taken"):
+        services._carry(Kube(), plan.body[0], service)
+    assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
+
+
+def waiting(kept, labels=(), **spec):
+    job = {"kind": "RayJob", "metadata": {"name": "digits", "labels": dict(labels)}, "spec": spec}
+    kept[f"{RAY}/rayjobs/digits"] = keep(job, jobDeploymentStatus="Initializing")
+    return Look(Kube(), "digits")
+
+
+def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
+    look = waiting(kept, rayClusterSpec={}, shutdownAfterJobFinishes=False, deletionStrategy={"deletionRules": []})
+    jobs.stop(Kube(), look)
+    job = kept[f"{RAY}/rayjobs/digits"]
+    assert job["spec"] == {"rayClusterSpec": {}, "suspend": True, "shutdownAfterJobFinishes": True}
+    assert runstates.STOP_ANNOTATION in job["metadata"]["annotations"]
+
+
+def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(kept):
+    workloads = "/apis/kueue.x-k8s.io/v1beta2/namespaces/default/workloads"
+    kept[f"{workloads}/rayjob-digits-1"] = {"metadata": {"name": "rayjob-digits-1"}, "spec": {"queueName": "team"}}
+    look = waiting(kept, labels=QUEUED, rayClusterSpec={}, suspend=True)
+    jobs.stop(Kube(), look)
+    assert kept[f"{workloads}/rayjob-digits-1"]["spec"] == {"queueName": "team", "active": False}
+    assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"rayClusterSpec": {}, "suspend": True}
+    assert runstates.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
+
+
+def test_stop_of_what_a_standing_cluster_is_about_to_run_says_what_ends_it(kept):
+    look = waiting(kept, clusterSelector={"ray.io/cluster": "demo"})
+    with pytest.raises(rk.BackendError) as caught:
+        jobs.stop(Kube(), look)
+    assert "raykube job delete digits" in caught.value.next_step
+    assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"clusterSelector": {"ray.io/cluster": "demo"}}
