@@ -29,16 +29,16 @@ def kueue(addon):
 
 
 @pytest.fixture
-def why(namespace, monkeypatch):
-    """Give a function that tells why a run does not run, to a user with the documented rights."""
+def run(namespace, monkeypatch):
+    """Give a function that returns the handle of a run, as a user with the documented rights has it."""
     monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
-    return lambda name: Run(name, KubeRay()).why()
+    return lambda name: Run(name, KubeRay())
 
 
 @pytest.mark.usefixtures("kueue")
-def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace, why):
+def test_second_job_on_a_queue_for_one_waits_for_the_first_and_a_stopped_one_never_runs(namespace, run):
     with addons.queue(namespace, cpu=1, memory="1500Mi") as queue:
-        for name in ("first", "second"):
+        for name in ("first", "second", "stopped"):
             kubectl.apply(workloads.manifest("rayjob-queued", NAME=name, QUEUE=queue), namespace=namespace)
 
         def why_not():
@@ -47,15 +47,19 @@ def test_second_job_on_a_queue_for_one_waits_for_the_first(namespace, why):
             pending = [each for conditions in found for each in conditions if each["type"] == "QuotaReserved"]
             return [each["message"] for each in pending if each["status"] == "False"]
 
-        assert "insufficient unused quota for memory" in until(why_not, "one job is held back", 30)[0]
-        told = until(lambda: why("second"), "why tells it", 5)
+        assert "insufficient unused quota for memory" in until(why_not, "a job is held back", 30)[0]
+        told = until(run("second").why, "why tells it", 5)
         assert told.reason == "Queued"
         assert "insufficient unused quota for memory" in told.message
         assert told.message.endswith("It is the first in the queue")
+        until(run("stopped").why, "the third is queued too", 5)
+        run("stopped").stop()
         jobs = [kubectl.get("rayjob", name, namespace) for name in ("first", "second")]
         assert [job["spec"].get("suspend", False) for job in jobs] == [False, True]
         first, second = (workloads.finished_job(namespace, name)["status"] for name in ("first", "second"))
         assert first["endTime"] <= second["rayJobInfo"]["startTime"]
+        assert run("stopped").status().state == "STOPPED"
+        assert kubectl.get("rayjob", "stopped", namespace)["spec"]["suspend"] is True
 
 
 @pytest.fixture
