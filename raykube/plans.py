@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import difflib
 import hashlib
 import json
 import math
@@ -33,7 +32,6 @@ __all__ = [
     "Plan",
     "as_yaml",
     "code_uri",
-    "difference",
     "localjob",
     "localservice",
     "manifest",
@@ -46,7 +44,7 @@ RUN_KEY = "raykube.run"
 PLAN_KEY = "raykube.plan"
 _LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
-_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
+NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
@@ -113,13 +111,6 @@ class Plan:
         return "---\n".join(as_yaml(part) for part in self.body)
 
 
-def difference(old: str, new: str) -> str:
-    """Return the lines in which two plans' YAML differ; "" when they do not."""
-    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0, lineterm=""))[2:]
-    told = [line for line in lines if line[:1] in "+-" and not any(key in line for key in _NOT_PART)]
-    return "\n".join(told[:20] + (["…"] if len(told) > 20 else []))
-
-
 def _digest(body: tuple[dict[str, Any], ...]) -> str:
     text = json.dumps(_told_apart(body), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -128,11 +119,11 @@ def _digest(body: tuple[dict[str, Any], ...]) -> str:
 def _told_apart(value: Any) -> Any:
     """Leave out a plan's own hash, which commit the same code came from, and which attempt this is."""
     if isinstance(value, Mapping):
-        return {key: _told_apart(inner) for key, inner in value.items() if key not in _NOT_PART}
+        return {key: _told_apart(inner) for key, inner in value.items() if key not in NOT_PART}
     if isinstance(value, (list, tuple)):
         return [_told_apart(inner) for inner in value]
-    if isinstance(value, str) and any(key in value for key in _NOT_PART):
-        return "\n".join(line for line in value.split("\n") if not any(key in line for key in _NOT_PART))
+    if isinstance(value, str) and any(key in value for key in NOT_PART):
+        return "\n".join(line for line in value.split("\n") if not any(key in line for key in NOT_PART))
     return value
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube import App, Cluster, ConfigError, Job, Service, plans
+from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.cluster import STORAGE_ANNOTATION
 from raykube.package import collect
 from raykube.specs import Autoscaling
@@ -105,7 +105,7 @@ def test_plan_of_the_same_code_at_another_commit_is_the_same(code, tmp_path):
     first, second = plans.rayjob(JOB, cluster, code), plans.rayjob(JOB, cluster, other)
     assert "f" * 40 in second.yaml()
     assert first.hash == second.hash
-    assert plans.difference(first.yaml(), second.yaml()) == ""
+    assert differences.of_texts(first.yaml(), second.yaml()) == ""
 
 
 def test_small_code_travels_in_a_config_map_on_every_pod(code):
@@ -350,12 +350,3 @@ def test_localservice_is_the_list_of_serve_applications():
 def test_serve_app_without_numbers_names_no_deployment():
     service = Service(name="s", apps=(App(import_path="a:b"),))
     assert "deployments" not in plans.localservice(service, Cluster.local(), "file:///x.zip")[0]
-
-
-def test_difference_names_the_lines_that_changed():
-    def text(**fields):
-        job = JOB.model_copy(update=fields)
-        return plans.Plan("a", "local", (plans.localjob(job, Cluster.local(), "file:///x.zip"),)).yaml()
-
-    lines = plans.difference(text(), text(entrypoint="python b.py")).splitlines()
-    assert lines == ["-entrypoint: python -m jobs.digits --epochs 20", "+entrypoint: python b.py"]

@@ -29,6 +29,13 @@ def test_record_comes_back_as_it_was_saved():
     assert records.load("a") == record()
 
 
+def test_record_is_its_owners_alone(home, monkeypatch):
+    monkeypatch.setenv("RAYKUBE_HOME", str(home / "new"))
+    records.ensure_home()
+    records.save(record())
+    assert [path.stat().st_mode & 0o077 for path in (home / "new", records.folder("a"))] == [0, 0]
+
+
 def test_missing_record_is_not_found():
     with pytest.raises(NotFound, match="nothing is called 'b'"):
         records.load("b")

@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from raykube.backends.kuberay import jobs, runstates
-from raykube.backends.kuberay.jobs import differences
 from raykube.backends.kuberay.observed import Observed
 
 MADE = "2026-11-24T12:00:00Z"
@@ -110,14 +109,3 @@ def test_next_attempt_is_told_to_the_script_and_noted():
 
 def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
     assert jobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
-
-
-def test_difference_names_the_field_and_both_values():
-    wanted = {"entrypoint": "b", "list": [{"x": 1}], "same": {"y": 2}}
-    known = {"entrypoint": "a", "list": [{"x": 1, "default": 0}], "same": {"y": 2}, "added": True}
-    assert list(differences(wanted, known, "spec")) == ["spec.entrypoint: 'a' there, 'b' here"]
-
-
-def test_difference_of_texts_is_that_of_their_lines():
-    (told,) = differences("a: 1\nb: 2\n", "a: 1\nb: 3\n", "spec.runtimeEnvYAML")
-    assert told == "spec.runtimeEnvYAML:\n-b: 3\n+b: 2"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
-from raykube import plans, wire
+from raykube import differences, plans, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -86,27 +86,12 @@ def _check_same(known: Object, wanted: Mapping[str, Any]) -> None:
     if (known["metadata"].get("labels") or {}).get(label) == wanted["metadata"]["labels"][label]:
         return
     name = known["metadata"]["name"]
-    different = [*differences(wanted["spec"], known.get("spec") or {}, "spec")][:20]
+    different = [*differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec")][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
         next_step=f"choose another --name, or: raykube job delete {name}",
     )
-
-
-def differences(wanted: Any, known: Any, path: str) -> Iterator[str]:
-    """Yield the fields of `wanted` that are not so in `known`; what a server added is no difference."""
-    if isinstance(wanted, Mapping) and isinstance(known, Mapping):
-        for key, value in wanted.items():
-            yield from differences(value, known.get(key), f"{path}.{key}")
-    elif isinstance(wanted, (list, tuple)) and isinstance(known, list) and len(wanted) == len(known):
-        for index, (ours, theirs) in enumerate(zip(wanted, known, strict=True)):
-            yield from differences(ours, theirs, f"{path}[{index}]")
-    elif isinstance(wanted, str) and isinstance(known, str) and "\n" in wanted:
-        if told := plans.difference(known, wanted):
-            yield f"{path}:\n{told}"
-    elif wanted != known:
-        yield f"{path}: {known!r} there, {wanted!r} here"
 
 
 def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from raykube import package, plans, wire
+from raykube import differences, package, plans, wire
 from raykube.backends import Kind, Status, sources
 from raykube.backends.local import head, lifecycle, observe, ranklogs, records, services, starting
 from raykube.backends.local.records import Record
@@ -237,7 +237,7 @@ def _submit(plan: Plan) -> None:
     if known.kind == "service" or known.plan_hash != plan.hash:
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
-            why=plans.difference(known.plan_yaml, plan.yaml()),
+            why=differences.of_texts(known.plan_yaml, plan.yaml()),
             next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
         )
     starting.adopt_if_orphaned()

@@ -69,7 +69,7 @@ def token() -> str:
     """Return the head's token, made on first use in a file that only its owner can read."""
     path = home() / "token"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = records.beside(path)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
@@ -150,7 +150,7 @@ _client = functools.cache(RayApi.at)
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
     """Hold the lock that guards starting, submitting and ending; waits for whoever holds it."""
-    home().mkdir(parents=True, exist_ok=True)
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home() / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

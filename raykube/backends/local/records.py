@@ -73,7 +73,8 @@ def ensure_home() -> Path:
     """
     home = wire.home()
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        # Its owner's alone: records hold the environment of jobs, where people put passwords.
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(bytes(_ROOM))
     except OSError as error:
@@ -136,7 +137,7 @@ def _removed_on_error(temporary: Path) -> Iterator[None]:
 
 def save(record: Record) -> None:
     """Write a record."""
-    folder(record.name).mkdir(parents=True, exist_ok=True)
+    folder(record.name).mkdir(parents=True, exist_ok=True, mode=0o700)
     write(folder(record.name) / "record.json", json.dumps(asdict(record)))
 
 

@@ -1,0 +1,81 @@
+"""In what two plans differ, told without the values of what may be secret. Pure functions."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from raykube.plans import NOT_PART
+from raykube.yamltext import as_yaml
+
+_MOST_LINES = 20
+_VARIABLES = "env_vars"
+_OURS = "RAYKUBE_"
+_IN_ENV = re.compile(r"\.env\[\d+\]\.value$")
+
+
+def of_texts(old: str, new: str) -> str:
+    """Return the lines in which two texts differ, two plans' YAML for one; "" when they do not.
+
+    Of environment variables only the names are told: their values are where people put passwords.
+    """
+    theirs, ours = _hidden(old, new, "there"), _hidden(new, old, "here")
+    lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), n=0, lineterm=""))[2:]
+    told = [line for line in lines if line[:1] in "+-" and not any(key in line for key in NOT_PART)]
+    return "\n".join(told[:_MOST_LINES] + (["…"] if len(told) > _MOST_LINES else []))
+
+
+def _hidden(text: str, other: str, where: str) -> str:
+    try:
+        documents, others = ([*yaml.safe_load_all(each)] for each in (text, other))
+    except yaml.YAMLError:
+        return text
+    if not all(isinstance(each, (Mapping, list)) for each in documents):
+        return text
+    beside = [*others, *[None] * len(documents)]
+    return "---\n".join(as_yaml(_hide(*each, where)) for each in zip(documents, beside, strict=False))
+
+
+def _hide(value: Any, other: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        known = other if isinstance(other, Mapping) else {}
+        hide = {key: _variables if key == _VARIABLES else _hide for key in value}
+        return {key: hide[key](inner, known.get(key), where) for key, inner in value.items()}
+    if isinstance(value, list):
+        beside = [*other, *[None] * len(value)] if isinstance(other, list) else [None] * len(value)
+        return [_hide(*each, where) for each in zip(value, beside, strict=False)]
+    return value
+
+
+def _variables(value: Any, other: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    known = other if isinstance(other, Mapping) else {}
+    return {name: _told(name, inner, known.get(name), where) for name, inner in value.items()}
+
+
+def _told(name: str, value: Any, other: Any, where: str) -> Any:
+    if name.startswith(_OURS):
+        return value
+    return "(as there)" if value == other else f"(the value {where})"
+
+
+def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:
+    """Yield the fields of `wanted` that are not so in `known`; what a server added is no difference."""
+    if isinstance(wanted, Mapping) and isinstance(known, Mapping):
+        for key, value in wanted.items():
+            yield from of_objects(value, known.get(key), f"{path}.{key}")
+    elif isinstance(wanted, (list, tuple)) and isinstance(known, list) and len(wanted) == len(known):
+        for index, (ours, theirs) in enumerate(zip(wanted, known, strict=True)):
+            yield from of_objects(ours, theirs, f"{path}[{index}]")
+    elif isinstance(wanted, str) and isinstance(known, str) and "\n" in wanted:
+        if told := of_texts(known, wanted):
+            yield f"{path}:\n{told}"
+    elif wanted != known and _IN_ENV.search(path):
+        yield f"{path}: another one there"
+    elif wanted != known:
+        yield f"{path}: {known!r} there, {wanted!r} here"

@@ -1,0 +1,39 @@
+"""In what two plans differ, as a user is told it."""
+
+from raykube import differences
+
+
+def test_fields_that_differ_are_named_with_both_values():
+    wanted = {"entrypoint": "b", "list": [{"x": 1}], "same": {"y": 2}}
+    known = {"entrypoint": "a", "list": [{"x": 1, "default": 0}], "same": {"y": 2}, "added": True}
+    assert list(differences.of_objects(wanted, known, "spec")) == ["spec.entrypoint: 'a' there, 'b' here"]
+
+
+def test_texts_differ_in_their_lines():
+    (told,) = differences.of_objects("a: 1\nb: 2\n", "a: 1\nb: 3\n", "spec.runtimeEnvYAML")
+    assert told == "spec.runtimeEnvYAML:\n-b: 3\n+b: 2"
+    assert differences.of_texts("plain\ntext: [", "plain\nwords: [") == "-text: [\n+words: ["
+
+
+def test_environment_variables_are_named_without_their_values():
+    def text(password, workers):
+        variables = {"env_vars": {"PASSWORD": password, "USER": "me", "RAYKUBE_WORKERS": workers}}
+        return differences.as_yaml({"runtime_env": variables, "entrypoint": "python a.py"})
+
+    told = differences.of_texts(text("old-hunter2", "2"), text("new-hunter3", "4"))
+    assert "hunter" not in told
+    lines = [line.replace(" ", "") for line in told.splitlines()]
+    assert sorted(lines) == [
+        "+PASSWORD:(thevaluehere)",
+        '+RAYKUBE_WORKERS:"4"',
+        "-PASSWORD:(thevaluethere)",
+        '-RAYKUBE_WORKERS:"2"',
+    ]
+
+
+def test_variable_of_a_container_is_named_without_its_value():
+    def pod(value):
+        return {"containers": [{"env": [{"name": "PASSWORD", "value": value}]}]}
+
+    (told,) = differences.of_objects(pod("hunter3"), pod("hunter2"), "spec")
+    assert told == "spec.containers[0].env[0].value: another one there"
