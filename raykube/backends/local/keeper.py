@@ -93,10 +93,10 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
 
 def _start(head_id: str) -> head.Head:
-    """Start Ray and wait until it takes jobs; once more when it gave up, as it does after 30 s on a busy machine."""
+    """Start Ray and wait until it takes jobs; anew when it gave up, as it does after 30 s on a busy machine."""
     me = psutil.Process()
     head.write_starting(head.Starting(head_id, me.pid, me.create_time()))
-    for tries_left in (1, 0):
+    for tries_left in (2, 1, 0):
         port = head.free_port()
         ray, temp_dir = _spawn_ray(head_id, port)
         session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), temp_dir)

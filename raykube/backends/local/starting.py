@@ -19,7 +19,7 @@ from raykube.backends.local.head import Head
 from raykube.errors import BackendError, ConfigError, Unreachable
 from raykube.settings import setting
 
-START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started once more
+START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started anew
 
 #: The keepers that this process started. They outlive it on purpose; forgetting one would be warned about.
 _keepers: list[subprocess.Popen[bytes]] = []
