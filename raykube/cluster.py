@@ -244,17 +244,23 @@ def _below(name: str, value: float, least: float) -> Iterator[Problem]:
 
 
 def _find(name: str) -> Path:
-    """Return the preset's file; the nearest folder upward from here that has it wins."""
+    """Return the preset's file; the nearest folder upward from here that has it wins, raykube's own comes last."""
     here = Path.cwd()
     folders = [parent / FOLDER for parent in (here, *here.parents) if (parent / FOLDER).is_dir()]
-    for folder in folders:
+    for folder in (*folders, _shipped()):
         if (path := folder / f"{name}.yaml").is_file():
             return path
-    presets = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+    presets = {path.stem for folder in (*folders, _shipped()) for path in folder.glob("*.yaml")}
     where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
     raise ConfigError(
         f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, _KUBERNETES, *presets})
     )
+
+
+def _shipped() -> Path:
+    """Return the folder of raykube's own presets: within the package once that is installed, beside it in a clone."""
+    package = Path(__file__).parent
+    return next(filter(Path.is_dir, (package / FOLDER,)), package.parent / FOLDER)
 
 
 def _read(path: Path) -> Cluster:

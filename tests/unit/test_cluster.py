@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -229,3 +230,11 @@ def test_group_at_zero_has_no_scale_until_it_is_sized(manifest, loaded):
     with pytest.raises(ConfigError, match="0 replicas"):
         _ = loaded(manifest).scale
     assert loaded(manifest).sized(2).scale.workers == 2
+
+
+def test_presets_of_raykube_are_found_from_everywhere_and_yield_to_a_project_s_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Cluster.load("cpu-small")
+    (tmp_path / "cluster-configs").mkdir()
+    (tmp_path / "cluster-configs" / "cpu-small.yaml").write_text(Path(shipped.source).read_text())
+    assert Path(Cluster.load("cpu-small").source).parent.parent == tmp_path
