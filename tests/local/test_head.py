@@ -106,7 +106,6 @@ def test_killed_head_fails_its_run_with_the_reason_and_the_next_submit_resumes_o
     assert eventually(lambda: not processes_of(first))
 
 
-@pytest.mark.usefixtures("home")
 def test_killed_keeper_is_replaced_and_the_run_goes_on(code, tmp_path):
     run = rk.submit(job(code, "waits.py", tmp_path / "go"))
     started(run)
@@ -156,7 +155,6 @@ def test_job_that_the_head_refuses_has_failed_with_its_words(code):
     assert rk.attach(plan.name).status().failure.reason == "Refused"
 
 
-@pytest.mark.usefixtures("home")
 def test_killed_keeper_is_replaced_by_whoever_waits(code):
     (code / "twice.py").write_text(
         "import os, sys, time\ntime.sleep(3)\nsys.exit(os.environ['RAYKUBE_ATTEMPT'] == '1')\n"
