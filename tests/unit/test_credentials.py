@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import json
 import ssl
+import traceback
 
 import httpx
 import pytest
@@ -235,6 +236,14 @@ def test_plugin_that_gives_nothing_is_named_with_its_hint(context, command, word
     assert told.value.next_step == "install it so"
     *_, check = server.checks(Kube())  # what doctor says
     assert (check.name, check.ok, check.next_step) == ("server", False, "install it so")
+
+
+def test_plugin_that_fails_is_told_without_its_arguments(context):
+    command = {"command": "false", "args": ["--client-secret", "SECRET"]}
+    context(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", **command}})
+    with pytest.raises(NoCredential, match="exit status 1") as told:
+        Kube().answer("/version")
+    assert "SECRET" not in "".join(traceback.format_exception(told.value))
 
 
 def test_client_certificate_of_the_kubeconfig_is_shown(context, authority):

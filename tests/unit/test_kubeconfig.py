@@ -3,6 +3,7 @@
 import json
 import ssl
 import stat
+import traceback
 
 import httpx
 import pytest
@@ -65,6 +66,20 @@ def test_config_that_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "odd"))
     with pytest.raises(ConfigError, match="no Kubernetes is configured"):
         kubeconfig.load()
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [('"SECRET', "unexpected end of stream"), ("!SECRET", "constructor for the tag '…'"), ("*SECRET", "alias '…'")],
+)
+def test_config_that_is_no_yaml_is_named_by_file_and_line_without_its_words(tmp_path, monkeypatch, value, why):
+    path = tmp_path / "c"
+    path.write_text(f"users:\n- name: u\n  user:\n    token: {value}\n")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with pytest.raises(ConfigError) as told:
+        kubeconfig.load()
+    assert (f"{path}:" in told.value.what, why in told.value.why) == (True, True)
+    assert "SECRET" not in "".join(traceback.format_exception(told.value))
 
 
 def answered(code, message, details=None, method="POST"):

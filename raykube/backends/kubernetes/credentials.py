@@ -87,15 +87,22 @@ class Plugin(httpx.Auth):
         try:
             # What it says on stderr is for whoever sits there: "open this address to log in".
             words = [plugin.command, *(plugin.args or ())]
-            done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, check=True)
-            given: Mapping[str, Any] = json.loads(done.stdout)["status"]
+            given: Mapping[str, Any] = json.loads(_printed(words, environ))["status"]
             if "clientCertificateData" in given:
                 _load(self._tls, given["clientCertificateData"] + "\n" + given["clientKeyData"])
-        except (OSError, subprocess.CalledProcessError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             what = f"{plugin.command}, which the kubeconfig names to log in, gave no credential"
             step = plugin.installHint or "see what it says by itself: kubectl get pods"
             raise NoCredential(what, why=f"{type(error).__name__}: {error}", next_step=step) from error
         return given
+
+
+def _printed(words: list[str], environ: Mapping[str, str]) -> bytes:
+    """Return what a command prints; of one that fails only the status, for an argument may be a secret."""
+    done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise ValueError(f"exit status {done.returncode}")
+    return done.stdout
 
 
 def _signed(request: httpx.Request, given: Mapping[str, Any]) -> httpx.Request:

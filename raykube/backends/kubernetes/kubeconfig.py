@@ -7,6 +7,7 @@ account of the pod that this runs in. lightkube reads what users and clusters ar
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from raykube.errors import ConfigError
 from raykube.names import nearest
 
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+#: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
+_QUOTED = re.compile(r"'(?!<).{2,}'")
 _LISTS = ("clusters", "contexts", "users")
 
 
@@ -60,7 +63,7 @@ def load(context: str = "") -> Config:
         joined = _joined(paths)
         found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
         chosen = found.get(context or None)
-    except (LightkubeError, OSError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (LightkubeError, OSError, KeyError, TypeError) as error:
         raise _unreadable(error, context, paths) from error
     if chosen is None:
         raise _unreadable(LightkubeError("no current context"), "", paths)
@@ -111,13 +114,27 @@ def _joined(paths: list[Path]) -> dict[str, Any]:
     """Join several files to one: of two entries of one name the first counts, as for kubectl."""
     joined: dict[str, Any] = {key: [] for key in _LISTS}
     for path in paths:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        config = _read(path)
         if config.get("current-context"):
             joined.setdefault("current-context", config["current-context"])
         for key in _LISTS:
             known = {entry["name"] for entry in joined[key]}
             joined[key] += [_absolute(entry, path) for entry in config.get(key) or [] if entry["name"] not in known]
     return joined
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        why = getattr(error, "problem", None) or getattr(error, "reason", "")
+    except (OSError, UnicodeDecodeError) as error:
+        where, why = str(path), getattr(error, "strerror", None) or type(error).__name__
+    # Outside of `except`, for a traceback of what YAML said would show the line: it may be a token's.
+    why = _QUOTED.sub("'…'", str(why))
+    raise ConfigError(f"the kubeconfig {where} cannot be read", why=why, next_step="correct it, or name another")
 
 
 def _absolute(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
