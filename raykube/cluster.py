@@ -122,7 +122,8 @@ class Cluster:
         if "groupName" not in group:
             return 1
         per_replica = _per_replica(group)
-        low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
+        low, high = int(group.get("minReplicas") or 0), group.get("maxReplicas")
+        high = 2**31 - 1 if high is None else int(high)
         if self.manifest["spec"].get("enableInTreeAutoscaling") and low < high:
             return (max(1, low) * per_replica, high * per_replica)
         if not (replicas := int(group.get("replicas") or low)):

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raykube import shapes
 from raykube.errors import Problem
 from raykube.names import name_problem
 
@@ -53,10 +54,12 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
     if not isinstance(manifest, Mapping):
         yield Problem("", "is not a mapping", "write a RayCluster")
         return
+    yield from shapes.problems_of(manifest, shapes.RAY_CLUSTER)
     yield from _header_problems(manifest)
     spec = manifest.get("spec")
     if not isinstance(spec, Mapping) or not isinstance(spec.get("headGroupSpec"), Mapping):
-        yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
+        if not spec or (isinstance(spec, Mapping) and spec.get("headGroupSpec") is None):
+            yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
         return
     yield from _version_problems(spec)
     if "upgradeStrategy" in spec:
@@ -70,10 +73,14 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
         if manifest.get(key) != wanted:
             yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
-    metadata = manifest.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, Mapping) else None
-    if problem := name_problem(name, MAX_CLUSTER_NAME) if isinstance(name, str) else "is required":
-        yield Problem("metadata.name", problem)
+    yield from _name_problems(_map(manifest.get("metadata")).get("name"), "metadata.name", MAX_CLUSTER_NAME)
+
+
+def _name_problems(name: Any, path: str, limit: int) -> Iterator[Problem]:
+    if name is None:
+        yield Problem(path, "is required")
+    elif problem := name_problem(name, limit) if isinstance(name, str) else "":  # its shape is told already
+        yield Problem(path, problem)
 
 
 def _version_problems(spec: Manifest) -> Iterator[Problem]:
@@ -102,8 +109,13 @@ def auth(spec: Manifest) -> Manifest:
 
 
 def _map(value: Any) -> Manifest:
-    """Return `value`, or an empty mapping for what is none: its shape is the API server's to judge."""
+    """Return `value`, or an empty mapping for what is none: ``shapes`` tells that."""
     return value if isinstance(value, Mapping) else {}
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the entries of a list, and none for what is no list: ``shapes`` tells that."""
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def knows_health_check(spec: Manifest) -> bool:
@@ -120,15 +132,12 @@ def _version(text: str) -> tuple[int, ...] | None:
 
 def _worker_problems(spec: Manifest) -> Iterator[Problem]:
     names: dict[str, int] = {}
-    for index, group in enumerate(spec.get("workerGroupSpecs") or []):
-        path = f"spec.workerGroupSpecs[{index}]"
+    for index, group in enumerate(_entries(spec.get("workerGroupSpecs"))):
         if not isinstance(group, Mapping):
-            yield Problem(path, "is not a mapping")
             continue
-        name = group.get("groupName")
-        if problem := name_problem(name, 63) if isinstance(name, str) else "is required":
-            yield Problem(f"{path}.groupName", problem)
-        elif (first := names.setdefault(str(name), index)) != index:
+        path, name = f"spec.workerGroupSpecs[{index}]", group.get("groupName")
+        yield from _name_problems(name, f"{path}.groupName", 63)
+        if name is not None and (first := names.setdefault(str(name), index)) != index:
             yield Problem(
                 f"{path}.groupName", f"{name!r} is the name of workerGroupSpecs[{first}] too: the run would hang"
             )
@@ -167,15 +176,16 @@ def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Prob
 def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
     pod = _map(_map(group.get("template")).get("spec"))
     containers = pod.get("containers") or []
-    if not containers or not all(isinstance(container, Mapping) for container in containers):
+    if not containers:
         yield Problem(f"{path}.containers", "needs at least the container that runs Ray")
+    if not _entries(containers) or not all(isinstance(container, Mapping) for container in containers):
         return
     at = next((i for i, one in enumerate(containers) if str(one.get("name", "")).startswith("ray-")), 0)
     if at:
         yield Problem(f"{path}.containers[{at}]", "KubeRay starts Ray in the first container", "move it to the top")
     if spec.get("enableInTreeAutoscaling") and pod.get("restartPolicy", "Never") != "Never":
         yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
-    if any(variable.get("name") == _V2_ENV for variable in containers[0].get("env") or []):
+    if any(_map(variable).get("name") == _V2_ENV for variable in _entries(containers[0].get("env"))):
         yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
     yield from _quantity_problems(group, path)
 
@@ -183,7 +193,7 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
 def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
     try:
         cpus(group), gpus(group)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raykube import bodies, wire
+from raykube import bodies, shapes, wire
 from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
@@ -231,10 +231,12 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, an end.
 
     Raises:
-        ConfigError: a name that Kubernetes would refuse, or no spec.
+        ConfigError: a name that Kubernetes would refuse, no spec, or values of another kind than they have to be.
     """
-    body = tuple(copy.deepcopy(dict(part)) for part in documents)
-    metadata = body[-1].setdefault("metadata", {})
+    if problems := list(shapes.problems_of_objects(documents)):
+        raise ConfigError.of("the manifest cannot be submitted", problems)
+    body = tuple(copy.deepcopy({**part, "metadata": part.get("metadata") or {}}) for part in documents)
+    metadata = body[-1]["metadata"]
     prefix = metadata.pop("generateName", "")
     metadata["name"] = name or metadata.get("name") or f"{prefix}{secrets.token_hex(3)}"
     problem = name_problem(metadata["name"]) or ("" if (body[-1].get("spec")) else "there is no spec")

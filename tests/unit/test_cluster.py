@@ -188,6 +188,43 @@ def test_manifest_that_would_hang_is_refused(path, manifest, loaded):
     assert paths(loaded, manifest) == {path}
 
 
+CONTAINER = ("template", "spec", "containers", 0)
+SHAPES = {
+    "metadata.annotations": edit("metadata", "annotations", value=["x"]),
+    "metadata.labels": edit("metadata", "labels", value="x"),
+    "metadata.name": edit("metadata", "name", value=5),
+    "spec.workerGroupSpecs": edit("spec", "workerGroupSpecs", value={"groupName": "a"}),
+    "spec.headGroupSpec": edit(*HEAD, value="x"),
+    "spec.headGroupSpec.rayStartParams": edit(*HEAD, "rayStartParams", value=["num-cpus"]),
+    "spec.headGroupSpec.template.spec.containers": edit(*HEAD, "template", "spec", "containers", value={"a": 1}),
+    "spec.headGroupSpec.template.spec.containers[0]": edit(*HEAD, "template", "spec", "containers", 0, value="x"),
+    "spec.headGroupSpec.template.spec.containers[0].env": edit(*HEAD, *CONTAINER, "env", value={"A": "b"}),
+    "spec.headGroupSpec.template.spec.containers[0].env[0]": edit(*HEAD, *CONTAINER, "env", value=["A=b"]),
+    "spec.headGroupSpec.template.spec.containers[0].env[1]": edit(*HEAD, *CONTAINER, "env", value=[{}, None]),
+    "spec.headGroupSpec.template.spec.containers[0].ports": edit(*HEAD, *CONTAINER, "ports", value={"a": 1}),
+    "spec.headGroupSpec.template.spec.volumes": edit(*HEAD, "template", "spec", "volumes", value={"v": "x"}),
+    "spec.workerGroupSpecs[0].numOfHosts": edit(*GROUP, "numOfHosts", value="two"),
+    "spec.workerGroupSpecs[0].template.spec.containers[0].volumeMounts": edit(
+        *GROUP, *CONTAINER, "volumeMounts", value={"v": "/x"}
+    ),
+}
+
+
+@pytest.mark.parametrize("path", SHAPES)
+def test_manifest_with_a_value_of_another_kind_is_refused(path, manifest, loaded):
+    SHAPES[path](manifest)
+    assert paths(loaded, manifest) == {path}
+
+
+def test_manifest_with_nothing_where_something_may_be_is_taken(manifest, loaded):
+    for key in ("labels", "annotations"):
+        manifest["metadata"][key] = None
+    edit(*GROUP, "maxReplicas", value=None)(manifest)
+    for key in ("env", "ports", "volumeMounts"):
+        edit(*HEAD, *CONTAINER, key, value=None)(manifest)
+    assert loaded(manifest).scale.workers == 2
+
+
 def test_manifest_problems_are_all_listed(manifest, loaded):
     wrong = ("kind", "spec.rayVersion", "spec.upgradeStrategy", "spec.workerGroupSpecs[0].groupName")
     for path in wrong:

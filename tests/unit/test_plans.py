@@ -312,6 +312,31 @@ def test_manifest_whose_words_a_shell_takes_before_ray_is_noted(spec, told):
     assert bool(notes) == bool(told)
 
 
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"name": "a", "labels": "y"}}, "metadata.labels"),
+        ({"metadata": {"name": 5}}, "metadata.name"),
+        ({"spec": ["x"]}, "spec"),
+        ({"spec": {"submitterPodTemplate": {"spec": {"containers": {"a": 1}}}}}, "spec.submitterPodTemplate.spec."),
+    ],
+)
+def test_manifest_with_a_value_of_another_kind_is_refused(change, path):
+    document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a"}}
+    with pytest.raises(ConfigError) as told:
+        plans.manifest([{"kind": "Secret", "metadata": "x"}, document | change], Cluster.load("kubernetes"))
+    beside, found = told.value.problems
+    assert beside.path == "document 1.metadata"
+    assert found.path.startswith(path)
+
+
+def test_manifest_beside_whose_job_stands_an_object_without_metadata_is_planned():
+    document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a"}}
+    plan = plans.manifest([{"kind": "Secret"}, document], Cluster.load("kubernetes"))
+    assert [part["kind"] for part in plan.body] == ["Secret", "RayJob"]
+
+
 def test_localjob_is_the_body_of_rays_job_api(code):
     job = JOB.model_copy(update={"pip": ("tqdm",), "metadata": {"team": "x"}, "entrypoint_memory": 5})
     body = plans.localjob(job, Cluster.local(2), "file:///x.zip", code)
