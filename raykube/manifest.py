@@ -56,16 +56,15 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
         return
     yield from shapes.problems_of(manifest, shapes.RAY_CLUSTER)
     yield from _header_problems(manifest)
-    spec = manifest.get("spec")
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("headGroupSpec"), Mapping):
-        if not spec or (isinstance(spec, Mapping) and spec.get("headGroupSpec") is None):
-            yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
-        return
+    spec = _map(manifest.get("spec"))
+    if spec.get("headGroupSpec") is None and (spec or not manifest.get("spec")):
+        yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
     yield from _version_problems(spec)
     if "upgradeStrategy" in spec:
         what = "is refused, with an event only, in the cluster of a RayJob or RayService: the run would hang"
         yield Problem("spec.upgradeStrategy", what, "remove it")
-    yield from _group_problems(spec["headGroupSpec"], "spec.headGroupSpec", spec)
+    if isinstance(spec.get("headGroupSpec"), Mapping):
+        yield from _group_problems(spec["headGroupSpec"], "spec.headGroupSpec", spec)
     yield from _worker_problems(spec)
 
 

@@ -232,6 +232,13 @@ def test_manifest_problems_are_all_listed(manifest, loaded):
     assert paths(loaded, manifest) == set(wrong)
 
 
+def test_manifest_without_a_head_has_its_other_problems_listed_too(manifest, loaded):
+    wrong = ("spec.headGroupSpec", "spec.rayVersion", "spec.workerGroupSpecs[0]")
+    for path in wrong:
+        RULES[path](manifest)
+    assert paths(loaded, manifest) == set(wrong)
+
+
 def test_duplicate_group_names_are_refused(manifest, loaded):
     manifest["spec"]["workerGroupSpecs"] *= 2
     assert paths(loaded, manifest) == {"spec.workerGroupSpecs[1].groupName"}
