@@ -168,8 +168,18 @@ def test_proxy_that_does_not_answer_is_no_answer_of_the_server(context):
 
 
 def test_certificate_file_that_is_missing_is_said(context):
-    with pytest.raises(ConfigError, match="No such file"):
-        who(context(user={"client-certificate": "none.crt", "client-key": "none.key"}))
+    user = {"client-certificate": "none.crt", "client-key": "none.key"}
+    with pytest.raises(ConfigError, match="No such file") as told:
+        who(context(user=user, **{"certificate-authority": "none"}))
+    keys = ["certificate-authority", "client-certificate", "client-key"]
+    assert [problem.path for problem in told.value.problems] == keys
+    assert "none.crt" in told.value.problems[1].what
+
+
+@pytest.mark.parametrize(("data", "words"), [("abc", "is not base64"), ("YWJj", "holds no PEM")])
+def test_certificate_data_that_is_none_is_named_by_its_field(context, data, words):
+    with pytest.raises(ConfigError, match=f"certificate-authority-data: {words}"):
+        who(context(**{"certificate-authority": "", "certificate-authority-data": data}))
 
 
 def test_token_file_is_read_for_each_request(context, tmp_path):

@@ -62,9 +62,42 @@ def test_exec_plugin_with_a_folder_is_named_from_that_of_its_kubeconfig(tmp_path
 
 
 def test_config_that_is_none_is_said(tmp_path, monkeypatch):
-    (tmp_path / "odd").write_text("contexts: 1")
+    (tmp_path / "odd").write_text("contexts: []")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "odd"))
     with pytest.raises(ConfigError, match="no Kubernetes is configured"):
+        kubeconfig.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("SECRET", "", "is text, not a mapping"),
+        ("[1]", "", "is a list, not a mapping"),
+        ("contexts: 1", "contexts", "is a whole number, not a list"),
+        ("users: [SECRET]", "users[0]", "is text, not a mapping"),
+        ("users: [{name: u}]", "users[0]", "has no user"),
+        ("clusters: [{cluster: {}}]", "clusters[0]", "has no name"),
+        ("contexts: [{name: a, context: {}}]", "contexts[0]", "has no context.cluster"),
+        ("users: [{name: u, user: {exec: SECRET}}]", "users[0].user.exec", "is text, not a mapping"),
+        ("clusters: [{name: c, cluster: {server: 5}}]", "clusters[0].cluster.server", "not text"),
+    ],
+)
+def test_config_with_a_value_of_another_kind_is_refused(tmp_path, monkeypatch, text, path, words):
+    (tmp_path / "c").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "c"))
+    with pytest.raises(ConfigError, match=str(tmp_path / "c")) as told:
+        kubeconfig.load()
+    (problem,) = told.value.problems
+    assert problem.path == path
+    assert words in problem.what
+    assert "SECRET" not in str(told.value)
+
+
+def test_context_that_names_what_is_not_there_is_said(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "https://c")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    path.write_text(path.read_text().replace('"cluster": "c"', '"cluster": "c2"'))
+    with pytest.raises(ConfigError, match=r"context c names cluster c2, which is not in .*/c"):
         kubeconfig.load()
 
 

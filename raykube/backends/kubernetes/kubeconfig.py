@@ -6,10 +6,11 @@ account of the pod that this runs in. lightkube reads what users and clusters ar
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,28 @@ from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
+from raykube import shapes
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.errors import ConfigError
+from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
 _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 #: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
 _QUOTED = re.compile(r"'(?!<).{2,}'")
-_LISTS = ("clusters", "contexts", "users")
+_LISTS = {"clusters": "cluster", "contexts": "context", "users": "user"}
+_EXEC: Mapping[str, Any] = {"apiVersion": "", "command": "", "args": [""], "env": [{"name": "", "value": ""}]}
+_SHAPE = {
+    "clusters": [{"name": "", "cluster": dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}],
+    "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
+    "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | {"exec": _EXEC}}],
+}
+#: What an entry has to say, below its own key.
+_NEEDED = {"clusters": (), "contexts": ("cluster",), "users": ()}
+#: What is read from a file or from the text itself: its key, and lightkube's.
+_CERTIFICATES: Mapping[type, Mapping[str, str]] = {
+    Cluster: {"certificate-authority": "certificate_auth"},
+    User: {"client-certificate": "client_cert", "client-key": "client_key"},
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ def load(context: str = "") -> Config:
     try:
         joined = _joined(paths)
         found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
+        _check_names(found, context, paths)
         chosen = found.get(context or None)
     except (LightkubeError, OSError, KeyError, TypeError) as error:
         raise _unreadable(error, context, paths) from error
@@ -81,6 +97,8 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
     Raises:
         ConfigError: a certificate cannot be read, or something is asked for that is not known here.
     """
+    if problems := [*_certificate_problems(config.cluster), *_certificate_problems(config.user)]:
+        raise ConfigError.of(f"context {config.context} of the kubeconfig cannot be used", problems)
     try:
         tls = verify_cluster(config.cluster, config.user, str)
         if config.server_name:
@@ -117,13 +135,60 @@ def _joined(paths: list[Path]) -> dict[str, Any]:
         config = _read(path)
         if config.get("current-context"):
             joined.setdefault("current-context", config["current-context"])
-        for key in _LISTS:
+        for key, kind in _LISTS.items():
             known = {entry["name"] for entry in joined[key]}
-            joined[key] += [_absolute(entry, path) for entry in config.get(key) or [] if entry["name"] not in known]
+            entries = [entry for entry in config.get(key) or [] if entry["name"] not in known]
+            joined[key] += [_absolute(entry, kind, path) for entry in entries]
     return joined
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = _loaded(path)
+    if problems := list(shapes.problems_of(config, _SHAPE)) or list(_missing(config)):
+        raise ConfigError.of(f"the kubeconfig {path} cannot be read", problems)
+    return config
+
+
+def _missing(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, kind in _LISTS.items():
+        for index, entry in enumerate(config.get(key) or []):
+            needed = [f"{kind}.{inner}" for inner in _NEEDED[key] if not (entry.get(kind) or {}).get(inner)]
+            path = f"{key}[{index}]"
+            if absent := [each for each in ("name", kind) if each not in entry] or needed:
+                yield Problem(path, f"has no {' and no '.join(absent)}", "write it, or remove the entry")
+
+
+def _check_names(found: KubeConfig, context: str, paths: list[Path]) -> None:
+    """Have what a context names be there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    name = context or found.current_context or ""
+    if name not in found.contexts:
+        return
+    said, where = found.contexts[name], ", ".join(map(str, paths))
+    for kind, wanted, known in (("cluster", said.cluster, found.clusters), ("user", said.user, found.users)):
+        if wanted and wanted not in known:
+            what = f"context {name} names {kind} {wanted}, which is not in {where}"
+            raise ConfigError(what, next_step=nearest(wanted, known))
+
+
+def _certificate_problems(owner: Cluster | User) -> Iterator[Problem]:
+    for key, attribute in _CERTIFICATES[type(owner)].items():
+        file, data = getattr(owner, attribute), getattr(owner, f"{attribute}_data")
+        try:
+            pem = Path(file).read_bytes() if file and not data else base64.b64decode(data or "")
+        except OSError as error:
+            yield Problem(key, f"{file}: {error.strerror}", "name a file that you can read")
+        except ValueError as error:
+            yield Problem(f"{key}-data", f"is not base64: {error}", "write the whole of it, in one line")
+        else:
+            if (file or data) and b"-----BEGIN " not in pem:
+                yield Problem(f"{key}-data" if data else key, "holds no PEM: it has no line -----BEGIN …")
+
+
+def _loaded(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -137,9 +202,8 @@ def _read(path: Path) -> Any:
     raise ConfigError(f"the kubeconfig {where} cannot be read", why=why, next_step="correct it, or name another")
 
 
-def _absolute(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
     """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
-    kind = next(key for key in entry if key != "name")
     inner = dict(entry[kind] or {})
     inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
     if os.sep in (command := (inner.get("exec") or {}).get("command", "")):  # else it is looked for on PATH
