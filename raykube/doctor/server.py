@@ -10,6 +10,7 @@ from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.credentials import NoCredential
 from raykube.backends.kubernetes.fields import clock_of
 from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.kubernetes.refusals import NoApiServer, UnknownKind
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
 
@@ -17,6 +18,7 @@ from raykube.errors import Forbidden, Unreachable
 _CLOCK_S = 5.0
 #: The oldest that KubeRay 1.6 is tested on by its makers.
 _OLDEST = (1, 29)
+_ADDRESS = "see that its address in the kubeconfig is right and that this machine's network reaches it (VPN, proxy)"
 
 
 def checks(kube: Kube) -> Iterator[Check]:
@@ -25,15 +27,19 @@ def checks(kube: Kube) -> Iterator[Check]:
     begun = time.time()
     try:
         answer = kube.answer("/version")
+        told = kube.object_of(answer)
     except Unreachable as error:
-        yield refused("server", error) if isinstance(error, NoCredential) else unreachable(error)
+        yield refused("server", error) if isinstance(error, (NoCredential, NoApiServer)) else unreachable(error)
+        return
+    except UnknownKind as error:  # every API server has a version
+        yield Check("server", False, f"{kube.server} is no Kubernetes API server: {error.why}", _ADDRESS)
         return
     except Forbidden as error:  # even this it tells only to whom it knows
         yield dataclasses.replace(refused("server", error), ok=False)
         return
     ended = time.time()
     yield _reached(kube, ended - begun)
-    yield _version(answer.json())
+    yield _version(told)
     if date := answer.headers.get("date"):
         yield clock(date, (begun + ended) / 2)
 
@@ -43,8 +49,7 @@ def unreachable(error: Unreachable) -> Check:
     if "CERTIFICATE_VERIFY_FAILED" in error.why or "certificate" in error.why.lower():
         step = "name the server's own authority in the kubeconfig: certificate-authority-data of the cluster"
         return Check("server", False, f"{error.what}: its certificate is not trusted: {error.why}", step)
-    step = "see that its address in the kubeconfig is right and that this machine's network reaches it (VPN, proxy)"
-    return Check("server", False, refused("server", error).found, step)
+    return Check("server", False, refused("server", error).found, _ADDRESS)
 
 
 def _reached(kube: Kube, seconds: float) -> Check:

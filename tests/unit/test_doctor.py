@@ -2,9 +2,10 @@
 
 import pytest
 
-from raykube.backends.kubernetes.kubeapi import _PATHS
+from raykube.backends.kubernetes.kubeapi import _PATHS, Kube
 from raykube.doctor import kuberay, named, rights, server
 from raykube.errors import Unreachable
+from tests.servers import Quiet, serving, write_kubeconfig
 
 CONTAINER = {"image": "quay.io/kuberay/operator:v1.6.2"}
 NOW = 1_000_000_000.0
@@ -71,6 +72,42 @@ def test_certificate_that_is_not_trusted_is_told_apart_from_no_answer():
     refused = Unreachable("no answer", why="ConnectError: [SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer")
     assert "certificate-authority-data" in server.unreachable(refused).next_step
     assert "VPN" in server.unreachable(Unreachable("no answer", why="ConnectTimeout: ")).next_step
+
+
+PAGE = "<html><style>p {}</style><h1>Log in</h1></html>"
+
+
+class Page(Quiet):
+    """No API server: every path of it is what a test says."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        code, text = self.server.page
+        self.send_response(code)
+        self.send_header("location", "https://login.test/?state=SECRET")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "why"),
+    [
+        (200, PAGE, "HTTP 200: Log in"),
+        (302, "", "HTTP 302 to https://login.test/"),
+        (200, "[]", "HTTP 200: []"),
+        (404, "not found", "not found"),
+    ],
+)
+def test_address_that_is_no_api_server_is_said(tmp_path, monkeypatch, code, text, why):
+    with serving(Page) as page:
+        page.page = (code, text)
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(page, tmp_path / "c"))
+        *_, check = server.checks(Kube())
+        told = f"http://127.0.0.1:{page.server_port} is no Kubernetes API server: {why}"
+        assert (check.name, check.ok, check.found) == ("server", False, told)
+        if code < 400:
+            with pytest.raises(Unreachable, match="is no Kubernetes API server"):
+                Kube().listed("RayJob")
 
 
 def test_missing_rights_are_told_a_resource_at_a_time_with_the_rule_to_ask_for():

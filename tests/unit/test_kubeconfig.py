@@ -10,7 +10,7 @@ import pytest
 
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.backends.kubernetes.refusals import refusal
+from raykube.backends.kubernetes.refusals import UnknownKind, refusal
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
 
@@ -117,7 +117,7 @@ def test_config_that_is_no_yaml_is_named_by_file_and_line_without_its_words(tmp_
 
 def answered(code, message, details=None, method="POST"):
     body = {"kind": "Status", "message": message, "details": details or {}}
-    return refusal(method, "/x", httpx.Response(code, json=body))
+    return refusal(method, "/apis/ray.io/v1/rayjobs", httpx.Response(code, json=body))
 
 
 def test_missing_right_is_told_with_the_rule_that_grants_it():
@@ -138,7 +138,7 @@ def test_unknown_fields_are_problems_with_their_paths():
     ("code", "details", "kind", "words"),
     [
         (404, {"kind": "rayjobs", "name": "a"}, NotFound, "there is no rayjobs a"),
-        (404, {}, BackendError, "KubeRay's definitions are not installed"),
+        (404, {}, UnknownKind, "KubeRay's definitions are not installed"),
         (401, {}, Forbidden, "does not know who asks"),
         (409, {"kind": "rayjobs", "name": "a"}, Conflict, "exists already"),
         (503, {}, Unreachable, "no answer by way of the API server"),

@@ -18,7 +18,7 @@ import httpx
 
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
-from raykube.backends.kubernetes.refusals import refusal
+from raykube.backends.kubernetes.refusals import no_api_server, refusal
 from raykube.errors import BackendError, NotFound, Unreachable
 
 Object = dict[str, Any]
@@ -173,8 +173,14 @@ class Kube:
         headers: Mapping[str, str] | None = None,
     ) -> Object:
         """Send a request and return the JSON that answers it."""
-        answer: Object = self.send(method, path, json=body, params=params, headers=headers).json()
-        return answer
+        return self.object_of(self.send(method, path, json=body, params=params, headers=headers))
+
+    def object_of(self, response: httpx.Response) -> Object:
+        """Return the JSON object that an answer is. Raises NoApiServer, for something else has answered."""
+        with contextlib.suppress(ValueError):
+            if isinstance(answer := response.json(), dict):
+                return answer
+        raise no_api_server(self.server, response)
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and return what answers it; the errors of the API server are raised."""

@@ -12,11 +12,28 @@ from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, Not
 
 _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 _FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]*)")?')
+_TAGS = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 _WRITES = ("POST", "PATCH")
 
 
 class UnknownKind(BackendError):
     """The cluster has no such kind of objects."""
+
+
+class NoApiServer(Unreachable):
+    """What answers is no API server: a proxy's login page, or another program."""
+
+
+def no_api_server(server: str, response: httpx.Response) -> Unreachable:
+    """Return what an answer without a JSON object means; one of a pod's proxy comes by way of a true API server."""
+    path, words = response.request.url.path, " ".join(_TAGS.sub(" ", response.text).split())[:200]
+    if "/proxy/" in path:
+        return Unreachable(f"what the API server passed on from {path} is no JSON object", why=words)
+    # Not its query: it may hold what a login is about.
+    whither = f" to {response.headers.get('location', '').partition('?')[0]}" if response.is_redirect else ""
+    step = "see that the kubeconfig has the server's own address, and that no proxy asks for a login on the way"
+    why = f"HTTP {response.status_code}{whither}: {words}".rstrip(": ")
+    return NoApiServer(f"{server} is no Kubernetes API server", why=why, next_step=step)
 
 
 def refusal(method: str, path: str, response: httpx.Response) -> BackendError | ManifestError:
