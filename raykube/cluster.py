@@ -30,7 +30,8 @@ from raykube.wire import Scale
 FOLDER = "cluster-configs"
 STORAGE_ANNOTATION = "raykube.io/storage"
 TRACKING_ANNOTATION = "raykube.io/tracking"
-_LOCAL = "local"
+#: The name of this machine.
+LOCAL = "local"
 _LOCAL_KIND = "LocalCluster"
 _KUBERNETES = "kubernetes"
 _KUBERNETES_KIND = "Kubernetes"
@@ -70,7 +71,7 @@ class Cluster:
         Raises:
             ConfigError: nothing of that name (with the nearest ones), or a manifest that cannot work (every problem).
         """
-        if str(name_or_path) == _LOCAL:
+        if str(name_or_path) == LOCAL:
             return Cluster.local()
         where = {"namespace": setting("namespace", namespace).value, "context": setting("context", context).value}
         if str(name_or_path) == _KUBERNETES:
@@ -88,7 +89,7 @@ class Cluster:
             raise ConfigError.of("no such local cluster can be", wrong)
         spec = {"workers": workers, "cpus": cpus, "gpus": gpus}
         settings = {"storage": _absolute(setting("storage").value), "tracking": setting("tracking").value}
-        return Cluster({"kind": _LOCAL_KIND, "spec": spec | settings}, "this machine", _LOCAL)
+        return Cluster({"kind": _LOCAL_KIND, "spec": spec | settings}, "this machine", LOCAL)
 
     @property
     def is_local(self) -> bool:
@@ -254,7 +255,7 @@ def _find(name: str) -> Path:
     presets = {path.stem for folder in (*folders, _shipped()) for path in folder.glob("*.yaml")}
     where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
     raise ConfigError(
-        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {_LOCAL, _KUBERNETES, *presets})
+        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {LOCAL, _KUBERNETES, *presets})
     )
 
 

@@ -54,6 +54,11 @@ def test_plan_of_the_same_manifest_is_the_same_and_of_another_is_not():
     assert first == again != other
 
 
+def test_plan_of_a_cluster_called_as_this_machine_is_refused():
+    with pytest.raises(ConfigError, match="name: means this machine"):
+        body(name="local")
+
+
 def test_plan_of_this_machine_is_refused():
     with pytest.raises(ConfigError, match="starts with the first job"):
         clusters.plan(Cluster.local(), "demo")

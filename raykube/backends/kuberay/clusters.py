@@ -18,7 +18,7 @@ from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
 from raykube.bodies import ray_cluster
-from raykube.cluster import Cluster
+from raykube.cluster import LOCAL, Cluster
 from raykube.errors import (
     BackendError,
     ConfigError,
@@ -50,7 +50,7 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
             "there is no cluster to create on this machine: its Ray head starts with the first job",
             next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
         )
-    if problem := name_problem(name, manifests.MAX_CLUSTER_NAME):
+    if problem := name_problem(name, manifests.MAX_CLUSTER_NAME) or _taken(name):
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
     metadata = copy.deepcopy(dict(cluster.manifest["metadata"]))
     metadata |= {"name": name, "labels": {**(metadata.get("labels") or {}), **_MANAGED_BY}}
@@ -58,6 +58,10 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
     body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
     metadata["labels"][plans.PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
     return body
+
+
+def _taken(name: str) -> str:
+    return "means this machine wherever a cluster is named: choose another name" if name == LOCAL else ""
 
 
 def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
