@@ -28,7 +28,7 @@ from raykube.settings import setting
 from raykube.wire import Scale
 
 FOLDER = "cluster-configs"
-STORAGE_ANNOTATION = "raykube.io/storage"
+STORAGE_ANNOTATION = manifests.STORAGE_ANNOTATION
 TRACKING_ANNOTATION = "raykube.io/tracking"
 #: The name of this machine.
 LOCAL = "local"

@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import shapes
@@ -21,6 +22,8 @@ from raykube.names import name_problem
 MAX_CLUSTER_NAME = 53
 MIN_RAY_FOR_TOKENS = (2, 52)
 MIN_RAY_FOR_HEALTH = (2, 53)
+STORAGE_ANNOTATION = "raykube.io/storage"
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _TAG = re.compile(r":(\d+\.\d+\.\d+)")
 _OPERATORS = ";&|<>\n"
@@ -72,7 +75,12 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
         if manifest.get(key) != wanted:
             yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
-    yield from _name_problems(_map(manifest.get("metadata")).get("name"), "metadata.name", MAX_CLUSTER_NAME)
+    metadata = _map(manifest.get("metadata"))
+    yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
+    storage = _map(metadata.get("annotations")).get(STORAGE_ANNOTATION)
+    if storage and not (str(storage).startswith("/") or _URI.fullmatch(str(storage))):
+        what = f"{storage!r} is neither an absolute path nor a URI: each process would take it from its own folder"
+        yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, "write /FOLDER or SCHEME://…")
 
 
 def _name_problems(name: Any, path: str, limit: int) -> Iterator[Problem]:
@@ -194,6 +202,24 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         cpus(group), gpus(group)
     except (ValueError, OverflowError) as error:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
+
+
+def storage_notes(manifest: Manifest) -> Iterator[str]:
+    """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
+    storage = str(_map(manifest["metadata"].get("annotations")).get(STORAGE_ANNOTATION) or "")
+    path, spec = PurePosixPath(storage.removeprefix("file://")), manifest["spec"]
+    groups = {group.get("groupName"): group for group in _entries(spec.get("workerGroupSpecs"))}
+    bare = [name for name, group in groups.items() if not _mounts(container(group), path)]
+    names = [] if _mounts(container(spec["headGroupSpec"]), path) else ["the head"]
+    names += [f"group {name}" for name in bare]
+    if path.is_absolute() and names:
+        lost = "what is kept there ends with the pod, and retries and results need it on all pods"
+        yield f"{STORAGE_ANNOTATION}: nothing is mounted at {path} in {', '.join(names)}: {lost}"
+
+
+def _mounts(container: Manifest, path: PurePosixPath) -> bool:
+    mounts = [str(_map(each).get("mountPath") or "") for each in _entries(container.get("volumeMounts"))]
+    return any(mount and path.is_relative_to(mount) for mount in mounts)
 
 
 def submitter_notes(spec: Manifest) -> Iterator[str]:

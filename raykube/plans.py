@@ -329,7 +329,7 @@ def _not_created(titles: Sequence[str]) -> Iterator[str]:
 
 
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
-    notes = [*_not_created(cluster.beside)]
+    notes = [*_not_created(cluster.beside), *manifests.storage_notes(cluster.manifest)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results end with the cluster"

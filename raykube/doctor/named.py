@@ -13,6 +13,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import STORAGE_ANNOTATION, Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
+from raykube.manifest import storage_notes
 
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTP", 1)}
@@ -43,6 +44,8 @@ def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
 
 def storage(cluster: Cluster) -> Check:
     """Say where runs keep what must outlive their cluster."""
+    if bare := "".join(storage_notes(cluster.manifest)):
+        return Check("storage", None, bare, "add a volume to each template, and its volumeMount to the first container")
     if cluster.storage:
         return Check("storage", True, cluster.storage)
     found = "none: checkpoints, logs and results end with the cluster, and a retry starts anew"

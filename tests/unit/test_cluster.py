@@ -121,6 +121,12 @@ def test_storage_is_the_annotation(manifest, loaded):
     assert loaded(manifest).storage == "s3://b/runs"
 
 
+@pytest.mark.parametrize("storage", ["runs", "./runs", "~/runs", "s3:/bucket", "s3://", "://x", 5])
+def test_storage_that_is_no_place_is_refused(manifest, loaded, storage):
+    manifest["metadata"]["annotations"] = {"raykube.io/storage": storage}
+    assert paths(loaded, manifest) == {"metadata.annotations[raykube.io/storage]"}
+
+
 def test_unknown_preset_names_the_nearest_and_where_it_looked():
     with pytest.raises(ConfigError, match=r"(?s)looked in .*cluster-configs.*did you mean gpu-t4"):
         Cluster.load("gpu-t5")

@@ -12,6 +12,7 @@ import yaml
 
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.cluster import STORAGE_ANNOTATION
+from raykube.doctor import named
 from raykube.package import collect
 from raykube.specs import Autoscaling
 
@@ -49,6 +50,34 @@ def stored(cluster, storage="s3://bucket/runs"):
     manifest = copy.deepcopy(dict(cluster.manifest))
     manifest["metadata"]["annotations"] = {STORAGE_ANNOTATION: storage}
     return Cluster(manifest, cluster.source, cluster.name)
+
+
+def mounted(cluster, *paths):
+    """Mount something in as many groups as there are paths, the head's first."""
+    manifest = copy.deepcopy(dict(cluster.manifest))
+    groups = (manifest["spec"]["headGroupSpec"], *manifest["spec"]["workerGroupSpecs"])
+    for group, path in zip(groups, paths, strict=False):
+        group["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": path}]
+    return Cluster(manifest, cluster.source, cluster.name)
+
+
+@pytest.mark.parametrize(
+    ("storage", "mounts", "told"),
+    [
+        ("/data/runs", (), "the head, group workers"),
+        ("/data/runs", ("/data",), "in group workers"),
+        ("file:///data/runs", ("/dat", "/data/runs"), "in the head:"),
+        ("/data/runs", ("/data/", "/data/runs"), ""),
+        ("s3://bucket/runs", (), ""),
+    ],
+)
+def test_storage_that_a_group_does_not_mount_is_noted_and_seen_by_doctor(code, storage, mounts, told):
+    cluster = stored(mounted(Cluster.load("gpu-t4"), *mounts), storage)
+    for plan in (plans.rayjob(JOB, cluster, code), plans.rayservice(SERVICE, cluster, code)):
+        (note,) = plan.notes or ("",)
+        assert told in note
+        assert bool(note) == bool(told)
+    assert named.storage(cluster).ok is (None if told else True)
 
 
 def only(plan, kind):
