@@ -6,6 +6,7 @@ same two serve a head on this machine and one behind a Kubernetes API server.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreacha
 _TIMEOUT = httpx.Timeout(60, connect=5)
 _LOG_INTERVAL_S = 0.2
 _NO_HEAD = (502, 503, 504)
+_LOGS = "/api/v0/logs"
+#: What Ray says of a log: that the file or its node is not there (any more), or that the node does not answer.
+_GONE = re.compile(r"Agent for node id: \S+ doesn't exist|A file is not found at")
+_SILENT = re.compile(r"Failed to query the data source|StatusCode\.(UNAVAILABLE|DEADLINE_EXCEEDED)")
 
 
 class RayApi:
@@ -86,17 +91,17 @@ class RayApi:
             NotFound: there is no such file or node.
         """
         params = {"node_id": node_id, "filename": filename, "lines": last_lines}
-        return self._send("GET", "/api/v0/logs/file", params=params).content
+        return self._send("GET", f"{_LOGS}/file", params=params).content
 
     def log_files(self, node_id: str, pattern: str) -> list[str]:
         """Return the files of a node's log folder whose path matches a pattern."""
-        answer = self._send("GET", "/api/v0/logs", params={"node_id": node_id, "glob": pattern}).json()
+        answer = self._send("GET", _LOGS, params={"node_id": node_id, "glob": pattern}).json()
         return sorted(file for files in answer["data"]["result"].values() for file in files)
 
     def log_path(self, node_id: str, filename: str) -> tuple[str, dict[str, Any]]:
         """Return path and options of a request whose answer is a log file that goes on as the file grows."""
         params = {"node_id": node_id, "filename": filename, "lines": -1, "interval": _LOG_INTERVAL_S}
-        return f"{self._base}/api/v0/logs/stream", {"params": params, "headers": self._headers}
+        return f"{self._base}{_LOGS}/stream", {"params": params, "headers": self._headers}
 
     def upload(self, package_uri: str, data: bytes) -> None:
         """Put a code package where the head hands it to its workers; `package_uri` is ``gcs://_ray_pkg_HASH.zip``."""
@@ -119,6 +124,11 @@ class RayApi:
         return response
 
 
+def tells_of_none(words: str) -> bool:
+    """Whether a head says that there is no such log file, or no such node any more."""
+    return bool(_GONE.search(words))
+
+
 def _object(answer: Any) -> dict[str, Any]:
     return dict(answer)
 
@@ -135,5 +145,14 @@ def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
         return Unreachable("the Ray head does not take jobs yet", why=last)
     if response.status_code in _NO_HEAD:
         return Unreachable("the Ray head does not answer", why=last)
+    if response.is_server_error and path.startswith(_LOGS):
+        return _about_a_log(words)(what, why=last)
     kinds = {401: Forbidden, 403: Forbidden, 404: NotFound}
     return kinds.get(response.status_code, BackendError)(what, why=last)
+
+
+def _about_a_log(words: str) -> type[BackendError]:
+    """Return what a head means by a plain 500 to a request for a log."""
+    if tells_of_none(words):
+        return NotFound
+    return Unreachable if _SILENT.search(words) else BackendError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
-from raykube.backends.rayapi import RayApi
+from raykube.backends.rayapi import RayApi, tells_of_none
 from raykube.errors import BackendError, ConfigError, NotFound
 
 _LOOK_S = 1.0
@@ -38,6 +38,28 @@ class LogFile:
         with contextlib.suppress(NotFound):
             return self.bytes().decode("utf-8", "replace").splitlines()
         return []
+
+
+def chunks(kube: Kube, file: LogFile, skip: int, stop: Stop) -> Iterator[bytes]:
+    """Yield what is in a file after its first `skip` bytes, and what comes, until `stop`.
+
+    Raises:
+        NotFound: it is not there any more, nor may its node be.
+    """
+    path, options = file.api.log_path(file.node, file.path)
+    try:
+        with kube.stream(path, stop, timeout=None, **options) as response:
+            for chunk in response.iter_raw():
+                if stop.is_set():  # the rest is read at once, from where this ends
+                    return
+                fresh = chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if fresh:
+                    yield fresh
+    except BackendError as error:
+        if tells_of_none(error.why):
+            raise NotFound(error.what, why=error.why) from error
+        raise
 
 
 #: Returns the files that there are now, and whether no more will be written.
@@ -101,9 +123,9 @@ class Following:
         reader = _Reader(self._lines.put)
         while not self._over.is_set():
             try:
-                for chunk in self._chunks(file, reader.given):
+                for chunk in chunks(self._kube, file, reader.given, self._over):
                     reader.take(chunk)
-            except NotFound:  # its node has gone
+            except NotFound:  # its node has gone, or its cluster
                 break
             except BackendError:
                 pass
@@ -112,17 +134,6 @@ class Following:
             if not self._closed:
                 reader.take(file.bytes()[reader.given :])
         reader.end()
-
-    def _chunks(self, file: LogFile, skip: int) -> Iterator[bytes]:
-        path, options = file.api.log_path(file.node, file.path)
-        with self._kube.stream(path, self._over, timeout=None, **options) as response:
-            for chunk in response.iter_raw():
-                if self._over.is_set():  # the rest is read at once, from where this ends
-                    return
-                fresh = chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                if fresh:
-                    yield fresh
 
 
 class _Reader:

@@ -1,0 +1,190 @@
+"""A run's log over the loss of heads, nodes and answers: from a server that plays an API server and its Ray."""
+
+import json
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from raykube import wire
+from raykube.backends.kuberay import logfiles
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.rayapi import RayApi
+from raykube.errors import NotFound, Unreachable
+from tests.cluster.shell import until
+from tests.servers import Quiet, serving, write_kubeconfig
+
+PROXY = "/api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
+LOG = "job-driver-a-x.log"
+STATE = wire.state_file("a")
+#: As Ray 2.5x words it, each with a plain 500.
+NO_NODE = "Agent for node id: {} doesn't exist."
+NO_FILE = "A file is not found at: /tmp/ray/session/logs/{}"
+SILENT = "Failed to query the data source. It is either there's a network issue, or the source is down."
+
+
+class World:
+    """What there is: a RayJob, the log files of live nodes, a storage; and what is answered instead."""
+
+    def __init__(self):
+        head = {"template": {"spec": {"containers": [{"name": "head", "image": "ray:1"}]}}}
+        metadata = {"name": "a", "uid": "u", "annotations": {"raykube.io/storage": "/shared"}}
+        self.job = {
+            "kind": "RayJob",
+            "metadata": {**metadata, "resourceVersion": "1"},
+            "spec": {"submissionMode": "HTTPMode", "rayClusterSpec": {"headGroupSpec": head}},
+            "status": {
+                "jobDeploymentStatus": "Running",
+                "jobStatus": "RUNNING",
+                "jobId": "a-x",
+                "rayClusterName": "a-c",
+                "dashboardURL": "a-c-head-svc.default.svc.cluster.local:8265",
+            },
+        }
+        self.driver = "node-1"
+        self.nodes = {"node-1": {}}
+        self.kept = b""
+        self.instead = {}
+        self.asked = []
+        self.closed = threading.Event()
+
+    def end(self):
+        """Have the run ended."""
+        self.job["status"] |= {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+
+    def printed(self, node, text):
+        """Have a node's driver print."""
+        self.nodes[node][LOG] = self.nodes[node].get(LOG, b"") + text
+
+    def tells(self, node, starts_at, replayed):
+        """Have the run's own pod tell what its log begins with."""
+        told = {"log_starts_at": starts_at, "log_replayed": replayed}
+        self.nodes[node][STATE] = json.dumps(told).encode()
+
+    def refuses(self, path, code, words, times=10**6):
+        """Have requests for a path refused, so many times."""
+        self.instead[path] = [code, words, times]
+
+
+class Api(Quiet):
+    def do_POST(self):  # noqa: N802 - http.server calls it so
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(201, {"metadata": {"name": "a-storage-1"}})
+
+    def do_DELETE(self):  # noqa: N802
+        self.do_POST()
+
+    def do_GET(self):  # noqa: N802
+        url = urlsplit(self.path)
+        asked = {key: value[0] for key, value in parse_qs(url.query).items()}
+        world = self.server.world
+        world.asked.append(f"{url.path.rpartition('/')[2]} {asked.get('filename', '')}".strip())
+        for path, instead in world.instead.items():
+            if path in url.path and instead[2] > 0:
+                instead[2] -= 1
+                return self.plain(instead[0], instead[1].encode())
+        if url.path.startswith(PROXY):
+            return self.ray(url.path.removeprefix(PROXY), asked)
+        return self.kubernetes(url.path.rpartition("namespaces/default")[2], asked)
+
+    def kubernetes(self, path, asked):
+        world = self.server.world
+        if path == "/rayjobs/a":
+            self.answer(200, world.job)
+        elif path == "/pods/a-storage-1":
+            self.answer(200, {"metadata": {"name": "a-storage-1"}, "status": {"phase": "Succeeded"}})
+        elif path == "/pods/a-storage-1/log":
+            self.plain(200, world.kept)
+        elif "watch" in asked:
+            self.watch(path)
+        else:
+            items = [world.job] if path == "/rayjobs" else []
+            self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})
+
+    def watch(self, path):
+        """Tell of the RayJob again and again: it may have changed."""
+        self.begin()
+        while not self.server.world.closed.wait(0.1):
+            if path == "/rayjobs":
+                self.wfile.write(json.dumps({"type": "MODIFIED", "object": self.server.world.job}).encode() + b"\n")
+
+    def ray(self, path, asked):
+        world = self.server.world
+        if path == "/api/jobs/a-x":
+            return self.answer(200, {"status": "RUNNING", "driver_node_id": world.driver})
+        if asked["node_id"] not in world.nodes:
+            return self.plain(500, NO_NODE.format(asked["node_id"]).encode())
+        file = world.nodes[asked["node_id"]].get(asked["filename"])
+        if file is None:
+            return self.plain(500, NO_FILE.format(asked["filename"]).encode())
+        return self.plain(200, file) if path.endswith("/file") else self.grow(asked["node_id"], asked["filename"])
+
+    def grow(self, node, file):
+        """Hand out a file as it grows, until its node is gone."""
+        self.begin()
+        at, world = 0, self.server.world
+        while node in world.nodes and not world.closed.wait(0.02):
+            data = world.nodes.get(node, {}).get(file, b"")[at:]
+            self.wfile.write(data)
+            at += len(data)
+
+    def begin(self):
+        self.send_response(200)
+        self.send_header("connection", "close")
+        self.end_headers()
+        self.wfile.flush()
+
+    def plain(self, code, data):
+        self.send_response(code)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    with serving(Api) as server:
+        server.world = World()
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        yield server.world
+        server.world.closed.set()
+
+
+@pytest.fixture
+def kube(world):  # noqa: ARG001 - it is asked
+    return Kube()
+
+
+@pytest.fixture
+def ray(kube):
+    return RayApi.behind(kube.http, PROXY, "")
+
+
+def test_log_of_a_node_that_has_gone_is_not_found(ray):
+    with pytest.raises(NotFound, match="doesn't exist"):
+        ray.log("node-0", LOG)
+
+
+def test_log_file_that_is_not_there_is_not_found(ray):
+    with pytest.raises(NotFound, match="not found at"):
+        ray.log("node-1", LOG)
+
+
+def test_node_that_its_head_cannot_reach_is_unreachable(ray, world):
+    world.refuses("/logs/file", 500, SILENT)
+    with pytest.raises(Unreachable, match="Failed to query"):
+        ray.log("node-1", LOG)
+
+
+def test_file_whose_node_has_gone_is_asked_for_once_more_and_no_more(kube, ray, world):
+    world.nodes["node-2"] = {"replica": b"one\ntwo\n"}
+    file = logfiles.LogFile("a-c", "node-2", "replica", ray)
+    lines = logfiles.Following(kube, lambda: ([file], False)).lines()
+    assert [next(lines), next(lines)] == ["one", "two"]
+    del world.nodes["node-2"]
+    until(lambda: "file replica" in world.asked, "it is read for the last time", 5)
+    asked = len(world.asked)
+    time.sleep(1)
+    assert len(world.asked) == asked
+    lines.close()
