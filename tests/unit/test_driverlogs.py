@@ -8,10 +8,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from raykube import wire
-from raykube.backends.kuberay import logfiles
+from raykube.backends.kuberay import driverlogs, logfiles
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
-from raykube.errors import NotFound, Unreachable
+from raykube.errors import BackendError, NotFound, Unreachable
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -188,3 +188,49 @@ def test_file_whose_node_has_gone_is_asked_for_once_more_and_no_more(kube, ray, 
     time.sleep(1)
     assert len(world.asked) == asked
     lines.close()
+
+
+def whole(kube):
+    return list(driverlogs.lines(kube, "a", follow=False))
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/logs/file"])
+def test_log_is_read_from_a_head_that_misses_an_answer(kube, world, path):
+    world.printed("node-1", b"one\n")
+    world.refuses(path, 503, "no endpoints available", times=2)
+    assert whole(kube) == ["one"]
+
+
+def test_log_of_a_node_that_does_not_answer_is_the_storages(kube, world, monkeypatch):
+    monkeypatch.setattr(driverlogs, "_PATIENCE_S", 0)
+    world.kept = b"kept\n"
+    world.refuses("/logs/file", 500, SILENT)
+    assert whole(kube) == ["kept"]
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/", "/logs/file"])
+def test_head_that_does_not_answer_is_told_where_nothing_was_kept(kube, world, monkeypatch, path):
+    monkeypatch.setattr(driverlogs, "_PATIENCE_S", 0)
+    world.refuses(path, 503, "no endpoints available")
+    with pytest.raises(Unreachable, match="no endpoints available"):
+        whole(kube)
+
+
+def test_log_of_a_run_that_was_never_in_ray_is_empty_before_its_head_answers(kube, world):
+    del world.job["status"]["jobStatus"]
+    world.refuses("/proxy/", 503, "no endpoints available")
+    assert whole(kube) == []
+
+
+def test_log_of_a_driver_whose_node_has_gone_is_the_storages(kube, world):
+    world.kept = b"kept\n"
+    world.driver = "node-0"
+    assert whole(kube) == ["kept"]
+
+
+def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, world):
+    world.driver = "node-0"
+    assert whole(kube) == []
+    world.end()
+    with pytest.raises(BackendError, match="ended with the node that it was on"):
+        whole(kube)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.errors import BackendError, NotFound, Unreachable
 
 _PAUSE_S = 0.3
+#: For so long a head that does not answer is asked again, before the storage is.
+_PATIENCE_S = 5.0
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
@@ -34,24 +37,53 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
 
 def _whole(kube: Kube, name: str) -> bytes:
     look = Look(kube, name)
-    details: Mapping[str, Any] = {}
-    with contextlib.suppress(NotFound, Unreachable):
-        head = look.head()
-        details = head.details() if head else {}
-        if head and details.get("driver_node_id"):
-            return head.api.log(details["driver_node_id"], head.log_file)
-    # Where Ray itself tells of no driver there was none, as when its environment could not be made.
-    return _kept(kube, look, started=not details and _was_in_ray(look.job))
+    started, away = _was_in_ray(look.job), None
+    try:
+        if (log := _from_head(look, _PATIENCE_S if started else 0)) is not None:
+            return log
+        # Where Ray itself tells of no driver there was none, as when its environment could not be made.
+        started = False
+    except NotFound:  # the cluster is gone, or the driver's node
+        pass
+    except Unreachable as error:
+        away = error if started else None
+    return _kept(kube, look, away, started=started)
 
 
-def _kept(kube: Kube, look: Look, *, started: bool) -> bytes:
-    """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it."""
+def _from_head(look: Look, patience_s: float) -> bytes | None:
+    """Return the log as the head hands it out; None when it knows of no driver. Raises NotFound, Unreachable."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return _asked(look)
+        except Unreachable:  # a head that lives misses an answer at times
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _asked(look: Look) -> bytes | None:
+    head = look.head()
+    if head is None:
+        raise NotFound(f"{look.name} has no head")
+    node = head.api.job(head.submission_id).get("driver_node_id")
+    return head.api.log(node, head.log_file) if node else None
+
+
+def _kept(kube: Kube, look: Look, away: Unreachable | None, *, started: bool) -> bytes:
+    """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it.
+
+    Raises:
+        Unreachable: that is `away`, and nothing was kept.
+    """
     if kept := storage.read(kube, look.job, wire.LOG_FILE):
         return kept
+    if away:
+        raise away
     if not started or not look.status().is_terminal:
         return b""
     raise BackendError(
-        f"the log of {look.name} ended with its cluster",
+        f"the log of {look.name} ended with the node that it was on",
         why="the cluster names no storage that would have kept it"
         if not storage.storage_of(look.job)
         else f"there is no {wire.LOG_FILE} in {storage.storage_of(look.job)}",
