@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,7 +17,8 @@ from tests.servers import Quiet, serving, write_kubeconfig
 PROXY = "/api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
 LOG = "job-driver-a-x.log"
 STATE = wire.state_file("a")
-#: As Ray 2.5x words it, each with a plain 500.
+RAYS = b"Running entrypoint for job a-x: python -m digits\n"
+#: As Ray words it, each with a plain 500.
 NO_NODE = "Agent for node id: {} doesn't exist."
 NO_FILE = "A file is not found at: /tmp/ray/session/logs/{}"
 SILENT = "Failed to query the data source. It is either there's a network issue, or the source is down."
@@ -177,16 +177,15 @@ def test_node_that_its_head_cannot_reach_is_unreachable(ray, world):
         ray.log("node-1", LOG)
 
 
-def test_file_whose_node_has_gone_is_asked_for_once_more_and_no_more(kube, ray, world):
+def test_file_whose_node_has_gone_is_read_once_more_and_no_more(kube, ray, world):
     world.nodes["node-2"] = {"replica": b"one\ntwo\n"}
     file = logfiles.LogFile("a-c", "node-2", "replica", ray)
-    lines = logfiles.Following(kube, lambda: ([file], False)).lines()
+    following = logfiles.Following(kube, lambda: ([file], False))
+    lines = following.lines()
     assert [next(lines), next(lines)] == ["one", "two"]
     del world.nodes["node-2"]
-    until(lambda: "file replica" in world.asked, "it is read for the last time", 5)
-    asked = len(world.asked)
-    time.sleep(1)
-    assert len(world.asked) == asked
+    until(lambda: not following._readers[file].is_alive(), "it is given up", 10)
+    assert world.asked.count("file replica") == 1
     lines.close()
 
 
@@ -234,3 +233,116 @@ def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, w
     world.end()
     with pytest.raises(BackendError, match="ended with the node that it was on"):
         whole(kube)
+
+
+class Reader(threading.Thread):
+    """Follows the log of a run to its end."""
+
+    def __init__(self, kube):
+        super().__init__(daemon=True)
+        self.kube = kube
+        self.lines = []
+
+    def run(self):
+        for line in driverlogs.lines(self.kube, "a", follow=True):
+            self.lines.append(line)
+
+    def all(self):
+        """Return what it has read when it is through."""
+        self.join(20)
+        assert not self.is_alive()
+        return self.lines
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What readers know of the runs that they follow."""
+    made = []
+
+    class Noted(driverlogs.Followed):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(driverlogs, "Followed", Noted)
+    return made
+
+
+@pytest.fixture
+def reader(kube, world, runs):
+    """A reader that has been given two lines of the first head's log, and one of Ray's."""
+    world.printed("node-1", RAYS + b"one\ntwo\n")
+    world.tells("node-1", len(RAYS), 0)
+    reader = Reader(kube)
+    reader.start()
+    until(lambda: reader.lines == [RAYS.decode().strip(), "one", "two"], "it is read", 10)
+    until(lambda: runs[0].told, "it is known where it begins", 10)
+    return reader
+
+
+def lose_head(world, copied):
+    """Have another head in the place of the first, where the log goes on with a copy."""
+    world.nodes = {"node-2": {LOG: RAYS + b"Ray again\n" + copied}}
+    world.driver = "node-2"
+
+
+def ask_in_vain(world):
+    """Wait until the run's pod was asked for what it does not tell yet."""
+    before = world.asked.count(f"file {STATE}")
+    until(lambda: world.asked.count(f"file {STATE}") > before + 3, "it is asked", 10)
+
+
+def test_log_of_another_head_goes_on_once_its_copy_is_told(reader, world):
+    lose_head(world, b"one\ntwo\n")
+    ask_in_vain(world)  # Ray tells of its driver a second before the run's pod tells anything
+    world.tells("node-2", len(RAYS) + 10, 8)
+    world.printed("node-2", b"three\n")
+    until(lambda: len(reader.lines) > 3, "it goes on", 10)
+    world.end()
+    assert reader.all()[1:] == ["one", "two", "three"]
+
+
+def test_copy_in_another_heads_log_gives_what_the_reader_never_got(reader, world):
+    lose_head(world, b"one\ntwo\nlate\n")
+    world.tells("node-2", len(RAYS) + 10, 13)
+    world.printed("node-2", b"three\n")
+    until(lambda: len(reader.lines) > 3, "it goes on", 10)
+    world.end()
+    assert reader.all()[1:] == ["one", "two", "late", "three"]
+
+
+def test_log_of_another_head_whose_pod_tells_nothing_is_given_whole(reader, world, monkeypatch):
+    monkeypatch.setattr(driverlogs, "_TOLD_S", 0.5)
+    lose_head(world, b"it cannot write\n")
+    until(lambda: "it cannot write" in reader.lines, "it is read all the same", 10)
+    world.end()
+    assert reader.all()[1:] == ["one", "two", RAYS.decode().strip(), "Ray again", "it cannot write"]
+
+
+def test_storages_copy_goes_on_where_a_heads_log_broke_off(reader, world):
+    world.refuses("/proxy/", 404, "services a-c-head-svc not found")
+    world.nodes.clear()
+    world.kept = b"one\ntwo\nthree\nfour\n"
+    world.end()
+    assert reader.all()[1:] == ["one", "two", "three", "four"]
+
+
+def test_storages_copy_goes_on_behind_a_second_heads_log(reader, world):
+    lose_head(world, b"one\ntwo\n")
+    world.tells("node-2", len(RAYS) + 10, 8)
+    world.printed("node-2", b"three\n")
+    until(lambda: reader.lines[-1] == "three", "it goes on", 10)
+    world.refuses("/proxy/", 404, "services a-c-head-svc not found")
+    world.nodes.clear()
+    world.kept = b"one\ntwo\nthree\nfour\n"
+    world.end()
+    assert reader.all()[1:] == ["one", "two", "three", "four"]
+
+
+def test_end_of_a_run_in_another_heads_log_is_read_behind_its_copy(reader, world):
+    lose_head(world, b"one\ntwo\n")
+    ask_in_vain(world)
+    world.printed("node-2", b"three\n")
+    world.end()
+    world.tells("node-2", len(RAYS) + 10, 8)
+    assert reader.all()[1:] == ["one", "two", "three"]

@@ -1,7 +1,8 @@
 """The output of a run on KubeRay, from its head while that lives, else from the run's storage.
 
-A stream that breaks is opened again, and what was given already is skipped: a line is neither lost nor doubled. A head
-that took the place of a lost one begins its log with a copy of what was printed before.
+A stream that breaks is opened again, and what was given already is skipped: a line is neither lost nor doubled. A log
+begins with a few lines of Ray's own; that of a head which took the place of a lost one goes on with a copy of what was
+printed before. The storage has what was printed, and nothing of Ray's.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from raykube import wire
-from raykube.backends.kuberay import storage
+from raykube.backends.kuberay import logfiles, storage
+from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -22,11 +25,13 @@ from raykube.errors import BackendError, NotFound, Unreachable
 _PAUSE_S = 0.3
 #: For so long a head that does not answer is asked again, before the storage is.
 _PATIENCE_S = 5.0
+#: For so long a run's pod is waited for that has not told yet what its log begins with.
+_TOLD_S = 10.0
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield a run's log lines without their newlines; with `follow` until it has ended."""
-    chunks = _followed(kube, name) if follow else iter([_whole(kube, name)])
+    chunks = _followed(kube, name) if follow else iter([_whole(kube, name).data])
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -35,22 +40,36 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
         yield rest.decode("utf-8", "replace")
 
 
-def _whole(kube: Kube, name: str) -> bytes:
+def _log_of(head: RayHead, node: str) -> str:
+    """Return what tells a log from those of other heads and tries."""
+    return f"{node}/{head.log_file}"
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """All of a run's log, and the head that has it with its driver's node; none for the storage's copy."""
+
+    data: bytes
+    head: RayHead | None = None
+    node: str = ""
+
+
+def _whole(kube: Kube, name: str) -> _Whole:
     look = Look(kube, name)
     started, away = _was_in_ray(look.job), None
     try:
-        if (log := _from_head(look, _PATIENCE_S if started else 0)) is not None:
-            return log
+        if found := _from_head(look, _PATIENCE_S if started else 0):
+            return found
         # Where Ray itself tells of no driver there was none, as when its environment could not be made.
         started = False
     except NotFound:  # the cluster is gone, or the driver's node
         pass
     except Unreachable as error:
         away = error if started else None
-    return _kept(kube, look, away, started=started)
+    return _Whole(_kept(kube, look, away, started=started))
 
 
-def _from_head(look: Look, patience_s: float) -> bytes | None:
+def _from_head(look: Look, patience_s: float) -> _Whole | None:
     """Return the log as the head hands it out; None when it knows of no driver. Raises NotFound, Unreachable."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -62,12 +81,12 @@ def _from_head(look: Look, patience_s: float) -> bytes | None:
         time.sleep(_PAUSE_S)
 
 
-def _asked(look: Look) -> bytes | None:
+def _asked(look: Look) -> _Whole | None:
     head = look.head()
     if head is None:
         raise NotFound(f"{look.name} has no head")
     node = head.api.job(head.submission_id).get("driver_node_id")
-    return head.api.log(node, head.log_file) if node else None
+    return _Whole(head.api.log(node, head.log_file), head, node) if node else None
 
 
 def _kept(kube: Kube, look: Look, away: Unreachable | None, *, started: bool) -> bytes:
@@ -104,6 +123,8 @@ class Followed:
         self._look = Look(kube, name)
         self.head: RayHead | None = None
         self.details: Mapping[str, Any] = {}
+        #: What the run's pod tells, of each log: where its own output begins there, and how much of that is a copy.
+        self.told: dict[str, Mapping[str, Any]] = {}
         self.ended = threading.Event()
         self.error: BackendError | None = None
         self._stream = Stop()
@@ -146,6 +167,14 @@ class Followed:
                 self.details = head.details()
                 self.head = head
                 self._stream.set()
+            if head and (node := self.details.get("driver_node_id")):
+                self.learn(head, node)
+
+    def learn(self, head: RayHead, node: str) -> None:
+        """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
+        log = _log_of(head, node)
+        if log not in self.told and (told := head.told(self._look.name, {"driver_node_id": node})):
+            self.told[log] = told
 
     def refresh(self) -> None:
         """Ask again where the driver is: its head may have been replaced."""
@@ -154,21 +183,22 @@ class Followed:
 
 def _followed(kube: Kube, name: str) -> Iterator[bytes]:
     run = Followed(kube, name)
-    reader = _Reader(kube, name)
+    reader = _Reader(kube, run.told)
     try:
         while not run.ended.is_set():
-            head, details = run.head, run.details
-            if not head or not details.get("driver_node_id"):
-                run.ended.wait(_PAUSE_S)
-                continue
-            try:
-                yield from reader.stream(head, details["driver_node_id"], run.stream())
-            except BackendError:
-                run.refresh()
+            head, node = run.head, run.details.get("driver_node_id")
+            if head and node and reader.is_ready(_log_of(head, node)):
+                try:
+                    yield from reader.stream(head, node, run.stream())
+                except BackendError:
+                    run.refresh()
             run.ended.wait(_PAUSE_S)
         if isinstance(run.error, NotFound):
             return
-        yield from reader.last(_whole(kube, name))
+        whole = _whole(kube, name)
+        if whole.head:
+            run.learn(whole.head, whole.node)
+        yield reader.rest(whole)
         if run.error:
             raise run.error
     finally:
@@ -176,37 +206,45 @@ def _followed(kube: Kube, name: str) -> Iterator[bytes]:
 
 
 class _Reader:
-    """Remembers what was given of a run's log, over all its streams."""
+    """Remembers what was given of a run's log, over all its streams; `told` is what its pods tell of their logs."""
 
-    def __init__(self, kube: Kube, name: str) -> None:
+    def __init__(self, kube: Kube, told: Mapping[str, Mapping[str, Any]]) -> None:
         self._kube = kube
-        self._name = name
+        self._told = told
         self._log = ""
-        self._given = 0
+        self._at = 0
+        self._since: dict[str, float] = {}
+
+    def is_ready(self, log: str) -> bool:
+        """Whether it is known what to skip of a log; that a pod never tells, as one without its storage, is borne."""
+        if self._log in ("", log) or log in self._told:
+            return True
+        return time.monotonic() - self._since.setdefault(log, time.monotonic()) > _TOLD_S
 
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
         """Yield what comes, without what was given before."""
-        skip = self._skip(head, node)
-        path, options = head.api.log_path(node, head.log_file)
-        with self._kube.stream(path, stop, timeout=None, **options) as response:
-            for chunk in response.iter_raw():
-                if stop.is_set():  # the rest is read at once, from where this ends
-                    return
-                fresh = chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                self._given += len(fresh)
-                if fresh:
-                    yield fresh
+        log, file = _log_of(head, node), LogFile(head.cluster, node, head.log_file, head.api)
+        at = self._given_of(log)
+        for chunk in logfiles.chunks(self._kube, file, at, stop):
+            at += len(chunk)
+            self._log, self._at = log, at
+            yield chunk
 
-    def last(self, whole: bytes) -> Iterator[bytes]:
-        """Yield what the streams did not."""
-        yield whole[self._given :]
+    def rest(self, whole: _Whole) -> bytes:
+        """Return what the streams did not."""
+        log = _log_of(whole.head, whole.node) if whole.head else ""
+        return whole.data[self._given_of(log) :]
 
-    def _skip(self, head: RayHead, node: str) -> int:
-        """Return how many bytes of this log were given; of another head's log, how many of its copy of the last."""
-        log = f"{node}/{head.log_file}"
-        if self._log and log != self._log:
-            told = head.told(self._name, {"driver_node_id": node})
-            self._given = int(told.get("log_starts_at") or 0) + int(told.get("log_replayed") or 0)
-        self._log = log
-        return self._given
+    def _given_of(self, log: str) -> int:
+        """Return how many bytes at the beginning of a log were given, by whichever head; "" is the storage's copy."""
+        if log == self._log or not self._log:
+            return self._at
+        # Of the run's own output: Ray's lines before it are of another length in each log.
+        own = max(0, self._at - _number(self._told, self._log, "log_starts_at", self._at))
+        if not log:
+            return own
+        return _number(self._told, log, "log_starts_at") + min(own, _number(self._told, log, "log_replayed"))
+
+
+def _number(told: Mapping[str, Mapping[str, Any]], log: str, key: str, default: int = 0) -> int:
+    return int(told.get(log, {}).get(key, default))
