@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from raykube.cli.common import (
     plan_options,
     tell,
 )
-from raykube.errors import RunError
+from raykube.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from raykube.plans import Plan
@@ -29,7 +30,32 @@ def job() -> None:
     """Submit a script and follow it to its result."""
 
 
-@job.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+class _Submit(click.Command):
+    """Options stand before the command: one after it would go to the script, and a dry run would start a job."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, then refuse an option of ours among the command's words, unless ``--`` says that they are its own."""
+        typed = list(args)
+        rest = super().parse_args(ctx, args)
+        words = ctx.params.get("entrypoint") or ()
+        before = typed[: len(typed) - len(words)]
+        if before[-1:] != ["--"]:
+            _refuse_options_among(words, {name for option in self.get_params(ctx) for name in option.opts})
+        return rest
+
+
+def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
+    names = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if ours := [name for name in names if name in options and name != "--"]:
+        verb = "stands" if len(ours) == 1 else "stand"
+        raise ConfigError(
+            f"{', '.join(ours)} {verb} after the command and would go to the script",
+            why="raykube's own options stand before the command",
+            next_step="write it before the command, or, if the script is meant, put -- before the command",
+        )
+
+
+@job.command(cls=_Submit, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @place_options
 @click.option("-f", "--filename", type=common.PATH, help="YAML file with a RayJob, or with a job's fields as in Ray.")
 @click.option("--cluster", metavar="NAME", help="Run on this long-lived cluster, as of: raykube cluster create.")

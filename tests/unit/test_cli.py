@@ -57,6 +57,24 @@ def test_unknown_option_names_the_nearest(raykube):
     refused(raykube("job", "submit", "--workerz", "2", "--", "python", "hello.py"), "'--workerz'", "--workers")
 
 
+def test_option_after_the_command_is_refused(raykube):
+    refused(raykube("job", "submit", "python", "hello.py", "--dry-run=client"), "--dry-run stands after", "put -- bef")
+    refused(
+        raykube("job", "submit", "--no-wait", "python", "hello.py", "--name", "a", "--json"), "--name, --json stand"
+    )
+
+
+def test_option_after_the_command_is_the_script_s_own_behind_two_dashes(raykube):
+    own = ("python", "hello.py", "--dry-run=client", "--name", "a")
+    done = raykube("job", "submit", "--dry-run=client", "-o", "json", "--", *own)
+    assert json.loads(done.stdout)[0]["entrypoint"] == " ".join(own)
+
+
+def test_option_after_the_command_that_is_none_of_raykube_s_goes_to_the_script(raykube):
+    done = raykube("job", "submit", "--dry-run=client", "-o", "json", "python", "hello.py", "--epochs=2", "-n", "1")
+    assert json.loads(done.stdout)[0]["entrypoint"] == "python hello.py --epochs=2 -n 1"
+
+
 def test_missing_script_names_the_nearest(raykube):
     refused(raykube("job", "submit", "--", "python", "hell.py"), "'hell.py' is not in the code", "hello.py")
 
