@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.specs import App, Job, Service
+from raykube.specs import Job, Service
+
+_Spec = TypeVar("_Spec", Job, Service)
+#: An option, the field of a spec that it gives, and how its text is read.
+_Reader = tuple[str, str, Callable[[str, Any], Any]]
+#: Fields of a spec that may stand in its runtime_env as well.
+_IN_BOTH = ("working_dir", "excludes", "pip")
 
 
-def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[str, Any]) -> Job:
+def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[Any, Any]) -> Job:
     """Make the job of ``raykube job submit``: what options give, else what the file said, else the spec's defaults."""
     if not entrypoint and "entrypoint" not in said:
         raise ConfigError("there is nothing to run", next_step="write a command after --, or -f FILE")
-    fields = dict(said) | _given(options) | ({"entrypoint": _command(entrypoint)} if entrypoint else {})
-    fields |= {"env_vars": pairs("--env", fields["env_vars"])} if "env_vars" in fields else {}
-    for option, key in (("--metadata-json", "metadata_json"), ("--entrypoint-resources", "entrypoint_resources")):
-        if key in fields:
-            fields[key.removesuffix("_json")] = _json(option, fields.pop(key))
-    return Job(**_with_runtime_env(fields))
+    given, problems = _read(_given(options), _OF_A_JOB)
+    problems += [Problem(str(key), "a key must be text", "write it in quotes") for key in said if type(key) is not str]
+    given |= {"entrypoint": _command(entrypoint)} if entrypoint else {}
+    return _made(Job, _beside({key: value for key, value in said.items() if type(key) is str}, given), problems)
 
 
 def manifest_of(path: Path) -> list[dict[str, Any]]:
@@ -54,12 +58,10 @@ def refuse_beside_manifest(entrypoint: Sequence[str], options: Mapping[str, Any]
 
 def service_of(name: str, options: Mapping[str, Any]) -> Service:
     """Make the service of ``raykube service deploy``: one application of the service's name."""
-    fields = _given(options)
-    app: dict[str, Any] = {key: fields.pop(key) for key in ("import_path", "route_prefix", "model") if key in fields}
-    app["env_vars"] = pairs("--env", fields.pop("env_vars", ()))
-    app["args"] = _json("--args", fields.pop("args_json"))
-    app |= _replicas(fields.pop("replicas"))
-    return Service(name=name, apps=(App(name=name, **app),), **_with_runtime_env(fields))
+    fields, problems = _read(_given(options), _OF_A_SERVICE)
+    of_app = ("import_path", "route_prefix", "model", "env_vars", "args")
+    app = {key: fields.pop(key) for key in of_app if key in fields} | fields.pop("replicas", {})
+    return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 
 
 def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
@@ -89,8 +91,8 @@ def _command(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
-def _replicas(text: str) -> dict[str, Any]:
-    found = count("--replicas", text)
+def _replicas(option: str, text: str) -> dict[str, Any]:
+    found = count(option, text)
     if isinstance(found, int):
         return {"num_replicas": found}
     return {"autoscaling_config": {"min_replicas": found[0], "max_replicas": found[1]}}
@@ -103,17 +105,50 @@ def _json(option: str, text: str) -> Any:
         raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", f"{text!r}")]) from error
 
 
-def _with_runtime_env(fields: dict[str, Any]) -> dict[str, Any]:
-    """Put ``--runtime-env`` or ``--runtime-env-json`` where the spec has it."""
-    path: Path | None = fields.pop("runtime_env", None)
-    text: str | None = fields.pop("runtime_env_json", None)
-    if path and text:
-        raise ConfigError.of("wrong options", [Problem("--runtime-env", "and --runtime-env-json exclude each other")])
-    if text:
-        fields["runtime_env"] = _json("--runtime-env-json", text)
-    if path:
-        fields["runtime_env"] = _yaml("--runtime-env", path)
-    return fields
+def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[str, Any], list[Problem]]:
+    """Turn the texts of options into fields of a spec, and say which cannot be read."""
+    problems: list[Problem] = []
+    if fields.keys() >= {"runtime_env", "runtime_env_json"}:
+        problems.append(Problem("--runtime-env", "and --runtime-env-json exclude each other"))
+    for key, (option, field, read) in readers.items():
+        if key in fields:
+            try:
+                fields[field] = read(option, fields.pop(key))
+            except ConfigError as error:
+                problems += error.problems
+    return fields, problems
+
+
+def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Problem]) -> _Spec:
+    """Make the spec, or say all that is wrong with what was read and with what is there."""
+    try:
+        made = kind(**fields)
+    except ConfigError as error:
+        raise ConfigError.of(error.what, [*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError.of(f"this {kind.__name__} cannot be made", problems)
+    return made
+
+
+def _beside(said: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Join a file's fields with those of options, which win: also over the same key within a runtime_env."""
+    own = given.get("runtime_env")
+    twice = [key for key in _IN_BOTH if key in given or (isinstance(own, dict) and key in own)]
+    variables = given.get("env_vars", {})
+    joined = _without(said, twice, variables)
+    if isinstance(env := said.get("runtime_env"), dict):
+        joined["runtime_env"] = _without(env, twice, variables)
+    if variables and isinstance(others := joined.get("env_vars"), dict):
+        variables = others | variables
+    return joined | given | ({"env_vars": variables} if variables else {})
+
+
+def _without(fields: dict[str, Any], keys: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Leave out fields, and those of the environment's variables that are said elsewhere."""
+    kept = {key: value for key, value in fields.items() if key not in keys}
+    if isinstance(others := kept.get("env_vars"), dict):
+        kept["env_vars"] = {key: value for key, value in others.items() if key not in variables}
+    return kept
 
 
 def _yaml(option: str, path: Path) -> Any:
@@ -127,3 +162,22 @@ def _yaml_documents(path: Path, option: str = "-f") -> list[Any]:
         raise ConfigError.of("wrong options", [Problem(option, f"cannot read {path}: {error.strerror}")]) from error
     except yaml.YAMLError as error:
         raise ConfigError.of("wrong options", [Problem(option, f"{path} is not YAML: {error}")]) from error
+
+
+_RUNTIME_ENV: dict[str, _Reader] = {
+    "runtime_env": ("--runtime-env", "runtime_env", _yaml),
+    "runtime_env_json": ("--runtime-env-json", "runtime_env", _json),
+}
+#: What options give as text.
+_OF_A_JOB: dict[str, _Reader] = {
+    **_RUNTIME_ENV,
+    "env_vars": ("--env", "env_vars", pairs),
+    "metadata_json": ("--metadata-json", "metadata", _json),
+    "entrypoint_resources": ("--entrypoint-resources", "entrypoint_resources", _json),
+}
+_OF_A_SERVICE: dict[str, _Reader] = {
+    **_RUNTIME_ENV,
+    "env_vars": ("--env", "env_vars", pairs),
+    "args_json": ("--args", "args", _json),
+    "replicas": ("--replicas", "replicas", _replicas),
+}

@@ -10,6 +10,9 @@ import subprocess
 import pytest
 import yaml
 
+from raykube.cli import args
+from raykube.errors import ConfigError
+from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights
 
@@ -359,6 +362,74 @@ def test_fields_of_a_file_are_a_job_and_options_win(raykube, code):
     (planned,) = json.loads(done.stdout)
     assert planned["entrypoint"] == "python hello.py one"
     assert '"max_retries": 3' in planned["metadata"]["raykube.limits"]
+
+
+#: Every field of a job, each with another value than it has by itself.
+FIELDS = {
+    "entrypoint": "python hello.py",
+    "name": "a",
+    "working_dir": "code",
+    "excludes": ["*.bin"],
+    "pip": ["x"],
+    "env_vars": {"A": "1"},
+    "runtime_env": {"py_modules": ["s3://b/m.zip"]},
+    "metadata": {"owner": "me"},
+    "max_retries": 2,
+    "timeout_s": 60.0,
+    "pending_timeout_s": 5.0,
+    "keep_cluster_s": 7.0,
+    "queue": "q",
+    "entrypoint_num_cpus": 1.0,
+    "entrypoint_num_gpus": 0.5,
+    "entrypoint_memory": 1024,
+    "entrypoint_resources": {"x": 1.0},
+    "entrypoint_label_selector": {"zone": "z"},
+}
+
+
+def test_every_field_of_a_job_can_stand_in_a_file(tmp_path):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(FIELDS))
+    made = args.job_of((), {}, args.manifest_of(tmp_path / "job.yaml")[0])
+    assert FIELDS.keys() == Job.model_fields.keys()
+    assert made == Job(**FIELDS)
+    plain = Job(entrypoint="true")
+    assert [key for key in FIELDS if getattr(made, key) == getattr(plain, key)] == []
+
+
+def test_options_win_over_a_file_and_over_its_runtime_env():
+    env = {"pip": ["x"], "working_dir": "a", "env_vars": {"A": "file", "B": "file"}}
+    options = {"pip": ("y",), "working_dir": "b", "env_vars": ("A=option", "C=option"), "metadata_json": '{"k": "v"}'}
+    made = args.job_of(("true",), options, {"runtime_env": env, "env_vars": {"D": "file"}, "metadata": {"k": "w"}})
+    assert (made.pip, str(made.working_dir), made.metadata) == (("y",), "b", {"k": "v"})
+    assert made.env_vars == {"A": "option", "C": "option", "D": "file"}
+    assert made.runtime_env == {"env_vars": {"B": "file"}}
+    assert args.job_of(("true",), {"runtime_env_json": '{"pip": ["y"]}'}, {"pip": ["x"]}).pip == ("y",)
+
+
+def test_key_of_a_file_that_is_no_field_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        args.job_of((), {}, {"entrypoint": "true", True: "gpu-t4", 7: 2, "metadata_json": "{}"})
+    assert [problem.path for problem in caught.value.problems] == ["True", "7", "metadata_json"]
+
+
+def test_problems_of_options_and_of_the_job_are_told_at_once():
+    options = {"env_vars": ("FOO",), "runtime_env_json": "{bad", "metadata_json": "[", "max_retries": -1}
+    with pytest.raises(ConfigError) as caught:
+        args.job_of(("true",), options, {})
+    told = {problem.path for problem in caught.value.problems}
+    assert told == {"--env", "--runtime-env-json", "--metadata-json", "max_retries"}
+
+
+def test_problems_of_a_service_are_told_at_once():
+    options = {"import_path": "a", "args_json": "{", "replicas": "x", "env_vars": ("FOO",)}
+    with pytest.raises(ConfigError) as caught:
+        args.service_of("a", options)
+    assert {problem.path for problem in caught.value.problems} == {
+        "--args",
+        "--replicas",
+        "--env",
+        "apps[0].import_path",
+    }
 
 
 def test_empty_list_has_its_heading(raykube):
