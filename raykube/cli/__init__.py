@@ -12,8 +12,8 @@ import sys
 import click
 
 from raykube.cli import clusters, jobs, services
-from raykube.cli.common import Where, json_option, place_options, tell
-from raykube.errors import RaykubeError, RunError
+from raykube.cli.common import Where, exit_code, json_option, place_options, tell
+from raykube.errors import RaykubeError
 
 INTERRUPTED = 130
 _MARKS = {True: "ok  ", False: "FAIL", None: "--  "}
@@ -72,7 +72,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except RaykubeError as error:
         tell(f"error: {error}")
-        sys.exit(1 if isinstance(error, RunError) else 2)
+        sys.exit(exit_code(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

@@ -160,12 +160,14 @@ def delete(names: tuple[str, ...], where: Where) -> None:
     """End clusters at once, with all that runs on them. Results, logs and models stay where storage keeps them."""
     from raykube.backends.kuberay import clusters
 
-    for name in names:
+    def act(name: str) -> None:
         if name == _LOCAL:
             _end_local()
         else:
             clusters.delete(_kube(where), name)
         click.echo(f"{name} deleted")
+
+    common.each(names, act)
 
 
 @contextlib.contextmanager

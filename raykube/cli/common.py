@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -18,7 +18,7 @@ import click
 if TYPE_CHECKING:
     from raykube.cli.follow import Screen
     from raykube.cluster import Cluster
-    from raykube.errors import Failure
+    from raykube.errors import Failure, RaykubeError
     from raykube.handles import Endpoint, Run, Status
     from raykube.plans import Plan
     from raykube.wire import Result
@@ -164,6 +164,30 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
     if isinstance(found, EndpointHandle):
         return found
     raise NotFound(f"{name} is a run, not a service", next_step=f"raykube job status {name}")
+
+
+def exit_code(error: RaykubeError) -> int:
+    """Return 1 for a run that failed, 2 for wrong use and a place that said no."""
+    from raykube.errors import RunError
+
+    return 1 if isinstance(error, RunError) else 2
+
+
+def each(names: Iterable[str], act: Callable[[str], None]) -> None:
+    """Act on every name, as kubectl does: after an error go on, and exit with the worst code at the end."""
+    if worst := max(_tried(act, name) for name in names):
+        sys.exit(worst)
+
+
+def _tried(act: Callable[[str], None], name: str) -> int:
+    from raykube.errors import RaykubeError as Error
+
+    try:
+        act(name)
+    except Error as error:
+        tell(f"error: {error}")
+        return exit_code(error)
+    return 0
 
 
 def tell(*lines: str) -> None:

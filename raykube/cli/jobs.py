@@ -202,10 +202,13 @@ def why(name: str, where: Where, *, as_json: bool) -> None:
 @names_argument
 def stop(names: tuple[str, ...], where: Where) -> None:
     """Stop runs; what they made stays."""
-    for name in names:
+
+    def act(name: str) -> None:
         run = common.find_run(name, where)
         run.stop()
         click.echo(f"{name} {run.status().state}")
+
+    common.each(names, act)
 
 
 @job.command()
@@ -213,6 +216,9 @@ def stop(names: tuple[str, ...], where: Where) -> None:
 @names_argument
 def delete(names: tuple[str, ...], where: Where) -> None:
     """Stop runs and remove all that was kept of them, checkpoints too. Registered models stay."""
-    for name in names:
+
+    def act(name: str) -> None:
         common.find_run(name, where).delete()
         click.echo(f"{name} deleted")
+
+    common.each(names, act)

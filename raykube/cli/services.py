@@ -130,6 +130,9 @@ def service_logs(name: str, where: Where, *, follow: bool) -> None:
 @names_argument
 def service_delete(names: tuple[str, ...], where: Where) -> None:
     """Take services down."""
-    for name in names:
+
+    def act(name: str) -> None:
         common.find_endpoint(name, where).delete()
         click.echo(f"{name} deleted")
+
+    common.each(names, act)

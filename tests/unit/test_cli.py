@@ -10,8 +10,8 @@ import subprocess
 import pytest
 import yaml
 
-from raykube.cli import args
-from raykube.errors import ConfigError
+from raykube.cli import args, common
+from raykube.errors import BackendError, ConfigError, RunFailed
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights
@@ -201,6 +201,26 @@ def test_unknown_run_is_not_found(raykube):
     refused(raykube("job", "status", "nope"), "nothing is called 'nope'", "raykube job list")
 
 
+@pytest.mark.parametrize("command", [("job", "stop"), ("job", "delete"), ("service", "delete"), ("cluster", "delete")])
+def test_unknown_names_are_each_told(raykube, nothing, command):  # noqa: ARG001 - it is asked
+    done = raykube(*command, "nope", "nada", "-n", "team", KUBECONFIG="kubeconfig")
+    refused(done, "nope", "nada")
+
+
+def test_known_name_after_an_unknown_one_is_acted_on():
+    acted = []
+
+    def act(name):
+        if name in ("wrong", "failed"):
+            raise {"wrong": BackendError, "failed": RunFailed}[name](name)
+        acted.append(name)
+
+    with pytest.raises(SystemExit) as ended:
+        common.each(["wrong", "a", "failed", "b"], act)
+    assert (acted, ended.value.code) == (["a", "b"], 2)
+    common.each(["c"], act)
+
+
 def test_dry_run_prints_the_plan_and_starts_nothing(raykube, code, tmp_path):
     shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
     done = raykube(
@@ -242,8 +262,6 @@ def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):
         "clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], "
         "contexts: [{name: a, context: {cluster: c, user: u}}]}"
     )
-    from raykube.cli import common
-
     common._SAID[:] = ["-n", "team"]
     try:
         assert common.with_place("see: raykube job logs a") == "see: raykube job logs -n team a"
