@@ -16,7 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from raykube.entrypoints import check_entrypoint, check_import_path
@@ -114,14 +114,16 @@ def _too_much(files: tuple[Found, ...]) -> Iterator[Problem]:
 
 
 def _folders(path: str) -> Iterator[str]:
+    """Yield the pattern that leaves out the top folder of a file; at the top itself, the files of its kind."""
     top, slash, _ = path.partition("/")
-    yield f"{top}/" if slash else "./"
+    suffix = PurePosixPath(path).suffix
+    yield f"{top}/" if slash else f"/*{suffix}" if suffix else f"/{path}"
 
 
 def _exclude(weights: Counter[str], form: str) -> str:
     worst = weights.most_common(3)
     named = ", ".join(f"{path} ({form.format(weight) if form else _size(weight)})" for path, weight in worst)
-    return f"most of it: {named}; exclude it: --exclude {worst[0][0]!r}, or a line in .gitignore"
+    return f"most of it: {named}; exclude it: --excludes {worst[0][0]!r}, or a line in .gitignore"
 
 
 def _size(count: float) -> str:

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raykube import ConfigError
+from raykube.cli.jobs import submit
 from raykube.package import check_entrypoint, collect, write, zipped
 
 
@@ -185,7 +187,7 @@ def test_file_that_cannot_be_read_is_named(tree):
 
 def test_large_file_is_refused_by_name_without_reading_it(tree):
     root = tree({"data/big.bin": 200 * 2**30, "a.py": ""})  # reading it would take minutes
-    with pytest.raises(ConfigError, match=r"200\.0 GiB.*--exclude 'data/big\.bin'"):
+    with pytest.raises(ConfigError, match=r"200\.0 GiB.*--excludes 'data/big\.bin'"):
         collect(root)
 
 
@@ -193,8 +195,19 @@ def test_many_files_are_refused_by_the_folder_that_has_them(tree):
     root = tree({"a.py": "", "images/0": ""})
     for index in range(20_001):
         os.link(root / "a.py", root / "images" / f"f{index}")
-    with pytest.raises(ConfigError, match=r"20,003 files.*--exclude 'images/'"):
+    with pytest.raises(ConfigError, match=r"20,003 files.*--excludes 'images/'"):
         collect(root)
+
+
+def test_exclude_that_is_told_is_an_option_and_leaves_the_files_out(tree):
+    root = tree({"main.py": "", "0.json": ""})
+    for index in range(20_001):
+        os.link(root / "0.json", root / f"f{index}.json")
+    with pytest.raises(ConfigError, match=r"20,003 files") as caught:
+        collect(root)
+    option, pattern = re.search(r"(--\S+) '(\S+)'", str(caught.value)).groups()
+    assert option in {name for each in submit.params for name in each.opts}
+    assert own(collect(root, excludes=(pattern,))) == ["main.py"]
 
 
 def test_working_dir_that_is_no_folder_is_refused(tmp_path):
