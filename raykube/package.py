@@ -21,7 +21,7 @@ from typing import IO
 
 from raykube.entrypoints import check_entrypoint, check_import_path
 from raykube.errors import BackendError, ConfigError, Problem
-from raykube.walk import DEFAULTS, MAX_SEEN, Found, walk
+from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
 __all__ = ["Package", "PackedFile", "check_entrypoint", "check_import_path", "collect", "write", "zipped"]
 
@@ -70,7 +70,7 @@ class Package:
     def report(self) -> list[str]:
         """Return lines for a reader: files, size, the five largest, what was ignored."""
         largest = sorted(self.files, key=lambda file: -file.size)[:5]
-        standard = {pattern.rstrip("/") for pattern in DEFAULTS}
+        standard = {pattern.rstrip("/") for pattern in CLUTTER}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
         lines = [f"{len(self.files)} files, {_size(self.size)}, content {self.hash}"]
         lines += [f"  {_size(file.size):>10}  {file.path}" for file in largest]

@@ -15,12 +15,16 @@ from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
 
+from raykube import wire
 from raykube.errors import ConfigError, Problem
 
-DEFAULTS = (
+CLUTTER = (
     *(".git/", ".hg/", ".svn/", ".venv/", "venv/", "__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/"),
     *(".pytest_cache/", ".import_linter_cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/", ".DS_Store"),
 )
+#: Who runs a job in the home folder does not mean to send what opens other doors.
+SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/")
+DEFAULTS = CLUTTER + SECRETS
 _IGNORE_FILES = (".gitignore", ".rayignore")
 MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
 
@@ -60,6 +64,7 @@ class _Walk:
     root: Path
     own: GitIgnoreSpec
     defaults: GitIgnoreSpec
+    own_state: str  # the real path of RAYKUBE_HOME: runs, logs and the head's token
     files: list[Found] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -85,7 +90,7 @@ class _Walk:
             self.problems.append(problem)
         elif not is_folder:
             self._take_file(entry, path)
-        elif os.path.lexists(Path(entry.path, "pyvenv.cfg")):
+        elif os.path.lexists(Path(entry.path, "pyvenv.cfg")) or os.path.realpath(entry.path) == self.own_state:
             self.ignored.append(path + "/")
         else:
             self.enter(Path(entry.path), path + "/", rules, (*chain, os.path.realpath(entry.path)))
@@ -167,6 +172,7 @@ def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
     Raises:
         ConfigError: an ignore file or a pattern that cannot be read.
     """
-    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"))
+    own_state = os.path.realpath(wire.home())
+    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"), own_state)
     state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
     return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))

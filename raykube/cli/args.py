@@ -12,9 +12,9 @@ import yaml
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.specs import Job, Service
+from raykube.specs import Job, Service, Spec
 
-_Spec = TypeVar("_Spec", Job, Service)
+_Spec = TypeVar("_Spec", bound=Spec)
 #: An option, the field of a spec that it gives, and how its text is read.
 _Reader = tuple[str, str, Callable[[str, Any], Any]]
 #: Fields of a spec that may stand in its runtime_env as well.

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from raykube.errors import ConfigError
+
 if TYPE_CHECKING:
     from raykube.cli.follow import Screen
     from raykube.cluster import Cluster
     from raykube.errors import Failure, RaykubeError
     from raykube.handles import Endpoint, Run, Status
     from raykube.plans import Plan
+    from raykube.specs import Job, Service
     from raykube.wire import Result
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -211,7 +214,12 @@ def print_plan(plan: Plan, dry_run: str, output: str) -> None:
         api.check(plan)
     texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
     click.echo(texts[output].rstrip("\n"))
-    tell(*(f"note: {note}" for note in plan.notes))
+    tell_plan(plan)
+
+
+def tell_plan(plan: Plan) -> None:
+    """Tell which files a plan sends, and what its reader should know."""
+    tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
 
 
 def check_plan_options(dry_run: str | None, output: str | None) -> None:
@@ -219,6 +227,17 @@ def check_plan_options(dry_run: str | None, output: str | None) -> None:
     if output and not dry_run:
         raise click.UsageError(
             "-o says how --dry-run=client prints; add that (or =server), or write --json for the result as JSON"
+        )
+
+
+def check_working_dir(work: Job | Service) -> None:
+    """Refuse to send the home folder, or one that holds it, which nobody has named: it holds far more than the code."""
+    here = Path.cwd()
+    if "working_dir" not in work.model_fields_set and Path("~").expanduser().resolve().is_relative_to(here):
+        raise ConfigError(
+            f"the working directory would be {here}, with your home folder and all that is in it",
+            why="no --working-dir was given, and raykube sends the folder that it runs in",
+            next_step="run it in the project's folder, or name the folder by --working-dir",
         )
 
 

@@ -87,7 +87,7 @@ def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")
         return
-    tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
+    common.tell_plan(plan)
     run = api.start(plan)
     if no_wait:
         click.echo(json.dumps({"name": run.name}) if as_json else run.name)
@@ -110,6 +110,7 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
     if cluster:
         common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
+    common.check_working_dir(job)
     return api.plan(job, api.running(cluster, where.around()) if cluster else where.cluster(workers))
 
 

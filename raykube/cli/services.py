@@ -47,11 +47,13 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
     common.check_plan_options(dry_run, output)
-    plan = api.plan(args.service_of(name, given), cluster)
+    work = args.service_of(name, given)
+    common.check_working_dir(work)
+    plan = api.plan(work, cluster)
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")
         return
-    common.tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
+    common.tell_plan(plan)
     endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
     with shown:
         endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))

@@ -46,6 +46,15 @@ def refused(done, *words):
         assert word in done.stderr
 
 
+def test_home_folder_is_sent_only_when_it_is_named(raykube, code):
+    submit = ("job", "submit", "--dry-run=client", "-o", "name", "--name", "a")
+    for home in (code, code / "below"):
+        refused(raykube(*submit, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder by --work")
+    refused(raykube("service", "deploy", "a", "hello:app", "--dry-run=client", HOME=str(code)), f"would be {code}")
+    done = raykube(*submit, "--working-dir", ".", "--", "python", "hello.py", HOME=str(code))
+    assert (done.stdout, " files, " in done.stderr) == ("a\n", True)
+
+
 def test_unknown_preset_names_the_nearest(raykube, code):
     shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
     refused(raykube("job", "submit", "--on", "gpu-t5", "--", "python", "hello.py"), "no cluster 'gpu-t5'", "gpu-t4")

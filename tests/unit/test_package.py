@@ -143,6 +143,16 @@ def test_excludes_win_over_ignore_files_and_defaults(tree):
     ]
 
 
+def test_credentials_and_raykube_s_own_state_are_left_out(tree, monkeypatch):
+    doors = (".ssh/id", ".aws/credentials", ".kube/config", ".gnupg/key", ".netrc", ".raykube/token", "state/token")
+    root = tree({"a.py": "", **dict.fromkeys(doors, ""), "sub/.aws/credentials": ""})
+    monkeypatch.setenv("RAYKUBE_HOME", str(root / "state"))
+    package = collect(root)
+    assert own(package) == ["a.py"]
+    assert "ignored: .aws/" in package.report()[-1]
+    assert own(collect(root, excludes=("!.kube/",))) == [".kube/config", "a.py"]
+
+
 def test_virtual_environment_of_any_name_is_left_out(tree):
     assert own(collect(tree({"myenv/pyvenv.cfg": "", "myenv/lib/x.py": "", "a.py": ""}))) == ["a.py"]
 
