@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -60,8 +60,22 @@ def check_import_path(import_path: str, package: _Code) -> None:
     """
     module = import_path.partition(":")[0] if ":" in import_path else import_path.rpartition(".")[0]
     files = _by_path(package)
-    if file := files.get(f"{module.replace('.', '/')}/__init__.py") or _module(module, package):
+    if _imported(import_path, files):
+        what = f"{import_path!r} is a module, not an application in one"
+        raise ConfigError(what, next_step=f"write {import_path}:app, if app is its name there: module:attribute")
+    if file := _imported(module, files):
         _check_syntax(file)
+    elif any(path.startswith(f"{module.replace('.', '/')}/") for path in files):
+        step = f"name a module in it and its application: {module}.MODULE:app"
+        raise ConfigError(f"{module!r} is a folder, not a module", next_step=step)
+    elif file := _module(module, package):
+        _check_syntax(file)
+
+
+def _imported(module: str, files: Mapping[str, _File]) -> _File | None:
+    """Return the packed file that ``import MODULE`` runs."""
+    stem = module.replace(".", "/")
+    return files.get(f"{stem}/__init__.py") or files.get(f"{stem}.py")
 
 
 def _first_command(entrypoint: str) -> list[str]:

@@ -44,8 +44,15 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
     if len(jobs) != 1 or not all(isinstance(each, dict) for each in found):
         kinds = [each.get("kind") if isinstance(each, dict) else type(each).__name__ for each in found]
         what = f"{path} holds {', '.join(map(str, kinds)) or 'nothing'}"
-        raise ConfigError(what, next_step="give a file with one RayJob, or with a job's fields: entrypoint, name, …")
+        step = "give a file with one RayJob, or with a job's fields: entrypoint, name, …"
+        raise ConfigError(what, next_step=step + (_of_a_cluster(path) if "RayCluster" in kinds else ""))
     return [*(each for each in found if each is not jobs[0]), jobs[0]]
+
+
+def _of_a_cluster(path: Path) -> str:
+    """Say what a cluster's manifest is for."""
+    on = f"--on {shlex.quote(str(path))}"
+    return f"; a job on such a cluster: {on} -- COMMAND; one that stays: raykube cluster create NAME {on}"
 
 
 def refuse_beside_manifest(entrypoint: Sequence[str], options: Mapping[str, Any]) -> None:

@@ -135,7 +135,8 @@ plan_options = joined(
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )
 code_options = joined(
-    click.option("--working-dir", type=PATH, help="Folder to pack and send. [.]"),
+    # A text, not a path, which would make s3:/b of s3://b: the spec says what is wrong with that.
+    click.option("--working-dir", metavar="PATH", help="Folder to pack and send. [.]"),
     click.option(
         "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
     ),

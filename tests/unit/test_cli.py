@@ -9,9 +9,12 @@ import subprocess
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from raykube.cli import args, common
+from raykube.cli.jobs import submit
 from raykube.errors import BackendError, ConfigError, RunFailed
+from raykube.package import check_import_path, collect
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights
@@ -47,11 +50,11 @@ def refused(done, *words):
 
 
 def test_home_folder_is_sent_only_when_it_is_named(raykube, code):
-    submit = ("job", "submit", "--dry-run=client", "-o", "name", "--name", "a")
+    words = ("job", "submit", "--dry-run=client", "-o", "name", "--name", "a")
     for home in (code, code / "below"):
-        refused(raykube(*submit, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder by --work")
+        refused(raykube(*words, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder by --work")
     refused(raykube("service", "deploy", "a", "hello:app", "--dry-run=client", HOME=str(code)), f"would be {code}")
-    done = raykube(*submit, "--working-dir", ".", "--", "python", "hello.py", HOME=str(code))
+    done = raykube(*words, "--working-dir", ".", "--", "python", "hello.py", HOME=str(code))
     assert (done.stdout, " files, " in done.stderr) == ("a\n", True)
 
 
@@ -185,6 +188,19 @@ def test_service_of_a_missing_module_is_refused(raykube):
     refused(raykube("service", "deploy", "a", "helo:app"), "'helo' is not in the code", "hello")
 
 
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [("jobs.digits", "write jobs.digits:app"), ("jobs.gone", "jobs.MODULE:app"), ("jobs:app", "jobs.MODULE:app")],
+)
+def test_service_of_no_application_is_told_how_to_name_one(code, path, step):
+    (code / "jobs").mkdir()
+    (code / "jobs" / "digits.py").write_text("app = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        check_import_path(path, collect(code))
+    assert step in caught.value.next_step
+    check_import_path("jobs.digits.app", collect(code))
+
+
 def test_service_of_a_run_without_result_is_refused(raykube):
     refused(raykube("service", "deploy", "a", "hello:app", "--model", "run:nobody"), "apps[0].model", "'nobody' has no")
     refused(raykube("service", "deploy", "a", "hello:app", "--model", "nowhere"), "no checkpoint 'nowhere'")
@@ -285,6 +301,17 @@ def test_manifest_of_something_else_is_refused(raykube, code):
     refused(raykube("job", "submit", "-f", "pod.yaml"), "pod.yaml holds Pod", "one RayJob")
 
 
+def test_manifest_of_a_cluster_is_told_what_it_is_for(raykube, code):
+    shutil.copy(ROOT / "cluster-configs" / "cpu-small.yaml", code / "c.yaml")
+    done = raykube("job", "submit", "-f", "c.yaml")
+    refused(done, "c.yaml holds RayCluster", "--on c.yaml -- COMMAND", "raykube cluster create NAME --on c.yaml")
+
+
+def test_working_directory_elsewhere_is_refused_as_what_it_is():
+    done = CliRunner().invoke(submit, ["--working-dir", "s3://b/x.zip", "--", "python", "hello.py"])
+    assert "'s3://b/x.zip' is not a folder here; raykube packs a local folder" in str(done.exception)
+
+
 def test_options_beside_a_rayjob_are_refused_together(raykube, code):
     (code / "job.yaml").write_text("{apiVersion: ray.io/v1, kind: RayJob, metadata: {name: a}, spec: {entrypoint: b}}")
     done = raykube("job", "submit", "-f", "job.yaml", "--workers", "2", "--", "python", "hello.py")
@@ -320,8 +347,8 @@ def test_rayjob_goes_where_an_option_says_or_itself_or_the_manifest_of_the_place
     metadata = {"name": "a"} | ({"namespace": own} if own else {})
     body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": {"entrypoint": "b"}}
     (code / "job.yaml").write_text(yaml.safe_dump(body))
-    submit = ("job", "submit", "-f", "job.yaml", *words, "--dry-run=client", "-o", "json")
-    (planned,) = json.loads(raykube(*submit, RAYKUBE_ON=house).stdout)
+    submitted = ("job", "submit", "-f", "job.yaml", *words, "--dry-run=client", "-o", "json")
+    (planned,) = json.loads(raykube(*submitted, RAYKUBE_ON=house).stdout)
     assert planned["metadata"]["namespace"] == namespace
 
 
@@ -485,8 +512,6 @@ def test_doctor_says_what_it_found(raykube):
 
 def test_options_of_submit_are_the_agreed_ones():
     """Every option is a promise; this list is changed on purpose or not at all."""
-    from raykube.cli.jobs import submit
-
     assert {option.opts[-1] for option in submit.params} == {
         *("--on", "--namespace", "--context", "--filename", "--cluster", "--workers", "--name"),
         *("--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
