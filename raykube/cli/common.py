@@ -70,6 +70,15 @@ class Where:
     namespace: str | None
     context: str | None
 
+    def check(self) -> None:
+        """Refuse a namespace or context for this machine: what is ignored in silence was meant for somewhere else."""
+        if self.on == "local" and (words := replace(self, on=None).words()):
+            said = " ".join(words)
+            raise ConfigError(
+                f"--on local is this machine, and {said} is in Kubernetes",
+                next_step=f"leave out {said}, or name a place in Kubernetes: --on NAME|PATH",
+            )
+
     def words(self) -> list[str]:
         """Return the options as they were given."""
         given = {"--on": self.on, "-n": self.namespace, "--context": self.context}
@@ -117,6 +126,7 @@ def place_options(function: _Function) -> _Function:
     @functools.wraps(function)
     def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
         where = Where(on, namespace, context)
+        where.check()
         _SAID[:] = where.words()
         return function(*words, where=where, **options)
 

@@ -108,10 +108,15 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         common.goes_to_kubernetes(where, own)
         return api.plan_manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
     if cluster:
+        args.refuse_beside_cluster(cluster, given | {"workers": workers})
         common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
     common.check_working_dir(job)
-    return api.plan(job, api.running(cluster, where.around()) if cluster else where.cluster(workers))
+    place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
+    if given["queue"] and place.is_local:
+        step = "leave --queue out, or name a place in Kubernetes: --on NAME|PATH"
+        raise ConfigError("--queue is of Kueue, which this machine does not have", next_step=step)
+    return api.plan(job, place)
 
 
 @job.command("list")

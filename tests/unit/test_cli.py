@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from raykube.cli import args, common
+from raykube.cli import raykube as raykube_command
 from raykube.cli.jobs import submit
 from raykube.errors import BackendError, ConfigError, RunFailed
 from raykube.package import check_import_path, collect
@@ -310,6 +311,25 @@ def test_manifest_of_a_cluster_is_told_what_it_is_for(raykube, code):
 def test_working_directory_elsewhere_is_refused_as_what_it_is():
     done = CliRunner().invoke(submit, ["--working-dir", "s3://b/x.zip", "--", "python", "hello.py"])
     assert "'s3://b/x.zip' is not a folder here; raykube packs a local folder" in str(done.exception)
+
+
+def test_options_that_a_cluster_that_stays_cannot_obey_are_refused(raykube):
+    words = ("--workers", "2", "--keep-cluster-s", "0")
+    done = raykube("job", "submit", "--cluster", "demo", *words, "--", "python", "hello.py", KUBECONFIG="none.yaml")
+    refused(done, "--workers: is for a cluster of the job's own", "--keep-cluster-s: ", "demo has its own size")
+
+
+def test_queue_on_this_machine_is_refused(raykube):
+    refused(
+        raykube("job", "submit", "--queue", "q", "--dry-run=client", "--", "python", "hello.py"), "--queue is of Ku"
+    )
+
+
+@pytest.mark.parametrize("words", [("-n", "team"), ("--context", "c")])
+@pytest.mark.parametrize("command", [("job", "list"), ("cluster", "list"), ("service", "status", "a")])
+def test_namespace_on_this_machine_is_refused(command, words):
+    done = CliRunner().invoke(raykube_command, [*command, "--on", "local", *words])
+    assert f"leave out {' '.join(words)}" in str(done.exception)
 
 
 def test_options_beside_a_rayjob_are_refused_together(raykube, code):
