@@ -66,10 +66,13 @@ def refuse_beside_manifest(entrypoint: Sequence[str], options: Mapping[str, Any]
 def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
     """Refuse what only a cluster of the job's own can be given: one that stays has its size, and goes on staying."""
     words = [f"--{key.replace('_', '-')}" for key in ("workers", "keep_cluster_s") if options[key] is not None]
-    if words:
-        what = f"is for a cluster of the job's own; {cluster} has its own size, and stays after the job"
-        step = f"leave it out, or --cluster {cluster} to have one made for this job"
-        raise ConfigError.of("wrong options", [Problem(word, what, step) for word in words])
+    what = f"is for a cluster of the job's own; {cluster} has its own size, and stays after the job"
+    step = f"leave it out, or --cluster {cluster} to have one made for this job"
+    problems = [Problem(word, what, step) for word in words]
+    if options["on"] == "local":
+        problems.append(Problem("--on local", f"is this machine; {cluster} is in Kubernetes", "leave out one of them"))
+    if problems:
+        raise ConfigError.of("wrong options", problems)
 
 
 def service_of(name: str, options: Mapping[str, Any]) -> Service:

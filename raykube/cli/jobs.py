@@ -108,7 +108,7 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         common.goes_to_kubernetes(where, own)
         return api.plan_manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
     if cluster:
-        args.refuse_beside_cluster(cluster, given | {"workers": workers})
+        args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
         common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
     common.check_working_dir(job)

@@ -317,6 +317,7 @@ def test_options_that_a_cluster_that_stays_cannot_obey_are_refused(raykube):
     words = ("--workers", "2", "--keep-cluster-s", "0")
     done = raykube("job", "submit", "--cluster", "demo", *words, "--", "python", "hello.py", KUBECONFIG="none.yaml")
     refused(done, "--workers: is for a cluster of the job's own", "--keep-cluster-s: ", "demo has its own size")
+    refused(raykube("job", "submit", "--cluster", "demo", "--on", "local", "--", "true"), "demo is in Kubernetes")
 
 
 def test_queue_on_this_machine_is_refused(raykube):
