@@ -399,7 +399,10 @@ class Taken(Nothing):
     """An API server on which a RayJob has every name already."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        self.answer(200, {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"entrypoint": "other"}})
+        if "/rayservices/" in self.path:
+            super().do_GET()
+        else:
+            self.answer(200, {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"entrypoint": "other"}})
 
     def do_POST(self):  # noqa: N802 - http.server calls it so
         self.rfile.read(int(self.headers["content-length"]))
