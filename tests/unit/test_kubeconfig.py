@@ -77,7 +77,6 @@ def test_config_that_is_none_is_said(tmp_path, monkeypatch):
         ("users: [SECRET]", "users[0]", "is text, not a mapping"),
         ("users: [{name: u}]", "users[0]", "has no user"),
         ("clusters: [{cluster: {}}]", "clusters[0]", "has no name"),
-        ("contexts: [{name: a, context: {}}]", "contexts[0]", "has no context.cluster"),
         ("users: [{name: u, user: {exec: SECRET}}]", "users[0].user.exec", "is text, not a mapping"),
         ("clusters: [{name: c, cluster: {server: 5}}]", "clusters[0].cluster.server", "not text"),
     ],
@@ -159,3 +158,16 @@ def test_answer_that_is_no_json_is_told_as_it_is():
 def test_lines_of_a_stream_that_breaks_off_are_whole():
     response = httpx.Response(200, content=iter([b'{"a":', b' 1}\n{"b": 2}\n{"c"', b": "]))
     assert list(kubeapi._lines(response)) == [b'{"a": 1}', b'{"b": 2}']
+
+
+def test_context_without_a_cluster_hurts_only_who_chooses_it(tmp_path, monkeypatch):
+    entries = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "contexts": [{"name": "good", "context": {"cluster": "c"}}, {"name": "begun", "context": {}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "good", **entries}))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().cluster.server
+    with pytest.raises(ConfigError, match="context begun names no cluster"):
+        kubeconfig.load("begun")

@@ -37,8 +37,6 @@ _SHAPE = {
     "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
     "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | {"exec": _EXEC}}],
 }
-#: What an entry has to say, below its own key.
-_NEEDED = {"clusters": (), "contexts": ("cluster",), "users": ()}
 #: What is read from a file or from the text itself: its key, and lightkube's.
 _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
     Cluster: {"certificate-authority": "certificate_auth"},
@@ -152,10 +150,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _missing(config: Mapping[str, Any]) -> Iterator[Problem]:
     for key, kind in _LISTS.items():
         for index, entry in enumerate(config.get(key) or []):
-            needed = [f"{kind}.{inner}" for inner in _NEEDED[key] if not (entry.get(kind) or {}).get(inner)]
-            path = f"{key}[{index}]"
-            if absent := [each for each in ("name", kind) if each not in entry] or needed:
-                yield Problem(path, f"has no {' and no '.join(absent)}", "write it, or remove the entry")
+            if absent := [each for each in ("name", kind) if each not in entry]:
+                yield Problem(f"{key}[{index}]", f"has no {' and no '.join(absent)}", "write it, or remove the entry")
 
 
 def _check_names(found: KubeConfig, context: str, paths: list[Path]) -> None:
@@ -168,6 +164,8 @@ def _check_names(found: KubeConfig, context: str, paths: list[Path]) -> None:
     if name not in found.contexts:
         return
     said, where = found.contexts[name], ", ".join(map(str, paths))
+    if not said.cluster:
+        raise ConfigError(f"context {name} names no cluster", next_step="see: kubectl config get-contexts")
     for kind, wanted, known in (("cluster", said.cluster, found.clusters), ("user", said.user, found.users)):
         if wanted and wanted not in known:
             what = f"context {name} names {kind} {wanted}, which is not in {where}"
@@ -204,7 +202,9 @@ def _loaded(path: Path) -> Any:
 
 def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
     """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
-    inner = dict(entry[kind] or {})
+    # A context that was only begun hurts nobody who chooses another.
+    inner: dict[str, Any] = {"cluster": ""} if kind == "context" else {}
+    inner |= entry[kind] or {}
     inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
     if os.sep in (command := (inner.get("exec") or {}).get("command", "")):  # else it is looked for on PATH
         inner["exec"] = {**inner["exec"], "command": str(path.parent / command)}
