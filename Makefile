@@ -1,11 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. The rest serves development.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process of tests for each core; those that share a cluster or a Ray head stay in one (tests/conftest.py).
+# One process of tests for each core; those that start Ray stay in one (tests/conftest.py).
 PYTEST := -m pytest --numprocesses=logical
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
-.PHONY: demo test cluster cluster-down check lint format bench-quick clean help
+.PHONY: demo test test-rig cluster cluster-down check lint format bench-quick clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,11 @@ help: ## list the targets
 demo: .venv/ready ## train, search, serve and ask: the main job on this machine
 	@$(RUN) docs/demo.py
 
-test: .venv/ready ## all tests
-	@$(RUN) $(PYTEST) --durations=25
+test: .venv/ready ## the tests
+	@$(RUN) $(PYTEST) --durations=25 -m "not rig"
+
+test-rig: .venv/ready ## the tests of the test cluster itself, which need another quarter of an hour
+	@$(RUN) -m pytest -m rig
 
 cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root, Debian packages, Go)
 	@$(RUN) -m tests.cluster up --install

@@ -5,12 +5,15 @@ import pytest
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Have the tests of a folder that share a Ray head or a cluster, and may damage it, run in one process."""
+    """Have tests that start Ray run one after another in one process, and all others beside them.
+
+    Some of them damage the cluster or the head that they share. And two of these at once are too much for two cores:
+    Ray gives up where its head has not started within half a minute.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFolder(LoadScopeScheduling):
+    class ByNeed(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            folder = nodeid.split("/")[1]
-            return folder if folder in ("cluster", "local") else nodeid
+            return "Ray" if nodeid.startswith(("tests/cluster/", "tests/local/")) else nodeid
 
-    return ByFolder(config, log)
+    return ByNeed(config, log)

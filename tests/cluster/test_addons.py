@@ -69,6 +69,7 @@ def metrics_server(addon):
     metrics.stop()
 
 
+@pytest.mark.rig
 @pytest.mark.usefixtures("metrics_server")
 def test_use_of_a_pod_is_measured(namespace):
     kubectl.apply(workloads.manifest("sleeper", NAME="one", LIMITS="{}"), namespace=namespace)
@@ -84,6 +85,7 @@ def answered():
         return None
 
 
+@pytest.mark.rig
 def test_incremental_upgrade_under_load_fails_no_request(namespace, addon):
     addon("gateway")
     options = {"gatewayClassName": addons.GATEWAY_CLASS, "maxSurgePercent": 100}
@@ -108,6 +110,7 @@ def test_incremental_upgrade_under_load_fails_no_request(namespace, addon):
     assert set(load.answers) == {"1", "2"}
 
 
+@pytest.mark.rig
 def test_large_cluster_runs_on_nodes_that_do_not_exist(namespace, addon):
     addon("kwok")
     with addons.fake_nodes(20):

@@ -7,7 +7,7 @@ import pytest
 from tests.cluster import faults, kubectl, layout, operator, workloads
 from tests.cluster.shell import ClusterError, run, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("own_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.rig, pytest.mark.usefixtures("own_cluster")]
 
 
 def sleeper(namespace, name, **values):

@@ -14,7 +14,7 @@ from tests.cluster import binaries, kubectl, layout, machine, operator, processe
 from tests.cluster.shell import ClusterError, until
 from tests.cluster.supervisor import PID_FILE
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.rig]
 
 
 def traces():

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import faults, kubectl, namespaces, operator, workloads
 from tests.cluster.shell import ClusterError, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.rig]
 
 
 @pytest.fixture(scope="module")
