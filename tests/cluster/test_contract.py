@@ -45,6 +45,29 @@ def deleting(shared_namespace):  # noqa: ARG001 - deletions end before their nam
             each.result()
 
 
+@pytest.fixture(scope="class")
+def house(shared_namespace, tmp_path_factory):
+    """Return a preset of a folder that commands find too."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "cluster-configs").mkdir()
+    manifest = yaml.safe_load(workloads.manifest("house"))
+    del manifest["spec"]["workerGroupSpecs"]
+    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
+    (folder / "cluster-configs" / "house.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("KUBECONFIG", namespaces.least(shared_namespace))
+        yield rk.Cluster.load("house")
+
+
+@pytest.fixture(scope="class")
+def standing(house):
+    """Return a cluster that stays."""
+    done = run("raykube", "cluster", "create", "standing", "--on", house.name, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return api.running("standing", house)
+
+
 class TestKubeRay(BackendContract):
     """The facts, on clusters that are a head alone: one of the run's own, or one that stays for all."""
 
@@ -52,27 +75,6 @@ class TestKubeRay(BackendContract):
     def forget(self, deleting):
         """Return a function that has a run deleted."""
         return deleting
-
-    @pytest.fixture(scope="class")
-    def house(self, shared_namespace, tmp_path_factory):
-        """Return a preset of a folder that commands find too."""
-        folder = tmp_path_factory.mktemp("project")
-        (folder / "cluster-configs").mkdir()
-        manifest = yaml.safe_load(workloads.manifest("house"))
-        del manifest["spec"]["workerGroupSpecs"]
-        manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
-        (folder / "cluster-configs" / "house.yaml").write_text(yaml.safe_dump(manifest))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            patch.setenv("KUBECONFIG", namespaces.least(shared_namespace))
-            yield rk.Cluster.load("house")
-
-    @pytest.fixture(scope="class")
-    def standing(self, house):
-        """Return a cluster that stays."""
-        done = run("raykube", "cluster", "create", "standing", "--on", house.name, timeout=240)
-        assert done.returncode == 0, done.stderr
-        return api.running("standing", house)
 
     @pytest.fixture
     def place(self, request, house):
