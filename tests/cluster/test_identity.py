@@ -74,7 +74,12 @@ def test_pod_without_a_kubeconfig_is_its_service_account_in_its_own_namespace(in
     assert "FAIL" not in told
     assert f"context default, namespace {namespace}" in told
     on = ("--on", "/raykube/house.yaml")
-    assert inside("job", "submit", *on, "--name", "a", "--no-wait", "--", "python", "-c", "print(6 * 7)") == "a\n"
+    assert (
+        inside(
+            "job", "submit", *on, "--working-dir", ".", "--name", "a", "--no-wait", "--", "python", "-c", "print(6 * 7)"
+        )
+        == "a\n"
+    )
     inside("job", "wait", "a", *on)
     assert "42" in inside("job", "logs", "a", *on).splitlines()
     assert kubectl.get("rayjob", "a", namespace) is not None
