@@ -194,6 +194,7 @@ def _kube(where: Where) -> Kube:
 
 def _listed(where: Where) -> Iterator[ClusterStatus]:
     from raykube.backends.kuberay import clusters
+    from raykube.backends.kubernetes.kubeconfig import NotConfigured
     from raykube.settings import setting
 
     on = setting("on", where.on)
@@ -208,7 +209,7 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
         # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
         if on.value != _LOCAL or where.namespace or where.context:
             raise
-        if isinstance(error, BackendError):
+        if not isinstance(error, NotConfigured):
             tell(f"note: {error}")
 
 

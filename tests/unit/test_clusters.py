@@ -191,6 +191,13 @@ def test_list_without_kubernetes_is_that_of_this_machine(raykube):
     assert json.loads(raykube("cluster", "list", "--on", "local", "--json").stdout) == []
 
 
+def test_list_beside_a_broken_kubeconfig_says_so(raykube, tmp_path):
+    (tmp_path / "none").write_text("users: [1")  # where it looks for one
+    done = raykube("cluster", "list")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "NAME")
+    assert f"note: the kubeconfig {tmp_path / 'none'}" in done.stderr
+
+
 def test_list_of_a_namespace_without_kubernetes_is_refused(raykube):
     done = raykube("cluster", "list", "-n", "lab")
     assert done.returncode == 2

@@ -200,7 +200,7 @@ class Kube:
         return Unreachable(
             f"no answer from the API server {self.server}",
             why=f"{type(error).__name__}: {error}",
-            next_step="look whether kubectl get nodes answers; the run itself goes on",
+            next_step="look whether kubectl get nodes answers; what runs there goes on meanwhile",
         )
 
 

@@ -44,6 +44,10 @@ _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
 }
 
 
+class NotConfigured(ConfigError):
+    """Nothing on this machine speaks of a Kubernetes."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What a context says.
@@ -219,4 +223,4 @@ def _unreadable(error: Exception, context: str, paths: list[Path]) -> ConfigErro
         return ConfigError(what, why=str(error), next_step=nearest(context, known))
     nowhere = f"neither {' nor '.join(_paths())} nor a pod's service account"
     what, step = f"no Kubernetes is configured: {where or nowhere}", "see: kubectl config get-contexts"
-    return ConfigError(what, why=str(error), next_step=step)
+    return (ConfigError if paths else NotConfigured)(what, why=str(error), next_step=step)
