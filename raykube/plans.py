@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raykube import bodies, shapes, wire
+from raykube import bodies, fits, shapes, wire
 from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
@@ -199,6 +199,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     code = None if cluster.selected else _code_object(job.name, cluster, package)
     upload = code is None and not cluster.storage and not cluster.selected
     problems = [*manifests.problems_of(cluster.manifest), *_missing_in_rayjob(job)]
+    problems = problems or [*fits.problems(job, cluster)]
     if problems := problems + (_upload_problems(job, package) if upload else []):
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
     working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
@@ -216,7 +217,12 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     if upload:
         spec["jobId"] = f"{job.name}-1"
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
-    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=upload))
+    return _plan(
+        cluster,
+        (*([code] if code else []), work),
+        package,
+        (*_notes(cluster, upload=upload), *fits.notes(job, cluster)),
+    )
 
 
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
