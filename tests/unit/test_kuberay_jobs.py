@@ -114,9 +114,18 @@ def test_code_that_belongs_to_a_living_owner_is_left_to_it_and_no_run_stays(kept
     kept[f"{CONFIG_MAPS}/digits-code"] = theirs
     with pytest.raises(Conflict, match="ConfigMap digits-code is taken") as caught:
         jobs.start(Kube(), plan)
-    assert caught.value.why == "it belongs to RayJob other"
+    assert caught.value.why == "it belongs to RayJob other, and holds something else"
     assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
     assert f"{RAY}/rayjobs/digits" not in kept
+
+
+def test_code_that_says_the_same_is_shared_and_goes_with_the_last_of_its_owners(kept, plan):
+    kept[f"{RAY}/rayjobs/other"] = keep({"kind": "RayJob", "metadata": {"name": "other"}}, uid="alive")
+    owner = {"kind": "RayJob", "name": "other", "uid": "alive", "controller": True}
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(owner=owner, **plan.body[0]["binaryData"])
+    jobs.start(Kube(), plan)
+    owners = kept[f"{CONFIG_MAPS}/digits-code"]["metadata"]["ownerReferences"]
+    assert [(each["name"], each["controller"]) for each in owners] == [("other", True), ("digits", False)]
 
 
 def test_code_of_an_owner_that_is_gone_makes_room(kept, plan):

@@ -38,11 +38,11 @@ def owned(part: Mapping[str, Any], owner: Object) -> dict[str, Any]:
 def claim(kube: Kube, part: Mapping[str, Any], owner: Object) -> Object:
     """Create an object as the owner's own, and return what has its name now: that, or what the owner had already.
 
-    What an owner that is gone has left makes room. What nobody owns is used as it is if it says the same, and taken
-    over if raykube made it.
+    What an owner that is gone has left makes room. What says the same is shared with its owners, and goes with the last
+    of them; if nobody owns it, it is used as it is. What nobody owns and raykube made is brought up to date.
 
     Raises:
-        Conflict: it belongs to somebody else, and is left alone.
+        Conflict: it is somebody else's and says something else: it is left alone.
     """
     body, kind, name = owned(part, owner), part["kind"], part["metadata"]["name"]
     for _ in range(_TRIES):
@@ -51,19 +51,22 @@ def claim(kube: Kube, part: Mapping[str, Any], owner: Object) -> Object:
         known = kube.find(kind, name)
         if known is None:
             continue
-        holder = next(iter(known["metadata"].get("ownerReferences") or []), None)
-        if holder is None:
+        holders = known["metadata"].get("ownerReferences") or []
+        if not holders:
             return _unowned(kube, known, body)
-        if holder["uid"] == owner["metadata"]["uid"]:
+        if any(each["uid"] == owner["metadata"]["uid"] for each in holders):
             return known
-        if _lives(kube, holder):
-            raise _taken(known, f"it belongs to {holder['kind']} {holder['name']}")
-        delete(kube, known)
+        if not (living := next((each for each in holders if _lives(kube, each)), None)):
+            delete(kube, known)
+        elif not _says_the_same(known, body):
+            raise _taken(known, f"it belongs to {living['kind']} {living['name']}, and holds something else")
+        elif shared := _shared(kube, known, body):
+            return shared
     raise _taken({"kind": kind, **part}, "others create and delete it at once")
 
 
 def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
-    if all((known.get(key) or {}) == (body.get(key) or {}) for key in _CONTENT):
+    if _says_the_same(known, body):
         return known
     key, _, value = plans.MANAGED_BY.partition("=")
     if (known["metadata"].get("labels") or {}).get(key) != value:
@@ -71,6 +74,22 @@ def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
     references = {"ownerReferences": body["metadata"]["ownerReferences"]}
     content = {key: body[key] for key in _CONTENT if key in body}
     return kube.patch(body["kind"], name_of(known), {"metadata": references, **content})
+
+
+def _says_the_same(known: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    return all((known.get(key) or {}) == (body.get(key) or {}) for key in _CONTENT)
+
+
+def _shared(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object | None:
+    """Make an object that others own ours too; None when it was changed meanwhile."""
+    metadata = known["metadata"]
+    (ours,) = body["metadata"]["ownerReferences"]
+    references = [*metadata["ownerReferences"], {**ours, "controller": False}]  # Kubernetes allows one controller
+    change = {"metadata": {"ownerReferences": references, "resourceVersion": metadata.get("resourceVersion")}}
+    try:
+        return kube.patch(body["kind"], name_of(known), change)
+    except Conflict:
+        return None
 
 
 def _lives(kube: Kube, reference: Mapping[str, Any]) -> bool:
