@@ -1,12 +1,16 @@
 """What tests share."""
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+#: What all ways to train digits are compared by.
+DIGITS = ("python", "-m", "jobs.digits", "--epochs", "3")
 
 
 def run(*command, cwd=None, timeout=120, prefix=(), **environ):
@@ -35,3 +39,13 @@ def without_root_rights():
 def run_without_root_rights(*command, **kwargs):
     """Run a command that obeys permission bits even when the tests run as root."""
     return run(*command, prefix=without_root_rights(), **kwargs)
+
+
+@functools.cache
+def plain_digits():
+    """Train digits on two workers as a plain script, once for all tests, and return what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        environ = {"RAYKUBE_WORKERS": "2", "RAYKUBE_STORAGE": folder, "RAYKUBE_TRACKING": "off"}
+        done = run(*DIGITS, cwd=BIN.parent.parent, timeout=300, **environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

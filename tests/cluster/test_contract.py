@@ -15,15 +15,12 @@ pytestmark = pytest.mark.cluster
 
 #: Facts in which KubeRay's part depends on whose the cluster is; each takes a Ray of its own to start.
 WITH_A_CLUSTER_OF_THEIR_OWN = {
-    "test_deleted_run_is_gone",
-    "test_failed_run_says_reason_exit_code_and_last_lines",
     "test_failed_run_submitted_again_is_its_next_attempt",
     "test_retry_runs_the_next_attempt",
     "test_run_is_found_from_another_process",
     "test_run_that_ends_well_is_succeeded_with_its_log",
     "test_stopped_run_keeps_its_log",
     "test_timeout_ends_the_run",
-    "test_two_submits_of_one_plan_at_once_are_one_run",
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import raykube as rk
 from tests.cluster import kubectl, layout, namespaces, workloads
-from tests.support import run
+from tests.support import DIGITS, plain_digits, run
 
 pytestmark = pytest.mark.cluster
 
@@ -23,29 +23,15 @@ def weights(text):
     return next(line.split()[1] for line in text.splitlines() if line.startswith("weights"))
 
 
-def test_training_ends_with_the_same_weights_here_and_on_two_pods(namespace, preset, tmp_path, monkeypatch):
+def test_training_ends_with_the_same_weights_here_and_on_two_pods(namespace, preset, monkeypatch):
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
     monkeypatch.chdir(layout.PROJECT)
-    script = ["python", "-m", "jobs.digits", "--epochs", "3"]
-    environ = {"RAYKUBE_WORKERS": "2", "RAYKUBE_STORAGE": str(tmp_path), "RAYKUBE_TRACKING": "off"}
-    here = run(*script, timeout=300, **environ)
-    assert here.returncode == 0, here.stderr
+    here = plain_digits()
     monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
-    submit = [
-        "raykube",
-        "job",
-        "submit",
-        "--on",
-        str(preset),
-        "--name",
-        "digits",
-        "--env",
-        "RAYKUBE_TRACKING=off",
-        "--",
-    ]
-    there = run(*submit, *script, "--data", "/shared", timeout=300)
+    options = ("--on", str(preset), "--name", "digits", "--env", "RAYKUBE_TRACKING=off")
+    there = run("raykube", "job", "submit", *options, "--", *DIGITS, "--data", "/shared", timeout=300)
     assert there.returncode == 0, there.stderr
-    assert weights(there.stdout) == weights(here.stdout)
+    assert weights(there.stdout) == weights(here)
     result = json.loads(run("raykube", "job", "result", "--on", str(preset), "--json", "digits").stdout)
     assert result["checkpoint"].startswith("/shared/digits/train-1/")
 

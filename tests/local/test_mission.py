@@ -11,12 +11,11 @@ import raykube as rk
 from raykube.backends.local import head
 from raykube.errors import Conflict
 from tests.local.test_head import eventually
-from tests.support import BIN, run
+from tests.support import BIN, DIGITS, plain_digits, run
 
 pytestmark = pytest.mark.local
 
 ROOT = BIN.parent.parent
-SCRIPT = ("python", "-m", "jobs.digits", "--epochs", "3")
 WAIT_S = 300
 
 
@@ -29,7 +28,7 @@ def weights(text):
 @pytest.fixture(scope="module")
 def trained():
     """Train digits with two workers through rk.submit; return the run, which has ended well."""
-    job = rk.Job(entrypoint=" ".join(SCRIPT), name="mission-train", working_dir=ROOT)
+    job = rk.Job(entrypoint=" ".join(DIGITS), name="mission-train", working_dir=ROOT)
     return rk.submit(job, rk.Cluster.local(workers=2)).wait(timeout_s=WAIT_S)
 
 
@@ -40,15 +39,13 @@ def fingerprint(trained):
 
 
 def test_command_line_gives_the_same_weights(fingerprint):
-    done = run("raykube", "job", "submit", "--workers", "2", "--", *SCRIPT, cwd=ROOT, timeout=WAIT_S)
+    done = run("raykube", "job", "submit", "--workers", "2", "--", *DIGITS, cwd=ROOT, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     assert weights(done.stdout) == fingerprint
 
 
 def test_plain_script_gives_the_same_weights(fingerprint):
-    done = run(*SCRIPT, cwd=ROOT, timeout=WAIT_S, RAYKUBE_WORKERS="2")
-    assert done.returncode == 0, done.stderr
-    assert weights(done.stdout) == fingerprint
+    assert weights(plain_digits()) == fingerprint
 
 
 def test_ray_job_submit_gives_the_same_weights(fingerprint):
@@ -56,7 +53,7 @@ def test_ray_job_submit_gives_the_same_weights(fingerprint):
     done = run(
         *("ray", "job", "submit", "--address", running.address, "--working-dir", "."),
         *("--runtime-env-json", '{"env_vars": {"RAYKUBE_WORKERS": "2"}, "excludes": [".git", ".demo", "mlruns"]}'),
-        *("--", *SCRIPT),
+        *("--", *DIGITS),
         cwd=ROOT,
         timeout=WAIT_S,
         RAY_AUTH_MODE="token",
