@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import jobs, runstates, services
+from raykube.backends.kuberay import jobs, objects, runstates, services
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Conflict
@@ -153,6 +153,20 @@ def test_config_map_of_somebody_elses_own_is_left_alone(kept, plan):
     with pytest.raises(Conflict, match="is taken"):
         services._carry(Kube(), plan.body[0], service)
     assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "is_same"),
+    [
+        ({"stringData": {"a": "x"}}, {"data": {"a": "eA=="}}, True),
+        ({"stringData": {"a": "y"}}, {"data": {"a": "eA=="}}, False),
+        ({"spec": {"ports": [{"port": 1}]}}, {"spec": {"ports": [{"port": 1, "protocol": "TCP"}]}}, True),
+        ({"spec": {"ports": [{"port": 1}]}}, {"spec": {"ports": [{"port": 2}]}}, False),
+        ({"data": {"a": "x"}}, {"data": {"a": "x", "b": "y"}}, True),
+    ],
+)
+def test_object_says_the_same_if_it_says_all_that_is_wanted(wanted, there, is_same):
+    assert objects._says_the_same(there, wanted) is is_same
 
 
 def waiting(kept, labels=(), **spec):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from raykube import plans
+from raykube import differences, plans
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, NotFound
@@ -14,7 +15,7 @@ from raykube.errors import BackendError, Conflict, NotFound
 GONE_S = 90.0
 POLL_S = 0.1
 _TRIES = 5
-_CONTENT = ("data", "binaryData")
+_CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
@@ -72,12 +73,15 @@ def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
     if (known["metadata"].get("labels") or {}).get(key) != value:
         raise _taken(known, "nobody owns it, and it holds something else")
     references = {"ownerReferences": body["metadata"]["ownerReferences"]}
-    content = {key: body[key] for key in _CONTENT if key in body}
+    content = {key: body[key] for key in (*_CONTENT, "stringData") if key in body}
     return kube.patch(body["kind"], name_of(known), {"metadata": references, **content})
 
 
 def _says_the_same(known: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    return all((known.get(key) or {}) == (body.get(key) or {}) for key in _CONTENT)
+    """Whether an object says all that is wanted; what the server has added is no difference."""
+    texts = {key: base64.b64encode(text.encode()).decode() for key, text in (body.get("stringData") or {}).items()}
+    wanted = {**{key: body.get(key) or {} for key in _CONTENT}, "data": {**(body.get("data") or {}), **texts}}
+    return not any([*differences.of_objects(value, known.get(key) or {}, key)] for key, value in wanted.items())
 
 
 def _shared(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object | None:
