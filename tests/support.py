@@ -46,6 +46,6 @@ def plain_digits():
     """Train digits on two workers as a plain script, once for all tests, and return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         environ = {"RAYKUBE_WORKERS": "2", "RAYKUBE_STORAGE": folder, "RAYKUBE_TRACKING": "off"}
-        done = run(*DIGITS, cwd=BIN.parent.parent, timeout=300, **environ)
+        done = run(*DIGITS, cwd=BIN.parent.parent, timeout=600, **environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
