@@ -15,7 +15,7 @@ from raykube.yamltext import as_yaml
 _MOST_LINES = 20
 _VARIABLES = "env_vars"
 _OURS = "RAYKUBE_"
-_IN_ENV = re.compile(r"\.env\[\d+\]\.value$")
+_IN_ENV = re.compile(r"\.env(\[\d+\](\.value)?)?$")
 
 
 def of_texts(old: str, new: str) -> str:
@@ -75,7 +75,10 @@ def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:
     elif isinstance(wanted, str) and isinstance(known, str) and "\n" in wanted:
         if told := of_texts(known, wanted):
             yield f"{path}:\n{told}"
-    elif wanted != known and _IN_ENV.search(path):
-        yield f"{path}: another one there"
     elif wanted != known:
-        yield f"{path}: {known!r} there, {wanted!r} here"
+        yield of_values(path, repr(known), repr(wanted))
+
+
+def of_values(path: str, known: str, wanted: str) -> str:
+    """Return the line that tells of two values, but not the values of a container's variable."""
+    return f"{path}: another one there" if _IN_ENV.search(path) else f"{path}: {known} there, {wanted} here"

@@ -94,6 +94,15 @@ def test_difference_of_what_only_the_other_has_is_told():
     assert differences(lambda known: known["spec"].update(suspend=True)) == ["spec.suspend: True there, absent here"]
 
 
+def test_difference_in_a_containers_variables_is_told_without_their_values():
+    def change(known):
+        container = known["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        container["env"].append({"name": "PASSWORD", "value": "hunter2"})
+
+    path = "spec.headGroupSpec.template.spec.containers[0].env"
+    assert differences(change) == [f"{path}: another one there"]
+
+
 def test_difference_is_not_what_an_autoscaler_wrote():
     def change(known):
         known["spec"]["workerGroupSpecs"][0].update(replicas=7, scaleStrategy={"workersToDelete": ["a"]})

@@ -37,3 +37,10 @@ def test_variable_of_a_container_is_named_without_its_value():
 
     (told,) = differences.of_objects(pod("hunter3"), pod("hunter2"), "spec")
     assert told == "spec.containers[0].env[0].value: another one there"
+
+
+def test_variables_that_are_more_are_told_without_their_values():
+    def pod(*values):
+        return {"env": [{"name": "A", "value": value} for value in values]}
+
+    assert list(differences.of_objects(pod("hunter3"), pod("hunter3", "hunter2"), "c")) == ["c.env: another one there"]
