@@ -103,6 +103,11 @@ def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
     return _short(next(iter([*whys, *lines]), ""))
 
 
+def _crash(_: str, tail: Sequence[str]) -> str:
+    """The kernel, unlike Ray's memory monitor, kills a worker without a word; only the last line counts, as below."""
+    return tail[-1] if tail and tail[-1].startswith("ray.exceptions.WorkerCrashedError: ") else ""
+
+
 def _syntax(_: str, tail: Sequence[str]) -> str:
     """Only the last line counts: a program may print such words and go on."""
     if not tail or not _SYNTAX.match(tail[-1]):
@@ -124,6 +129,7 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
 _MEANINGS: tuple[tuple[str, Callable[[str, Sequence[str]], str]], ...] = (
     ("RuntimeEnvSetupFailed", _runtime_env),
     ("OutOfMemory", out_of_memory),
+    ("WorkerDied", _crash),
     ("SyntaxError", _syntax),
     ("EntrypointFailed", _entrypoint),
     ("HeadLost", _head_gone),

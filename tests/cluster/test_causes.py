@@ -303,13 +303,16 @@ APP = {
     "exits.py": "import sys; print('hello'); sys.exit(3)",
     "syntax.py": "print('a')\ndef f(:\n    pass\n",
     "long.py": "import threading; threading.Event().wait(300)",
+    # Slowly: Ray looks at the memory four times a second, and where it comes too late the kernel kills without a word.
     "fills.py": """
+import threading
 import ray
 @ray.remote(max_retries=0)
 def fill():
     kept = []
     while True:
-        kept.append(b"x" * 50_000_000)
+        kept.append(b"x" * 5_000_000)
+        threading.Event().wait(0.04)
 ray.get(fill.remote())
 """,
 }

@@ -128,6 +128,14 @@ def test_rays_types_of_error_have_a_reason(told, reason):
     assert cause(Observed(ray={"status": "FAILED", **told})).reason == reason
 
 
+@pytest.mark.parametrize(("after", "reason"), [("", "WorkerDied"), ("\nsys.exit(1)", "EntrypointFailed")])
+def test_worker_that_the_kernel_killed_is_named_where_it_is_the_last_word(after, reason):
+    words = "ray.exceptions.WorkerCrashedError: The worker died unexpectedly while executing this task."
+    message = f"Job entrypoint command failed with exit code 1, last available logs:\n  raise value\n\n{words}{after}"
+    failure = cause(Observed(ray={"status": "FAILED", "message": message}))
+    assert (failure.reason, failure.exit_code) == (reason, 1)
+
+
 @pytest.mark.parametrize("reason", ["SubmissionFailed", "JobStatusCheckTimeoutExceeded", "SomethingNew"])
 def test_other_reasons_of_a_rayjob_are_passed_on(reason):
     status = {"jobDeploymentStatus": "Failed", "reason": reason, "message": "its words"}

@@ -34,6 +34,8 @@ _STEPS = {
     "HeadOOMKilled": "raise limits.memory of the head ({limit} now), and keep work off it with num-cpus: '0'",
     "WorkerOOMKilled": "raise limits.memory of the worker group ({limit} now), or load less data at a time",
     "OutOfMemory": "raise limits.memory of the pod, or run fewer tasks at a time by giving each more num_cpus",
+    "WorkerDied": "raise limits.memory of the pod if the kernel killed it for want of memory; else look for a crash of "
+    "native code: raykube job logs {name}",
     "Evicted": "give the pod the room that the message names, as requests in its resources",
     "EntrypointFailed": _LOGS,
     "SyntaxError": "correct the line that the message names and submit again",

@@ -23,6 +23,8 @@ _NEXT_STEPS = {
     "EntrypointFailed": _SEE_LOGS,
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
+    "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
+    "native code: raykube job logs {name}",
     "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",

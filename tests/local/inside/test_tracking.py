@@ -11,7 +11,7 @@ import raykube
 from raykube import wire
 from raykube.inside import checkpoints, tracking
 from raykube.inside.place import Place
-from tests.local.inside_support import MARKS, here, own_ray  # noqa: F401 # fixtures
+from tests.local.inside.support import MARKS
 
 pytestmark = MARKS
 
@@ -28,7 +28,7 @@ def load(checkpoint):
     return model
 
 
-def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatch):  # noqa: F811
+def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatch):
     monkeypatch.setenv(wire.TRACKING, "on")
     monkeypatch.setenv(wire.GIT_COMMIT, "abc123")
     result = raykube.train(loop, {"scale": 3.0}, experiment="tracked", metric="loss", model=load)
@@ -62,7 +62,7 @@ def no_loader(checkpoint):
     raise LookupError(f"no class for {checkpoint}")
 
 
-def test_training_is_kept_when_its_model_cannot_be_loaded(here, monkeypatch):  # noqa: F811
+def test_training_is_kept_when_its_model_cannot_be_loaded(here, monkeypatch):
     monkeypatch.setenv(wire.TRACKING, "on")
     with pytest.raises(LookupError, match="no class"):
         raykube.train(loop, {"scale": 1.0}, experiment="kept", model=no_loader)
@@ -72,7 +72,7 @@ def test_training_is_kept_when_its_model_cannot_be_loaded(here, monkeypatch):  #
     assert "not registered" in kept.notes[0]
 
 
-def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatch, caplog):  # noqa: F811
+def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatch, caplog):
     monkeypatch.setenv(wire.TRACKING, "on")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     result = raykube.train(loop, {"scale": 1.0}, model=load)
@@ -83,7 +83,7 @@ def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatc
     assert not (here.storage / "mlflow.db").exists()
 
 
-def test_trial_points_at_its_sweep_even_if_it_was_quicker(here):  # noqa: F811
+def test_trial_points_at_its_sweep_even_if_it_was_quicker(here):
     place = Place.from_environ("nested")
     place.prepare()
     opened = threading.Event()

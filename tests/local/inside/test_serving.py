@@ -7,7 +7,7 @@ import torch
 
 from raykube import wire
 from raykube.inside import checkpoints, serving
-from tests.local.inside_support import MARKS, own_ray  # noqa: F401 # fixture
+from tests.local.inside.support import MARKS
 
 pytestmark = MARKS
 

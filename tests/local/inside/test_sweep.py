@@ -16,7 +16,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import checkpoints
-from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
+from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
 
@@ -48,7 +48,7 @@ def cpus_in_use():
     return ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
 
 
-def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch):  # noqa: F811
+def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch):
     monkeypatch.setenv(wire.TRACKING, "on")
     monkeypatch.setenv(wire.MAX_FAILURES, "0")
     result = raykube.sweep(
@@ -131,10 +131,10 @@ def resumed_sweep(folder):
     return raykube.sweep(once_then_long, space, trials=3, metric="score", mode="max")
 
 
-def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):  # noqa: F811
+def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
     monkeypatch.setenv(wire.WORKERS, "1")
     monkeypatch.setenv(wire.TRIAL_WORKERS, "1")
-    code = f"from tests.local.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
+    code = f"from tests.local.inside.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
     sweep = here.folder / "sweep-1"
     taskset = ["taskset", "--cpu-list", "0"]  # one core, one trial at once: the second one starts after the first
     environ = {**os.environ, "RAY_TMPDIR": "/tmp"}

@@ -16,7 +16,7 @@ import raykube
 from raykube import wire
 from raykube.errors import RunFailed
 from raykube.inside.deaths import MemoryKill
-from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
+from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
 
@@ -54,7 +54,7 @@ def training():
     raykube.report({"loss": 0.0})
 
 
-def test_worker_killed_at_its_start_is_replaced_as_often_as_said_and_leaves_no_cpu_taken(here, monkeypatch):  # noqa: F811
+def test_worker_killed_at_its_start_is_replaced_as_often_as_said_and_leaves_no_cpu_taken(here, monkeypatch):
     monkeypatch.setenv(wire.WORKERS, "1")
     monkeypatch.setenv(wire.MAX_FAILURES, "1")
     lives = here.storage / "lives"

@@ -14,7 +14,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import checkpoints
-from tests.local.inside_support import MARKS, here, note, notes, own_ray  # noqa: F401 # fixtures
+from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
 STEPS = 1000
@@ -107,7 +107,7 @@ def dying(config):
         raykube.report({"step": step}, {"step": step})
 
 
-def test_training_goes_on_after_a_worker_was_killed(here, tmp_path):  # noqa: F811
+def test_training_goes_on_after_a_worker_was_killed(here, tmp_path):
     result = raykube.train(dying, {"lives": str(tmp_path / "lives")})
     lives = [fact["first"] for fact in notes(tmp_path / "lives")]
     assert len(lives) == 2
@@ -153,7 +153,7 @@ def test_more_workers_than_fit_are_refused_before_anything_waits(monkeypatch):
         raykube.train(without_checkpoint)
 
 
-def test_relative_storage_works(here, monkeypatch, tmp_path):  # noqa: F811
+def test_relative_storage_works(here, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(wire.STORAGE, "relative/runs")
     assert Path(raykube.train(without_checkpoint).path) == tmp_path / "relative/runs" / here.run / "train-1"

@@ -4,7 +4,7 @@ import raykube
 from jobs import _digits
 from raykube import wire
 from tests import support
-from tests.local.inside_support import MARKS, here, own_ray  # noqa: F401 # fixtures
+from tests.local.inside.support import MARKS
 
 pytestmark = MARKS
 

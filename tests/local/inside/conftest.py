@@ -1,0 +1,34 @@
+"""One real Ray of their own for the tests of the inside plane, and a fresh place for each run."""
+
+import uuid
+
+import pytest
+
+from raykube import wire
+from raykube.inside.place import Place
+from tests.local.inside.support import Here
+
+
+@pytest.fixture(scope="package")
+def own_ray(tmp_path_factory):
+    """Hold one embedded Ray with two CPUs for all tests here; it ends with them, and with it what it set."""
+    place = Place("tests", str(tmp_path_factory.mktemp("own-ray")))
+    with place.connect():
+        yield
+
+
+@pytest.fixture
+def here(request, tmp_path, monkeypatch):
+    """Set the environment of a fresh run with two workers and no tracking."""
+    request.getfixturevalue("own_ray")
+    # MLflow sets it in the process that loads a model, as a test of the one before may have done.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = f"test-{uuid.uuid4().hex[:8]}"
+    for name, value in {
+        wire.RUN_NAME: run,
+        wire.STORAGE: str(tmp_path),
+        wire.WORKERS: "2",
+        wire.TRACKING: "off",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return Here(tmp_path, run)
