@@ -3,6 +3,8 @@
 import base64
 import importlib.util
 import json
+import os
+import pty
 import ssl
 import traceback
 
@@ -111,12 +113,30 @@ def plugin(tmp_path):
             (tmp_path / f"answer-{number}").write_text(json.dumps({"status": answer}))
         (tmp_path / f"answer-{len(answers)}").symlink_to(f"answer-{len(answers) - 1}")
         program = tmp_path / "plugin"
-        lines = ("#!/bin/sh", "n=$(cat count 2>/dev/null || echo 0)", "cat answer-$n", "echo $((n + 1)) > count")
+        lines = (
+            "#!/bin/sh",
+            'echo "$KUBERNETES_EXEC_INFO" > asked',
+            "n=$(cat count 2>/dev/null || echo 0)",
+            "cat answer-$n",
+            "echo $((n + 1)) > count",
+        )
         program.write_text("\n".join(lines))
         program.chmod(0o755)
         return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(program), **more}}
 
     return user
+
+
+@pytest.fixture
+def terminal():
+    """Give the other end of a terminal that is standard input meanwhile."""
+    other, end = pty.openpty()
+    before = os.dup(0)
+    os.dup2(end, 0)
+    yield other
+    os.dup2(before, 0)
+    for each in (before, end, other):
+        os.close(each)
 
 
 def who(config):
@@ -254,6 +274,46 @@ def test_plugin_that_fails_is_told_without_its_arguments(context):
     with pytest.raises(NoCredential, match="exit status 1") as told:
         Kube().answer("/version")
     assert "SECRET" not in "".join(traceback.format_exception(told.value))
+
+
+def test_plugin_is_told_of_its_cluster_where_it_wants_that(context, plugin, authority, tmp_path):
+    extension = {"name": "client.authentication.k8s.io/exec", "extension": {"audience": "lab"}}
+    user = plugin({"token": "t"}, provideClusterInfo=True)
+    config = context(user, extensions=[{"name": "other"}, extension])
+    assert who(config) == ["t", ""]
+    assert json.loads((tmp_path / "asked").read_text())["spec"]["cluster"] == {
+        "server": config.cluster.server,
+        "tls-server-name": NAME,
+        "certificate-authority-data": base64.b64encode(authority.path.read_bytes()).decode(),
+        "config": {"audience": "lab"},
+    }
+    del user["exec"]["provideClusterInfo"]
+    who(context(user))
+    assert "cluster" not in json.loads((tmp_path / "asked").read_text())["spec"]
+
+
+@pytest.mark.parametrize(("mode", "may"), [("Always", True), ("IfAvailable", True), ("Never", False), (None, True)])
+def test_plugin_has_the_terminal_unless_it_wants_none(context, plugin, tmp_path, terminal, mode, may):
+    os.write(terminal, b"word\n")
+    user = plugin({"token": "t"}, interactiveMode=mode)
+    with (tmp_path / "plugin").open("a") as program:
+        program.write("\nhead -n 1 > read\n")
+    assert who(context(user)) == ["t", ""]
+    assert json.loads((tmp_path / "asked").read_text())["spec"]["interactive"] == may
+    assert (tmp_path / "read").read_text() == ("word\n" if may else "")
+
+
+def test_plugin_that_has_to_ask_somebody_is_refused_without_a_terminal(context, plugin):
+    context(plugin({"token": "t"}, interactiveMode="Always"))
+    with pytest.raises(NoCredential, match="not a terminal") as told:
+        Kube().answer("/version")
+    assert "in a terminal" in told.value.next_step
+
+
+def test_plugin_of_an_unknown_mode_is_refused_with_the_nearest(context, plugin):
+    with pytest.raises(ConfigError, match="interactiveMode never") as told:
+        context(plugin({"token": "t"}, interactiveMode="never"))
+    assert "Never" in told.value.next_step
 
 
 def test_client_certificate_of_the_kubeconfig_is_shown(context, authority):

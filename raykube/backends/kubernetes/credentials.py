@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,24 @@ class NoCredential(Unreachable):
     """What was to say who asks said nothing, this time; a wait tries again."""
 
 
-def auth_of(user: User, tls: ssl.SSLContext) -> httpx.Auth | None:
+@dataclass(frozen=True)
+class Manner:
+    """How a plugin is to be asked, of which lightkube knows nothing.
+
+    Attributes:
+        interactive_mode: ``Never``, ``IfAvailable`` or ``Always``: whether it may, or must, have the terminal.
+        cluster: what it is told of the cluster; None where the kubeconfig does not want that.
+    """
+
+    interactive_mode: str = "IfAvailable"
+    cluster: Mapping[str, Any] | None = None
+
+
+def auth_of(user: User, tls: ssl.SSLContext, manner: Manner = Manner()) -> httpx.Auth | None:
     """Return what signs requests for a user; a client certificate of a plugin is put into `tls`."""
     if user.token_file:
         return TokenFile(user.token_file)
-    return Plugin(user.exec, tls) if user.exec else user_auth(user)
+    return Plugin(user.exec, tls, manner) if user.exec else user_auth(user)
 
 
 class TokenFile(httpx.Auth):
@@ -60,9 +74,10 @@ class Plugin(httpx.Auth):
     It is asked at the first request, and again once its answer has expired or the server no longer takes it.
     """
 
-    def __init__(self, plugin: UserExec, tls: ssl.SSLContext) -> None:
+    def __init__(self, plugin: UserExec, tls: ssl.SSLContext, manner: Manner) -> None:
         self._plugin = plugin
         self._tls = tls
+        self._manner = manner
         self._lock = threading.Lock()
         self._given: Mapping[str, Any] | None = None
 
@@ -80,14 +95,16 @@ class Plugin(httpx.Auth):
             return self._given
 
     def _asked(self) -> Mapping[str, Any]:
-        plugin = self._plugin
-        asked = {"apiVersion": plugin.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
+        plugin, interactive = self._plugin, self._interactive()
+        told = {} if self._manner.cluster is None else {"cluster": self._manner.cluster}
+        spec = {"interactive": interactive} | told
+        asked = {"apiVersion": plugin.apiVersion, "kind": "ExecCredential", "spec": spec}
         own = {each.name: each.value for each in plugin.env or ()}
         environ = {**os.environ, **own, "KUBERNETES_EXEC_INFO": json.dumps(asked)}
         try:
-            # What it says on stderr is for whoever sits there: "open this address to log in".
             words = [plugin.command, *(plugin.args or ())]
-            given: Mapping[str, Any] = json.loads(_printed(words, environ))["status"]
+            stdin = None if interactive else subprocess.DEVNULL
+            given: Mapping[str, Any] = json.loads(_printed(words, environ, stdin))["status"]
             if "clientCertificateData" in given:
                 _load(self._tls, given["clientCertificateData"] + "\n" + given["clientKeyData"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -96,10 +113,22 @@ class Plugin(httpx.Auth):
             raise NoCredential(what, why=f"{type(error).__name__}: {error}", next_step=step) from error
         return given
 
+    def _interactive(self) -> bool:
+        """Whether it has the terminal, to ask whoever sits there."""
+        terminal, mode = os.isatty(0), self._manner.interactive_mode
+        if mode == "Always" and not terminal:
+            what = f"{self._plugin.command}, which the kubeconfig names to log in, has to ask somebody"
+            why = "its interactiveMode is Always, and standard input is not a terminal"
+            raise NoCredential(what, why=why, next_step="run this in a terminal, or name a way to log in without one")
+        return terminal and mode != "Never"
 
-def _printed(words: list[str], environ: Mapping[str, str]) -> bytes:
-    """Return what a command prints; of one that fails only the status, for an argument may be a secret."""
-    done = subprocess.run(words, env=environ, stdout=subprocess.PIPE, check=False)
+
+def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) -> bytes:
+    """Return what a command prints; of one that fails only the status, for an argument may be a secret.
+
+    What it says on stderr is for whoever sits there: "open this address to log in".
+    """
+    done = subprocess.run(words, env=environ, stdin=stdin, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise ValueError(f"exit status {done.returncode}")
     return done.stdout

@@ -7,11 +7,12 @@ account of the pod that this runs in. lightkube reads what users and clusters ar
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
 from raykube import shapes
-from raykube.backends.kubernetes.credentials import auth_of
+from raykube.backends.kubernetes.credentials import Manner, auth_of
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
@@ -31,12 +32,23 @@ _FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFil
 #: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
 _QUOTED = re.compile(r"'(?!<).{2,}'")
 _LISTS = {"clusters": "cluster", "contexts": "context", "users": "user"}
-_EXEC: Mapping[str, Any] = {"apiVersion": "", "command": "", "args": [""], "env": [{"name": "", "value": ""}]}
+_EXEC: Mapping[str, Any] = {
+    **dict.fromkeys(("apiVersion", "command", "interactiveMode"), ""),
+    "args": [""],
+    "env": [{"name": "", "value": ""}],
+}
+_CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}
 _SHAPE = {
-    "clusters": [{"name": "", "cluster": dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}],
+    "clusters": [{"name": "", "cluster": _CLUSTER}],
     "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
     "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | {"exec": _EXEC}}],
 }
+#: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
+_TOLD = (
+    *("server", "tls-server-name", "insecure-skip-tls-verify", f"{_FILES[0]}-data"),
+    *("proxy-url", "disable-compression"),
+)
+_MODES = ("Never", "IfAvailable", "Always")
 #: What is read from a file or from the text itself: its key, and lightkube's.
 _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
     Cluster: {"certificate-authority": "certificate_auth"},
@@ -59,6 +71,7 @@ class Config:
         user: who asks, and by what.
         proxy: address of a proxy on the way to the server; "" for that of the environment, if any.
         server_name: that the server's certificate must be for; "" for that of its address.
+        manner: in which the user's plugin is asked.
     """
 
     context: str
@@ -67,6 +80,7 @@ class Config:
     user: User
     proxy: str = ""
     server_name: str = ""
+    manner: Manner = field(default_factory=Manner)
 
 
 def load(context: str = "") -> Config:
@@ -85,12 +99,32 @@ def load(context: str = "") -> Config:
         raise _unreadable(error, context, paths) from error
     if chosen is None:
         raise _unreadable(LightkubeError("no current context"), "", paths)
-    # lightkube knows neither of the two.
-    said: dict[str, str] = next(
-        (each["cluster"] for each in joined["clusters"] if each["name"] == chosen.context.cluster), {}
-    )
-    proxy, name = said.get("proxy-url") or "", said.get("tls-server-name") or ""
-    return Config(chosen.context_name, chosen.namespace, chosen.cluster, chosen.user or User(), proxy, name)
+    # lightkube knows nothing of these.
+    cluster = _said(joined, "cluster", chosen.context.cluster)
+    manner = _manner(_said(joined, "user", chosen.context.user).get("exec") or {}, cluster)
+    proxy, name = cluster.get("proxy-url") or "", cluster.get("tls-server-name") or ""
+    return Config(chosen.context_name, chosen.namespace, chosen.cluster, chosen.user or User(), proxy, name, manner)
+
+
+def _said(joined: Mapping[str, Any], kind: str, name: str | None) -> Mapping[str, Any]:
+    entries = joined.get(f"{kind}s", ())
+    return next((each[kind] for each in entries if each["name"] == name), {})
+
+
+def _manner(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> Manner:
+    mode = plugin.get("interactiveMode") or Manner.interactive_mode
+    if mode not in _MODES:
+        raise ConfigError(f"the kubeconfig's interactiveMode {mode} is not known", next_step=nearest(mode, _MODES))
+    if not plugin.get("provideClusterInfo"):
+        return Manner(mode)
+    told = {key: cluster[key] for key in _TOLD if cluster.get(key)}
+    if (authority := cluster.get(_FILES[0])) and f"{_FILES[0]}-data" not in told:
+        with contextlib.suppress(OSError):  # which client() tells
+            told[f"{_FILES[0]}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
+    for each in cluster.get("extensions") or ():
+        if each["name"] == "client.authentication.k8s.io/exec":
+            told["config"] = each["extension"]
+    return Manner(mode, told)
 
 
 def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
@@ -105,7 +139,7 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
         tls = verify_cluster(config.cluster, config.user, str)
         if config.server_name:
             _expect(tls, config.server_name)
-        auth, proxy = auth_of(config.user, tls), config.proxy or None
+        auth, proxy = auth_of(config.user, tls, config.manner), config.proxy or None
         return httpx.Client(base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout)
     except (LightkubeError, OSError, ValueError, ImportError) as error:
         raise ConfigError(
