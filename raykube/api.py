@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from raykube import plans
+from raykube import package, plans
 from raykube.backends import backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError
@@ -31,6 +32,8 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     """
     if not isinstance(work, (Job, Service)):
         raise ConfigError(f"{work!r} is no Job or Service", next_step="write rk.Job.module('jobs.digits')")
+    if "working_dir" not in work.model_fields_set:
+        package.check_implied(Path.cwd())
     cluster = cluster_of(on)
     return backend_for(cluster).plan(work, cluster)
 

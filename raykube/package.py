@@ -197,6 +197,20 @@ def zipped(package: Package, *, top: str = _TOP) -> bytes:
     return buffer.getvalue()
 
 
+def check_implied(folder: Path) -> None:
+    """Refuse to send the home folder, or one that holds it, where nobody has named it: it holds far more than code.
+
+    Raises:
+        ConfigError: `folder` is such a one.
+    """
+    if Path("~").expanduser().resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"the working directory would be {folder}, with your home folder and all that is in it",
+            why="no working directory was given, and raykube sends the folder that it runs in",
+            next_step="run it in the project's folder, or name the folder: --working-dir, Job(working_dir=...)",
+        )
+
+
 def write(package: Package, folder: Path) -> Path:
     """Write ``HASH.zip`` into `folder`, whole or not at all; one that is there already is kept.
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from raykube.errors import Failure, RaykubeError
     from raykube.handles import Endpoint, Run, Status
     from raykube.plans import Plan
-    from raykube.specs import Job, Service
     from raykube.wire import Result
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -238,17 +237,6 @@ def check_plan_options(dry_run: str | None, output: str | None) -> None:
     if output and not dry_run:
         raise click.UsageError(
             "-o says how --dry-run=client prints; add that (or =server), or write --json for the result as JSON"
-        )
-
-
-def check_working_dir(work: Job | Service) -> None:
-    """Refuse to send the home folder, or one that holds it, which nobody has named: it holds far more than the code."""
-    here = Path.cwd()
-    if "working_dir" not in work.model_fields_set and Path("~").expanduser().resolve().is_relative_to(here):
-        raise ConfigError(
-            f"the working directory would be {here}, with your home folder and all that is in it",
-            why="no --working-dir was given, and raykube sends the folder that it runs in",
-            next_step="run it in the project's folder, or name the folder by --working-dir",
         )
 
 

@@ -111,7 +111,6 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
         common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
-    common.check_working_dir(job)
     place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
     if given["queue"] and place.is_local:
         step = "leave --queue out, or name a place in Kubernetes: --on NAME|PATH"

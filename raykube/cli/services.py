@@ -48,7 +48,6 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     dry_run, output = given.pop("dry_run"), given.pop("output")
     common.check_plan_options(dry_run, output)
     work = args.service_of(name, given)
-    common.check_working_dir(work)
     plan = api.plan(work, cluster)
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")

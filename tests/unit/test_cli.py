@@ -53,7 +53,7 @@ def refused(done, *words):
 def test_home_folder_is_sent_only_when_it_is_named(raykube, code):
     words = ("job", "submit", "--dry-run=client", "-o", "name", "--name", "a")
     for home in (code, code / "below"):
-        refused(raykube(*words, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder by --work")
+        refused(raykube(*words, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder: --work")
     refused(raykube("service", "deploy", "a", "hello:app", "--dry-run=client", HOME=str(code)), f"would be {code}")
     done = raykube(*words, "--working-dir", ".", "--", "python", "hello.py", HOME=str(code))
     assert (done.stdout, " files, " in done.stderr) == ("a\n", True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import raykube as rk
 from raykube import ConfigError
 from raykube.cli.jobs import submit
 from raykube.package import check_entrypoint, collect, write, zipped
@@ -55,6 +56,17 @@ def test_package_bytes_are_the_same_from_another_place_and_time(tree, tmp_path):
     os.utime(other / "b.py", (1, 1))
     assert collect(root).hash == collect(other).hash
     assert zipped(collect(root)) == zipped(collect(other))
+
+
+def test_home_folder_is_sent_by_a_script_only_where_it_names_it(tree, monkeypatch):
+    root = tree({"a.py": ""})
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("HOME", str(root))
+    job = rk.Job(entrypoint="python a.py")
+    with pytest.raises(ConfigError, match="with your home folder") as told:
+        rk.plan(job, "local")
+    assert "Job(working_dir=...)" in told.value.next_step
+    assert own(rk.plan(job.model_copy(update={"working_dir": Path()}), "local").package) == ["a.py"]
 
 
 @pytest.mark.parametrize("change", ["content", "name", "mode"])
