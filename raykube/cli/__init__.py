@@ -31,8 +31,8 @@ def raykube() -> None:
 def doctor(where: Where, *, as_json: bool) -> None:
     """Look whether this machine can do what raykube will ask of it.
 
-    With a place on Kubernetes, by --on, -n or --context, also whether that can: server, rights, KubeRay, and what a
-    manifest names. Nothing is made there.
+    With a place on Kubernetes, by --on, RAYKUBE_ON, -n or --context, also whether that can: server, rights, KubeRay,
+    and what a manifest names. Nothing is made there.
     """
     from raykube import doctor as doctor_module
     from raykube.cli import view

@@ -88,8 +88,9 @@ class Where:
         from raykube.cli import args
         from raykube.settings import setting
 
-        # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
-        said = "kubernetes" if self.on is None and (self.namespace or self.context) else setting("on", self.on).value
+        said = setting("on", self.on).value
+        if said == "local" and (self.namespace or self.context):
+            said = "kubernetes"  # who names a namespace means it, also where nothing says what cluster to make there
         cluster = self._loaded(said)
         return cluster.sized(workers=args.count("--workers", workers)) if workers else cluster
 
@@ -112,10 +113,12 @@ _PLACE = joined(
     click.option(
         "--on",
         metavar="NAME|PATH",
-        help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [local]",
+        help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [RAYKUBE_ON, else local]",
     ),
-    click.option("-n", "--namespace", help="In Kubernetes. [the manifest's, else the context's]"),
-    click.option("--context", help="Of the kubeconfig. [the current one]"),
+    click.option(
+        "-n", "--namespace", help="In Kubernetes. [RAYKUBE_NAMESPACE, else the manifest's, else the context's]"
+    ),
+    click.option("--context", help="Of the kubeconfig. [RAYKUBE_CONTEXT, else the current one]"),
 )
 
 

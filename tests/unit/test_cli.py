@@ -359,6 +359,13 @@ def house(code):
     return "./house.yaml"
 
 
+def test_namespace_leaves_the_manifest_that_the_environment_names(raykube, code, house):  # noqa: ARG001
+    words = ("job", "submit", "-n", "said", "--dry-run=client", "-o", "json", "--", "python", "hello.py")
+    *_, planned = json.loads(raykube(*words, RAYKUBE_ON=house).stdout)
+    assert (planned["metadata"]["namespace"], "rayClusterSpec" in planned["spec"]) == ("said", True)
+    refused(raykube(*words, RAYKUBE_ON="local"), "nothing says what cluster")
+
+
 @pytest.mark.parametrize(
     ("own", "words", "namespace"), [("", (), "of-house"), ("of-job", (), "of-job"), ("of-job", ("-n", "said"), "said")]
 )
