@@ -93,7 +93,10 @@ def submit(job: Job, on: str | Cluster | None = None) -> Run:
 
     Raises:
         ConfigError: what cannot work, found before anything is started.
-        Conflict: the name is taken by a run of another plan.
+        ManifestError: fields that Kubernetes does not know or take, each with its path.
+        Conflict: the name is taken by a run of another plan, or by a service.
+        Forbidden: this user may not do it there.
+        Unreachable: the place does not answer.
     """
     return start(plan(job, on))
 
@@ -105,14 +108,19 @@ def deploy(
 
     Raises:
         ConfigError: what cannot work, found before anything is started.
-        BackendError: it failed to deploy.
+        BackendError: it failed to deploy, or was refused; Conflict, Forbidden and Unreachable are such errors.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
     return serve(plan(service, on)).wait_ready(timeout_s=timeout_s, on_event=on_event)
 
 
 def runs(on: str | Cluster | None = None) -> list[Run]:
-    """Return all runs of a place, oldest first."""
+    """Return all runs of a place, oldest first; of Kubernetes those that raykube made in its one namespace.
+
+    Raises:
+        Forbidden: this user may not list them.
+        Unreachable: the place does not answer.
+    """
     place = backend_for(cluster_of(on))
     return [Run(name, place) for name in place.names("job")]
 

@@ -83,7 +83,11 @@ class Cluster:
 
     @staticmethod
     def local(workers: int | tuple[int, int] = 1, cpus: float = 1, gpus: float = 0) -> Cluster:
-        """Return this machine, offering `workers` training workers of so many CPUs and GPUs each."""
+        """Return this machine, offering `workers` training workers of so many CPUs and GPUs each.
+
+        Raises:
+            ConfigError: a number that cannot be.
+        """
         wrong = [*_count_problems(workers), *_below("cpus", cpus, 0), *_below("gpus", gpus, 0)]
         if wrong:
             raise ConfigError.of("no such local cluster can be", wrong)

@@ -87,6 +87,9 @@ class Run(_Handle):
             RunFailed: it ended in FAILED; the error says why and what to do.
             RunStopped: somebody stopped it.
             WaitTimeout: it has not ended in time.
+            NotFound: somebody deleted it meanwhile.
+            Forbidden, Unreachable: the place refuses to tell, or did not answer for long (on this machine 30 s, on
+                Kubernetes ten minutes).
         """
         last = self._watch(lambda status: status.is_terminal, timeout_s, on_event)
         if last.state == "FAILED":
@@ -113,6 +116,7 @@ class Run(_Handle):
         Raises:
             ConfigError: there is no such source, or not on this place.
             NotFound: this run has none, or not yet, and is not followed.
+            BackendError: it was, and ended with its head, its node or its cluster.
         """
         sources.rank_of(source)
         return self.backend.logs(self.name, follow=follow, source=source)
@@ -122,7 +126,11 @@ class Run(_Handle):
         return self.backend.result(self.name)
 
     def stop(self) -> None:
-        """Stop the run. Its logs, checkpoints and metrics stay."""
+        """Stop the run and wait until it has. Its logs, checkpoints and metrics stay.
+
+        Raises:
+            BackendError: it did not stop within half a minute.
+        """
         self.backend.stop(self.name)
 
     def delete(self) -> None:

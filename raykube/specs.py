@@ -111,12 +111,15 @@ class Job(_Code):
             Ray puts in what ``${NAME}`` is there.
         runtime_env: the other keys of Ray's runtime environment, passed on as they are.
         metadata: words of your own, kept with the run.
-        max_retries: how often the whole job is started again; each attempt resumes from its checkpoint.
-        timeout_s: seconds from submission after which it is stopped.
+        max_retries: how often the whole job is started again when it fails; it resumes if its script asks for its
+            checkpoint, on Kubernetes only with a storage.
+        timeout_s: seconds from submission, waiting and retries included, after which it is ended as failed.
         pending_timeout_s: seconds it may wait for its cluster.
         keep_cluster_s: seconds the cluster stays after the end, for its logs.
         queue: Kueue's local queue.
-        entrypoint_num_cpus: and the next four: what the driver itself reserves, as in Ray.
+        entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_memory, entrypoint_resources,
+        entrypoint_label_selector: what the driver itself reserves, as in Ray; memory in bytes. A RayJob has no place
+            for memory and label selector.
     """
 
     entrypoint: str

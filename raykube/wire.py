@@ -151,7 +151,10 @@ class Result:
     notes: tuple[str, ...] = ()
 
     def history(self) -> list[dict[str, Any]]:
-        """Return every reported row, oldest first: ``{"time", "attempt", "metrics", "checkpoint"}``."""
+        """Return every reported row, oldest first: ``{"time", "attempt", "metrics", "checkpoint"}``.
+
+        Only where `path` is a folder that this machine can read, as in the script itself; else there are none.
+        """
         return list(read_rows(Path(self.path) / METRICS_FILE))
 
     def to_json(self) -> str:

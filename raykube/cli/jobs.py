@@ -65,11 +65,21 @@ def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the job; repeatable.")
 @click.option("--entrypoint-num-cpus", type=float, help="CPUs that the driver itself reserves.")
 @click.option("--entrypoint-num-gpus", type=float, help="GPUs that the driver itself reserves.")
-@click.option("--entrypoint-memory", type=int, help="Bytes of memory that the driver itself reserves.")
+@click.option(
+    "--entrypoint-memory", type=int, help="Bytes of memory that the driver itself reserves; not on Kubernetes."
+)
 @click.option("--entrypoint-resources", metavar="JSON", help="Custom resources that the driver itself reserves.")
 @click.option("--metadata-json", metavar="JSON", help="Words of your own, kept with the run.")
-@click.option("--max-retries", type=int, help="Start it again so often; each attempt resumes. [0]")
-@click.option("--timeout-s", type=float, help="Stop it after so many seconds.")
+@click.option(
+    "--max-retries",
+    type=int,
+    help="Start it again so often when it fails; it resumes if its script asks for its checkpoint. [0]",
+)
+@click.option(
+    "--timeout-s",
+    type=float,
+    help="Seconds from submission, waiting and retries included, after which it is ended as failed. [none]",
+)
 @click.option("--pending-timeout-s", type=float, help="How long it may wait for its cluster. [900]")
 @click.option("--keep-cluster-s", type=float, help="Keep the cluster so long after the end. [300]")
 @click.option("--queue", help="Kueue's local queue.")

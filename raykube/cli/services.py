@@ -121,7 +121,7 @@ def service_forward(name: str, where: Where, port: int) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the service is taken down.")
 @name_argument
 def service_logs(name: str, where: Where, *, follow: bool) -> None:
-    """Print the log of the replicas."""
+    """Print what Ray Serve logs of the replicas; what their code prints is not in it."""
     for line in common.find_endpoint(name, where).logs(follow=follow):
         click.echo(line)
 

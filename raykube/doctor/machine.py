@@ -52,7 +52,7 @@ def _ray() -> Check:
     if not found:
         return Check("ray", None, "not installed; needed to run on this machine", "pip install 'raykube[local]'")
     tested = any(found.startswith(f"{minor}.") for minor in TESTED_RAY)
-    return Check("ray", tested, found, f"raykube is tested on Ray {', '.join(TESTED_RAY)}; others may work")
+    return Check("ray", tested or None, found, f"raykube is tested on Ray {', '.join(TESTED_RAY)}; others may work")
 
 
 def _version(package: str) -> str:

@@ -20,7 +20,7 @@ def main():
 @click.option("--with", "names", multiple=True, type=click.Choice(addons.NAMES), help="An add-on; may be repeated.")
 @click.option("--install", is_flag=True, help="Install the Debian packages it needs first.")
 def up(names, install):
-    """Start the cluster, or heal it; cold 15 min, warm half a minute."""
+    """Start the cluster, or heal it; cold 10 to 18 min, warm 15 s."""
     if install:
         with step(f"apt-get install {_PACKAGES}"):
             run("apt-get", "update", "-qq")

@@ -57,7 +57,7 @@ _STEPS = {
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
     "DeployFailed": "correct the application as the message says and deploy again",
-    "InitializingTimeout": "delete the service and deploy it again with a longer timeout",
+    "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
     "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
     "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",

@@ -1,4 +1,4 @@
-"""What the replicas of a service print, on all nodes, and what Serve says where it loads their code."""
+"""What Serve logs of the replicas of a service, on all nodes, and what it says where it loads their code."""
 
 from __future__ import annotations
 
