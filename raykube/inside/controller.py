@@ -14,7 +14,7 @@ from ray.train import UserCallback
 from raykube import wire
 from raykube.inside import deaths, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
-from raykube.inside.history import Recorder, scalars
+from raykube.inside.history import Recorder, scalars, without_unscored
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -38,12 +38,14 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             two writers of one object would overwrite each other.
         attempt: of the run.
         run: the run's folder.
+        metric: by which the best checkpoint is chosen, if any.
     """
 
-    def __init__(self, path: str, attempt: int, run: str) -> None:
+    def __init__(self, path: str, attempt: int, run: str, metric: str | None = None) -> None:
         self._path = path
         self._attempt = attempt
         self._run = run
+        self._metric = metric
         self._recorder: Recorder | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -62,7 +64,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             return
         # Made here, not in the constructor: this object travels to the controller by pickle.
         self._recorder = self._recorder or Recorder(self._path, self._attempt)
-        self._recorder.add(scalars(metrics[0]), name)
+        self._recorder.add(without_unscored(scalars(metrics[0]), self._metric), name)
         self._recorder.flush()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

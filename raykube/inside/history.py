@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.inside import storage
 
@@ -69,6 +70,25 @@ def _scalar(value: Any, *, defer: bool) -> Any:
     if isinstance(plain, bool | int | float | str):
         return plain
     raise TypeError(f"{type(value).__name__} is not a number or string: convert it, or put it in the checkpoint")
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a metric can be compared with others."""
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def scored(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
+    """Return the metrics of a checkpoint with a number for `metric`, NaN if they have none.
+
+    Ray takes a checkpoint without it for the best of all where small is good, and deletes the others; of NaN it knows
+    that it is the worst.
+    """
+    return metrics if metric is None or is_number(metrics.get(metric)) else {**metrics, metric: math.nan}
+
+
+def without_unscored(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
+    """Return `metrics` without what :func:`scored` has put in."""
+    return {name: value for name, value in metrics.items() if name != metric or is_number(value)}
 
 
 class Recorder:
@@ -151,11 +171,23 @@ def heal(path: Path) -> None:
         os.truncate(path, data.rfind(b"\n") + 1)
 
 
+def rows(path: str) -> list[Row]:
+    """Return the rows of a metrics file, oldest first; none when it does not exist."""
+    return [wire.row(line) for line in _whole(storage.read_from(path)).splitlines()]
+
+
+def _whole(data: bytes) -> bytes:
+    """Return the lines that have an end: the writer of the last one is still at it, or was killed there."""
+    return data[: data.rfind(b"\n") + 1]
+
+
 class Follower:
-    """Reads rows as they arrive in a metrics file and hands them on, in a thread of its own.
+    """Reads rows as they arrive in metrics files and hands them on, in a thread of its own.
+
+    A storage that cannot be read for a while is waited for.
 
     Args:
-        path: the file; it may not exist yet.
+        paths: the files; they may not exist yet.
         sinks: called with each batch of new rows, oldest first.
         from_start: also hand on rows that are there already.
 
@@ -163,10 +195,12 @@ class Follower:
         troubles: why rows are missing; empty when they are not.
     """
 
-    def __init__(self, path: str, sinks: Sequence[Callable[[list[Row]], None]], *, from_start: bool = False) -> None:
-        self._path = path
+    def __init__(
+        self, paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]], *, from_start: bool = False
+    ) -> None:
         self._sinks = sinks
-        self._offset = 0 if from_start else len(storage.read_from(path))
+        self._offsets = {path: 0 if from_start else len(_whole(storage.read_from(path))) for path in paths}
+        self._failing = False
         self._end = threading.Event()
         self.troubles: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
@@ -181,30 +215,40 @@ class Follower:
         self._thread.join()
 
     def _run(self) -> None:
-        interval = _REMOTE_S if storage.is_uri(self._path) else _FLUSH_S / 2
+        interval = _REMOTE_S if any(map(storage.is_uri, self._offsets)) else _FLUSH_S / 2
         try:
             while not self._end.wait(interval):
-                self._read()
+                self._look()
             self._read()
         except Exception as error:
-            trouble = f"the rows of {self._path} were not followed to their end: {type(error).__name__}: {error}"
+            paths = " and ".join(self._offsets)
+            trouble = f"the rows of {paths} were not followed to their end: {type(error).__name__}: {error}"
             self.troubles = (trouble,)
             log.warning("%s", trouble)
             raise
 
+    def _look(self) -> None:
+        try:
+            self._read()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                log.warning("metrics are read later, now they cannot be: %s", error)
+            self._failing = True
+
     def _read(self) -> None:
-        data = storage.read_from(self._path, self._offset)
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
-        for sink in self._sinks if rows else ():
-            sink(rows)
+        fresh = {path: _whole(storage.read_from(path, offset)) for path, offset in self._offsets.items()}
+        found = [wire.row(line) for data in fresh.values() for line in data.splitlines()]
+        for path, data in fresh.items():
+            self._offsets[path] += len(data)
+        for sink in self._sinks if found else ():
+            sink(found)
 
 
 @contextmanager
-def following(path: str, sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[Follower]:
-    """Hand new rows of `path` to `sinks` for the length of the block, to the last one."""
-    follower = Follower(path, sinks)
+def following(paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[Follower]:
+    """Hand new rows of `paths` to `sinks` for the length of the block, to the last one."""
+    follower = Follower(paths, sinks)
     follower.start()
     try:
         yield follower

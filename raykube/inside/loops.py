@@ -17,15 +17,16 @@ from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import checkpoints, storage
 from raykube.inside.failures import mark
-from raykube.inside.history import Recorder, scalars
+from raykube.inside.history import Recorder, scalars, scored
 
 
 class _Session:
     """One worker's running loop. Only rank 0 has a recorder."""
 
-    def __init__(self, recorder: Recorder | None, path: str) -> None:
+    def __init__(self, recorder: Recorder | None, path: str, metric: str | None = None) -> None:
         self.recorder = recorder
         self.path = path
+        self.metric = metric
 
     def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
         if self.recorder is not None:
@@ -67,7 +68,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
     session.add(plain, name)
     if session.recorder is not None:
         session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
-    _send(plain, checkpoint, storage.join(session.path, name))
+    _send(scored(plain, session.metric), checkpoint, storage.join(session.path, name))
 
 
 def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
@@ -111,17 +112,19 @@ class Loop:
         body: the user's function, of no or one argument.
         path: the stage's metrics file.
         attempt: of the run.
+        metric: by which the best checkpoint is chosen, if any.
     """
 
     body: Callable[..., Any]
     path: str
     attempt: int
+    metric: str | None = None
 
     def __call__(self, config: dict[str, Any]) -> Any:
         """Run the loop, with its rows recorded to the last one however it ends."""
         # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
         os.environ[wire.ATTEMPT] = str(self.attempt)
-        with _recording(self.path, self.attempt), _plain_reports(), _equal_reports():
+        with _recording(self.path, self.attempt, self.metric), _plain_reports(self.metric), _equal_reports():
             try:
                 return self.body(config) if takes_config(self.body) else self.body()
             except BaseException as error:
@@ -153,7 +156,7 @@ def takes_config(body: Callable[..., Any]) -> bool:
 
 
 @contextmanager
-def _recording(path: str, attempt: int) -> Iterator[None]:
+def _recording(path: str, attempt: int, metric: str | None) -> Iterator[None]:
     global _session  # noqa: PLW0603 # report() has no other way to find the loop it was called from
     import ray.train
 
@@ -161,7 +164,7 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
     if ray.train.get_context().get_world_rank() == 0:
         recorder = Recorder(path, attempt)
         checkpoints.remove_drafts(stage)
-    _session = _Session(recorder, stage)
+    _session = _Session(recorder, stage, metric)
     try:
         yield
     finally:
@@ -171,8 +174,8 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_reports() -> Iterator[None]:
-    """Let plain ``ray.train.report`` take numpy and torch scalars: Ray's controller dies of them."""
+def _plain_reports(metric: str | None) -> Iterator[None]:
+    """Let plain ``ray.train.report`` take numpy and torch scalars, of which Ray's controller dies, and no `metric`."""
     try:
         from ray.train.v2._internal.execution import context
         from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
@@ -184,8 +187,9 @@ def _plain_reports() -> Iterator[None]:
     utils = get_train_fn_utils()
     send = utils.report
 
-    def clean(metrics: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        send(scalars(metrics), *args, **kwargs)
+    def clean(metrics: Mapping[str, Any], checkpoint: Any = None, *args: Any, **kwargs: Any) -> None:
+        plain = scalars(metrics)
+        send(scored(plain, metric) if checkpoint else plain, checkpoint, *args, **kwargs)
 
     utils.report = clean
     try:

@@ -214,7 +214,7 @@ def settled() -> Iterator[None]:
     # The actor that frees placement groups looks for "the" Ray of this machine, and dies where there are two.
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     _propagate("RAY_ADDRESS")
-    if sum(1 for node in ray.nodes() if node["Alive"]) == 1:
+    if sum(1 for node in ray.nodes() if node["Alive"]) == 1 and not _head_runs_no_work():
         # Nobody drains a single machine; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
@@ -261,6 +261,20 @@ def require(place: Place, workers: int | tuple[int, int]) -> int:
         why="Ray would wait for resources that never come",
         next_step=f"ask for {fits} workers or a larger cluster" if fits else "ask for smaller workers",
     )
+
+
+def room(place: Place, need: int) -> int:
+    """Return how many workers trials of `need` each may have together; of a cluster that grows, all it may grow to.
+
+    Nobody asks for the workers of a trial before it runs, so a cluster that begins with none is not waited for.
+
+    Raises:
+        ConfigError: there is no room for one trial.
+    """
+    workers = place.scale.workers
+    if isinstance(workers, tuple) and workers[1] >= need and _head_runs_no_work():
+        return workers[1]
+    return require(place, need)
 
 
 def _settled_slots(scale: wire.Scale, need: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,16 @@ from raykube import wire
 from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
-from raykube.inside.history import Narrator, Row, following
+from raykube.inside.history import Narrator, Row, following, is_number, rows, without_unscored
 from raykube.inside.loops import Loop, report, takes_config
 from raykube.inside.place import Place, require
 
 __all__ = ["Task", "fit", "report", "train"]
 
 log = logging.getLogger("raykube")
+#: So often a training on a range of workers sees whether it can grow, which is a look at what Ray has reserved for it;
+#: growing is a restart from the last checkpoint. Ray's own is 60 s.
+_RESIZE_S = 5.0
 _UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
 
@@ -49,7 +51,7 @@ class Task:
 
     def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
         """Return the (item, metrics) with the best metric; None when no metrics have a number for it."""
-        valid = [pair for pair in scored if _is_number(pair[1].get(self.metric or ""))]
+        valid = [pair for pair in scored if is_number(pair[1].get(self.metric or ""))]
         choose = min if self.mode == "min" else max
         return choose(valid, key=lambda pair: pair[1][self.metric or ""]) if valid else None
 
@@ -72,6 +74,16 @@ class Stage:
         """Its metrics file."""
         return storage.join(self.path, wire.METRICS_FILE)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All its metrics files: behind a URI the controller has its own, for an object can have but one writer."""
+        return (self.metrics, f"{self.metrics}.plain") if storage.is_uri(self.metrics) else (self.metrics,)
+
+    def rows(self) -> list[Row]:
+        """Return all that was reported, oldest first."""
+        found = [row for path in self.files for row in rows(path)]
+        return sorted(found, key=lambda row: row["time"]) if len(self.files) > 1 else found
+
     def finished(self) -> wire.Result | None:
         """Return the result of a stage that an earlier attempt of this run ended well.
 
@@ -83,6 +95,8 @@ class Stage:
             return None
         if self.place.attempt > 1:
             log.info("%s of run %s is finished, its result is kept", self.name, self.place.run)
+            # The attempt may have ended between its two writes; and the run's result is that of its last stage.
+            storage.write_text(storage.join(self.parent, wire.RESULT_FILE), text)
             return wire.Result.from_json(text)
         raise Conflict(
             f"run {self.place.run} has finished",
@@ -164,7 +178,7 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     trainer = _trainer(stage, task)
     try:
-        with following(stage.metrics, sinks) as follower, _interrupts():
+        with following(stage.files, sinks) as follower, _interrupts():
             outcome = trainer.fit()
     except (TrainingFailedError, RayActorError) as error:
         failure, cause = explain(error)
@@ -180,9 +194,9 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from raykube.inside.controller import Controller, Ranks
 
     place = stage.place
-    rows = f"{stage.metrics}.plain" if storage.is_uri(stage.metrics) else stage.metrics
+    controller = Controller(stage.files[-1], place.attempt, place.path, task.metric)
     return TorchTrainer(
-        Loop(task.loop, stage.metrics, place.attempt),
+        Loop(task.loop, stage.metrics, place.attempt, task.metric),
         train_loop_config=task.config,
         scaling_config=_scaling(place.scale),
         run_config=RunConfig(
@@ -190,7 +204,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[Controller(rows, place.attempt, place.path), Ranks(storage.join(place.path, wire.RANKS_FILE))],
+            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE))],
             # Ray's own lines, several a checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -211,6 +225,7 @@ def _scaling(scale: wire.Scale) -> Any:
 
     resources = {"CPU": scale.cpus} | ({"GPU": scale.gpus} if scale.gpus else {})
     return ScalingConfig(
+        elastic_resize_monitor_interval_s=_RESIZE_S,
         num_workers=scale.workers,
         use_gpu=scale.gpus > 0,
         resources_per_worker=resources,
@@ -225,7 +240,7 @@ def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
     if outcome.checkpoint is None:
         return replace(result, metrics=last_metrics(stage))
     best = task.best(kept) if task.metric else None
-    chosen, metrics = best or (outcome.checkpoint, dict(outcome.metrics or {}))
+    chosen, metrics = best or (outcome.checkpoint, without_unscored(dict(outcome.metrics or {}), task.metric))
     note = f"no checkpoint was reported with the metric {task.metric!r}, so this is the last one"
     return replace(
         result,
@@ -237,8 +252,8 @@ def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
 
 def last_metrics(stage: Stage) -> dict[str, Any]:
     """Return the metrics of the last row of a stage; empty without rows."""
-    lines = storage.read_from(stage.metrics).splitlines()
-    return dict(json.loads(lines[-1])["metrics"]) if lines else {}
+    found = stage.rows()
+    return dict(found[-1]["metrics"]) if found else {}
 
 
 def _plain(value: Any) -> Any:
@@ -247,10 +262,6 @@ def _plain(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not math.isnan(value)
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
 from typing import Any
 
-from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
-from raykube.inside.history import Follower, Narrator, Row
+from raykube.inside.history import Follower, Narrator, Row, is_number
 from raykube.inside.place import Place, apply_environ, settled
 from raykube.inside.training import Stage, Task, fit, last_metrics
 
@@ -39,7 +39,9 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     relay = Relay(task.metric or "")
     with settled():
         fit(stage, task, [relay])
-    if not relay.count:
+    if not relay.count and (earlier := relay.valid(stage.rows())):
+        tune.report(earlier[-1]["metrics"])  # it was through before the sweep was interrupted, and Tune did not know
+    elif not relay.count:
         names = ", ".join(last_metrics(stage)) or "nothing"
         raise ConfigError(
             f"no report held the metric {task.metric!r}; reported were: {names}",
@@ -58,11 +60,15 @@ class Relay:
         """Report rows with a checkpoint, and otherwise the newest: Tune takes far fewer than a loop can report."""
         from ray import tune
 
-        valid = [row for row in rows if isinstance(row["metrics"].get(self._metric), int | float)]
+        valid = self.valid(rows)
         for row in valid:
             if row["checkpoint"] or row is valid[-1]:
                 self.count += 1
                 tune.report(row["metrics"])
+
+    def valid(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that hold the metric."""
+        return [row for row in rows if is_number(row["metrics"].get(self._metric))]
 
 
 class Trials:
@@ -99,7 +105,8 @@ class Trials:
     def _run(self) -> None:
         try:
             while not self._end.wait(_LOOK_S):
-                self._look()
+                with contextlib.suppress(OSError):  # of a storage that cannot be read now
+                    self._look()
             self._look()
         except Exception as error:
             self.troubles += (f"trials were not followed to their end: {type(error).__name__}: {error}",)
@@ -115,7 +122,7 @@ class Trials:
     def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
         subject = tracking.Subject(self._experiment, path, config, name=trial, parent=self._stage.path)
         tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
-        rows = storage.join(path, TRAIN, wire.METRICS_FILE)
-        follower = Follower(rows, [Narrator(f"trial {trial}"), tracker.rows])
+        files = Stage(self._stage.place, TRAIN, path).files
+        follower = Follower(files, [Narrator(f"trial {trial}"), tracker.rows])
         follower.start()
         return follower, tracker

@@ -13,8 +13,8 @@ from raykube import wire
 from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import MEMORY_STEP, death, is_memory_kill
-from raykube.inside.history import Recorder
-from raykube.inside.place import Place, require
+from raykube.inside.history import Recorder, rows
+from raykube.inside.place import Place, room
 from raykube.inside.training import Stage, Task, log_start
 from raykube.inside.trials import TRAIN, Trials, run_trial
 
@@ -67,7 +67,7 @@ def sweep(
     log_start(stage)
     _hush()
     with place.connect():
-        at_once = min(trials, require(place, place.trial_workers) // place.trial_workers)
+        at_once = min(trials, room(place, place.trial_workers) // place.trial_workers)
         log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
         subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
         with tracking.record(place, subject) as tracker:
@@ -177,7 +177,9 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
         trial = _name(outcome)
         kept = _kept(storage.join(stage.path, trial, TRAIN))
         best = task.best(kept)
-        reported = {name: value for name, value in (outcome.metrics or {}).items() if name in _names(stage, trial)}
+        told = Stage(stage.place, TRAIN, storage.join(stage.path, trial)).rows()
+        names = {name for row in told for name in row["metrics"]}
+        reported = {name: value for name, value in (outcome.metrics or {}).items() if name in names}
         found.append(
             {
                 "trial": trial,
@@ -195,16 +197,18 @@ def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
     from ray.train import Result
 
     try:
+        from ray.train.v2._internal.exceptions import RayTrainError
+    except ImportError:  # an inner place of Ray, which may move
+        RayTrainError = RuntimeError  # noqa: N806
+    try:
         outcome = Result.from_path(path)
     except RuntimeError:  # Ray's way to say that no checkpoint was ever complete
         return []
+    except RayTrainError as error:  # of a list of checkpoints that was being written when the trial was ended
+        log.warning("the checkpoints of %s are not known: %s", path, error)
+        return []
     kept = outcome.best_checkpoints or []
     return [(storage.join(path, checkpoint.path.rpartition("/")[2]), metrics) for checkpoint, metrics in kept]
-
-
-def _names(stage: Stage, trial: str) -> set[str]:
-    data = storage.read_from(storage.join(stage.path, trial, TRAIN, wire.METRICS_FILE))
-    return {name for line in data.splitlines() for name in json.loads(line)["metrics"]}
 
 
 def _params(stage: Stage, trial: str) -> dict[str, Any]:
@@ -244,9 +248,9 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
 
 def _record(stage: Stage, found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     """Write one row a trial into the sweep's metrics file; return the new rows."""
-    before = len(storage.read_from(stage.metrics))
+    before = len(rows(stage.metrics))
     recorder = Recorder(stage.metrics, stage.place.attempt)
     for entry in found:
         recorder.add({"trial": entry["trial"], **entry["metrics"]}, entry["checkpoint"])
     recorder.close()
-    return [json.loads(line) for line in storage.read_from(stage.metrics, before).splitlines()]
+    return rows(stage.metrics)[before:]

@@ -6,7 +6,18 @@ import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError
-from raykube.inside.history import Follower, Recorder, describe, following, heal, scalars
+from raykube.inside.history import (
+    Follower,
+    Recorder,
+    describe,
+    following,
+    heal,
+    is_number,
+    rows,
+    scalars,
+    scored,
+    without_unscored,
+)
 
 np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
@@ -56,7 +67,7 @@ def test_recorder_loses_no_row_that_is_added_while_it_writes(tmp_path):
 def test_recorder_writes_by_itself(tmp_path):
     recorder = Recorder(str(tmp_path / "m.jsonl"), attempt=1)
     arrived = threading.Event()
-    follower = Follower(str(tmp_path / "m.jsonl"), [lambda _: arrived.set()])
+    follower = Follower([str(tmp_path / "m.jsonl")], [lambda _: arrived.set()])
     follower.start()
     recorder.add({"step": 1})
     assert arrived.wait(10)
@@ -107,7 +118,7 @@ def test_follower_hands_on_only_new_rows_and_all_of_them(tmp_path):
     old.add({"step": 0})
     old.close()
     found = []
-    follower = Follower(path, [found.extend])
+    follower = Follower([path], [found.extend])
     follower.start()
     new = Recorder(path, attempt=2)
     for step in range(1, 4):
@@ -117,13 +128,68 @@ def test_follower_hands_on_only_new_rows_and_all_of_them(tmp_path):
     assert [row["metrics"]["step"] for row in found] == [1, 2, 3]
 
 
+def recorded(path, *steps):
+    recorder = Recorder(path, attempt=2)
+    for step in steps:
+        recorder.add({"step": step})
+    recorder.close()
+
+
+def steps(found):
+    return [row["metrics"]["step"] for row in found]
+
+
+def test_follower_begins_at_the_row_after_half_a_line_of_a_killed_writer(tmp_path):
+    path = tmp_path / "m.jsonl"
+    recorded(str(path), 0)
+    with path.open("a") as file:
+        file.write('{"time": 1, "metr')
+    found = []
+    with following([str(path)], [found.extend]) as follower:
+        recorded(str(path), 1, 2)
+    assert (steps(found), follower.troubles) == ([1, 2], ())
+    assert steps(rows(str(path))) == [0, 1, 2]
+
+
+def test_follower_goes_on_once_its_storage_can_be_read_again(tmp_path, caplog):
+    path, found, warned = tmp_path / "m.jsonl", [], threading.Event()
+    follower = Follower([str(path)], [found.extend])
+    path.mkdir()  # which is no file that can be read
+    caplog.handler.addFilter(lambda _: warned.set() or True)
+    follower.start()
+    assert warned.wait(10)
+    path.rmdir()
+    recorded(str(path), 1)
+    follower.stop()
+    assert (steps(found), follower.troubles) == ([1], ())
+    assert caplog.text.count("read later") == 1
+
+
+def test_follower_reads_all_files_of_a_stage(tmp_path):
+    paths, found = [str(tmp_path / name) for name in ("m.jsonl", "m.jsonl.plain")], []
+    with following(paths, [found.extend]):
+        for step, path in enumerate(paths):
+            recorded(path, step)
+    assert sorted(steps(found)) == [0, 1]
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan")])
+def test_metric_that_is_no_number_is_one_that_ray_orders_last(value):
+    metrics = {"loss": 1.0, "val": value}
+    assert not is_number(scored(metrics, "val")["val"])
+    assert scored(metrics, "val")["val"] != scored(metrics, "val")["val"]  # NaN
+    assert without_unscored(scored({"loss": 1.0}, "val"), "val") == {"loss": 1.0}
+    assert scored({"val": 0.5}, "val") == {"val": 0.5}
+    assert scored(metrics, None) is metrics
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_follower_whose_sink_fails_says_so(tmp_path):
     def sink(rows):
         raise KeyError(rows[0]["metrics"]["step"])
 
     path = str(tmp_path / "m.jsonl")
-    with following(path, [sink]) as follower:
+    with following([path], [sink]) as follower:
         recorder = Recorder(path, attempt=1)
         recorder.add({"step": 17})
         recorder.close()

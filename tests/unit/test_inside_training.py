@@ -85,6 +85,13 @@ def test_retry_keeps_the_result_of_a_finished_stage(tmp_path):
     assert stage.finished() == result
 
 
+def test_retry_gives_the_run_the_result_of_its_last_stage(tmp_path):
+    stage, result = stage_with_result(tmp_path, attempt=2)
+    (tmp_path / "demo" / wire.RESULT_FILE).unlink()  # as where the first attempt ended between its two writes
+    stage.finished()
+    assert wire.Result.from_json((tmp_path / "demo" / wire.RESULT_FILE).read_text()) == result
+
+
 class BrokenTracker(tracking.Tracker):
     def conclude(self, result, model=None):
         raise LookupError(f"no class for {result.run} in {model}")

@@ -15,7 +15,7 @@ from ray import tune
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
-from raykube.inside import checkpoints
+from raykube.inside import checkpoints, place
 from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
@@ -151,6 +151,28 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     assert [trial["error"] for trial in result.trials] == [None, None, None]
     assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert first in {trial["params"]["x"] for trial in result.trials}
+
+
+def through(config):
+    if checkpoints.latest() is None:
+        raykube.report({"score": config["x"]}, {"x": config["x"]})
+
+
+def test_trial_that_was_through_before_tune_wrote_it_down_counts(here, monkeypatch):
+    def swept():
+        return raykube.sweep(through, {"x": tune.uniform(0, 1)}, trials=1, metric="score", mode="max")
+
+    first = swept()
+    sweep = here.folder / "sweep-1"
+    for path in (here.folder / wire.RESULT_FILE, sweep / wire.RESULT_FILE):
+        path.unlink()
+    for path in sweep.glob("experiment_state-*"):
+        path.write_text(path.read_text().replace("TERMINATED", "RUNNING"))
+    place._stages.pop(here.run)
+    monkeypatch.setenv(wire.ATTEMPT, "2")
+    again = swept()
+    assert (again.trials[0]["error"], again.checkpoint) == (None, first.checkpoint)
+    assert again.metrics["score"] == first.metrics["score"]
 
 
 def wait_for(fact, timeout_s):

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_metrics_without_a_checkpoint_reach_the_result():
     result = raykube.train(without_checkpoint)
     assert result.metrics == {"step": 2, "loss": 1.0}
     assert result.checkpoint is None
+
+
+def sparse():
+    """Report the metric with all checkpoints but the first, by both ways."""
+    for epoch, metrics in enumerate([{"loss": 1.0}, {"val": 0.5}, {"val": 0.2}, {"val": "high"}, {"val": 0.9}]):
+        if epoch % 2:
+            raykube.report(metrics, {"epoch": epoch})
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints.save({"epoch": epoch}, folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint(folder))
+
+
+def test_checkpoint_without_the_metric_is_not_the_best(here):
+    result = raykube.train(sparse, metric="val")
+    assert (result.metrics, result.notes) == ({"val": 0.2}, ())
+    assert checkpoints.load(result.checkpoint) == {"epoch": 2}
+    assert {"loss": 1.0} in [row["metrics"] for row in here.rows()]
 
 
 def dying(config):
