@@ -14,15 +14,18 @@ What the keeper does for a run on one machine, this does in the head's pod, next
 - the output goes to the storage too, and what a reader asks for most (attempt, metrics, result; where the output of
   each rank is) to small files in Ray's log folder, which the dashboard hands out.
 
+A storage that cannot be used when the run begins is refused: the run could keep nothing. From then on it may fail for a
+moment: what was not written is written later, and neither the exit code nor the attempts left depend on it.
+
 Only the standard library is imported: it must start fast, and on any image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +33,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from raykube import wire
 from raykube.inside import storage
@@ -38,7 +41,11 @@ from raykube.inside import storage
 _LOOK_S = 1.0
 _REMOTE_S = 30.0
 _REPLAY_MAX = 16 * 2**20
+_COPY_AT_ONCE = 2**20
 _END_S = 5.0
+_INSIST_S = 6.0
+_JOIN_S = 60.0
+_UNUSABLE = (OSError, ValueError)  # a storage that fails, or gives a part of a file
 _TAKEN_OVER = 75
 _TIMED_OUT = 124  # as timeout(1) says it
 
@@ -66,10 +73,12 @@ class Run:
         text = storage.read_from(storage.join(self.path, wire.ATTEMPTS_FILE)).decode()
         return [json.loads(line) for line in text.splitlines() if line]
 
-    def note(self, **fields: Any) -> None:
-        """Note a start or an end."""
+    def note(self, *rows: dict[str, Any]) -> None:
+        """Note starts and ends, but none twice: one may be there although writing it failed."""
+        known = self.rows()
+        new = [row for row in rows if row not in known]
         path = storage.join(self.path, wire.ATTEMPTS_FILE)
-        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in [*self.rows(), fields]))
+        storage.write_text(path, "".join(json.dumps(row) + "\n" for row in [*known, *new]))
 
 
 class Output:
@@ -102,10 +111,11 @@ class Output:
         if storage.is_uri(self._target):
             self._keep_remote(self._source)
             return
-        with self._source.open("rb") as source, Path(self._target).open("ab") as target:
+        with self._source.open("rb") as source, Path(self._target).open("ab", buffering=0) as target:
             source.seek(self._offset)
-            shutil.copyfileobj(source, target)
-            self._offset = source.tell()
+            while text := source.read(_COPY_AT_ONCE):
+                self._offset += target.write(text)  # a volume that fills up takes a part: only the rest is due then
+                source.seek(self._offset)
 
     def _keep_remote(self, source: Path) -> None:
         """Write the whole log: an object store does not append."""
@@ -132,6 +142,8 @@ class Attempts:
         self._ended = threading.Event()
         self._stopped = False
         self._cut_short = 0
+        self._noting = threading.Lock()
+        self._owed: list[dict[str, Any]] = []
         self._told: dict[str, str] = {}
         self.attempt = run.first
 
@@ -145,15 +157,16 @@ class Attempts:
         self.attempt = max([self._run.first, *(number + 1 for number in known)])
         self._output.replay()
         for lost in sorted({number for number in known if number >= self._run.first} - _ended(rows)):
-            self._run.note(attempt=lost, ended=time.time(), exit_code=None, reason="HeadLost")
+            self._run.note(_end(lost, None, "HeadLost"))
         if self.attempt > self._run.first + self._run.retries:
             return self._refuse()
-        threading.Thread(target=self._look_after, daemon=True).start()
+        self._run.note(_start(self.attempt))  # raises, as all before it: from here on nothing that is written may
+        watcher = threading.Thread(target=self._look_after, daemon=True)
+        watcher.start()
         try:
             return self._until_well(command)
         finally:
-            self._ended.set()
-            self._keep(last=True)
+            self._wind_up(watcher)
 
     def _until_well(self, command: str) -> int:
         while True:
@@ -163,17 +176,16 @@ class Attempts:
             if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
                 return code
             self.attempt += 1
+            self._note(_start(self.attempt))
 
     def _once(self, command: str) -> int:
-        self._run.note(attempt=self.attempt, started=time.time(), host=os.uname().nodename)
         environ = {**os.environ, wire.ATTEMPT: str(self.attempt)}
         # A shell, as Ray itself runs an entrypoint.
         self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
         code = self._process.wait()
         code = code if code >= 0 else 128 - code
         if not self._stopped:
-            reason = "" if code == 0 else "EntrypointFailed"
-            self._run.note(attempt=self.attempt, ended=time.time(), exit_code=code, reason=reason)
+            self._note(_end(self.attempt, code, "" if code == 0 else "EntrypointFailed"))
         return code
 
     def _refuse(self) -> int:
@@ -181,7 +193,7 @@ class Attempts:
             f"attempt {self.attempt - 1} ended with the head that ran it, and no attempt is left "
             f"(max_retries {self._run.retries}); submit the run again under its name to go on from its last checkpoint"
         )
-        self._keep(last=True)
+        self._keep_rest()
         return 1
 
     def _stop(self, *_: object) -> None:
@@ -193,16 +205,23 @@ class Attempts:
         pause = _REMOTE_S if storage.is_uri(self._run.path) else _LOOK_S
         while not self._ended.wait(_LOOK_S):
             if time.monotonic() > deadline:
-                self._run.note(attempt=self.attempt, ended=time.time(), exit_code=_TIMED_OUT, reason="DeadlineExceeded")
+                self._note(_end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
                 self._cut(f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)", _TIMED_OUT)
                 return
             if time.monotonic() - looked < pause:
                 continue
             looked = time.monotonic()
+            self._note()
             self._keep()
-            if any(row["attempt"] > self.attempt for row in self._run.rows()):
+            if self._overtaken():
                 self._cut(f"attempt {self.attempt} ends, a later one has taken over", _TAKEN_OVER)
                 return
+
+    def _overtaken(self) -> bool:
+        """Tell whether a later attempt has begun; not while the storage cannot tell."""
+        with contextlib.suppress(*_UNUSABLE):
+            return any(row["attempt"] > self.attempt for row in self._run.rows())
+        return False
 
     def _cut(self, words: str, code: int) -> None:
         """End this attempt before it ends by itself, and start no other."""
@@ -220,13 +239,45 @@ class Attempts:
         elif self._process:
             self._process.send_signal(number)
 
-    def _keep(self, *, last: bool = False) -> None:
+    def _note(self, *rows: dict[str, Any]) -> Exception | None:
+        """Note starts and ends; return why that failed: they stay owed then, and go along with the next try."""
+        with self._noting:
+            self._owed += rows
+            try:
+                if self._owed:
+                    self._run.note(*self._owed)
+            except _UNUSABLE as error:
+                return error
+            self._owed = []
+            return None
+
+    def _keep(self) -> Exception | None:
+        """Copy the log and tell the state; return why that failed: what was not copied is copied next time."""
         try:
             self._output.keep()
             self._tell()
-        except OSError as error:  # a full or lost volume must not end the run; what was not copied is copied next time
-            if last:
-                _say(f"the log could not be kept in {self._run.path}: {error}")
+        except _UNUSABLE as error:
+            return error
+        return None
+
+    def _wind_up(self, watcher: threading.Thread) -> None:
+        """Write what is still due once the watcher has left the log: both at once would write it twice."""
+        self._ended.set()
+        watcher.join(_JOIN_S)
+        if watcher.is_alive():
+            _say(f"how the run ended could not be kept: {self._run.path} gives no answer", sys.stderr)
+        else:
+            self._keep_rest()
+
+    def _keep_rest(self) -> None:
+        """Write all that is due, for some seconds if the storage fails, then say so: how the run ended is settled."""
+        until = time.monotonic() + _INSIST_S
+        while any(errors := [self._note(), self._keep()]):
+            if time.monotonic() > until:
+                why = next(filter(None, errors))
+                _say(f"how the run ended could not all be kept in {self._run.path}: {why!r}", sys.stderr)
+                return
+            time.sleep(_LOOK_S)
 
     def _tell(self) -> None:
         """Write the state of the run, and where its ranks are, where the dashboard hands them out."""
@@ -250,9 +301,17 @@ class Attempts:
             self._told[name] = text
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"raykube: {text}\n")
-    sys.stdout.flush()
+def _say(text: str, stream: TextIO = sys.stdout) -> None:
+    with contextlib.suppress(OSError):  # a full disk below Ray's log folder must not keep a deadline from its work
+        os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
+
+
+def _start(attempt: int) -> dict[str, Any]:
+    return {"attempt": attempt, "started": time.time(), "host": os.uname().nodename}
+
+
+def _end(attempt: int, code: int | None, reason: str) -> dict[str, Any]:
+    return {"attempt": attempt, "ended": time.time(), "exit_code": code, "reason": reason}
 
 
 def _ended(rows: list[dict[str, Any]]) -> set[int]:
@@ -261,7 +320,9 @@ def _ended(rows: list[dict[str, Any]]) -> set[int]:
 
 def _progress(path: str) -> dict[str, Any]:
     """Return the metrics that were reported last; none where the storage is not a folder."""
-    return {} if storage.is_uri(path) else wire.last_metrics(Path(path))
+    with contextlib.suppress(ValueError, LookupError, TypeError):  # another program's file of that name
+        return {} if storage.is_uri(path) else wire.last_metrics(Path(path))
+    return {}
 
 
 def main(retries: int, command: str) -> int:

@@ -46,11 +46,12 @@ def exists(path: str) -> bool:
 def read_from(path: str, offset: int = 0) -> bytes:
     """Return the bytes of a file from `offset` on; none when there is no such file."""
     if not is_uri(path):
-        if not Path(path).exists():
+        try:
+            with Path(path).open("rb") as file:
+                file.seek(offset)
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):  # no other: what cannot be read just now is not gone
             return b""
-        with Path(path).open("rb") as file:
-            file.seek(offset)
-            return file.read()
     filesystem, key = _remote(path)
     info = filesystem.get_file_info(key)
     if info.type.name == "NotFound" or info.size <= offset:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
@@ -53,6 +55,48 @@ def finished(start):
 
 def rows(storage):
     return [json.loads(line) for line in (storage / "a" / wire.ATTEMPTS_FILE).read_text().splitlines()]
+
+
+def wait_until(fact, process):
+    while not fact():
+        assert process.poll() is None
+
+
+def begun(process, storage):
+    """Return the file of attempts, once there is one."""
+    path = storage / "a" / wire.ATTEMPTS_FILE
+    wait_until(path.exists, process)
+    return path
+
+
+def kept(storage):
+    path = storage / "a" / wire.LOG_FILE
+    return path.read_text() if path.exists() else ""
+
+
+def unreadable(path):
+    (path.parent / "broken").symlink_to(".")
+    (path.parent / "broken").replace(path)
+
+
+def torn(path):
+    (path.parent / "broken").write_text(path.read_text()[:20])
+    (path.parent / "broken").replace(path)
+
+
+def limit_files(process, size=None):
+    """Have it fail to write beyond a size, as on a full volume, or no longer."""
+    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most if size is None else size, most))
+
+
+def breaking(storage):
+    """Return a command that has the file of attempts there and yet not to be opened: a link that leads nowhere else."""
+    return f"(cd {storage}/a && cp attempts.jsonl whole && ln -s loop loop && cp -P loop x && mv -T x attempts.jsonl)"
+
+
+def mending(storage):
+    return f"mv -T {storage}/a/whole {storage}/a/attempts.jsonl"
 
 
 def test_entrypoint_that_fails_is_run_again_with_the_next_number(finished, storage):
@@ -147,3 +191,92 @@ def test_result_and_metrics_are_told_to_readers(finished, storage):
     assert json.loads(told["result"]) == {"kind": 1}
     assert told["progress"] == {"loss": 0.5}
     assert told["trouble"] == "x\n"
+
+
+@pytest.mark.parametrize("damage", [unreadable, torn])
+def test_look_that_fails_is_followed_by_others(start, storage, tmp_path, damage):
+    script = f"for word in one two; do until test -e {tmp_path}/$word; do sleep 0.1; done; echo $word; done; sleep 20"
+    process, _ = start(script)
+    path = begun(process, storage)
+    whole = path.read_text()
+    damage(path)
+    for word in ("one", "two"):  # the second one is kept by a look after one that has failed
+        (tmp_path / word).touch()
+        wait_until(lambda word=word: word in kept(storage), process)
+    (tmp_path / "whole").write_text(whole + '{"attempt": 2, "started": 2.0}\n')
+    (tmp_path / "whole").replace(path)
+    assert process.wait(timeout=30) == 75
+
+
+def test_deadline_ends_the_entrypoint_while_nothing_can_be_written(start, storage, tmp_path):
+    script = f"trap 'touch {tmp_path}/cut; exit' TERM; sleep 20 & wait"
+    process, log = start(script, retries=3, RAYKUBE_TIMEOUT_S="2")
+    begun(process, storage)
+    limit_files(process, 0)
+    wait_until((tmp_path / "cut").exists, process)
+    limit_files(process)
+    assert process.wait(timeout=30) == 124
+    assert log.read_text() == ""
+    assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
+
+
+def test_end_that_cannot_be_noted_is_said_once_and_changes_no_exit_code(finished, storage):
+    code, log, _ = finished(breaking(storage))
+    assert code == 0
+    assert log.startswith(f"raykube: how the run ended could not all be kept in {storage}/a: OSError")
+    assert len(log.splitlines()) == 1
+
+
+def test_end_that_cannot_be_noted_takes_no_retry_and_is_noted_with_the_next(finished, storage):
+    script = (
+        f"echo $RAYKUBE_ATTEMPT; test $RAYKUBE_ATTEMPT = 2 && {mending(storage)} || {{ {breaking(storage)}; exit 3; }}"
+    )
+    code, log, _ = finished(script, retries=1)
+    assert (code, log) == (0, "1\n2\n")
+    assert [(row["attempt"], row.get("reason")) for row in rows(storage)] == [
+        (1, None),
+        (1, "EntrypointFailed"),
+        (2, None),
+        (2, ""),
+    ]
+
+
+def test_metrics_of_another_program_are_not_told(finished, storage):
+    code, _, told = finished(f"mkdir {storage}/a/b && echo '{{\"loss\": 1}}' > {storage}/a/b/{wire.METRICS_FILE}")
+    assert (code, told["progress"]) == (0, {})
+
+
+def test_log_is_kept_once_when_the_run_ends_while_it_is_copied(start, storage, tmp_path):
+    """A pipe takes the place of the kept log: it tells when the copy has begun, and holds it up while nobody reads."""
+    target = storage / "a" / wire.LOG_FILE
+    process, log = start(
+        f"mkfifo {tmp_path}/pipe && mv {tmp_path}/pipe {target} && head -c 300000 /dev/zero | tr '\\0' x;"
+        f"until test -e {tmp_path}/go; do sleep 0.1; done"
+    )
+    wait_until(target.is_fifo, process)
+    pipe = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
+    assert select.select([pipe], [], [], 30)[0]
+    (tmp_path / "go").touch()
+    wait_until(lambda: "ended" in rows(storage)[-1], process)
+    os.set_blocking(pipe, True)
+    text = b""
+    while process.poll() is None:
+        text += os.read(pipe, 2**16)
+    text += os.read(pipe, 2**20)
+    os.close(pipe)
+    assert text == log.read_bytes()
+
+
+def test_log_is_kept_once_when_the_volume_took_a_part_of_it(start, storage, tmp_path):
+    process, log = start(
+        f"until test -e {tmp_path}/go; do sleep 0.1; done; ulimit -S -f unlimited;"
+        f"head -c 100000 /dev/zero | tr '\\0' x; until test -e {tmp_path}/space; do sleep 0.1; done"
+    )
+    begun(process, storage)
+    limit_files(process, 70000)
+    (tmp_path / "go").touch()
+    wait_until(lambda: len(kept(storage)) == 70000, process)
+    limit_files(process)
+    (tmp_path / "space").touch()
+    assert process.wait(timeout=30) == 0
+    assert kept(storage) == log.read_text()
