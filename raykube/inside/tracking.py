@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
 import queue
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.inside import storage
+from raykube.inside import entities, storage
 from raykube.inside.history import Row
 from raykube.inside.place import Place
 
@@ -180,30 +179,20 @@ class MlflowTracker(Tracker):
     def _send(self) -> None:
         if not self._run_id:
             self._open()
-        rows, metrics = len(self._pending), self._metrics()
+        metrics = entities.points(self._pending, self._count)
         while batch := list(islice(metrics, _BATCH)):
             self._client.log_batch(self._run_id, metrics=batch)
-        del self._pending[:rows]
-        self._count += rows
+        self._count += len(self._pending)
+        self._ended = self._pending[-1]["time"] if self._pending else self._ended
+        self._pending = []
         self._trouble = ""  # all that was missing has arrived
-
-    def _metrics(self) -> Iterator[Any]:
-        from mlflow.entities import Metric
-
-        for number, row in enumerate(list(self._pending), start=self._count + 1):
-            when, step = int(row["time"] * 1000), row["metrics"].get("step", number)
-            step = step if isinstance(step, int) else number
-            self._ended = row["time"]
-            for name, value in row["metrics"].items():
-                if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                    yield Metric(name, float(value), when, step)
 
     def _open(self) -> None:
         # Its tables are made once, and models of one's own are loaded as they were saved: no news, no danger.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
         from mlflow import MlflowClient
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import RunTag
 
         with _one_at_a_time(self._place, self._uri):  # MLflow makes the tables of a new store, once
             self._client = MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or self._uri)
@@ -215,7 +204,7 @@ class MlflowTracker(Tracker):
             return
         tags = tags_of(self._place, self._subject)
         run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
-        params = [Param(name, str(value)[:6000]) for name, value in self._subject.params.items()]
+        params = entities.params(self._subject.params)
         self._client.log_batch(run.info.run_id, tags=[RunTag("raykube.path", self._subject.path)])
         for first in range(0, len(params), 100):  # MLflow takes 100 a call
             self._client.log_batch(run.info.run_id, params=params[first : first + 100])

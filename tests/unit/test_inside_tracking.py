@@ -1,10 +1,16 @@
+import sqlite3
+
 import pytest
 
 from raykube import wire
+from raykube.inside import entities
 from raykube.inside.place import Place
 from raykube.inside.tracking import MlflowTracker, Subject
 
 pytest.importorskip("mlflow")
+
+# MLflow and its dependencies warn of each other's deprecations.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class OldStore(MlflowTracker):
@@ -14,10 +20,74 @@ class OldStore(MlflowTracker):
         raise LookupError("no such column: runs.kind")
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A store of this module: to make the tables of one takes MLflow seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+def select(database, words):
+    with sqlite3.connect(database) as store:
+        return store.execute(words).fetchall()
+
+
+def rows(*metrics):
+    return [{"time": float(number), "metrics": each, "checkpoint": None} for number, each in enumerate(metrics, 1)]
+
+
+def track(database, path, params, *metrics):
+    """Record a run of one place, and return its result."""
+    tracker = MlflowTracker(Place("demo", str(path)), Subject(path.name, str(path), params), f"sqlite:///{database}")
+    tracker.rows(rows(*metrics))
+    result = tracker.conclude(wire.Result("train", "demo", str(path)))
+    tracker.end("FINISHED")
+    return result
+
+
 def test_unexpected_error_of_the_store_is_noted_in_the_result(tmp_path, caplog):
     tracker = OldStore(Place("demo", str(tmp_path)), Subject("tests", str(tmp_path)), "sqlite:///unused.db")
-    tracker.rows([{"time": 1.0, "metrics": {"loss": 1.0}, "checkpoint": None}])
+    tracker.rows(rows({"loss": 1.0}))
     result = tracker.conclude(wire.Result("train", "demo", str(tmp_path)))
     assert "LookupError: no such column: runs.kind" in result.notes[0]
     assert caplog.text.count("training goes on") == 1
+
+
+NAMES = ["loss", "acc@1", "f1(macro)", "a/b c:d.e-f_g", "größe", ".hidden", "a/..b"]
+PATHS = ["", ".", "..", "..a", "/a", "//a", "a/", "a//b", "a/./b", "a/../b", "../a", "./a", "x" * 300, "x" * 249 + "/y"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *PATHS])
+def test_name_is_one_that_mlflow_allows_and_the_same_if_it_was(name):
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils import validation
+
+    def check(text):
+        validation._validate_metric(text, 1.0, 1, 1)
+        validation._validate_param(text, "1")
+
+    (found,) = entities.named({name: 1})
+    check(found)
+    try:
+        check(name)
+    except MlflowException:
+        assert found != name
+    else:
+        assert found == name
+
+
+def test_names_that_become_one_are_told_apart():
+    same = {"acc@1": 1, "acc_1": 2, "acc#1": 3, 4: 4}
+    assert entities.named(same) == {"acc_1": 2, "acc_1_2": 1, "acc_1_3": 3, "4": 4}
+    assert len(entities.named({"x" * 300: 1, "x" * 301: 2})) == 2
+
+
+def test_name_that_mlflow_refuses_keeps_nothing_back(database, tmp_path):
+    params = {"lr@head": 0.1, "lr#head": 0.2}
+    assert track(database, tmp_path, params, {"acc@1": 0.5, "acc#1": 0.5, "f1(macro)": 0.6, "loss": 1.0}).notes == ()
+    run = f"run_uuid in (select run_uuid from tags where value = '{tmp_path}')"
+    metrics = dict(select(database, f"select key, value from metrics where {run}"))
+    assert metrics == {"acc_1": 0.5, "acc_1_2": 0.5, "f1_macro_": 0.6, "loss": 1.0}
+    assert dict(select(database, f"select key, value from params where {run}")) == {
+        "lr_head": "0.1",
+        "lr_head_2": "0.2",
+    }

@@ -1,0 +1,59 @@
+"""What MLflow gets, as it takes it: names, params, and the numbers of rows."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, count
+from typing import Any
+
+from raykube.inside.history import Row
+
+_NAME_MAX = 250
+_VALUE_MAX = 6000
+
+
+def params(values: Mapping[Any, Any]) -> list[Any]:
+    """Return `values` as MLflow's params."""
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)[:_VALUE_MAX]) for name, value in named(values).items()]
+
+
+def points(rows: Sequence[Row], before: int) -> Iterator[Any]:
+    """Yield the numbers in `rows` as MLflow's metrics; a row that tells no step is counted, on from `before`."""
+    from mlflow.entities import Metric
+
+    for number, row in enumerate(rows, start=before + 1):
+        when, step = int(row["time"] * 1000), row["metrics"].get("step", number)
+        step = step if isinstance(step, int) else number
+        numbers = {name: value for name, value in row["metrics"].items() if name != "step" and _is_finite(value)}
+        for name, value in named(numbers).items():
+            yield Metric(name, float(value), when, step)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def named(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return `values` under names that MLflow allows: of a call with one that it does not, it takes nothing.
+
+    Names that it allows stay as they are. Where another becomes the same, a number is put behind it.
+    """
+    done: dict[str, Any] = {}
+    for given in sorted(values, key=lambda given: _allowed(given) != given):
+        name = _allowed(given)
+        numbered = (f"{name[: _NAME_MAX - 5]}_{number}" for number in count(2))
+        done[next(free for free in chain([name], numbered) if free not in done)] = values[given]
+    return done
+
+
+def _allowed(name: Any) -> str:
+    """Return a name by MLflow's rule: made of these characters and, read as a path, of one spelling and not above."""
+    text = re.sub(r"[^/\w.\- :]", "_", str(name))[:_NAME_MAX]
+    if posixpath.normpath(text) != text or text == "." or text.startswith(("..", "/")):
+        text = re.sub(r"^\.+|/", "_", text)
+    return text or "_"
