@@ -28,9 +28,11 @@ Loader = Callable[[str], Any]
 
 RUN_FILE = "mlflow.json"
 _BATCH = 900  # MLflow takes 1,000 metrics a call
+_PARAMS_BATCH = 100
 _SEND_S = 1.0
 _AGAIN_S = 20.0
 _PATIENCE_S = 45.0
+_RUN, _PARAMS = "run", "params"  # what can be missing in MLflow
 # MLflow's own defaults retry for minutes; nobody's training should wait for that at its end.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -89,8 +91,11 @@ class MlflowTracker(Tracker):
         self._pending: list[Row] = []
         self._count = 0
         self._run_id = ""
+        self._kept = False
+        self._params: list[Any] = []
         self._client: Any = None
-        self._trouble = ""
+        self._troubles: dict[str, str] = {}
+        self._next: dict[str, float] = {}
         self._status = ""
         self._ended = 0.0
         for name, value in _HTTP.items():
@@ -105,17 +110,17 @@ class MlflowTracker(Tracker):
     def conclude(self, result: wire.Result, model: Loader | None = None) -> wire.Result:
         """Send what is left, log and register the model, and note what did not work."""
         self._stop()
-        if model is not None and result.checkpoint and not self._trouble:
+        if model is not None and result.checkpoint and _RUN not in self._troubles:
             result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model)))
-        if self._trouble:
-            note = f"MLflow at {self._uri} does not have all of this run: {self._trouble}"
+        if self._troubles:
+            note = f"MLflow at {self._uri} does not have all of this run: {'; '.join(self._troubles.values())}"
             result = replace(result, notes=(*result.notes, note))
         return result
 
     def end(self, status: str) -> None:
         """Close MLflow's run."""
         self._stop()
-        if self._run_id and not self._trouble:
+        if self._run_id and _RUN not in self._troubles:
             when = int(self._ended * 1000) or None
             self._attempt_to(lambda: self._client.set_terminated(self._run_id, status, when))
 
@@ -126,20 +131,22 @@ class MlflowTracker(Tracker):
             if self._thread.is_alive():
                 self._complain("no answer in time")
 
-    def _attempt_to(self, action: Callable[[], Any]) -> Any:
+    def _attempt_to(self, action: Callable[[], Any], missing: str = _RUN) -> Any:
         """Return what `action` returns; None, and one warning, if MLflow refuses or is not there."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return action()
+            done = action()
         except (MlflowException, OSError) as error:
-            self._complain(str(error).strip().splitlines()[0][:300])
+            self._complain(str(error).strip().splitlines()[0][:300], missing)
             return None
+        self._troubles.pop(missing, None)  # all that was missing has arrived
+        return done
 
-    def _complain(self, trouble: str) -> None:
-        if not self._trouble:
+    def _complain(self, trouble: str, missing: str = _RUN) -> None:
+        if not self._troubles:
             log.warning("MLflow at %s does not take this run, training goes on: %s", self._uri, trouble)
-        self._trouble = trouble
+        self._troubles[missing] = trouble
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
@@ -155,13 +162,18 @@ class MlflowTracker(Tracker):
             self.tried.set()
 
     def _relay(self) -> None:
-        last, retry_at = False, 0.0
+        last = False
         while not last:
             last = self._collect()
-            if last or time.monotonic() >= retry_at:
-                self._attempt_to(self._send)
-                self.tried.set()
-                retry_at = time.monotonic() + (_AGAIN_S if self._trouble else 0.0)
+            self._try(self._send, _RUN, last=last)
+            if self._params and _RUN not in self._troubles:
+                self._try(self._describe, _PARAMS, last=last)
+            self.tried.set()
+
+    def _try(self, send: Callable[[], None], what: str, *, last: bool) -> None:
+        if last or time.monotonic() >= self._next.get(what, 0.0):
+            self._attempt_to(send, what)
+            self._next[what] = time.monotonic() + (_AGAIN_S if what in self._troubles else 0.0)
 
     def _collect(self) -> bool:
         """Gather rows for a second; return whether these are the last."""
@@ -179,37 +191,44 @@ class MlflowTracker(Tracker):
     def _send(self) -> None:
         if not self._run_id:
             self._open()
+        if not self._kept:
+            self._keep()
         metrics = entities.points(self._pending, self._count)
         while batch := list(islice(metrics, _BATCH)):
             self._client.log_batch(self._run_id, metrics=batch)
         self._count += len(self._pending)
         self._ended = self._pending[-1]["time"] if self._pending else self._ended
         self._pending = []
-        self._trouble = ""  # all that was missing has arrived
 
     def _open(self) -> None:
         # Its tables are made once, and models of one's own are loaded as they were saved: no news, no danger.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
         from mlflow import MlflowClient
-        from mlflow.entities import RunTag
 
         with _one_at_a_time(self._place, self._uri):  # MLflow makes the tables of a new store, once
             self._client = MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or self._uri)
             experiment = _experiment(self._client, self._subject.experiment, self._place, self._uri)
-        known = _run_id(self._subject.path)
-        if known:  # a retry goes on in the run of the first attempt
+        if known := _run_id(self._subject.path):  # a retry goes on in the run of the first attempt
             self._client.update_run(known, "RUNNING")
-            self._run_id = known
-            return
-        tags = tags_of(self._place, self._subject)
-        run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
-        params = entities.params(self._subject.params)
-        self._client.log_batch(run.info.run_id, tags=[RunTag("raykube.path", self._subject.path)])
-        for first in range(0, len(params), 100):  # MLflow takes 100 a call
-            self._client.log_batch(run.info.run_id, params=params[first : first + 100])
-        storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": run.info.run_id}))
-        self._run_id = run.info.run_id
+            run = self._client.get_run(known)
+        else:
+            tags = tags_of(self._place, self._subject)
+            run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
+        # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
+        self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
+        self._run_id, self._kept = str(run.info.run_id), bool(known)
+
+    def _keep(self) -> None:
+        """Write down which run this is, before all that can fail: without it the next try makes another."""
+        storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": self._run_id}))
+        self._kept = True
+
+    def _describe(self) -> None:
+        """Send the params, apart from the rows: what MLflow refuses of them must not keep those back."""
+        while self._params:
+            self._client.log_batch(self._run_id, params=self._params[:_PARAMS_BATCH])
+            del self._params[:_PARAMS_BATCH]
 
     def _register(self, result: wire.Result, model: Loader) -> str:
         # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
@@ -232,10 +251,11 @@ class MlflowTracker(Tracker):
 
 
 def tags_of(place: Place, subject: Subject) -> dict[str, str]:
-    """Return the tags by which a run is found: its name, scale, attempt, commit, and a trial's sweep."""
+    """Return the tags by which a run is found: its name, folder, scale, attempt, commit, and a trial's sweep."""
     scale = place.scale.environ()
     tags = {
         "raykube.run": place.run,
+        "raykube.path": subject.path,
         "raykube.attempt": str(place.attempt),
         "raykube.workers": scale[wire.WORKERS],
         "raykube.cpus_per_worker": scale[wire.CPUS],

@@ -1,11 +1,14 @@
+import json
 import sqlite3
 
 import pytest
 
 from raykube import wire
-from raykube.inside import entities
+from raykube.inside import entities, tracking
 from raykube.inside.place import Place
 from raykube.inside.tracking import MlflowTracker, Subject
+from tests.cluster.shell import until
+from tests.servers import Quiet, serving
 
 pytest.importorskip("mlflow")
 
@@ -18,6 +21,39 @@ class OldStore(MlflowTracker):
 
     def _send(self):
         raise LookupError("no such column: runs.kind")
+
+
+class Server(Quiet):
+    """A server of MLflow with one run: notes what it is asked for, and refuses what holds a word."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {"experiment": {"experiment_id": "1"}, "run": {"info": {"run_id": "1"}}})
+
+    def do_POST(self):  # noqa: N802 - http.server calls it so
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        self.server.asked.append((self.path.partition("mlflow/")[2], body))
+        if any(word in body for word in self.server.refused):
+            self.answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "it refuses that"})
+        else:
+            self.answer(200, {"run": {"info": {"run_id": "1"}}})
+
+
+def calls(server, *words):
+    """Return the bodies of the calls of one method that have all words."""
+    return [body for method, body in server.asked if all(word in f"{method} {body}" for word in words)]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "_AGAIN_S", 0.0)
+    with serving(Server) as server:
+        yield server
+
+
+def begin(server, path, **params):
+    subject = Subject("tests", str(path), params)
+    return MlflowTracker(Place("demo", str(path)), subject, f"http://127.0.0.1:{server.server_port}")
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +127,28 @@ def test_name_that_mlflow_refuses_keeps_nothing_back(database, tmp_path):
         "lr_head": "0.1",
         "lr_head_2": "0.2",
     }
+
+
+def test_params_that_mlflow_refuses_are_apart_from_the_run(server, tmp_path):
+    server.refused.add('"params"')
+    tracker = begin(server, tmp_path, lr=0.1)
+    until(lambda: len(calls(server, "log-batch", '"params"')) > 1, "the params are sent again", 60)
+    tracker.rows(rows({"loss": 1.0}))
+    result = tracker.conclude(wire.Result("train", "demo", str(tmp_path)))
+    tracker.end("FINISHED")
+    assert len(calls(server, "runs/create")) == 1
+    assert json.loads((tmp_path / tracking.RUN_FILE).read_text()) == {"run_id": "1"}
+    assert len(calls(server, "log-batch", "loss")) == 1
+    assert len(calls(server, "runs/update", "FINISHED")) == 1
+    assert "it refuses that" in result.notes[0]
+
+
+def test_run_is_kept_in_mind_until_its_file_can_be_written(server, tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    tracker = begin(server, blocked)
+    until(lambda: "training goes on" in caplog.text, "the file cannot be written", 60)
+    blocked.unlink()
+    until((blocked / tracking.RUN_FILE).exists, "the file is written", 60)
+    tracker.end("FINISHED")
+    assert len(calls(server, "runs/create")) == 1
