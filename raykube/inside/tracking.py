@@ -217,6 +217,8 @@ class MlflowTracker(Tracker):
             run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
         # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
+        # Rows without a step go on from the last one: MLflow shows the highest as the final one.
+        self._count = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
         self._run_id, self._kept = str(run.info.run_id), bool(known)
 
     def _keep(self) -> None:

@@ -152,3 +152,13 @@ def test_run_is_kept_in_mind_until_its_file_can_be_written(server, tmp_path, cap
     until((blocked / tracking.RUN_FILE).exists, "the file is written", 60)
     tracker.end("FINISHED")
     assert len(calls(server, "runs/create")) == 1
+
+
+def test_retry_goes_on_behind_the_rows_of_the_first_attempt(database, tmp_path):
+    assert track(database, tmp_path, {"device": "<cpu at 0x1>"}, {"loss": 3.0}, {"loss": 2.0}).notes == ()
+    assert track(database, tmp_path, {"device": "<cpu at 0x2>", "more": 1}, {"loss": 1.0}).notes == ()
+    (run,) = select(database, f"select run_uuid from tags where value = '{tmp_path}'")
+    found = f"where run_uuid = '{run[0]}' order by key"
+    assert select(database, f"select step, value from metrics {found}, step") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert select(database, f"select value from latest_metrics {found}") == [(1.0,)]
+    assert select(database, f"select key, value from params {found}") == [("device", "<cpu at 0x1>"), ("more", "1")]
