@@ -10,6 +10,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.inside import entities, storage
+from raykube.inside import entities, registry, storage
 from raykube.inside.history import Row
 from raykube.inside.place import Place
 
@@ -100,6 +101,8 @@ class MlflowTracker(Tracker):
         self._ended = 0.0
         for name, value in _HTTP.items():
             os.environ.setdefault(name, value)
+        if self._shown(uri) != uri:  # MLflow prints where a run is to be seen: there, with the password
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._thread = threading.Thread(target=self._work, daemon=True, name="raykube-mlflow")
         self._thread.start()
 
@@ -113,7 +116,8 @@ class MlflowTracker(Tracker):
         if model is not None and result.checkpoint and _RUN not in self._troubles:
             result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model)))
         if self._troubles:
-            note = f"MLflow at {self._uri} does not have all of this run: {'; '.join(self._troubles.values())}"
+            troubles = "; ".join(self._troubles.values())
+            note = f"MLflow at {self._shown(self._uri)} does not have all of this run: {troubles}"
             result = replace(result, notes=(*result.notes, note))
         return result
 
@@ -138,15 +142,20 @@ class MlflowTracker(Tracker):
         try:
             done = action()
         except (MlflowException, OSError) as error:
-            self._complain(str(error).strip().splitlines()[0][:300], missing)
+            self._complain(str(error) or type(error).__name__, missing)
             return None
         self._troubles.pop(missing, None)  # all that was missing has arrived
         return done
 
-    def _complain(self, trouble: str, missing: str = _RUN) -> None:
+    def _complain(self, text: str, missing: str = _RUN) -> None:
+        trouble = self._shown(text).strip().partition("\n")[0][:300]
         if not self._troubles:
-            log.warning("MLflow at %s does not take this run, training goes on: %s", self._uri, trouble)
+            where = self._shown(self._uri)
+            log.warning("MLflow at %s does not take this run, training goes on: %s", where, trouble)
         self._troubles[missing] = trouble
+
+    def _shown(self, text: str) -> str:
+        return entities.shown(text, self._uri, os.environ.get("MLFLOW_REGISTRY_URI", ""))
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
@@ -155,9 +164,9 @@ class MlflowTracker(Tracker):
             self._after.wait()
         try:
             self._relay()
-        except BaseException as error:  # what is none of MLflow's own errors must not go unseen with this thread
-            self._complain(f"{type(error).__name__}: {error}".splitlines()[0][:300])
-            raise
+        except BaseException as error:  # noqa: BLE001 - what is no error of MLflow must not go unseen with this thread
+            self._complain(f"{type(error).__name__}: {error}")
+            log.warning("%s", self._shown(traceback.format_exc()))
         finally:
             self.tried.set()
 
@@ -233,23 +242,8 @@ class MlflowTracker(Tracker):
             del self._params[:_PARAMS_BATCH]
 
     def _register(self, result: wire.Result, model: Loader) -> str:
-        # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        import mlflow
-        import mlflow.pytorch
-        import torch
-
         module = model(storage.local_copy(result.checkpoint or ""))
-        with _fluent(self._uri), mlflow.start_run(run_id=self._run_id):
-            info = mlflow.pytorch.log_model(
-                module,
-                name="model",
-                registered_model_name=self._subject.experiment,
-                # Named, because MLflow would find them out by loading the model in a fresh process.
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-                serialization_format="pickle",
-            )
-        return f"models:/{self._subject.experiment}/{info.registered_model_version}"
+        return registry.register(module, self._subject.experiment, self._run_id, self._uri)
 
 
 def tags_of(place: Place, subject: Subject) -> dict[str, str]:
@@ -319,21 +313,6 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
 def _run_id(path: str) -> str:
     text = storage.read_from(storage.join(path, RUN_FILE))
     return str(json.loads(text)["run_id"]) if text else ""
-
-
-@contextmanager
-def _fluent(uri: str) -> Iterator[None]:
-    """Have MLflow's module-wide functions talk to `uri`, and the next training find the environment as it was."""
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)  # which also sets the variable
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before or "")
-        if before is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @contextmanager

@@ -51,9 +51,9 @@ def server(monkeypatch):
         yield server
 
 
-def begin(server, path, **params):
+def begin(server, path, user="", **params):
     subject = Subject("tests", str(path), params)
-    return MlflowTracker(Place("demo", str(path)), subject, f"http://127.0.0.1:{server.server_port}")
+    return MlflowTracker(Place("demo", str(path)), subject, f"http://{user}127.0.0.1:{server.server_port}")
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +162,51 @@ def test_retry_goes_on_behind_the_rows_of_the_first_attempt(database, tmp_path):
     assert select(database, f"select step, value from metrics {found}, step") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert select(database, f"select value from latest_metrics {found}") == [(1.0,)]
     assert select(database, f"select key, value from params {found}") == [("device", "<cpu at 0x1>"), ("more", "1")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "safe"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://user:pw@host:5000/at", "https://host:5000/at"),
+        ("https://token@host", "https://host"),
+        ("https://me@corp.com:p@ss@host", "https://host"),
+        ("postgresql+psycopg2://user:p/w@db/mlflow", "postgresql+psycopg2://db/mlflow"),
+        (
+            "postgresql://db/mlflow?user=me&password=pw&sslmode=require",
+            "postgresql://db/mlflow?user=me&password=***&sslmode=require",
+        ),
+        ("sqlite:////home/me@corp/mlflow.db", "sqlite:////home/me@corp/mlflow.db"),
+        ("databricks://profile", "databricks://profile"),
+    ],
+)
+def test_uri_is_shown_without_user_and_password(uri, safe):
+    assert entities.shown(uri, uri) == safe
+    assert (
+        entities.shown(f"API request to {uri}/api failed: {uri!r}", "", uri)
+        == f"API request to {safe}/api failed: {safe!r}"
+    )
+
+
+def test_uri_that_is_not_the_own_is_shown_without_user_and_password():
+    text = "(https://user:pw@other/a, http://host/b by me@corp)"
+    assert entities.shown(text, "http://127.0.0.1:5000") == "(https://other/a, http://host/b by me@corp)"
+
+
+class Telling(MlflowTracker):
+    """A store whose own error tells where it is."""
+
+    def _send(self):
+        raise LookupError(f"nothing at {self._uri}")
+
+
+@pytest.mark.parametrize(("tracker", "port"), [(MlflowTracker, None), (MlflowTracker, 9), (Telling, 9)])
+def test_password_of_the_server_is_nowhere_to_be_read(tracker, port, server, tmp_path, caplog, capfd):
+    uri = f"http://user:s3cret@127.0.0.1:{port or server.server_port}"
+    tracker = tracker(Place("demo", str(tmp_path)), Subject("tests", str(tmp_path)), uri)
+    result = tracker.conclude(wire.Result("train", "demo", str(tmp_path)))
+    tracker.end("FINISHED")
+    assert len(calls(server, "runs/update", "FINISHED")) == (not port)
+    assert len(result.notes) == bool(port)
+    said = [caplog.text, *result.notes, *capfd.readouterr()]
+    assert "s3cret" not in " ".join(said)

@@ -1,0 +1,43 @@
+"""A trained model in MLflow: logged in its run, and registered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def register(module: Any, name: str, run_id: str, uri: str) -> str:
+    """Log a ``torch.nn.Module`` in a run and register it; return the URI of its version."""
+    # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow
+    import mlflow.pytorch
+    import torch
+
+    with _fluent(uri), mlflow.start_run(run_id=run_id):
+        info = mlflow.pytorch.log_model(
+            module,
+            name="model",
+            registered_model_name=name,
+            # Named, because MLflow would find them out by loading the model in a fresh process.
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            serialization_format="pickle",
+        )
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    """Have MLflow's module-wide functions talk to `uri`, and the next training find the environment as it was."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # which also sets the variable
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before or "")
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
