@@ -1,4 +1,4 @@
-"""What MLflow gets, as it takes it: names, params, the numbers of rows. What of its addresses may be shown."""
+"""What MLflow gets, as it takes it: tags, params, the numbers of rows. What of its addresses may be shown."""
 
 from __future__ import annotations
 
@@ -9,10 +9,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 
+from raykube import wire
 from raykube.inside.history import Row
+from raykube.inside.place import Place
 
 _NAME_MAX = 250
 _VALUE_MAX = 6000
+
+
+def tags(place: Place, path: str, parent: str) -> dict[str, str]:
+    """Return the tags by which a run is found: its name, folder, scale, attempt, commit, and a trial's sweep."""
+    scale = place.scale.environ()
+    found = {
+        "raykube.run": place.run,
+        "raykube.path": path,
+        "raykube.attempt": str(place.attempt),
+        "raykube.workers": scale[wire.WORKERS],
+        "raykube.cpus_per_worker": scale[wire.CPUS],
+        "raykube.gpus_per_worker": scale[wire.GPUS],
+    }
+    told = {"mlflow.source.git.commit": place.git_commit, "mlflow.parentRunId": parent}
+    return found | {name: value for name, value in told.items() if value}
 
 
 def params(values: Mapping[Any, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import queue
 import sys
@@ -33,6 +34,7 @@ _PARAMS_BATCH = 100
 _SEND_S = 1.0
 _AGAIN_S = 20.0
 _PATIENCE_S = 45.0
+_LEAST_PATIENCE_S = 5.0
 _RUN, _PARAMS = "run", "params"  # what can be missing in MLflow
 # MLflow's own defaults retry for minutes; nobody's training should wait for that at its end.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -62,10 +64,12 @@ class Tracker:
 
     Attributes:
         tried: set once it has tried to open its record, whatever came of that.
+        patience: for how many seconds it is still waited for at its end.
     """
 
     def __init__(self) -> None:
         self.tried = threading.Event()
+        self.patience = _PATIENCE_S
 
     def rows(self, rows: list[Row]) -> None:
         """Take new rows of the metrics file."""
@@ -75,8 +79,16 @@ class Tracker:
         del model
         return result
 
+    def leave(self, status: str) -> None:
+        """Begin to close the record with MLflow's ``FINISHED``, ``FAILED`` or ``KILLED``; wait for nothing."""
+
+    def wait(self, deadline: float = math.inf) -> None:
+        """Wait for all that is being sent, until `deadline` or the end of its patience."""
+
     def end(self, status: str) -> None:
-        """Close the record with MLflow's ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        """Close the record."""
+        self.leave(status)
+        self.wait()
 
 
 class MlflowTracker(Tracker):
@@ -103,8 +115,7 @@ class MlflowTracker(Tracker):
             os.environ.setdefault(name, value)
         if self._shown(uri) != uri:  # MLflow prints where a run is to be seen: there, with the password
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        self._thread = threading.Thread(target=self._work, daemon=True, name="raykube-mlflow")
-        self._thread.start()
+        self._thread = self._start(self._relay)
 
     def rows(self, rows: list[Row]) -> None:
         """Take new rows; they are sent within about a second."""
@@ -112,7 +123,8 @@ class MlflowTracker(Tracker):
 
     def conclude(self, result: wire.Result, model: Loader | None = None) -> wire.Result:
         """Send what is left, log and register the model, and note what did not work."""
-        self._stop()
+        self._queue.put(None)
+        self.wait()
         if model is not None and result.checkpoint and _RUN not in self._troubles:
             result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model)))
         if self._troubles:
@@ -121,19 +133,21 @@ class MlflowTracker(Tracker):
             result = replace(result, notes=(*result.notes, note))
         return result
 
-    def end(self, status: str) -> None:
-        """Close MLflow's run."""
-        self._stop()
-        if self._run_id and _RUN not in self._troubles:
-            when = int(self._ended * 1000) or None
-            self._attempt_to(lambda: self._client.set_terminated(self._run_id, status, when))
-
-    def _stop(self) -> None:
+    def leave(self, status: str) -> None:
+        """Have MLflow's run closed once all is sent."""
+        self._status = status
         if self._thread.is_alive():
             self._queue.put(None)
-            self._thread.join(_PATIENCE_S)
-            if self._thread.is_alive():
-                self._complain("no answer in time")
+        else:  # it has concluded
+            self._thread = self._start(self._close)
+
+    def wait(self, deadline: float = math.inf) -> None:
+        """Wait for the thread, and say so where it takes too long."""
+        began = time.monotonic()
+        self._thread.join(max(0.0, min(self.patience, deadline - began)))
+        self.patience -= time.monotonic() - began
+        if self._thread.is_alive():
+            self._complain("no answer in time")
 
     def _attempt_to(self, action: Callable[[], Any], missing: str = _RUN) -> Any:
         """Return what `action` returns; None, and one warning, if MLflow refuses or is not there."""
@@ -157,13 +171,18 @@ class MlflowTracker(Tracker):
     def _shown(self, text: str) -> str:
         return entities.shown(text, self._uri, os.environ.get("MLFLOW_REGISTRY_URI", ""))
 
-    def _work(self) -> None:
+    def _start(self, action: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=self._work, args=(action,), daemon=True, name="raykube-mlflow")
+        thread.start()
+        return thread
+
+    def _work(self, action: Callable[[], None]) -> None:
         if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         if self._after:
             self._after.wait()
         try:
-            self._relay()
+            action()
         except BaseException as error:  # noqa: BLE001 - what is no error of MLflow must not go unseen with this thread
             self._complain(f"{type(error).__name__}: {error}")
             log.warning("%s", self._shown(traceback.format_exc()))
@@ -178,6 +197,13 @@ class MlflowTracker(Tracker):
             if self._params and _RUN not in self._troubles:
                 self._try(self._describe, _PARAMS, last=last)
             self.tried.set()
+        if self._status:
+            self._close()
+
+    def _close(self) -> None:
+        if self._run_id and _RUN not in self._troubles:
+            when = int(self._ended * 1000) or None
+            self._attempt_to(lambda: self._client.set_terminated(self._run_id, self._status, when))
 
     def _try(self, send: Callable[[], None], what: str, *, last: bool) -> None:
         if last or time.monotonic() >= self._next.get(what, 0.0):
@@ -222,7 +248,7 @@ class MlflowTracker(Tracker):
             self._client.update_run(known, "RUNNING")
             run = self._client.get_run(known)
         else:
-            tags = tags_of(self._place, self._subject)
+            tags = entities.tags(self._place, self._subject.path, _run_id(self._subject.parent))
             run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
         # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
@@ -244,24 +270,6 @@ class MlflowTracker(Tracker):
     def _register(self, result: wire.Result, model: Loader) -> str:
         module = model(storage.local_copy(result.checkpoint or ""))
         return registry.register(module, self._subject.experiment, self._run_id, self._uri)
-
-
-def tags_of(place: Place, subject: Subject) -> dict[str, str]:
-    """Return the tags by which a run is found: its name, folder, scale, attempt, commit, and a trial's sweep."""
-    scale = place.scale.environ()
-    tags = {
-        "raykube.run": place.run,
-        "raykube.path": subject.path,
-        "raykube.attempt": str(place.attempt),
-        "raykube.workers": scale[wire.WORKERS],
-        "raykube.cpus_per_worker": scale[wire.CPUS],
-        "raykube.gpus_per_worker": scale[wire.GPUS],
-    }
-    if place.git_commit:
-        tags["mlflow.source.git.commit"] = place.git_commit
-    if subject.parent and (parent := _run_id(subject.parent)):
-        tags["mlflow.parentRunId"] = parent
-    return tags
 
 
 def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:
@@ -300,6 +308,19 @@ def record(place: Place, subject: Subject) -> Iterator[Tracker]:
     tracker.end("FINISHED")
 
 
+def end_all(endings: Mapping[Tracker, str], parent: Tracker) -> None:
+    """Close the records of trials, each with its status, in the time of one: MLflow may be gone, and each wait long.
+
+    So much less is waited for the record of their sweep.
+    """
+    began = time.monotonic()
+    for tracker, status in endings.items():
+        tracker.leave(status)
+    for tracker in endings:
+        tracker.wait(began + _PATIENCE_S)
+    parent.patience = max(_LEAST_PATIENCE_S, parent.patience - (time.monotonic() - began))
+
+
 def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -311,7 +332,7 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
 
 
 def _run_id(path: str) -> str:
-    text = storage.read_from(storage.join(path, RUN_FILE))
+    text = storage.read_from(storage.join(path, RUN_FILE)) if path else b""
     return str(json.loads(text)["run_id"]) if text else ""
 
 

@@ -97,10 +97,11 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        for trial, (follower, tracker) in self._followed.items():
+        for follower, _tracker in self._followed.values():
             follower.stop()
             self.troubles += follower.troubles
-            tracker.end(self.statuses.get(trial, "KILLED"))
+        followed = self._followed.items()
+        tracking.end_all({tracker: self.statuses.get(trial, "KILLED") for trial, (_, tracker) in followed}, self._sweep)
 
     def _run(self) -> None:
         try:

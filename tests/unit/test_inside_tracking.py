@@ -1,5 +1,7 @@
 import json
 import sqlite3
+import threading
+import time
 
 import pytest
 
@@ -7,7 +9,9 @@ from raykube import wire
 from raykube.inside import entities, tracking
 from raykube.inside.place import Place
 from raykube.inside.tracking import MlflowTracker, Subject
-from tests.cluster.shell import until
+from raykube.inside.training import Stage
+from raykube.inside.trials import CONFIG_FILE, Trials
+from tests.cluster.shell import until, write
 from tests.servers import Quiet, serving
 
 pytest.importorskip("mlflow")
@@ -210,3 +214,53 @@ def test_password_of_the_server_is_nowhere_to_be_read(tracker, port, server, tmp
     assert len(result.notes) == bool(port)
     said = [caplog.text, *result.notes, *capfd.readouterr()]
     assert "s3cret" not in " ".join(said)
+
+
+class Silent(Quiet):
+    """A server that answers nobody before its test ends."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.server.over.wait()
+        self.answer(503, {})
+
+
+def sweep(server, folder, monkeypatch):
+    """Begin to record a sweep of four trials; return its tracker, and what watches them."""
+    for trial in "abcd":
+        write(folder / "sweep-1" / trial / CONFIG_FILE, {"lr": 0.1})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    place = Place("demo", str(folder))
+    tracker = tracking.start(place, Subject("tests", str(folder / "sweep-1")))
+    return tracker, Trials(Stage(place, "sweep-1", str(folder)), "tests", tracker)
+
+
+def test_each_trial_ends_with_its_status(server, tmp_path, monkeypatch):
+    tracker, trials = sweep(server, tmp_path, monkeypatch)
+    trials.statuses = {"a": "FINISHED", "b": "FAILED", "c": "FINISHED"}
+    with trials:
+        pass
+    ends = [json.loads(body)["status"] for body in calls(server, "runs/update")]
+    assert sorted(ends) == ["FAILED", "FINISHED", "FINISHED", "KILLED"]
+    tracker.end("FINISHED")
+    assert len(calls(server, "runs/update")) == 5
+
+
+def test_sweep_waits_for_a_silent_server_once_and_not_for_each_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 3.0)
+    monkeypatch.setattr(tracking, "_LEAST_PATIENCE_S", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with serving(Silent) as server:
+        server.over = threading.Event()
+        tracker, trials = sweep(server, tmp_path, monkeypatch)
+        began = time.monotonic()
+        with trials:
+            pass
+        result = tracker.conclude(wire.Result("sweep", "demo", str(tmp_path)))
+        tracker.end("FINISHED")
+        took = time.monotonic() - began
+        server.over.set()
+        for thread in threading.enumerate():
+            if thread.name == "raykube-mlflow":
+                thread.join()
+    assert took < 3 * 3.0
+    assert "no answer in time" in result.notes[0]
