@@ -12,7 +12,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound, Problem
-from raykube.inside import storage, tracking
+from raykube.inside import entities, storage, tracking
 from raykube.inside.place import Place
 
 log = logging.getLogger("raykube")
@@ -112,12 +112,15 @@ def _registered(reference: str, environ: Mapping[str, str]) -> str:
     name, at, alias = reference.removeprefix("models:/").partition("@")
     if not at:
         return reference
+    uri = _registry(environ)
     try:
-        client = MlflowClient(registry_uri=_registry(environ))
-        version = client.get_model_version_by_alias(name, alias).version
+        version = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(name, alias).version
     except MlflowException as error:
-        raise NotFound(f"no model {reference}", why=str(error), next_step="see the registry in MLflow") from error
-    return f"models:/{name}/{version}"
+        why = entities.shown(str(error), uri)
+    else:
+        return f"models:/{name}/{version}"
+    # Outside of `except`: a traceback would show what MLflow said with the password of its address.
+    raise NotFound(f"no model {reference}", why=why, next_step="see the registry in MLflow")
 
 
 def _registry(environ: Mapping[str, str]) -> str:

@@ -1,4 +1,5 @@
 import json
+import traceback
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_bad_instance_spoils_no_other():
 def test_predict_must_answer_every_instance():
     with pytest.raises(RuntimeError, match="1 predictions for 2"):
         serving.predict_each(lambda _model, instances: instances[:1], None, [1, 2])
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and its dependencies warn of each other's deprecations
+def test_password_of_a_registry_that_does_not_answer_is_not_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    environ = {"MLFLOW_TRACKING_URI": "http://jane:hush@127.0.0.1:1"}
+    with pytest.raises(NotFound, match="no model models:/digits@best") as told:
+        serving.resolve("models:/digits@best", environ)
+    assert "127.0.0.1" in told.value.why
+    assert "hush" not in "".join(traceback.format_exception(told.value))
+    assert not list(tmp_path.iterdir())  # MLflow makes a store in the working directory if it is told of none
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"instances": 3}', b'{"instances": [], "more": 1}'])
