@@ -190,7 +190,7 @@ def told_of(line):
     return re.fullmatch(r"\S+ (.*?)( \(x\d+\))?", line).group(1)
 
 
-def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_end(scaling, code, cutting):
+def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_end(scaling, code, cutting, namespace):
     (code / "trains.py").write_text(TRAINS)
     environ = {"RAYKUBE_TRACKING": "off"}
     run = rk.submit(rk.Job(entrypoint="python trains.py", name="trains", working_dir=code, env_vars=environ), scaling)
@@ -209,6 +209,18 @@ def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_en
     assert told <= later  # none twice
     for what in ("CreatedRayCluster rayjob/", "CreatedWorkerPod raycluster/", "Started pod/"):
         assert any(what in line for line in told)
+    for pod in workloads.pods(namespace, "worker"):
+        faults.delete_pod(namespace, pod["metadata"]["name"])
+    until(lambda: refusal(run) == "the output of rank 0 of trains ended with its node", "its node is gone", 60)
+
+
+def refusal(run):
+    """Return why the output of the first rank is not to be had; "" where it is."""
+    try:
+        list(run.logs(source="rank-0"))
+    except rk.BackendError as error:
+        return error.what
+    return ""
 
 
 SUBMIT = """

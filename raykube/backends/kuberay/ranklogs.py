@@ -12,7 +12,9 @@ from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError, NotFound
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+
+_DRIVERS = "the driver's log has what Ray showed there: raykube job logs {name}"
 
 
 def lines(kube: Kube, name: str, rank: int, *, follow: bool) -> Iterator[str]:
@@ -29,8 +31,7 @@ def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
         raise BackendError(
             f"the output of rank {rank} of {name} ended with its cluster",
             why="Ray keeps it on the worker's node",
-            next_step=f"the driver's log has what Ray showed there: raykube job logs {name}; "
-            "a longer --keep-cluster-s keeps all of it for so long",
+            next_step=f"{_DRIVERS.format(name=name)}; a longer --keep-cluster-s keeps all of it for so long",
         )
     for file in _files(head, name, details, rank):
         yield from file.lines()
@@ -40,7 +41,16 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
     """Return the files of a rank, standard output first. Raises NotFound, ConfigError."""
     node, worker = sources.place_of(head.ranks(name, details) if head else [], rank, name)
     assert head
-    found = sorted(head.api.log_files(node, sources.pattern_of(worker)), reverse=True)
+    try:
+        found = sorted(head.api.log_files(node, sources.pattern_of(worker)), reverse=True)
+    except (Unreachable, Forbidden):
+        raise
+    except BackendError as error:  # a 500 without words, where the node is gone
+        raise NotFound(
+            f"the output of rank {rank} of {name} ended with its node",
+            why=f"Ray keeps it there, and says of the node that it knew: {error.why}",
+            next_step=_DRIVERS.format(name=name),
+        ) from error
     return [LogFile(head.cluster, node, path, head.api) for path in found]
 
 
