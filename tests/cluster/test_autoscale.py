@@ -14,12 +14,21 @@ from tests.cluster import kubectl, namespaces, workloads
 pytestmark = pytest.mark.cluster
 WITHIN_S = 5.0
 SCRIPT = """
+import tempfile, time
 import ray
 import raykube as rk
+from raykube.inside import checkpoints
 
 def loop():
     import ray.train
-    rk.report({"workers": ray.train.get_context().get_world_size()})
+    size = ray.train.get_context().get_world_size()
+    state = checkpoints.latest() or {"epoch": 0, "sizes": []}
+    sizes, began = [*state["sizes"], size], state["epoch"]
+    for epoch in range(began, began + (3 if size == 2 else 600)):
+        time.sleep(0.3)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints.save({"epoch": epoch + 1, "sizes": sizes}, folder)
+            rk.report({"epoch": epoch + 1, "size": size}, checkpoint=ray.train.Checkpoint(folder))
 
 class Part:
     def node(self):
@@ -28,9 +37,11 @@ class Part:
 if __name__ == "__main__":
     ray.init()
     never = ray.remote(num_cpus=0, resources={"big": 1})(Part).remote()  # goes with the script
-    trained = rk.train(loop).metrics["workers"]
+    result = rk.train(loop)
+    state = checkpoints.load(result.checkpoint)
+    print("trained on", state["sizes"], "without a gap:", state["epoch"] == result.metrics["epoch"])
     parts = [ray.remote(num_cpus=1)(Part).remote() for _ in range(2)]
-    print("trained on", trained, "then on", len(set(ray.get([part.node.remote() for part in parts]))))
+    print("then on", len(set(ray.get([part.node.remote() for part in parts]))))
 """
 
 
@@ -51,7 +62,7 @@ def place(namespace, tmp_path, monkeypatch):
     return rk.Cluster.load(tmp_path / "house.yaml")
 
 
-def test_range_starts_with_the_least_and_grows_and_a_pod_without_a_node_is_named(place, namespace, tmp_path):
+def test_training_grows_with_its_cluster_and_a_pod_without_a_node_is_named(place, namespace, tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "grow.py").write_text(SCRIPT)
     named = []
@@ -63,7 +74,9 @@ def test_range_starts_with_the_least_and_grows_and_a_pod_without_a_node_is_named
 
     job = rk.Job(entrypoint="python grow.py", name="grow", working_dir=tmp_path / "code")
     run = rk.submit(job, place.sized((1, 2))).wait(timeout_s=240, on_event=note)
-    assert "trained on 1 then on 2" in list(run.logs())
+    printed = list(run.logs())
+    assert "trained on [1, 2] without a gap: True" in printed
+    assert "then on 2" in printed
     (pod,) = kubectl.listed("pods", namespace, "ray.io/group=big")
     assert pod["metadata"]["name"] in named[0][1].where
     assert "64 cpu" in named[0][1].next_step
