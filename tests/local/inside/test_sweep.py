@@ -52,14 +52,14 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
     monkeypatch.setenv(wire.TRACKING, "on")
     monkeypatch.setenv(wire.MAX_FAILURES, "0")
     result = raykube.sweep(
-        loop, {"x": tune.choice([1, 2, 3])}, trials=4, metric="score", mode="max", experiment="sweeps"
+        loop, {"x": tune.choice([1, 2, 3])}, trials=3, metric="score", mode="max", experiment="sweeps"
     )
     good = [trial for trial in result.trials if not trial["error"]]
-    assert len(result.trials) == 4
+    assert len(result.trials) == 3
     assert result.metrics["score"] == max(trial["metrics"]["score"] for trial in good)
     assert checkpoints.load(result.checkpoint) == {"epoch": 1, "x": result.params["x"]}
     assert all("no luck with three" in trial["error"] for trial in result.trials if trial["params"]["x"] == 3)
-    assert len(here.rows("sweep-1")) == 4
+    assert len(here.rows("sweep-1")) == 3
     with sqlite3.connect(here.storage / "mlflow.db") as store:
         nested = store.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()
         statuses = store.execute("""
@@ -68,7 +68,7 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
         """).fetchall()
     failed = len(result.trials) - len(good)
     nested_ends = {status: count for is_nested, status, count in statuses if is_nested}
-    assert nested == (4,)
+    assert nested == (3,)
     assert nested_ends == {
         status: count for status, count in {"FAILED": failed, "FINISHED": len(good)}.items() if count
     }
@@ -134,11 +134,12 @@ def resumed_sweep(folder):
 def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
     monkeypatch.setenv(wire.WORKERS, "1")
     monkeypatch.setenv(wire.TRIAL_WORKERS, "1")
+    # One trial at once: the second one starts after the first.
+    monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))
     code = f"from tests.local.inside.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
     sweep = here.folder / "sweep-1"
-    taskset = ["taskset", "--cpu-list", "0"]  # one core, one trial at once: the second one starts after the first
     environ = {**os.environ, "RAY_TMPDIR": "/tmp"}
-    with subprocess.Popen([*taskset, sys.executable, "-c", code], env=environ, start_new_session=True) as child:
+    with subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True) as child:
         wait_for(lambda: len({fact["x"] for fact in notes(tmp_path / "trials")}) == 2, 120)
         # Tune writes down every ten seconds what is through.
         wait_for(lambda: any("TERMINATED" in path.read_text() for path in sweep.glob("experiment_state-*")), 60)
