@@ -301,6 +301,22 @@ def test_delete_removes_the_record_the_storage_and_nothing_else(code):
     assert kept.status().state == "SUCCEEDED"
 
 
+def test_code_is_kept_until_the_last_run_of_it_is_deleted(code, tmp_path):
+    def package(run):
+        uri = records.load(run.name).body["runtime_env"]["working_dir"]
+        return Path(uri.removeprefix("file://"))
+
+    other = rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
+    (code / "hello.py").write_text(f"print({str(tmp_path)!r})\n")  # which no other test has
+    first, last = (rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S) for _ in range(2))
+    path = package(last)
+    first.delete()
+    assert path.exists()
+    last.delete()
+    assert not path.exists()
+    assert package(other).exists()
+
+
 def test_log_is_read_to_its_end_while_it_grows(tmp_path):
     path = tmp_path / "log"
     answers = iter([True, True, False])

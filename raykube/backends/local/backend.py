@@ -65,9 +65,9 @@ class Local:
     def start(self, plan: Plan) -> str:
         """Send the plan to the head, starting it if need be."""
         records.ensure_home()
-        if plan.package:
-            package.write(plan.package, _code_folder())
         with records.disk_errors(), head.lock():
+            if plan.package:
+                package.write(plan.package, _code_folder())
             if plan.is_service:
                 services.deploy(plan)
             else:
@@ -146,10 +146,12 @@ class Local:
             time.sleep(_POLL_S)
 
     def delete(self, name: str) -> None:
-        """Stop it and remove its record, its logs and, for a job, what it kept in its storage."""
+        """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
         record = records.load(name)
         self.stop(name)
-        records.remove(name)
+        with head.lock():
+            records.remove(name)
+            _remove_unused_code()
         if record.kind == "job":
             records.remove_tree(Path(record.storage) / name)
 
@@ -179,6 +181,14 @@ def end_head() -> bool:
 
 def _code_folder() -> Path:
     return wire.home() / "packages"
+
+
+def _remove_unused_code() -> None:
+    """Remove the zips that no record names. The caller holds the lock, as those do who write both."""
+    plans_of_all = "".join(record.plan_yaml for record in records.every())
+    for path in _code_folder().glob("*.zip"):
+        if path.name not in plans_of_all:
+            path.unlink()
 
 
 def _keep_watched() -> None:
