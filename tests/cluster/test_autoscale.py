@@ -17,7 +17,11 @@ SCRIPT = """
 import tempfile, time
 import ray
 import raykube as rk
+from ray import tune
 from raykube.inside import checkpoints
+
+def searched(config):
+    rk.report({"score": config["x"]})
 
 def loop():
     import ray.train
@@ -37,6 +41,9 @@ class Part:
 if __name__ == "__main__":
     ray.init()
     never = ray.remote(num_cpus=0, resources={"big": 1})(Part).remote()  # goes with the script
+    before = sum(node["Alive"] for node in ray.nodes()) - 1
+    found = rk.sweep(searched, {"x": tune.uniform(0, 1)}, trials=1, metric="score", mode="max")
+    print("searched with", before, "workers at first:", found.trials[0]["error"])
     result = rk.train(loop)
     state = checkpoints.load(result.checkpoint)
     print("trained on", state["sizes"], "without a gap:", state["epoch"] == result.metrics["epoch"])
@@ -47,22 +54,22 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def place(namespace, tmp_path, monkeypatch):
-    """Give a cluster with workers of one CPU, and with one group that no node has room for."""
+    """Give a cluster that begins with no worker, of one CPU each, and with one group that no node has room for."""
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
     monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     manifest = yaml.safe_load(workloads.manifest("house"))
     (workers,) = groups = manifest["spec"]["workerGroupSpecs"]
-    workers["rayStartParams"] = {"num-cpus": "1"}
+    workers |= {"rayStartParams": {"num-cpus": "1"}, "replicas": 0, "minReplicas": 0, "maxReplicas": 2}
     big = copy.deepcopy(workers) | {"groupName": "big", "replicas": 0, "minReplicas": 0, "maxReplicas": 1}
     big["rayStartParams"] = {"num-cpus": "0", "resources": f"'{json.dumps({'big': 1})}'"}
     big["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "64"}}
-    manifest["spec"]["workerGroupSpecs"] = [*groups, big]
+    manifest["spec"] |= {"workerGroupSpecs": [*groups, big], "enableInTreeAutoscaling": True}
     manifest["spec"]["autoscalerOptions"] = {"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "1Gi"}}}
     (tmp_path / "house.yaml").write_text(yaml.safe_dump(manifest))
     return rk.Cluster.load(tmp_path / "house.yaml")
 
 
-def test_training_grows_with_its_cluster_and_a_pod_without_a_node_is_named(place, namespace, tmp_path):
+def test_search_and_training_grow_their_cluster_and_a_pod_without_a_node_is_named(place, namespace, tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "grow.py").write_text(SCRIPT)
     named = []
@@ -73,8 +80,9 @@ def test_training_grows_with_its_cluster_and_a_pod_without_a_node_is_named(place
             named.append((time.time(), failure))
 
     job = rk.Job(entrypoint="python grow.py", name="grow", working_dir=tmp_path / "code")
-    run = rk.submit(job, place.sized((1, 2))).wait(timeout_s=240, on_event=note)
+    run = rk.submit(job, place).wait(timeout_s=400, on_event=note)
     printed = list(run.logs())
+    assert "searched with 0 workers at first: None" in printed
     assert "trained on [1, 2] without a gap: True" in printed
     assert "then on 2" in printed
     (pod,) = kubectl.listed("pods", namespace, "ray.io/group=big")
