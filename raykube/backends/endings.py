@@ -96,6 +96,13 @@ def _runtime_env(message: str, _: Sequence[str]) -> str:
     return summary(message) if message.startswith("runtime_env setup failed") else ""
 
 
+def last_words(tail: Sequence[str]) -> tuple[str, str] | None:
+    """Return reason and words where the end of a log says more than that its script failed."""
+    meanings = (("OutOfMemory", out_of_memory), ("WorkerDied", _crash), ("SyntaxError", _syntax))
+    told = ((reason, words("\n".join(tail), tail)) for reason, words in meanings)
+    return next((found for found in told if found[1]), None)
+
+
 def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
     """Return what was said of a kill by Ray's memory monitor, a raised error's own words before a warning's."""
     lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if _OUT_OF_MEMORY.search(line)]

@@ -27,6 +27,7 @@ FAILED = {
     "start_time": 101_000,
     "end_time": 105_000,
 }
+CRASH = "ray.exceptions.WorkerCrashedError"
 RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
 
 
@@ -49,6 +50,19 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
     failure = lifecycle.status_of(RECORD, 1, FAILED, tail).failure
     assert failure is not None
     assert (failure.reason, failure.message, failure.exit_code) == ("OutOfMemory", f"worker 0: {monitor}", 3)
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason", "message"),
+    [
+        (["raise value", f"{CRASH}: The worker died"], "WorkerDied", f"{CRASH}: The worker died"),
+        ([f"{CRASH}: The worker died", "and I go on"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
+        (['  File "/a/b.py", line 2', "SyntaxError: bad"], "SyntaxError", "SyntaxError: bad (/a/b.py, line 2)"),
+    ],
+)
+def test_last_words_of_a_script_name_what_ended_it(tail, reason, message):
+    failure = lifecycle.status_of(RECORD, 1, FAILED, tail).failure
+    assert (failure.reason, failure.message, failure.exit_code) == (reason, message, 3)
 
 
 def test_times_are_seconds():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raykube.backends import State, Status
-from raykube.backends.endings import ERROR_TYPES, opening, out_of_memory
+from raykube.backends.endings import ERROR_TYPES, last_words, opening
 from raykube.backends.local.records import Record
 from raykube.errors import Failure
 
@@ -25,6 +25,7 @@ _NEXT_STEPS = {
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
     "native code: raykube job logs {name}",
+    "SyntaxError": "correct the line that the message names and submit again",
     "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
@@ -65,8 +66,7 @@ def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failur
     reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
     code = job.get("driver_exit_code")
     message = f"the entrypoint ended with exit code {code}" if code else opening(job.get("message") or "")
-    if killed := out_of_memory("\n".join(tail)):
-        reason, message = "OutOfMemory", killed
+    reason, message = last_words(tail) or (reason, message)
     return Failure(reason, message, code, tuple(tail), next_step(reason, name))
 
 
