@@ -11,6 +11,8 @@ from raykube.errors import Failure
 TAIL_LINES = 20
 _LONGEST = 400
 
+_Meanings = Sequence[tuple[str, Callable[[str, Sequence[str]], str]]]
+
 _EXIT = re.compile(r"Job entrypoint command failed with exit code (-?\d+)(, last available logs[^\n]*\n?)?")
 _OF_RAY = re.compile(r"-- Runtime env is setting up\.$|^Running entrypoint for job \S+: ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -47,8 +49,7 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
     log = message[found.end() :] if found else message
     code = int(found.group(1)) if found and exit_code is None else exit_code
     tail = tail_of(log)
-    known = ((reason, words(message, tail)) for reason, words in _MEANINGS)
-    reason, said = next(((reason, said) for reason, said in known if said), ("", ""))
+    reason, said = _meaning(_MEANINGS, message, tail) or ("", "")
     if (versions := mismatch(log)) and reason == "EntrypointFailed":
         reason, said = versions
     return Failure(reason or ERROR_TYPES.get(error_type, ""), said or first_line(message), code, tail)
@@ -98,8 +99,11 @@ def _runtime_env(message: str, _: Sequence[str]) -> str:
 
 def last_words(tail: Sequence[str]) -> tuple[str, str] | None:
     """Return reason and words where the end of a log says more than that its script failed."""
-    meanings = (("OutOfMemory", out_of_memory), ("WorkerDied", _crash), ("SyntaxError", _syntax))
-    told = ((reason, words("\n".join(tail), tail)) for reason, words in meanings)
+    return _meaning(_LAST_WORDS, "\n".join(tail), tail)
+
+
+def _meaning(meanings: _Meanings, message: str, tail: Sequence[str]) -> tuple[str, str] | None:
+    told = ((reason, words(message, tail)) for reason, words in meanings)
     return next((found for found in told if found[1]), None)
 
 
@@ -132,12 +136,12 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
     return first_line(message) if re.search(r"head pod.* not found", message, re.IGNORECASE) else ""
 
 
-#: What is looked for in a failed job's message, and in which order.
-_MEANINGS: tuple[tuple[str, Callable[[str, Sequence[str]], str]], ...] = (
+#: What is looked for at the end of a log, and in which order.
+_LAST_WORDS: _Meanings = (("OutOfMemory", out_of_memory), ("WorkerDied", _crash), ("SyntaxError", _syntax))
+#: The same for a failed job's message, which has the end of its log.
+_MEANINGS: _Meanings = (
     ("RuntimeEnvSetupFailed", _runtime_env),
-    ("OutOfMemory", out_of_memory),
-    ("WorkerDied", _crash),
-    ("SyntaxError", _syntax),
+    *_LAST_WORDS,
     ("EntrypointFailed", _entrypoint),
     ("HeadLost", _head_gone),
 )

@@ -27,6 +27,11 @@ def rank_of(source: str) -> int | None:
     raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
 
 
+def instead_of_a_rank(run: str) -> str:
+    """Say where to look for the output of a rank that is gone."""
+    return f"the driver's log has what Ray showed there: raykube job logs {run}"
+
+
 def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:
     """Return node and worker of a rank, of the `ranks` that are known.
 

@@ -38,7 +38,7 @@ def doctor(where: Where, *, as_json: bool) -> None:
     from raykube.cli import view
 
     found = list(doctor_module.checks())
-    if _names_kubernetes(where):
+    if where.name() != "local":
         found += doctor_module.kubernetes_checks(where.cluster, where.kubernetes)
     if as_json:
         click.echo(view.dump([vars(check) for check in found]))
@@ -48,12 +48,6 @@ def doctor(where: Where, *, as_json: bool) -> None:
         if not check.ok:
             click.echo(f"      next: {check.next_step}")
     sys.exit(1 if any(check.ok is False for check in found) else 0)
-
-
-def _names_kubernetes(where: Where) -> bool:
-    from raykube.settings import setting
-
-    return bool(where.on is None and (where.namespace or where.context)) or setting("on", where.on).value != "local"
 
 
 raykube.add_command(jobs.job)

@@ -83,15 +83,19 @@ class Where:
         given = {"--on": self.on, "-n": self.namespace, "--context": self.context}
         return [word for option, value in given.items() if value for word in (option, value)]
 
+    def name(self) -> str:
+        """Return the name of the place, or the path of its manifest, as the options or the settings say."""
+        from raykube.settings import setting
+
+        said: str = setting("on", self.on).value
+        # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
+        return "kubernetes" if said == "local" and (self.namespace or self.context) else said
+
     def cluster(self, workers: str | None = None) -> Cluster:
         """Return the cluster there, with so many workers if they are given."""
         from raykube.cli import args
-        from raykube.settings import setting
 
-        said = setting("on", self.on).value
-        if said == "local" and (self.namespace or self.context):
-            said = "kubernetes"  # who names a namespace means it, also where nothing says what cluster to make there
-        cluster = self._loaded(said)
+        cluster = self._loaded(self.name())
         return cluster.sized(workers=args.count("--workers", workers)) if workers else cluster
 
     def kubernetes(self) -> Cluster:

@@ -167,8 +167,8 @@ def heal(path: Path) -> None:
     if not path.exists():
         return
     data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+    if data != (whole := _whole(data)):
+        os.truncate(path, len(whole))
 
 
 def rows(path: str) -> list[Row]:
@@ -189,17 +189,14 @@ class Follower:
     Args:
         paths: the files; they may not exist yet.
         sinks: called with each batch of new rows, oldest first.
-        from_start: also hand on rows that are there already.
 
     Attributes:
         troubles: why rows are missing; empty when they are not.
     """
 
-    def __init__(
-        self, paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]], *, from_start: bool = False
-    ) -> None:
+    def __init__(self, paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]) -> None:
         self._sinks = sinks
-        self._offsets = {path: 0 if from_start else len(_whole(storage.read_from(path))) for path in paths}
+        self._offsets = {path: len(_whole(storage.read_from(path))) for path in paths}
         self._failing = False
         self._end = threading.Event()
         self.troubles: tuple[str, ...] = ()

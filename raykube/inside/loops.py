@@ -23,10 +23,9 @@ from raykube.inside.history import Recorder, scalars, scored
 class _Session:
     """One worker's running loop. Only rank 0 has a recorder."""
 
-    def __init__(self, recorder: Recorder | None, path: str, metric: str | None = None) -> None:
+    def __init__(self, recorder: Recorder | None, path: str) -> None:
         self.recorder = recorder
         self.path = path
-        self.metric = metric
 
     def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
         if self.recorder is not None:
@@ -68,7 +67,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
     session.add(plain, name)
     if session.recorder is not None:
         session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
-    _send(scored(plain, session.metric), checkpoint, storage.join(session.path, name))
+    _send(plain, checkpoint, storage.join(session.path, name))
 
 
 def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
@@ -124,7 +123,7 @@ class Loop:
         """Run the loop, with its rows recorded to the last one however it ends."""
         # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
         os.environ[wire.ATTEMPT] = str(self.attempt)
-        with _recording(self.path, self.attempt, self.metric), _plain_reports(self.metric), _equal_reports():
+        with _recording(self.path, self.attempt), _clean_reports(self.metric), _equal_reports():
             try:
                 return self.body(config) if takes_config(self.body) else self.body()
             except BaseException as error:
@@ -156,7 +155,7 @@ def takes_config(body: Callable[..., Any]) -> bool:
 
 
 @contextmanager
-def _recording(path: str, attempt: int, metric: str | None) -> Iterator[None]:
+def _recording(path: str, attempt: int) -> Iterator[None]:
     global _session  # noqa: PLW0603 # report() has no other way to find the loop it was called from
     import ray.train
 
@@ -164,7 +163,7 @@ def _recording(path: str, attempt: int, metric: str | None) -> Iterator[None]:
     if ray.train.get_context().get_world_rank() == 0:
         recorder = Recorder(path, attempt)
         checkpoints.remove_drafts(stage)
-    _session = _Session(recorder, stage, metric)
+    _session = _Session(recorder, stage)
     try:
         yield
     finally:
@@ -174,8 +173,11 @@ def _recording(path: str, attempt: int, metric: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_reports(metric: str | None) -> Iterator[None]:
-    """Let plain ``ray.train.report`` take numpy and torch scalars, of which Ray's controller dies, and no `metric`."""
+def _clean_reports(metric: str | None) -> Iterator[None]:
+    """Have ``ray.train.report``, ours goes through it too, take what Ray's controller is not up to.
+
+    It dies of numpy and torch scalars, and misjudges checkpoints without `metric`.
+    """
     try:
         from ray.train.v2._internal.execution import context
         from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils

@@ -10,7 +10,7 @@ from typing import Any
 
 from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
-from raykube.inside.history import Follower, Narrator, Row, is_number
+from raykube.inside.history import Follower, Narrator, Row
 from raykube.inside.place import Place, apply_environ, settled
 from raykube.inside.training import Stage, Task, fit, last_metrics
 
@@ -68,7 +68,7 @@ class Relay:
 
     def valid(self, rows: list[Row]) -> list[Row]:
         """Return the rows that hold the metric."""
-        return [row for row in rows if is_number(row["metrics"].get(self._metric))]
+        return [row for row in rows if isinstance(row["metrics"].get(self._metric), int | float)]
 
 
 class Trials:

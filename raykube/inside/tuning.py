@@ -175,21 +175,24 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
     found = []
     for outcome in grid:
         trial = _name(outcome)
-        kept = _kept(storage.join(stage.path, trial, TRAIN))
-        best = task.best(kept)
-        told = Stage(stage.place, TRAIN, storage.join(stage.path, trial)).rows()
-        names = {name for row in told for name in row["metrics"]}
-        reported = {name: value for name, value in (outcome.metrics or {}).items() if name in names}
+        training = Stage(stage.place, TRAIN, storage.join(stage.path, trial))
+        best = task.best(_kept(training.path))
         found.append(
             {
                 "trial": trial,
                 "params": _params(stage, trial),
-                "metrics": dict(best[1]) if best else reported,
+                "metrics": dict(best[1]) if best else _reported(training, outcome),
                 "checkpoint": best[0] if best else None,
                 "error": reason(outcome.error) if outcome.error else None,
             }
         )
     return tuple(sorted(found, key=lambda entry: str(entry["trial"])))
+
+
+def _reported(training: Stage, outcome: Any) -> dict[str, Any]:
+    """Return the last metrics of a trial without those that Tune adds."""
+    names = {name for row in training.rows() for name in row["metrics"]}
+    return {name: value for name, value in (outcome.metrics or {}).items() if name in names}
 
 
 def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -14,8 +14,6 @@ from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
-_DRIVERS = "the driver's log has what Ray showed there: raykube job logs {name}"
-
 
 def lines(kube: Kube, name: str, rank: int, *, follow: bool) -> Iterator[str]:
     """Yield the lines of a rank: standard output, then standard error; with `follow` both as they come."""
@@ -31,7 +29,7 @@ def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
         raise BackendError(
             f"the output of rank {rank} of {name} ended with its cluster",
             why="Ray keeps it on the worker's node",
-            next_step=f"{_DRIVERS.format(name=name)}; a longer --keep-cluster-s keeps all of it for so long",
+            next_step=f"{sources.instead_of_a_rank(name)}; a longer --keep-cluster-s keeps all of it for so long",
         )
     for file in _files(head, name, details, rank):
         yield from file.lines()
@@ -49,7 +47,7 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
         raise NotFound(
             f"the output of rank {rank} of {name} ended with its node",
             why=f"Ray keeps it there, and says of the node that it knew: {error.why}",
-            next_step=_DRIVERS.format(name=name),
+            next_step=sources.instead_of_a_rank(name),
         ) from error
     return [LogFile(head.cluster, node, path, head.api) for path in found]
 

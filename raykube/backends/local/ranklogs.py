@@ -41,6 +41,6 @@ def _files(record: Record, rank: int) -> list[Path]:
         raise BackendError(
             f"the output of rank {rank} of {record.name} ended with the head that ran it",
             why="Ray keeps it with the head's own files",
-            next_step=f"the driver's log has what Ray showed there: raykube job logs {record.name}",
+            next_step=sources.instead_of_a_rank(record.name),
         )
     return sorted((Path(running.session_dir) / "logs").glob(sources.pattern_of(worker)), reverse=True)
