@@ -81,6 +81,10 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     if storage and not (str(storage).startswith("/") or _URI.fullmatch(str(storage))):
         what = f"{storage!r} is neither an absolute path nor a URI: each process would take it from its own folder"
         yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, "write /FOLDER or SCHEME://…")
+    elif "?" in str(storage or ""):
+        step = "set it in the environment of the Ray containers, as in AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
+        what = f"{storage!r} has options after a ?, and names of runs and files are to follow it"
+        yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, step)
 
 
 def _name_problems(name: Any, path: str, limit: int) -> Iterator[Problem]:

@@ -1,15 +1,15 @@
-"""What more a cluster can have: a queue for jobs, a gateway for gradual upgrades, and nodes that do not exist."""
+"""What more a cluster can have: a queue for jobs, a gateway for gradual upgrades, nodes that do not exist, buckets."""
 
 import json
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-from tests.cluster import binaries, images, layout, metrics, processes, workloads
+from tests.cluster import binaries, bucket, images, layout, metrics, processes, workloads
 from tests.cluster.kubectl import apply, deleted, kubectl, kustomized, listed, ready, wait_rollout
 from tests.cluster.shell import ClusterError, step, until, write
 
-NAMES = ("kueue", "gateway", "kwok", "metrics")
+NAMES = ("kueue", "gateway", "kwok", "metrics", "bucket")
 GATEWAY_CLASS = "raykube-test"
 GATEWAY = f"http://{layout.NODE_ADDRESS}"
 
@@ -24,7 +24,13 @@ _READY_S = 60
 
 def start(name):
     """Start an add-on, or what of it is missing, and return when it answers."""
-    starts = {"kueue": _start_kueue, "gateway": _start_gateway, "kwok": _start_kwok, "metrics": metrics.start}
+    starts = {
+        "kueue": _start_kueue,
+        "gateway": _start_gateway,
+        "kwok": _start_kwok,
+        "metrics": metrics.start,
+        "bucket": _start_bucket,
+    }
     folder = binaries.build(name)
     with step(f"start add-on {name}"):
         starts[name](folder)
@@ -148,6 +154,11 @@ def _start_kwok(folder):
     ]
     processes.launch("kwok", [folder / "kwok", *words])
     _wait("kwok", f"http://{_KWOK_HEALTH}/healthz")
+
+
+def _start_bucket(folder):
+    processes.launch("versitygw", [folder / "versitygw", *bucket.words()])
+    _wait("versitygw", bucket.URL + bucket.HEALTH)
 
 
 def _wait(name, url):

@@ -121,7 +121,7 @@ def test_storage_is_the_annotation(manifest, loaded):
     assert loaded(manifest).storage == "s3://b/runs"
 
 
-@pytest.mark.parametrize("storage", ["runs", "./runs", "~/runs", "s3:/bucket", "s3://", "://x", 5])
+@pytest.mark.parametrize("storage", ["runs", "./runs", "~/runs", "s3:/bucket", "s3://", "://x", 5, "s3://b/x?y=z"])
 def test_storage_that_is_no_place_is_refused(manifest, loaded, storage):
     manifest["metadata"]["annotations"] = {"raykube.io/storage": storage}
     assert paths(loaded, manifest) == {"metadata.annotations[raykube.io/storage]"}
