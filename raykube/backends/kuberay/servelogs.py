@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from raykube.backends.kuberay import servelook, servestates
 from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import NotFound
+
+#: A file that Serve has put aside because it was full; the higher the number, the older it is.
+_FULL = re.compile(r"(.*\.log)\.(\d+)")
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
@@ -16,8 +20,14 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     if follow:
         yield from Following(kube, lambda: _now(kube, name)).lines()
         return
-    for file in _files(kube, service):
+    for file in sorted(_files(kube, service), key=lambda file: _age(file.path)):
         yield from file.lines()
+
+
+def _age(path: str) -> tuple[str, int]:
+    """Return what sorts files so that what was written before what comes before it."""
+    full = _FULL.fullmatch(path)
+    return (full[1], -int(full[2])) if full else (path, 0)
 
 
 def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
@@ -25,20 +35,21 @@ def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
         service = servelook.found(kube, name)
     except NotFound:
         return [], True
-    return _files(kube, service), False
+    return [file for file in _files(kube, service) if not _FULL.fullmatch(file.path)], False
 
 
 def _files(kube: Kube, service: Object) -> list[LogFile]:
-    """Return the log files of a service: first those of loading the code, then its replicas'."""
+    """Return the log files of a service, each once: an app's name may begin another's."""
     head = servelook.head_of(kube, service)
     if head is None:
         return []
     kinds = ("controller_build", "replica")
     patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.wanted(service)]
     nodes = head.nodes()
-    return [
-        LogFile(head.cluster, node, path, head.api)
+    found = {
+        LogFile(head.cluster, node, path, head.api): None
         for pattern in patterns
         for node in nodes
         for path in head.api.log_files(node, pattern)
-    ]
+    }
+    return list(found)
