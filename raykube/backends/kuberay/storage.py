@@ -6,8 +6,10 @@ own template, so it sees what the head sees; all of raykube that it runs is the 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -21,12 +23,17 @@ from raykube.bodies import CODE_VOLUME
 from raykube.cluster import STORAGE_ANNOTATION
 from raykube.errors import BackendError, NotFound, Unreachable
 
-_LIMIT_S = 120
+_LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
+_TRIES = 3
+_ANSWER = re.compile(r"^<([A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
-_KEPT = ("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext")
+_KEPT = (
+    *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
+    *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
+)
 _KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
 
@@ -39,7 +46,25 @@ def storage_of(job: Mapping[str, Any]) -> str:
 def read(kube: Kube, job: Object, file: str) -> bytes:
     """Return a file of a run; nothing when there is none, or no storage."""
     folder = storage_of(job)
-    return _run(kube, job, "cat", f"{folder}/{file}").encode() if folder else b""
+    return _data(kube, job, "cat", f"{folder}/{file}") if folder else b""
+
+
+def read_newest(kube: Kube, job: Object, file: str) -> bytes:
+    """Return the file of that name which a stage or trial of a run wrote last; nothing where there is none."""
+    folder = storage_of(job)
+    return _data(kube, job, "newest", folder, file) if folder else b""
+
+
+def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes:
+    """Return what a pod reads, as it is."""
+    for _ in range(_TRIES):
+        if found := _ANSWER.search(_run(kube, job, verb, path, *more)):
+            return base64.b64decode(found[1])
+    raise BackendError(
+        f"the answer of the storage came in part ({verb} {path})",
+        why="a node hands out only the end of a pod's log when that has just been put aside as full",
+        next_step="ask again",
+    )
 
 
 def remove(kube: Kube, job: Object) -> None:
@@ -75,8 +100,8 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
         time.sleep(_POLL_S)
 
 
-def _run(kube: Kube, job: Object, verb: str, path: str) -> str:
-    with _pod(kube, job, verb, path) as name:
+def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
+    with _pod(kube, job, verb, path, *more) as name:
         deadline = time.monotonic() + _LIMIT_S
         while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
             if time.monotonic() > deadline or _never_starts(pod):
