@@ -116,7 +116,7 @@ class Run(_Handle):
         Raises:
             ConfigError: there is no such source, or not on this place.
             NotFound: this run has none, or not yet, and is not followed.
-            BackendError: it was, and ended with its head, its node or its cluster.
+            BackendError: it was, and ended with its head, its node or its cluster, and no storage has kept it.
         """
         sources.rank_of(source)
         return self.backend.logs(self.name, follow=follow, source=source)

@@ -13,6 +13,7 @@ A run's folder, below the place's storage::
     STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
     STORAGE/RUN/trouble.json             {"time", "attempt", "message"} of the worker that was lost last, if one was
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
+    STORAGE/RUN/STAGE/rank-N.log         what the worker of that rank printed, over all its starts
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
 
@@ -67,6 +68,11 @@ def default_storage(environ: Mapping[str, str] = os.environ) -> str:
 def state_file(run: str) -> str:
     """Return the name, in the log folder of the driver's node, of the file that tells the state of a run."""
     return f"raykube-{run}.json"
+
+
+def rank_log(rank: int) -> str:
+    """Return the name of the file, in a stage's folder, that keeps what the worker of a rank printed."""
+    return f"rank-{rank}.log"
 
 
 def ranks_file(run: str) -> str:
@@ -185,21 +191,31 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     Ray Train deletes superseded checkpoints while this looks, so they are not entered (a worker's
     half-written files are no reports either), and what is gone at the second look is no error.
     """
-    newest = max(_streams(folder), default=None)
-    if newest is None:
+    path = newest(folder, METRICS_FILE)
+    if path is None:
         return {}
-    with contextlib.suppress(FileNotFoundError), newest[1].open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        return dict(row(lines[-1])["metrics"]) if lines else {}
+        return last_row(file.read())
     return {}
 
 
-def _streams(folder: Path) -> Iterator[tuple[float, Path]]:
+def last_row(data: bytes) -> dict[str, Any]:
+    """Return the metrics in the last whole line of the end of a metrics file; empty when there is none."""
+    lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+    return dict(row(lines[-1])["metrics"]) if lines else {}
+
+
+def newest(folder: Path, name: str) -> Path | None:
+    """Return the file of that name that was written last below a run's folder, by a stage or a trial."""
+    return max(_named(folder, name), default=(0.0, None))[1]
+
+
+def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.lstrip(".").startswith("checkpoint_")]
-        if METRICS_FILE in files:
-            path = Path(parent) / METRICS_FILE
+        folders[:] = [each for each in folders if not each.lstrip(".").startswith("checkpoint_")]
+        if name in files:
+            path = Path(parent) / name
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat().st_mtime, path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from raykube.errors import ConfigError, NotFound
+from raykube.errors import BackendError, ConfigError, NotFound
 from raykube.names import nearest
 
 DRIVER, AUTOSCALER, EVENTS = "driver", "autoscaler", "events"
@@ -27,9 +27,14 @@ def rank_of(source: str) -> int | None:
     raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
 
 
-def instead_of_a_rank(run: str) -> str:
-    """Say where to look for the output of a rank that is gone."""
-    return f"the driver's log has what Ray showed there: raykube job logs {run}"
+class Gone(BackendError):
+    """Where Ray kept the output of a rank is not there any more."""
+
+
+def gone(run: str, rank: int, place: str, why: str) -> Gone:
+    """Return the error that the output of a rank has ended with a place, and says where else to look."""
+    step = f"the driver's log has what Ray showed there: raykube job logs {run}"
+    return Gone(f"the output of rank {rank} of {run} ended with {place}", why=why, next_step=step)
 
 
 def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:

@@ -31,17 +31,15 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from raykube import wire
-from raykube.inside import storage
+from raykube.inside import outputs, storage
 
 _LOOK_S = 1.0
 _REMOTE_S = 30.0
-_REPLAY_MAX = 16 * 2**20
-_COPY_AT_ONCE = 2**20
 _END_S = 5.0
 _INSIST_S = 6.0
 _JOIN_S = 60.0
@@ -52,13 +50,17 @@ _TIMED_OUT = 124  # as timeout(1) says it
 
 @dataclass(frozen=True)
 class Run:
-    """Which run this is: its folder, its first attempt of this submission, how many more it may have, and how long."""
+    """Which run this is: its folder, its first attempt of this submission, how many more it may have, and how long.
+
+    KubeRay starts a run again under the same id of Ray's submission, and takes a new one for each RayJob.
+    """
 
     name: str
     path: str
     first: int
     retries: int
     timeout_s: float = math.inf
+    submission: str = ""
 
     @classmethod
     def from_environ(cls, retries: int) -> Run:
@@ -66,7 +68,17 @@ class Run:
         name = os.environ[wire.RUN_NAME]
         base = storage.plain(os.environ.get(wire.STORAGE) or wire.default_storage())
         first, limit = int(os.environ.get(wire.ATTEMPT) or 1), float(os.environ.get(wire.TIMEOUT) or math.inf)
-        return cls(name, storage.join(base, name), first, retries, limit)
+        return cls(name, storage.join(base, name), first, retries, limit, _submission())
+
+    def after(self, rows: list[dict[str, Any]]) -> Run:
+        """Return the run as it begins now: what other submissions of it did takes no retry of this one."""
+        others = {row["attempt"] for row in rows if "started" in row} - self.own(rows)
+        return replace(self, first=max(self.first, *(number + 1 for number in others))) if others else self
+
+    def own(self, rows: list[dict[str, Any]]) -> set[int]:
+        """Return the attempts of this submission."""
+        starts = [row for row in rows if "started" in row]
+        return {row["attempt"] for row in starts if row.get("submission", self.submission) == self.submission}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is noted of the run's attempts: a row for each start and each end."""
@@ -81,63 +93,12 @@ class Run:
         storage.write_text(path, "".join(json.dumps(row) + "\n" for row in [*known, *new]))
 
 
-class Output:
-    """The driver's log file, which is our own standard output, and its copy in the storage."""
-
-    def __init__(self, run: Run) -> None:
-        self._source = _own_output()
-        self._target = storage.join(run.path, wire.LOG_FILE)
-        self._offset = 0
-        self.replayed = 0
-        self.starts_at = self._source.stat().st_size if self._source else 0
-
-    @property
-    def folder(self) -> Path | None:
-        """Ray's log folder on this node."""
-        return self._source.parent if self._source else None
-
-    def replay(self) -> None:
-        """Print what earlier attempts printed, so that one log tells the whole run."""
-        earlier = storage.read_from(self._target)[-_REPLAY_MAX:]
-        sys.stdout.buffer.write(earlier)
-        sys.stdout.buffer.flush()
-        self.replayed = len(earlier)
-        self._offset = self.starts_at + self.replayed
-
-    def keep(self) -> None:
-        """Copy what was printed since the last time."""
-        if self._source is None:
-            return
-        if storage.is_uri(self._target):
-            self._keep_remote(self._source)
-            return
-        with self._source.open("rb") as source, Path(self._target).open("ab", buffering=0) as target:
-            source.seek(self._offset)
-            while text := source.read(_COPY_AT_ONCE):
-                self._offset += target.write(text)  # a volume that fills up takes a part: only the rest is due then
-                source.seek(self._offset)
-
-    def _keep_remote(self, source: Path) -> None:
-        """Write the whole log: an object store does not append."""
-        text = source.read_bytes()[self.starts_at :].decode("utf-8", "replace")
-        storage.write_text(self._target, text)
-
-
-def _own_output() -> Path | None:
-    """Return the file that our standard output is; None when it is a pipe or terminal."""
-    try:
-        path = Path("/proc/self/fd/1").readlink()
-    except OSError:
-        return None
-    return path if path.is_file() else None
-
-
 class Attempts:
     """The attempts of one run, until one succeeds or none is left."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._output = Output(run)
+        self._output = outputs.Driver(run.path)
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = threading.Event()
         self._stopped = False
@@ -153,14 +114,15 @@ class Attempts:
             Path(self._run.path).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._stop)
         rows = self._run.rows()
-        known = [row["attempt"] for row in rows]
+        self._run = self._run.after(rows)
+        known = self._run.own(rows)
         self.attempt = max([self._run.first, *(number + 1 for number in known)])
         self._output.replay()
-        for lost in sorted({number for number in known if number >= self._run.first} - _ended(rows)):
+        for lost in sorted(known - _ended(rows)):
             self._run.note(_end(lost, None, "HeadLost"))
         if self.attempt > self._run.first + self._run.retries:
             return self._refuse()
-        self._run.note(_start(self.attempt))  # raises, as all before it: from here on nothing that is written may
+        self._run.note(self._start())  # raises, as all before it: from here on nothing that is written may
         watcher = threading.Thread(target=self._look_after, daemon=True)
         watcher.start()
         try:
@@ -176,7 +138,11 @@ class Attempts:
             if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
                 return code
             self.attempt += 1
-            self._note(_start(self.attempt))
+            self._note(self._start())
+
+    def _start(self) -> dict[str, Any]:
+        whose = {"submission": self._run.submission, "host": os.uname().nodename}
+        return {"attempt": self.attempt, "started": time.time(), **whose}
 
     def _once(self, command: str) -> int:
         environ = {**os.environ, wire.ATTEMPT: str(self.attempt)}
@@ -306,8 +272,10 @@ def _say(text: str, stream: TextIO = sys.stdout) -> None:
         os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
 
 
-def _start(attempt: int) -> dict[str, Any]:
-    return {"attempt": attempt, "started": time.time(), "host": os.uname().nodename}
+def _submission() -> str:
+    """Return the id by which Ray knows this submission; "" where Ray does not say."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str((config.get("metadata") or {}).get("job_submission_id") or "")
 
 
 def _end(attempt: int, code: int | None, reason: str) -> dict[str, Any]:
@@ -319,9 +287,12 @@ def _ended(rows: list[dict[str, Any]]) -> set[int]:
 
 
 def _progress(path: str) -> dict[str, Any]:
-    """Return the metrics that were reported last; none where the storage is not a folder."""
+    """Return the metrics that were reported last."""
     with contextlib.suppress(ValueError, LookupError, TypeError):  # another program's file of that name
-        return {} if storage.is_uri(path) else wire.last_metrics(Path(path))
+        if not storage.is_uri(path):
+            return wire.last_metrics(Path(path))
+        if last := storage.newest(path, wire.METRICS_FILE):
+            return wire.last_row(storage.read_from(last))
     return {}
 
 
@@ -330,7 +301,7 @@ def main(retries: int, command: str) -> int:
     run = Run.from_environ(retries)
     try:
         return Attempts(run).run(command)
-    except OSError as error:
+    except (OSError, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
         _say(f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one")
         return 1
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError
-from raykube.inside import checkpoints, storage
+from raykube.inside import checkpoints, outputs, storage
 from raykube.inside.failures import mark
 from raykube.inside.history import Recorder, scalars, scored
 
@@ -160,12 +160,14 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
     import ray.train
 
     stage, recorder = path.rpartition("/")[0], None
-    if ray.train.get_context().get_world_rank() == 0:
+    rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
         recorder = Recorder(path, attempt)
         checkpoints.remove_drafts(stage)
     _session = _Session(recorder, stage)
     try:
-        yield
+        with outputs.kept(storage.join(stage, wire.rank_log(rank))):
+            yield
     finally:
         _session = None
         if recorder is not None:

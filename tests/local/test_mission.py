@@ -86,7 +86,7 @@ def test_status_shows_the_metrics_while_it_runs_and_the_logs_each_print_once(tmp
         "    print('warned by', rank, file=sys.stderr)\n"
         "rk.train(loop, {'go': sys.argv[1]})\n"
     )
-    job = rk.Job(entrypoint=f"python slow.py {tmp_path / 'go'}", working_dir=tmp_path)
+    job = rk.Job(entrypoint=f"python slow.py {tmp_path / 'go'}", name="mission-slow", working_dir=tmp_path)
     running = rk.submit(job, rk.Cluster.local(workers=2))
     followed = running.logs(source="rank-1", follow=True)
     assert next(followed) == "printed once by 1"
@@ -193,5 +193,6 @@ def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     assert '"accuracy"' in seen.stdout
     assert weights("\n".join(trained.logs())) == fingerprint
     assert trained.status().state == "SUCCEEDED"
+    assert list(rk.attach("mission-slow").logs(source="rank-1")) == ["printed once by 1", "warned by 1"]
     with pytest.raises(rk.BackendError, match="the output of rank 1 of mission-train ended with the head"):
         list(trained.logs(source="rank-1"))

@@ -142,6 +142,27 @@ def test_run_without_retries_is_not_done_twice_when_its_head_was_lost(finished, 
     assert "again\n" not in log
 
 
+def submission(name):
+    """Return what Ray sets for the driver of a submission."""
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": {"job_submission_id": name}})}
+
+
+def test_attempt_of_a_submission_that_was_deleted_takes_no_retry_of_the_next(finished, start, storage):
+    process, _ = start("sleep 60", **submission("first"))
+    begun(process, storage)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    code, log, _ = finished("echo again", **submission("second"))
+    assert (code, log) == (0, "again\n")
+    assert [row["attempt"] for row in rows(storage) if "started" in row] == [1, 2]
+
+
+def test_submission_has_all_its_retries_however_many_attempts_were_before(finished, storage):
+    finished("exit 1", retries=2, **submission("first"))
+    finished("exit 1", retries=2, RAYKUBE_ATTEMPT="2", **submission("second"))
+    assert [row["attempt"] for row in rows(storage) if "started" in row] == [1, 2, 3, 4, 5, 6]
+
+
 def test_attempt_that_was_overtaken_ends(start, storage):
     process, log = start("sleep 60")
     path = storage / "a" / wire.ATTEMPTS_FILE

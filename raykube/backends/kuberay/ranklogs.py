@@ -1,4 +1,7 @@
-"""What one training worker of a run on KubeRay prints: two files on its node, read through the head."""
+"""What one training worker of a run on KubeRay prints: two files on its node, read through the head.
+
+Once node or cluster are gone, the copy in the run's storage is read.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raykube import wire
 from raykube.backends import sources
-from raykube.backends.kuberay import driverlogs
+from raykube.backends.kuberay import driverlogs, storage
 from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -26,17 +30,26 @@ def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
     head = look.head()
     details = head.details() if head else {}
     if not details and look.status().is_terminal:
-        raise BackendError(
-            f"the output of rank {rank} of {name} ended with its cluster",
-            why="Ray keeps it on the worker's node",
-            next_step=f"{sources.instead_of_a_rank(name)}; a longer --keep-cluster-s keeps all of it for so long",
-        )
-    for file in _files(head, name, details, rank):
+        yield from _kept(kube, look, rank, sources.gone(name, rank, "its cluster", "Ray keeps it on the worker's node"))
+        return
+    try:
+        files = _files(head, name, details, rank)
+    except sources.Gone as error:
+        yield from _kept(kube, look, rank, error)
+        return
+    for file in files:
         yield from file.lines()
 
 
+def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
+    """Return the lines that the run's storage has of a rank; raise `gone` where it has none."""
+    if text := storage.read_newest(kube, look.job, wire.rank_log(rank)):
+        return text.decode("utf-8", "replace").splitlines()
+    raise gone
+
+
 def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:
-    """Return the files of a rank, standard output first. Raises NotFound, ConfigError."""
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
     node, worker = sources.place_of(head.ranks(name, details) if head else [], rank, name)
     assert head
     try:
@@ -44,11 +57,8 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
     except (Unreachable, Forbidden):
         raise
     except BackendError as error:  # a 500 without words, where the node is gone
-        raise NotFound(
-            f"the output of rank {rank} of {name} ended with its node",
-            why=f"Ray keeps it there, and says of the node that it knew: {error.why}",
-            next_step=sources.instead_of_a_rank(name),
-        ) from error
+        why = f"Ray keeps it there, and says of the node that it knew: {error.why}"
+        raise sources.gone(name, rank, "its node", why) from error
     return [LogFile(head.cluster, node, path, head.api) for path in found]
 
 

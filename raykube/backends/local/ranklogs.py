@@ -1,4 +1,4 @@
-"""What one training worker of a run on this machine prints: two files in the log folder of the head."""
+"""What one training worker of a run on this machine prints: two files in the log folder of the head, then its copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raykube import wire
 from raykube.backends import sources
 from raykube.backends.local import head, observe
 from raykube.backends.local.records import Record
-from raykube.errors import BackendError, NotFound
+from raykube.errors import NotFound
 
 
 def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -> Iterator[str]:
@@ -32,15 +32,13 @@ def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -
 
 
 def _files(record: Record, rank: int) -> list[Path]:
-    """Return the files of a rank, standard output first. Raises NotFound, ConfigError."""
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
     path = Path(record.storage) / record.name / wire.RANKS_FILE
     ranks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     _, worker = sources.place_of(ranks, rank, record.name)
     running = head.current()
     if running is None or running.id != record.head:
-        raise BackendError(
-            f"the output of rank {rank} of {record.name} ended with the head that ran it",
-            why="Ray keeps it with the head's own files",
-            next_step=sources.instead_of_a_rank(record.name),
-        )
+        if kept := wire.newest(path.parent, wire.rank_log(rank)):
+            return [kept]
+        raise sources.gone(record.name, rank, "the head that ran it", "Ray keeps it with the head's own files")
     return sorted((Path(running.session_dir) / "logs").glob(sources.pattern_of(worker)), reverse=True)

@@ -1,0 +1,164 @@
+"""Keeps in the storage what a run's driver and its training workers print: Ray's own files end with their nodes.
+
+Only the standard library is imported with it, because the driver's side runs before anything else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from raykube import wire
+from raykube.inside import storage
+
+log = logging.getLogger("raykube")
+_COPY_S = 5.0
+_REMOTE_S = 30.0
+_REPLAY_MAX = 16 * 2**20
+_COPY_AT_ONCE = 2**20
+_MOST = 16 * 2**20
+_RAYS = (b":job_id:", b":actor_name:", b":task_name:")  # whose output follows
+_FULL = b"raykube: more than 16 MiB was printed, the rest is not kept\n"
+
+
+class Driver:
+    """The driver's log file, which is our own standard output, and its copy in the storage."""
+
+    def __init__(self, run: str) -> None:
+        self._source = _own_output()
+        self._target = storage.join(run, wire.LOG_FILE)
+        self._offset = 0
+        self._uploaded = -1
+        self.replayed = 0
+        self.starts_at = self._source.stat().st_size if self._source else 0
+
+    @property
+    def folder(self) -> Path | None:
+        """Ray's log folder on this node."""
+        return self._source.parent if self._source else None
+
+    def replay(self) -> None:
+        """Print what earlier attempts printed, so that one log tells the whole run."""
+        earlier = storage.read_from(self._target)[-_REPLAY_MAX:]
+        sys.stdout.buffer.write(earlier)
+        sys.stdout.buffer.flush()
+        self.replayed = len(earlier)
+        self._offset = self.starts_at + self.replayed
+
+    def keep(self) -> None:
+        """Copy what was printed since the last time."""
+        if self._source is None:
+            return
+        if storage.is_uri(self._target):
+            self._keep_remote(self._source)
+            return
+        with self._source.open("rb") as source, Path(self._target).open("ab", buffering=0) as target:
+            source.seek(self._offset)
+            while text := source.read(_COPY_AT_ONCE):
+                self._offset += target.write(text)  # a volume that fills up takes a part: only the rest is due then
+                source.seek(self._offset)
+
+    def _keep_remote(self, source: Path) -> None:
+        """Write the whole log, if it has grown: an object store does not append."""
+        text = source.read_bytes()[self.starts_at :]
+        if len(text) != self._uploaded:
+            storage.write_bytes(self._target, text)
+            self._uploaded = len(text)
+
+
+def _own_output() -> Path | None:
+    """Return the file that our standard output is; None when it is a pipe or terminal."""
+    try:
+        path = Path("/proc/self/fd/1").readlink()
+    except OSError:
+        return None
+    return path if path.is_file() else None
+
+
+class Printed:
+    """Copies what grows in some files to the end of one, whole lines at a time.
+
+    Args:
+        sources: the files.
+        target: path or URI; what is there, of an earlier start, stays.
+    """
+
+    def __init__(self, sources: Sequence[Path], target: str) -> None:
+        self._offsets = {str(path): 0 for path in sources}
+        self._target = target
+        self._kept: bytes | None = None
+        self._room = _MOST
+
+    def copy(self, *, last: bool = False) -> None:
+        """Copy the lines that are new; the `last` time also one without an end."""
+        fresh = {path: self._fresh(path, last=last) for path in self._offsets} if self._room else {}
+        lines = (line for text in fresh.values() for line in text.splitlines(keepends=True))
+        if data := b"".join(line for line in lines if not line.startswith(_RAYS)):
+            room = self._room - len(data)
+            self._append(data if room > 0 else data[: self._room].rpartition(b"\n")[0] + b"\n" + _FULL)
+            self._room = max(0, room)
+        for path, text in fresh.items():
+            self._offsets[path] += len(text)
+
+    def _fresh(self, path: str, *, last: bool) -> bytes:
+        text = storage.read_from(path, self._offsets[path])
+        return text if last else text[: text.rfind(b"\n") + 1]
+
+    def _append(self, data: bytes) -> None:
+        if storage.is_uri(self._target):  # object stores cannot append
+            before = storage.read_from(self._target) if self._kept is None else self._kept
+            storage.write_bytes(self._target, before + data)
+            self._kept = before + data
+            return
+        path = Path(self._target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(data)
+
+
+@contextmanager
+def kept(target: str) -> Iterator[None]:
+    """Copy what this worker prints to `target` for the length of the block, from a thread of its own."""
+    printed, ended = Printed(_own(), target), threading.Event()
+    thread = threading.Thread(target=_copy, args=(printed, ended, target), daemon=True, name="raykube-output")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=_REMOTE_S)
+
+
+def _copy(printed: Printed, ended: threading.Event, target: str) -> None:
+    failing = False
+    while not ended.wait(_REMOTE_S if storage.is_uri(target) else _COPY_S):
+        failing = _copied(printed, target, failing=failing)
+    _copied(printed, target, last=True, failing=failing)
+
+
+def _copied(printed: Printed, target: str, *, failing: bool, last: bool = False) -> bool:
+    """Copy, and return whether that failed: what was not copied goes along with the next time."""
+    try:
+        printed.copy(last=last)
+    except OSError as error:
+        if not failing:
+            log.warning("what is printed here is not kept in %s now: %s", target, error)
+        return True
+    return False
+
+
+def _own() -> list[Path]:
+    """Return the files in which Ray keeps this worker's output, standard output first."""
+    import ray
+
+    try:
+        from ray._private.worker import _global_node
+
+        folder = Path(_global_node.get_logs_dir_path())
+    except (ImportError, AttributeError):  # inner places of Ray, which may move; only the copy misses them
+        return []
+    return sorted(folder.glob(f"worker-{ray.get_runtime_context().get_worker_id()}-*"), reverse=True)
