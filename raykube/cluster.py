@@ -105,6 +105,18 @@ class Cluster:
         """Whether it says what cluster a job gets, and not only where."""
         return self.manifest.get("kind") != _KUBERNETES_KIND
 
+    def check_manifest(self) -> None:
+        """Refuse a place alone: there is no cluster that could be sized, or made for a job.
+
+        Raises:
+            ConfigError: it has no manifest.
+        """
+        if not self.has_manifest:
+            raise ConfigError(
+                "nothing says what cluster is to be made in Kubernetes",
+                next_step="name a preset or a RayCluster manifest: --on NAME|PATH",
+            )
+
     @property
     def scale(self) -> Scale:
         """What one run may use: one worker a pod with all its CPUs; in pods of several GPUs, one worker a GPU.
@@ -112,8 +124,9 @@ class Cluster:
         Read from the first worker group with GPUs, else from the first one, else from the head.
 
         Raises:
-            ConfigError: the manifest starts no worker.
+            ConfigError: the manifest starts no worker, or there is none.
         """
+        self.check_manifest()
         spec = self.manifest["spec"]
         if self.is_local:
             return Scale(spec["workers"], spec["cpus"], spec["gpus"])
@@ -170,10 +183,11 @@ class Cluster:
         that its pods cannot make (a pod of 8 GPUs is 8 workers) is refused.
 
         Raises:
-            ConfigError: no such number of workers can be.
+            ConfigError: no such number of workers can be, or no manifest says of what.
         """
         if wrong := list(_count_problems(workers)):
             raise ConfigError.of(f"{self.name} cannot be sized so", wrong)
+        self.check_manifest()
         if self.is_local:
             return self._edited(lambda it: it["spec"].update(workers=workers))
         group = _scaled_group(self.manifest["spec"])
@@ -198,6 +212,7 @@ class Cluster:
         """
         if self.is_local:
             raise ConfigError("this machine runs no image", next_step="name a cluster whose pods have one")
+        self.check_manifest()
 
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):

@@ -278,8 +278,11 @@ def test_unknown_context_names_the_nearest(raykube, code):
     refused(done, "there is no context 'stagin'", "did you mean staging?")
 
 
-def test_plan_on_kubernetes_alone_asks_for_a_cluster(raykube):
-    refused(raykube("job", "submit", "-n", "team", "--", "python", "hello.py"), "--on NAME|PATH")
+@pytest.mark.parametrize("size", [(), ("--workers", "4"), ("--workers", "2..4")])
+def test_plan_on_kubernetes_alone_asks_for_a_cluster(raykube, size):
+    refused(raykube("job", "submit", "-n", "team", *size, "--", "python", "hello.py"), "--on NAME|PATH")
+    refused(raykube("service", "deploy", "a", "hello:app", "-n", "team", *size), "--on NAME|PATH")
+    refused(raykube("cluster", "create", "a", "-n", "team", *size), "--on NAME|PATH")
 
 
 def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):

@@ -107,6 +107,14 @@ def test_local_cluster_has_the_scale_asked_for_and_no_image():
         cluster.with_image("x")
 
 
+def test_kubernetes_alone_has_no_scale_and_nothing_to_edit():
+    cluster = Cluster.load("kubernetes")
+    for edited in (lambda: cluster.scale, lambda: cluster.sized(2), lambda: cluster.with_image("x")):
+        with pytest.raises(ConfigError, match="nothing says what cluster") as told:
+            edited()
+        assert "--on NAME|PATH" in told.value.next_step
+
+
 def test_local_storage_is_the_setting_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYKUBE_STORAGE", "kept")

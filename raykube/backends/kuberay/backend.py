@@ -28,7 +28,7 @@ from raykube.backends.kuberay import (
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
-from raykube.errors import BackendError, ConfigError, Conflict, NotFound
+from raykube.errors import BackendError, Conflict, NotFound
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -50,9 +50,7 @@ class KubeRay:
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return the objects that the API server will get."""
-        if not on.has_manifest:
-            what = f"nothing says what cluster {work.name} is to get"
-            raise ConfigError(what, next_step="name a preset or a RayCluster manifest: --on NAME|PATH")
+        on.check_manifest()
         code = package.collect(work.working_dir, work.excludes)
         if isinstance(work, Job):
             package.check_entrypoint(work.entrypoint, code)

@@ -44,13 +44,14 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
     """Return the RayCluster that would be sent for `cluster`, named `name`. No network.
 
     Raises:
-        ConfigError: this machine is no RayCluster, or a name that Kubernetes would refuse.
+        ConfigError: this machine is no RayCluster, no manifest says what is meant, or Kubernetes would refuse the name.
     """
     if cluster.is_local:
         raise ConfigError(
             "there is no cluster to create on this machine: its Ray head starts with the first job",
             next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
         )
+    cluster.check_manifest()
     if problem := name_problem(name, manifests.MAX_CLUSTER_NAME) or _taken(name):
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
     metadata = copy.deepcopy(dict(cluster.manifest["metadata"]))
