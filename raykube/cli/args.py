@@ -78,7 +78,10 @@ def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
 def service_of(name: str, options: Mapping[str, Any]) -> Service:
     """Make the service of ``raykube service deploy``: one application of the service's name."""
     fields, problems = _read(_given(options), _OF_A_SERVICE)
-    of_app = ("import_path", "route_prefix", "model", "env_vars", "args")
+    if options.get("deployment") and not options.get("replicas"):
+        step = "give --replicas, or leave it out"
+        problems.append(Problem("--deployment", "says whose replicas --replicas sets, and that is not given", step))
+    of_app = ("import_path", "route_prefix", "model", "env_vars", "args", "deployment")
     app = {key: fields.pop(key) for key in of_app if key in fields} | fields.pop("replicas", {})
     return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 

@@ -29,7 +29,8 @@ def service() -> None:
 @place_options
 @click.option("--model", help="run:NAME, a checkpoint's path, or MLflow's models:/NAME/VERSION.")
 @click.option("--route-prefix", default="/", show_default=True, help="Path of its HTTP address.")
-@click.option("--replicas", metavar="N|MIN..MAX", default="1", show_default=True, help="A range autoscales.")
+@click.option("--replicas", metavar="N|MIN..MAX", help="A range autoscales. [as the application says]")
+@click.option("--deployment", metavar="NAME", help="Of the application: whose replicas --replicas sets. [Model]")
 @click.option("--workers", metavar="N|MIN..MAX", help="Worker pods; a range scales with the load. [as the place says]")
 @click.option("--args", "args_json", metavar="JSON", default="{}", help="More arguments for the application builder.")
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the replicas; repeatable.")

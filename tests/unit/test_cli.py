@@ -520,6 +520,29 @@ def test_problems_of_a_service_are_told_at_once():
     }
 
 
+def test_service_without_replicas_names_no_deployment(raykube):
+    done = raykube("service", "deploy", "a", "hello:app", "--dry-run=client", "-o", "json")
+    (app,) = json.loads(done.stdout)
+    assert (app["import_path"], "deployments" in app) == ("hello:app", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "deployment"),
+    [
+        (("--replicas", "2"), {"name": "Model", "num_replicas": 2}),
+        (("--replicas", "2", "--deployment", "Hello"), {"name": "Hello", "num_replicas": 2}),
+    ],
+)
+def test_replicas_are_those_of_the_deployment_that_is_named(raykube, words, deployment):
+    done = raykube("service", "deploy", "a", "hello:app", *words, "--dry-run=client", "-o", "json")
+    assert json.loads(done.stdout)[0]["deployments"] == [deployment]
+
+
+def test_deployment_without_replicas_is_refused():
+    with pytest.raises(ConfigError, match="--deployment: says whose replicas --replicas sets"):
+        args.service_of("a", {"import_path": "hello:app", "deployment": "Hello"})
+
+
 def test_empty_list_has_its_heading(raykube):
     assert raykube("job", "list").stdout.split() == ["NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS"]
     assert json.loads(raykube("job", "list", "--json").stdout) == []
