@@ -2,10 +2,12 @@
 
 The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then the
 ``.gitignore`` and ``.rayignore`` files from the deepest folder upward to the repository's root, then ``DEFAULTS``.
+What this very process writes its output to (``2> err.log``) is never sent: it grows while it is packed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -65,6 +67,7 @@ class _Walk:
     own: GitIgnoreSpec
     defaults: GitIgnoreSpec
     own_state: str  # the real path of RAYKUBE_HOME: runs, logs and the head's token
+    own_output: frozenset[tuple[int, int]]  # device and inode of the files that this process prints into
     files: list[Found] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -101,7 +104,9 @@ class _Walk:
         except OSError as error:
             self.problems.append(Problem(path, f"cannot be read: {error.strerror}", _or_exclude(path)))
             return
-        if stat.S_ISREG(status.st_mode):
+        if (status.st_dev, status.st_ino) in self.own_output:
+            self.ignored.append(path)
+        elif stat.S_ISREG(status.st_mode):
             executable = bool(status.st_mode & stat.S_IXUSR)
             self.files.append(Found(path, Path(entry.path), status.st_size, executable))
         else:
@@ -173,6 +178,15 @@ def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
         ConfigError: an ignore file or a pattern that cannot be read.
     """
     own_state = os.path.realpath(wire.home())
-    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"), own_state)
+    own_output = frozenset(_own_output())
+    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"), own_state, own_output)
     state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
     return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))
+
+
+def _own_output() -> Iterator[tuple[int, int]]:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it may be closed
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                yield status.st_dev, status.st_ino

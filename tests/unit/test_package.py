@@ -278,6 +278,20 @@ def test_file_changed_while_it_is_packed_is_an_error(tree, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_log_that_this_process_prints_into_is_left_out_and_told(tree, stream):
+    root = tree({"a.py": "", "b.log": ""})
+    inner = (
+        "import sys\nfrom raykube.package import collect, zipped\n"
+        f"package = collect({str(root)!r})\nprint('more', file=sys.{stream}, flush=True)\nzipped(package)\n"
+        f"print(*package.report(), file=sys.{stream})"
+    )
+    with (root / "out.log").open("w") as file:
+        subprocess.run([sys.executable, "-c", inner], check=True, timeout=60, **{stream: file})
+    assert (root / "out.log").read_text().strip().endswith("ignored: out.log")
+    assert own(collect(root)) == ["a.py", "b.log", "out.log"]
+
+
 def test_git_commit_says_when_files_were_changed(tree):
     root = tree({"a.py": "one"})
     git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@t"]
