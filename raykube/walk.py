@@ -1,7 +1,8 @@
 """Which files of a folder are sent: ignore rules, symlinks, and what cannot be sent at all.
 
 The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then the
-``.gitignore`` and ``.rayignore`` files from the deepest folder upward to the repository's root, then ``DEFAULTS``.
+``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the repository's root, then
+``DEFAULTS``.
 What this very process writes its output to (``2> err.log``) is never sent: it grows while it is packed.
 """
 
@@ -27,7 +28,7 @@ CLUTTER = (
 #: Who runs a job in the home folder does not mean to send what opens other doors.
 SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/")
 DEFAULTS = CLUTTER + SECRETS
-_IGNORE_FILES = (".gitignore", ".rayignore")
+_IGNORE_FILES = (".rayignore", ".gitignore")  # what was written for raykube comes before what was written for git
 MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
 
 

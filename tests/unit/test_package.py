@@ -134,6 +134,19 @@ def test_ignore_files_hold_at_every_level(tree):
     assert own(collect(root)) == kept
 
 
+def test_rayignore_has_the_last_word_over_the_gitignore_beside_it(tree):
+    root = tree(
+        {
+            ".gitignore": "*.bin\n!model.bin\n",
+            ".rayignore": "model.bin\n!few.bin\n",
+            "model.bin": "",
+            "few.bin": "",
+            "many.bin": "",
+        }
+    )
+    assert own(collect(root)) == [".gitignore", ".rayignore", "few.bin"]
+
+
 def test_ignore_rules_of_the_repository_hold_in_a_folder_of_it(tree):
     root = tree(
         {".git/HEAD": "", ".gitignore": "secret\n/sub/data/\n", "sub/secret": "", "sub/data/x": "", "sub/a": ""}
