@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ class _Walk:
             self.enter(Path(entry.path), path + "/", rules, (*chain, os.path.realpath(entry.path)))
 
     def _take_file(self, entry: os.DirEntry[str], path: str) -> None:
+        if problem := _name_problem(path):
+            self.problems.append(problem)
+            return
         try:
             status = entry.stat()
         except OSError as error:
@@ -129,6 +133,17 @@ class _Walk:
         if any(Path(folder).is_relative_to(target) for folder in chain):
             return Problem(path, "is a link to a folder that holds it, without end", _or_exclude(path))
         return None
+
+
+def _name_problem(path: str) -> Problem | None:
+    """Say that a name is not UTF-8, as it has to be in an archive; Python holds such bytes as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        told = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        pattern = re.sub(r"[\ud800-\udfff]", "?", path)
+        return Problem(told, "has a name that is not UTF-8, as archives want it", f"rename it, or exclude {pattern!r}")
+    return None
 
 
 def _or_exclude(path: str) -> str:

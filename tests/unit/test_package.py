@@ -204,6 +204,16 @@ def test_what_cannot_be_sent_is_listed_with_its_reason(tree, tmp_path):
     assert own(collect(root, excludes=("out", "broken", "loop", "pipe"))) == ["a.py"]
 
 
+def test_file_whose_name_is_not_utf8_is_named_with_a_pattern_that_leaves_it_out(tree):
+    root = tree({"a.py": "", "sub/b.py": "", "Ä.txt": ""})
+    Path(os.fsdecode(os.fsencode(root) + b"/sub/caf\xe9.txt")).write_text("")
+    ((path, problem),) = problems(root).items()
+    assert path == "sub/caf\\xe9.txt"
+    assert "not UTF-8" in problem.what
+    (pattern,) = re.findall(r"exclude '(.*)'", problem.next_step)
+    assert own(collect(root, excludes=(pattern,))) == ["a.py", "sub/b.py", "Ä.txt"]
+
+
 def test_file_that_cannot_be_read_is_named(tree):
     root = tree({"a.py": "", "b.py": "", "shut/x": ""})
     (root / "a.py").chmod(0)
