@@ -26,6 +26,7 @@ from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 from raykube.settings import setting
 from raykube.wire import Scale
+from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
 STORAGE_ANNOTATION = manifests.STORAGE_ANNOTATION
@@ -293,7 +294,7 @@ def _read(path: Path) -> Cluster:
             f"the manifest {path} cannot be read", why=why, next_step="name a readable YAML file"
         ) from None
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = [document for document in documents_of(text) if document is not None]
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from None
     found = [each for each in documents if isinstance(each, Mapping) and each.get("kind") == "RayCluster"] or documents

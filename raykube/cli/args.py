@@ -13,6 +13,7 @@ import yaml
 from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.specs import Job, Service, Spec
+from raykube.yamltext import documents
 
 _Spec = TypeVar("_Spec", bound=Spec)
 #: An option, the field of a spec that it gives, and how its text is read.
@@ -179,7 +180,7 @@ def _yaml(option: str, path: Path) -> Any:
 
 def _yaml_documents(path: Path, option: str = "-f") -> list[Any]:
     try:
-        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        return list(documents(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError.of("wrong options", [Problem(option, f"cannot read {path}: {error.strerror}")]) from error
     except yaml.YAMLError as error:

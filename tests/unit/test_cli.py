@@ -342,6 +342,18 @@ def test_options_beside_a_rayjob_are_refused_together(raykube, code):
     refused(done, "workers: is said by the RayJob itself", "the command after --")
 
 
+def test_date_in_a_file_is_the_text_that_it_is(raykube, code):
+    (code / "env.yaml").write_text("env_vars: {SINCE: 2025-01-31}\n")
+    (code / "job.yaml").write_text(
+        "{apiVersion: ray.io/v1, kind: RayJob, metadata: {name: a, labels: {since: 2025-01-31}}, spec: {entrypoint: b}}"
+    )
+    dry = ("--dry-run=client", "-o", "json")
+    (planned,) = json.loads(raykube("job", "submit", "-f", "job.yaml", "-n", "team", *dry).stdout)
+    assert planned["metadata"]["labels"]["since"] == "2025-01-31"
+    (body,) = json.loads(raykube("job", "submit", "--runtime-env", "env.yaml", *dry, "--", "true").stdout)
+    assert body["runtime_env"]["env_vars"]["SINCE"] == "2025-01-31"
+
+
 def test_rayjob_of_a_file_is_planned_as_it_is(raykube, code):
     (code / "job.yaml").write_text(
         "{apiVersion: ray.io/v1, kind: RayJob, metadata: {generateName: a-}, spec: {entrypoint: b, newField: 1}}"

@@ -109,6 +109,16 @@ def test_plan_yaml_is_the_body_again(name, code):
     assert "&id" not in plan.yaml()
 
 
+@pytest.mark.parametrize("date", ["2025-01-31", "2025-01-31T10:00:00Z", "!!timestamp 2025-01-31"])
+def test_date_in_a_manifest_is_sent_as_the_text_that_it_is(date, code, tmp_path):
+    text = Path(Cluster.load("cpu-small").source).read_text()
+    (tmp_path / "dated.yaml").write_text(text.replace("metadata:\n", f"metadata:\n  labels: {{since: {date}}}\n", 1))
+    plan = plans.rayjob(JOB, Cluster.load(tmp_path / "dated.yaml"), code)
+    since = date.removeprefix("!!timestamp ")
+    assert only(plan, "RayJob")["metadata"]["labels"]["since"] == since
+    assert [*yaml.safe_load_all(plan.yaml())][-1]["metadata"]["labels"]["since"] == since
+
+
 def test_plan_is_equal_for_equal_input_and_differs_by_each_part(code, large):
     cluster = Cluster.load("gpu-t4")
     base = plans.rayjob(JOB, cluster, code)
