@@ -181,8 +181,9 @@ def _yaml(option: str, path: Path) -> Any:
 def _yaml_documents(path: Path, option: str = "-f") -> list[Any]:
     try:
         return list(documents(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError.of("wrong options", [Problem(option, f"cannot read {path}: {error.strerror}")]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError.of("wrong options", [Problem(option, f"cannot read {path}: {why}")]) from error
     except yaml.YAMLError as error:
         raise ConfigError.of("wrong options", [Problem(option, f"{path} is not YAML: {error}")]) from error
 

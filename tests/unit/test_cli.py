@@ -305,6 +305,12 @@ def test_manifest_of_something_else_is_refused(raykube, code):
     refused(raykube("job", "submit", "-f", "pod.yaml"), "pod.yaml holds Pod", "one RayJob")
 
 
+@pytest.mark.parametrize("option", ["-f", "--runtime-env"])
+def test_file_that_is_not_utf8_is_refused(raykube, code, option):
+    (code / "env.yaml").write_bytes("pip: [caf\xe9]\n".encode("latin-1"))
+    refused(raykube("job", "submit", option, "env.yaml", "--", "true"), f"{option}: cannot read env.yaml: 'utf-8'")
+
+
 def test_manifest_of_a_cluster_is_told_what_it_is_for(raykube, code):
     shutil.copy(ROOT / "cluster-configs" / "cpu-small.yaml", code / "c.yaml")
     done = raykube("job", "submit", "-f", "c.yaml")
