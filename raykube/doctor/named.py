@@ -56,8 +56,11 @@ def storage(cluster: Cluster) -> Check:
 
 
 def images(spec: Mapping[str, Any]) -> Iterator[Check]:
-    """Say what an image costs at each start of a pod."""
-    for container in {each["image"]: each for pod in _pods(spec) for each in pod["containers"][:1]}.values():
+    """Say where no image is named, and what each costs at the start of a pod."""
+    first = [container for pod in _pods(spec) for container in pod["containers"][:1]]
+    for name in (container.get("name") for container in first if not container.get("image")):
+        yield Check("image", False, f"container {name!r} has none: its pod would be refused", "give it one with Ray")
+    for container in {each["image"]: each for each in first if each.get("image")}.values():
         image, policy = container["image"], container.get("imagePullPolicy", "")
         moves = image.rpartition("/")[2].partition(":")[2] in ("", "latest")
         if policy == "Always" or (moves and not policy):

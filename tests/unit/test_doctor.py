@@ -217,3 +217,11 @@ def test_claim_is_judged_by_its_volume(thing, ok):
 def test_image_that_costs_time_or_may_be_missing_is_named(container, ok):
     (check,) = named.images({"headGroupSpec": pod(**container)})
     assert check.ok is ok
+
+
+@pytest.mark.parametrize("image", [{}, {"image": None}, {"image": ""}])
+def test_container_without_an_image_is_a_fault_that_names_it(image):
+    bare = {"template": {"spec": {"containers": [{"name": "ray-head", **image}]}}}
+    missing, known = named.images({"headGroupSpec": bare, "workerGroupSpecs": [pod()]})
+    assert (missing.ok, known.ok) == (False, True)
+    assert "'ray-head'" in missing.found
