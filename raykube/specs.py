@@ -250,7 +250,7 @@ class App(Spec):
     route_prefix: str = "/"
     args: dict[str, Any] = Field(default_factory=dict)
     env_vars: dict[str, str] = Field(default_factory=dict)
-    num_replicas: int | None = Field(default=None, ge=0)
+    num_replicas: int | None = Field(default=None, ge=1)
     autoscaling_config: Autoscaling | None = None
     ray_actor_options: dict[str, Any] = Field(default_factory=dict)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
