@@ -175,7 +175,8 @@ class Cluster:
         return str(self.manifest["spec"]["tracking"]) if self.is_local else self._annotation(TRACKING_ANNOTATION)
 
     def _annotation(self, key: str) -> str:
-        return str((self.manifest["metadata"].get("annotations") or {}).get(key, ""))
+        value = (self.manifest["metadata"].get("annotations") or {}).get(key)
+        return "" if value is None else str(value)
 
     def sized(self, workers: int | tuple[int, int]) -> Cluster:
         """Return a copy with so many training workers, or with a range of them that the autoscaler keeps to.

@@ -127,6 +127,9 @@ def test_storage_is_the_annotation(manifest, loaded):
     assert loaded(manifest).storage == ""
     manifest["metadata"]["annotations"] = {"raykube.io/storage": "s3://b/runs"}
     assert loaded(manifest).storage == "s3://b/runs"
+    blank = {"raykube.io/storage": None, "raykube.io/tracking": None}
+    manifest["metadata"]["annotations"] = blank
+    assert (loaded(manifest).storage, loaded(manifest).tracking) == ("", "")
 
 
 @pytest.mark.parametrize("storage", ["runs", "./runs", "~/runs", "s3:/bucket", "s3://", "://x", 5, "s3://b/x?y=z"])
