@@ -25,7 +25,8 @@ MIN_RAY_FOR_HEALTH = (2, 53)
 STORAGE_ANNOTATION = "raykube.io/storage"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
-_TAG = re.compile(r":(\d+\.\d+\.\d+)")
+#: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
+_TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
 _OPERATORS = ";&|<>\n"
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
@@ -39,7 +40,7 @@ def title(thing: Any) -> str:
 
 
 def with_version(manifest: Any) -> Any:
-    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and the image's tag does."""
+    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
     spec = _map(_map(manifest).get("spec"))
     try:
         found = _TAG.search(str(container(spec["headGroupSpec"])["image"]))
@@ -99,7 +100,8 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
     if not isinstance(version, str):
         yield Problem("spec.rayVersion", f"{version!r} must be text", "write it in quotes, with all its parts")
     elif not version:
-        yield Problem("spec.rayVersion", "is required: KubeRay chooses probes and authentication by it")
+        what = "is required: KubeRay chooses probes and authentication by it"
+        yield Problem("spec.rayVersion", what, "write the version of Ray in its image")
     elif (parsed := _version(version)) is None:
         yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
     elif auth(spec).get("mode", "token") == "token" and parsed < MIN_RAY_FOR_TOKENS:

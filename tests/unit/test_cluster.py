@@ -242,6 +242,31 @@ def test_manifest_with_nothing_where_something_may_be_is_taken(manifest, loaded)
     assert loaded(manifest).scale.workers == 2
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        "rayproject/ray:2.60.0-py311",
+        "docker.io/rayproject/ray-ml:2.60.0",
+        "registry.test:5000/mirror/ray:2.60.0-py311-gpu",
+        "ray-llm:2.60.0",
+    ],
+)
+def test_ray_version_is_read_from_the_tag_of_an_image_of_ray(image, manifest, loaded):
+    del manifest["spec"]["rayVersion"]
+    edit(*HEAD, *CONTAINER, "image", value=image)(manifest)
+    assert loaded(manifest).manifest["spec"]["rayVersion"] == "2.60.0"
+
+
+@pytest.mark.parametrize("image", ["team/train:1.4.2", "team/x-ray:1.4.2", "ray/train:1.4.2", "team/ray-train:1.4.2"])
+def test_tag_of_another_image_is_not_taken_for_a_version_of_ray(image, manifest, loaded):
+    edit(*HEAD, *CONTAINER, "image", value=image)(manifest)
+    assert loaded(manifest).manifest["spec"]["rayVersion"] == "2.60.0"
+    del manifest["spec"]["rayVersion"]
+    with pytest.raises(ConfigError) as told:
+        loaded(manifest)
+    assert [problem.what[:11] for problem in told.value.problems] == ["is required"]
+
+
 def test_manifest_problems_are_all_listed(manifest, loaded):
     wrong = ("kind", "spec.rayVersion", "spec.upgradeStrategy", "spec.workerGroupSpecs[0].groupName")
     for path in wrong:
