@@ -15,9 +15,11 @@ from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
 from raykube.manifest import storage_notes
 
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTP", 1)}
-_QUANTITY = re.compile(r"([0-9.]+(?:e[0-9]+)?)([A-Za-z]{0,2})")
+_UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
+#: An ``E`` is an exponent where a number follows it, else the unit.
+_NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
+_QUANTITY = re.compile(rf"({_NUMBER})({'|'.join(_UNITS)})")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
 #: Where a pod names other objects: the keys on the way to the name, the name's own, and the kind.
 _IN_VOLUMES = (
@@ -175,4 +177,4 @@ def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
 def quantity(value: Any) -> float:
     """Read a Kubernetes quantity; what is none counts as nothing, for the server refuses it anyway."""
     found = _QUANTITY.fullmatch(str(value))
-    return float(found.group(1)) * _UNITS.get(found.group(2), 1) if found else 0.0
+    return float(found.group(1)) * _UNITS[found.group(2)] if found else 0.0

@@ -174,10 +174,15 @@ def test_quota_without_room_is_a_fault_that_names_what_is_short():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("2", 2), (0.5, 0.5), ("250m", 0.25), ("1Gi", 2**30), ("3k", 3000), ("1e3", 1000), ("x", 0)]
+    ("text", "value"),
+    [
+        *[("2", 2), (0.5, 0.5), ("250m", 0.25), ("1Gi", 2**30), ("3k", 3000), ("1e3", 1000), ("x", 0), ("1.2.3", 0)],
+        *[("1E", 10**18), ("2Ei", 2**61), ("1E3", 1000), ("1.5E-3", 0.0015), ("250u", 0.00025), ("500000000n", 0.5)],
+        *[(".5", 0.5), ("2.", 2), ("-1", -1), ("1Q", 0)],
+    ],
 )
 def test_quantity_is_read_as_kubernetes_writes_it(text, value):
-    assert named.quantity(text) == value
+    assert named.quantity(text) == pytest.approx(value)
 
 
 def claim(phase, *modes):
