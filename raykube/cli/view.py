@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -110,8 +111,17 @@ def as_json(value: Status | Failure | Result) -> dict[str, Any]:
 
 
 def dump(value: Any) -> str:
-    """Return JSON text; the same value gives the same text."""
-    return json.dumps(value, indent=2, sort_keys=True)
+    """Return JSON text; the same value gives the same text. A number that JSON has not, as NaN, is null."""
+    return json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None in place of each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clock(moment: float | None) -> str:

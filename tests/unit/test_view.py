@@ -1,5 +1,7 @@
 """What the command line shows."""
 
+import json
+
 import pytest
 
 from raykube.backends import Status
@@ -72,3 +74,11 @@ def test_json_of_a_status_holds_its_failure():
     shown = view.as_json(status(state="FAILED", failure=Failure("Why", "words", 3)))
     assert shown["failure"]["exit_code"] == 3
     assert '"state": "FAILED"' in view.dump(shown)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_number_that_json_has_not_is_null(number):
+    trial = {"metrics": {"loss": number, "epoch": 3}}
+    shown = json.loads(view.dump(view.as_json(Result("sweep", "a", "/p", {"loss": number}, trials=(trial,)))))
+    assert shown["metrics"] == {"loss": None}
+    assert shown["trials"] == [{"metrics": {"loss": None, "epoch": 3}}]
