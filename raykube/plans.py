@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ RUN_KEY = "raykube.run"
 PLAN_KEY = "raykube.plan"
 _LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
-NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
+_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
+NOT_PART = re.compile(rf"\s*({'|'.join(map(re.escape, _NOT_PART))}):")  # the same as a line of YAML
+_YAML_TEXTS = ("runtimeEnvYAML", "serveConfigV2")
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
@@ -116,14 +119,14 @@ def _digest(body: tuple[dict[str, Any], ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _told_apart(value: Any) -> Any:
+def _told_apart(value: Any, field: str = "") -> Any:
     """Leave out a plan's own hash, which commit the same code came from, and which attempt this is."""
     if isinstance(value, Mapping):
-        return {key: _told_apart(inner) for key, inner in value.items() if key not in NOT_PART}
+        return {key: _told_apart(inner, key) for key, inner in value.items() if key not in _NOT_PART}
     if isinstance(value, (list, tuple)):
         return [_told_apart(inner) for inner in value]
-    if isinstance(value, str) and any(key in value for key in NOT_PART):
-        return "\n".join(line for line in value.split("\n") if not any(key in line for key in NOT_PART))
+    if isinstance(value, str) and field in _YAML_TEXTS:
+        return "\n".join(line for line in value.split("\n") if not NOT_PART.match(line))
     return value
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
+from raykube.backends.kuberay import jobs, services
 from raykube.cluster import STORAGE_ANNOTATION
 from raykube.doctor import named
 from raykube.package import collect
@@ -145,6 +146,42 @@ def test_plan_of_the_same_code_at_another_commit_is_the_same(code, tmp_path):
     assert "f" * 40 in second.yaml()
     assert first.hash == second.hash
     assert differences.of_texts(first.yaml(), second.yaml()) == ""
+
+
+@pytest.mark.parametrize("word", ["$RAYKUBE_ATTEMPT", "$RAYKUBE_GIT_COMMIT", "raykube.plan", "raykube.io/plan: x"])
+def test_command_that_names_what_makes_no_plan_another_one_is_part_of_its_plan(code, word):
+    def job(rate):
+        return JOB.model_copy(update={"entrypoint": f"bash -c 'echo {word}; python t.py --lr {rate}'"})
+
+    cluster = Cluster.load("gpu-t4")
+    first, second = (plans.rayjob(job(rate), cluster, code) for rate in (1, 2))
+    assert first.hash != second.hash
+    bodies = [plans.localjob(job(rate), Cluster.local(), "file:///x.zip", code) for rate in (1, 2)]
+    assert bodies[0]["metadata"]["raykube.plan"] != bodies[1]["metadata"]["raykube.plan"]
+    assert "--lr 1" in differences.of_texts(plans.as_yaml(bodies[0]), plans.as_yaml(bodies[1]))
+
+
+def test_variable_whose_value_names_the_attempt_is_part_of_the_plan(code):
+    cluster = Cluster.load("gpu-t4")
+    first, second = (
+        plans.rayjob(JOB.model_copy(update={"env_vars": {"OUT": f"{folder}/RAYKUBE_ATTEMPT: 1"}}), cluster, code)
+        for folder in "ab"
+    )
+    assert first.hash != second.hash
+
+
+def test_later_attempt_of_a_job_or_service_has_the_same_plan(code):
+    cluster = stored(Cluster.load("gpu-t4"))
+    job, service = plans.rayjob(JOB, cluster, code), plans.rayservice(SERVICE, cluster, code)
+    later = [
+        (job, {"runtimeEnvYAML": jobs.again(only(job, "RayJob"), 2)["spec"]["runtimeEnvYAML"]}),
+        (service, {"serveConfigV2": services.next_attempt(only(service, "RayService"))}),
+    ]
+    for plan, change in later:
+        *before, work = plan.body
+        again = work | {"spec": work["spec"] | change}
+        assert again != work
+        assert plans.Plan(plan.name, "kuberay", (*before, again)).hash == plan.hash
 
 
 def test_small_code_travels_in_a_config_map_on_every_pod(code):
