@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import itertools
+import posixpath
 import re
 import shlex
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from raykube.errors import ConfigError
 from raykube.names import nearest
+from raykube.specs import Job, Service
 
-_OPERATORS = frozenset({"&&", "||", ";", "|", "&", ">", ">>", "<", "2>", "2>&1"})
-_WITH_VALUE = ("-W", "-X")  # of python's options, those whose value is the next word
+_OPERATORS = "();<>|&\n"
+_WILD = frozenset("$`*?[{~")  # what a shell replaces, by what only it knows
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_PYTHON = re.compile(r"python([\d.]*)")
+#: Of python's options, those with a value: what is left of the word, else the next one.
+_WITH_VALUE = re.compile(r"-[^-cmWX]*([cmWX])(.*)", re.DOTALL)
+_LONG_WITH_VALUE = "--check-hash-based-pycs"
 _SHELLS = ("bash", "sh", "dash", "zsh")
+_BRING_MODULES = frozenset({"pip", "uv", "conda", "py_modules", "image_uri", "py_executable"})
+_SEARCH_PATH = "PYTHONPATH"
+_ALIKE = 0.75  # of two names, as jbos and jobs
 
 
 class _File(Protocol):
@@ -34,26 +47,62 @@ class _Code(Protocol):
     def files(self) -> Sequence[_File]: ...
 
 
-def check_entrypoint(entrypoint: str, package: _Code) -> None:
+def check_code(work: Job | Service, package: _Code, *, here: bool, newer: bool = False) -> None:
+    """Refuse a job or service that cannot start with the code of its package.
+
+    Args:
+        work: the job or service.
+        package: its code.
+        here: whether it runs on this machine, whose modules can be seen. An image may have any.
+        newer: whether it runs on a newer Python than this one, which may know more syntax.
+
+    Raises:
+        ConfigError: with the nearest names, or the file and line of the syntax error.
+    """
+    all_seen = here and not _brings_modules(work)
+    if isinstance(work, Job):
+        check_entrypoint(work.entrypoint, package, all_seen=all_seen, newer=newer)
+        return
+    for app in work.apps:
+        check_import_path(app.import_path, package, all_seen=all_seen, newer=newer)
+
+
+def _brings_modules(work: Job | Service) -> bool:
+    """Whether its environment may have modules that cannot be seen from here."""
+    own = [work.env_vars] if isinstance(work, Job) else [app.env_vars for app in work.apps]
+    variables = [work.runtime_env.get("env_vars", {}), *own]
+    brought = work.pip or _BRING_MODULES & work.runtime_env.keys()
+    return bool(brought) or any(_SEARCH_PATH in each for each in variables)
+
+
+def check_entrypoint(entrypoint: str, package: _Code, *, all_seen: bool = True, newer: bool = False) -> None:
     """Refuse an entrypoint whose script or module is not in the package, or does not compile.
 
-    Only what is certain is refused: a module may also be installed in the image, and a shell line may do anything.
+    Only what is certain is refused: a shell line may do anything, and where not `all_seen`, a module may be installed
+    that is not here. Then one is missing only if its name is nearly that of one in the code, a typing error.
 
     Raises:
         ConfigError: with the nearest names, or the file and line of the syntax error.
     """
     words = _first_command(entrypoint)
+    variables = [*itertools.takewhile(_ASSIGNMENT.match, words)]
+    words = words[len(variables) :]
     program = PurePosixPath(words[0]).name if words else ""
-    if re.fullmatch(r"python[\d.]*", program):
-        _check_python(words[1:], package)
+    if python := _PYTHON.fullmatch(program):
+        of_this = "/" not in words[0] and not any(each.startswith(f"{_SEARCH_PATH}=") for each in variables)
+        file = _run_by_python(words[1:], package, all_seen=all_seen and of_this)
+        if file is not None and not (newer or _is_newer(python[1])):
+            _check_syntax(file)
     elif program in _SHELLS and len(words) > 1 and not words[1].startswith("-"):
         _script(words[1], package)
     elif words and "/" in words[0]:
         _script(words[0], package)
 
 
-def check_import_path(import_path: str, package: _Code) -> None:
+def check_import_path(import_path: str, package: _Code, *, all_seen: bool = True, newer: bool = False) -> None:
     """Refuse a Serve application whose module is not in the package, or does not compile.
+
+    A module that may be installed is judged as in :func:`check_entrypoint`.
 
     Raises:
         ConfigError: with the nearest names, or the file and line of the syntax error.
@@ -63,12 +112,12 @@ def check_import_path(import_path: str, package: _Code) -> None:
     if _imported(import_path, files):
         what = f"{import_path!r} is a module, not an application in one"
         raise ConfigError(what, next_step=f"write {import_path}:app, if app is its name there: module:attribute")
-    if file := _imported(module, files):
-        _check_syntax(file)
-    elif any(path.startswith(f"{module.replace('.', '/')}/") for path in files):
+    file = _imported(module, files)
+    if file is None and any(path.startswith(f"{module.replace('.', '/')}/") for path in files):
         step = f"name a module in it and its application: {module}.MODULE:app"
         raise ConfigError(f"{module!r} is a folder, not a module", next_step=step)
-    elif file := _module(module, package):
+    file = file or _module(module, package, all_seen=all_seen)
+    if file is not None and not newer:
         _check_syntax(file)
 
 
@@ -79,53 +128,93 @@ def _imported(module: str, files: Mapping[str, _File]) -> _File | None:
 
 
 def _first_command(entrypoint: str) -> list[str]:
-    """Return the words up to the first shell operator, without ``NAME=value`` before the program."""
+    """Return the words up to the first operator of the shell; what comes after that is not read."""
+    lexer = shlex.shlex(entrypoint.replace("\\\n", ""), posix=True, punctuation_chars=_OPERATORS)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    words: list[str] = []
     try:
-        words = shlex.split(entrypoint)
+        for word in lexer:
+            if word.startswith("#"):
+                break
+            if word and not word.strip(_OPERATORS):
+                # The number before a redirection belongs to it, as in 2>log.
+                return words[:-1] if word[0] in "<>" and words and words[-1].isdecimal() else words
+            words.append(word)
     except ValueError as error:
         raise ConfigError(f"the entrypoint {entrypoint!r} cannot be read by a shell", why=str(error)) from None
-    end = next((at for at, word in enumerate(words) if word in _OPERATORS or word.endswith(";")), len(words))
-    start = next((at for at, word in enumerate(words) if not re.match(r"[A-Za-z_]\w*=", word)), len(words))
-    return words[start:end] if words[start : start + 1] not in (["cd"], ["exec"]) else []
+    return words
 
 
-def _check_python(words: list[str], package: _Code) -> None:
-    while words and words[0].startswith("-") and words[0] not in ("-m", "-c", "-"):
-        words = words[2:] if words[0] in _WITH_VALUE else words[1:]
-    if len(words) > 1 and words[0] == "-m":
-        file = _module(words[1], package)
-    else:
-        file = _script(words[0], package) if words and words[0] not in ("-m", "-c", "-") else None
-    if file is not None:
-        _check_syntax(file)
+def _is_newer(version: str) -> bool:
+    """Whether a program called ``pythonVERSION`` knows more syntax than this Python."""
+    return tuple(int(part) for part in version.split(".")[:2] if part) > sys.version_info[:2]
+
+
+def _run_by_python(words: Sequence[str], package: _Code, *, all_seen: bool) -> _File | None:
+    """Return the packed file that python runs; None for what only the cluster or the shell can know."""
+    option, name = _target(words)
+    if option == "c" or name in ("", "-") or _WILD & set(name):
+        return None
+    if option == "m":
+        return _module(name, package, all_seen=all_seen)
+    return _by_path(package).get(posixpath.normpath(f"{name}/__main__.py")) or _script(name, package)
+
+
+def _target(words: Sequence[str]) -> tuple[str, str]:
+    """Return what python is told to run, and by which option: ``m``, ``c``, or "" for a script."""
+    rest = iter(words)
+    for word in rest:
+        if word == "-" or not word.startswith("-"):
+            return "", word
+        if word in ("--", _LONG_WITH_VALUE):
+            value = next(rest, "")
+            if word == "--":
+                return "", value
+        elif found := _WITH_VALUE.fullmatch(word):
+            value = found[2] or next(rest, "")
+            if found[1] in "cm":
+                return found[1], value
+    return "", ""
 
 
 def _script(name: str, package: _Code) -> _File | None:
     """Return the packed file `name`; None for what only the cluster or the shell can know."""
-    if "$" in name or "*" in name or PurePosixPath(name).is_absolute():
+    if _WILD & set(name) or PurePosixPath(name).is_absolute():
         return None
-    path = str(PurePosixPath(name))
+    path = posixpath.normpath(name)
     if file := _by_path(package).get(path):
         return file
     why = _ignored(package.root / name) or f"there is no file {path} in {package.root}"
     raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=_near(path, package))
 
 
-def _module(name: str, package: _Code) -> _File | None:
-    """Return the packed file that ``python -m NAME`` runs; None for a module that is installed."""
+def _module(name: str, package: _Code, *, all_seen: bool) -> _File | None:
+    """Return the packed file that ``python -m NAME`` runs; None for a module that is installed, or may be."""
     files = _by_path(package)
     stem = name.replace(".", "/")
     if file := files.get(f"{stem}.py") or files.get(f"{stem}/__main__.py"):
         return file
-    top = name.partition(".")[0]
-    is_ours = any(path == f"{top}.py" or path.startswith(f"{top}/") for path in files)
-    if not is_ours and _is_installed(top, package.root):
-        return None
+    ignored = _ignored(package.root.joinpath(*name.split(".")).with_suffix(".py"))
+    if not _is_ours(name, files):
+        is_missing = all_seen or ignored or _is_like_ours(name, files)
+        if not is_missing or _is_installed(name.partition(".")[0], package.root):
+            return None
     if any(path.startswith(f"{stem}/") for path in files):
         raise ConfigError(f"the module {name!r} is a folder", next_step=f"add {stem}/__main__.py to it")
-    here = package.root.joinpath(*name.split("."))
-    why = _ignored(here.with_suffix(".py")) or f"neither {stem}.py in {package.root}, nor installed"
-    raise ConfigError(f"the module {name!r} is not in the code", why=why, next_step=_near_module(name, files))
+    why = ignored or f"neither {stem}.py in {package.root}, nor installed here"
+    raise ConfigError(f"the module {name!r} is not in the code", why=why, next_step=nearest(name, _modules(files)))
+
+
+def _is_ours(name: str, files: Iterable[str]) -> bool:
+    """Whether the code has the top package of a module; a folder without Python in it hides none that is installed."""
+    top = name.partition(".")[0]
+    return any(path == f"{top}.py" or (path.startswith(f"{top}/") and path.endswith(".py")) for path in files)
+
+
+def _is_like_ours(name: str, files: Iterable[str]) -> bool:
+    """Whether the code has a top package of nearly the same name."""
+    tops = {module.partition(".")[0] for module in _modules(files)}
+    return bool(difflib.get_close_matches(name.partition(".")[0], tops, n=1, cutoff=_ALIKE))
 
 
 def _is_installed(top: str, root: Path) -> bool:
@@ -153,11 +242,12 @@ def _near(path: str, package: _Code) -> str:
     return nearest(path, _shown(file.path for file in package.files if file.path.endswith(suffix)))
 
 
-def _near_module(name: str, files: Iterable[str]) -> str:
+def _modules(files: Iterable[str]) -> list[str]:
+    """Return the names of the modules that somebody may mean to start."""
     modules = (
         path.removesuffix(".py").removesuffix("/__main__").replace("/", ".") for path in files if path.endswith(".py")
     )
-    return nearest(name, _shown(module for module in modules if not module.endswith("__init__")))
+    return _shown(module for module in modules if not module.endswith("__init__"))
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -166,6 +256,8 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 
 def _check_syntax(file: _File) -> None:
+    if zipfile.is_zipfile(file.source):  # python runs the __main__.py in it
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

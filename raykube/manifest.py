@@ -27,6 +27,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 #: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
+_PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
 _OPERATORS = ";&|<>\n"
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
@@ -42,15 +43,25 @@ def title(thing: Any) -> str:
 def with_version(manifest: Any) -> Any:
     """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
     spec = _map(_map(manifest).get("spec"))
-    try:
-        found = _TAG.search(str(container(spec["headGroupSpec"])["image"]))
-    except (KeyError, IndexError, TypeError):
-        return manifest
+    found = _TAG.search(_image(spec))
     return (
         {**manifest, "spec": {**spec, "rayVersion": found.group(1)}}
         if found and not spec.get("rayVersion")
         else manifest
     )
+
+
+def python(spec: Manifest) -> tuple[int, ...]:
+    """Return the Python of a cluster's head where the tag of its image tells, as ``-py311`` does; else ()."""
+    found = _PYTHON.search(_image(spec))
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def _image(spec: Manifest) -> str:
+    try:
+        return str(container(spec["headGroupSpec"])["image"])
+    except (KeyError, IndexError, TypeError):  # not a sound manifest, which is told elsewhere
+        return ""
 
 
 def problems_of(manifest: Any) -> Iterator[Problem]:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from raykube.entrypoints import check_entrypoint, check_import_path
+from raykube.entrypoints import check_code
 from raykube.errors import BackendError, ConfigError, Problem
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
-__all__ = ["Package", "PackedFile", "check_entrypoint", "check_import_path", "collect", "write", "zipped"]
+__all__ = ["Package", "PackedFile", "check_code", "collect", "write", "zipped"]
 
 MAX_FILES = 20_000
 MAX_BYTES = 500 * 2**20

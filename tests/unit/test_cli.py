@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from raykube.cli import args, common
 from raykube.cli import raykube as raykube_command
 from raykube.cli.jobs import submit
+from raykube.entrypoints import check_import_path
 from raykube.errors import BackendError, ConfigError, RunFailed
-from raykube.package import check_import_path, collect
+from raykube.package import collect
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights

@@ -11,7 +11,8 @@ import pytest
 import raykube as rk
 from raykube import ConfigError
 from raykube.cli.jobs import submit
-from raykube.package import check_entrypoint, collect, write, zipped
+from raykube.entrypoints import check_code, check_entrypoint, check_import_path
+from raykube.package import collect, write, zipped
 
 
 @pytest.fixture
@@ -334,6 +335,7 @@ CODE = {
     "pkg/__main__.py": "",
     ".gitignore": "hidden.py\n",
     "hidden.py": "",
+    "data/readme.txt": "",
 }
 
 
@@ -350,6 +352,27 @@ CODE = {
         "cd elsewhere && python none.py",
         "nvidia-smi",
         "bash -c 'exit 3'",
+        "python train.py>log",
+        "python train.py 2>log",
+        "python 2>log train.py",
+        "python train.py|tee log",
+        "python train.py&&python made.py",
+        "python train.py&",
+        "(cd elsewhere; python none.py)",
+        "python train.py # it's said",
+        "python - <<'EOF'\nprint(1)  # it's said\nEOF",
+        "python \\\n  train.py",
+        "python jobs/../train.py",
+        "python pkg",
+        "python train?.py",
+        "python -um jobs.digits",
+        "python -mjobs.digits --epochs 2",
+        "python -Wignore -X dev -c 'import x' none.py",
+        "python --check-hash-based-pycs always train.py",
+        "python -- train.py",
+        "python -m $MODULE",
+        "PYTHONPATH=src python -m mine.train",
+        "/opt/env/bin/python -m accelerate.commands.launch none.py",
     ],
 )
 def test_entrypoint_that_can_start_is_taken(tree, entrypoint):
@@ -368,12 +391,104 @@ def test_entrypoint_that_can_start_is_taken(tree, entrypoint):
         ("bash run.sh", "no file run.sh"),
         ("python hidden.py", "an ignore rule leaves it out"),
         ("python -m jobs.broken", r"jobs/broken.py:2: .*syntax error"),
+        ("python jobs/broken.py>log", r"jobs/broken.py:2: .*syntax error"),
         ("python -m 'jobs", "cannot be read by a shell"),
+        ("python -um jobs.digit", "did you mean jobs.digits"),
+        ("python -mjobs.digit --epochs 2", "did you mean jobs.digits"),
+        ("python -W ignore trian.py|tee log", "did you mean train.py"),
+        ("python -m nothing.here", "nor installed"),
     ],
 )
 def test_entrypoint_that_cannot_start_is_refused_with_the_reason(tree, entrypoint, words):
     with pytest.raises(ConfigError, match=f"(?s){words}"):
         check_entrypoint(entrypoint, collect(tree(CODE)))
+
+
+ELSEWHERE = (
+    rk.Job(entrypoint="python -m nothing.here"),
+    rk.Job(entrypoint="python -m data.loaders"),
+    rk.Service(name="a", apps=(rk.App(import_path="nothing.here:app"),)),
+)
+
+
+@pytest.mark.parametrize("work", ELSEWHERE)
+def test_module_that_is_not_seen_here_may_be_in_the_image_of_a_cluster(tree, work):
+    code = collect(tree(CODE))
+    check_code(work, code, here=False)
+    with pytest.raises(ConfigError, match="nor installed"):
+        check_code(work, code, here=True)
+
+
+@pytest.mark.parametrize(
+    "brought",
+    [
+        {"pip": ("nothing",)},
+        {"runtime_env": {"pip": {"packages": ["nothing"]}}},
+        {"runtime_env": {"uv": ["nothing"]}},
+        {"runtime_env": {"conda": "env"}},
+        {"runtime_env": {"py_modules": ["s3://bucket/nothing.zip"]}},
+        {"runtime_env": {"image_uri": "nothing"}},
+        {"runtime_env": {"py_executable": "/opt/bin/python"}},
+    ],
+)
+def test_module_may_be_what_the_runtime_environment_installs(tree, brought):
+    code = collect(tree(CODE))
+    for work in ELSEWHERE:
+        check_code(work.model_copy(update=brought), code, here=True)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"env_vars": {"PYTHONPATH": "/opt"}}, {"runtime_env": {"env_vars": {"PYTHONPATH": "/opt"}}}]
+)
+def test_module_may_be_where_the_search_path_of_a_job_leads(tree, fields):
+    check_code(rk.Job(entrypoint="python -m nothing.here", **fields), collect(tree(CODE)), here=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("jbos.digits", "did you mean jobs.digits"),
+        ("jobs.digit", "did you mean jobs.digits"),
+        ("trian", "did you mean train"),
+        ("hidden", "an ignore rule leaves it out"),
+    ],
+)
+def test_module_nearly_of_the_code_is_a_typing_error_on_a_cluster_too(tree, name, words):
+    code = collect(tree(CODE))
+    for work in (
+        rk.Job(entrypoint=f"python -m {name}", pip=("x",)),
+        rk.Service(name="a", apps=(rk.App(import_path=f"{name}:app"),)),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_code(work, code, here=False)
+
+
+def test_syntax_that_only_a_newer_python_may_know_is_no_error(tree):
+    code = collect(tree(CODE))
+    job = rk.Job(entrypoint="python -m jobs.broken")
+    check_code(job, code, here=False, newer=True)
+    check_entrypoint("python3.99 -m jobs.broken", code)
+    check_import_path("jobs.broken:app", code, newer=True)
+    for entrypoint in (job.entrypoint, "python3 jobs/broken.py", "python3.10 jobs/broken.py"):
+        with pytest.raises(ConfigError, match="syntax error"):
+            check_entrypoint(entrypoint, code)
+
+
+def test_archive_that_python_runs_is_no_syntax_error(tree):
+    root = tree({"app/__main__.py": "print(1)"})
+    shutil.make_archive(str(root / "app"), "zip", root / "app")
+    check_entrypoint("python app.zip", collect(root))
+
+
+@pytest.mark.parametrize(("tag", "starts"), [("2.60.0-py399-gpu", True), ("2.60.0-py310", False), ("2.60.0", False)])
+def test_image_tells_whether_its_python_may_know_more_syntax(tree, tag, starts):
+    cluster = rk.Cluster.load("gpu-t4").with_image(f"registry.test:5000/rayproject/ray:{tag}")
+    job = rk.Job(entrypoint="python -m jobs.broken", name="a", working_dir=tree(CODE))
+    if starts:
+        assert rk.plan(job, cluster).name == "a"
+        return
+    with pytest.raises(ConfigError, match="syntax error"):
+        rk.plan(job, cluster)
 
 
 def test_entrypoint_check_runs_nothing(tree, tmp_path):

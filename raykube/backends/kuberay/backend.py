@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Iterator
 
+from raykube import manifest as manifests
 from raykube import package, plans, wire
 from raykube.backends import Kind, Status, sources
 from raykube.backends.kuberay import (
@@ -52,12 +54,9 @@ class KubeRay:
         """Return the objects that the API server will get."""
         on.check_manifest()
         code = package.collect(work.working_dir, work.excludes)
-        if isinstance(work, Job):
-            package.check_entrypoint(work.entrypoint, code)
-            return plans.rayjob(work, on, code)
-        for app in work.apps:
-            package.check_import_path(app.import_path, code)
-        return plans.rayservice(work, on, code)
+        newer = manifests.python(on.manifest["spec"]) > sys.version_info[:2]
+        package.check_code(work, code, here=False, newer=newer)
+        return plans.rayjob(work, on, code) if isinstance(work, Job) else plans.rayservice(work, on, code)
 
     def cluster(self, name: str) -> Cluster:
         """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""

@@ -51,11 +51,9 @@ class Local:
         _check_fits(work, on)
         code = package.collect(work.working_dir, work.excludes)
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
+        package.check_code(work, code, here=True)
         if isinstance(work, Service):
-            for app in work.apps:
-                package.check_import_path(app.import_path, code)
             return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
-        package.check_entrypoint(work.entrypoint, code)
         return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
 
     def check(self, plan: Plan) -> None:
