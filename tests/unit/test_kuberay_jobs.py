@@ -108,6 +108,12 @@ def test_name_of_a_service_is_refused_to_a_run(kept, plan):
     assert [*kept] == [f"{RAY}/rayservices/digits"]
 
 
+def test_code_is_owned_without_a_right_to_change_its_owners_finalizers(kept, plan):
+    jobs.start(Kube(), plan)
+    (owner,) = kept[f"{CONFIG_MAPS}/digits-code"]["metadata"]["ownerReferences"]
+    assert owner.keys() == {"apiVersion", "kind", "name", "uid", "controller"}
+
+
 def test_code_that_belongs_to_a_living_owner_is_left_to_it_and_no_run_stays(kept, plan):
     kept[f"{RAY}/rayjobs/other"] = keep({"kind": "RayJob", "metadata": {"name": "other"}}, uid="alive")
     theirs = config_map(owner={"kind": "RayJob", "name": "other", "uid": "alive"}, file="eA==")

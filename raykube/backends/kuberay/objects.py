@@ -32,7 +32,9 @@ def owned(part: Mapping[str, Any], owner: Object) -> dict[str, Any]:
     """Return an object as the owner's own: it goes when the owner does."""
     metadata = owner["metadata"]
     reference = {"apiVersion": "ray.io/v1", "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
-    references = [{**reference, "controller": True, "blockOwnerDeletion": True}]
+    # Not blockOwnerDeletion: some servers grant it only to who may change the finalizers of the owner, and nobody waits
+    # for it: owners are deleted before what they own.
+    references = [{**reference, "controller": True}]
     return {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
 
 
