@@ -120,3 +120,13 @@ def test_connection_that_is_read_for_long_is_asked_after(api):
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
         api.dropped.set()
+
+
+def test_streams_that_go_on_leave_room_for_other_requests(api, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_TIMEOUT", httpx.Timeout(5.0))
+    kube = Kube()
+    with contextlib.ExitStack() as stack:
+        for _ in range(101):
+            stack.enter_context(kube.stream("/api/v1/namespaces/default/pods?watch=1"))
+        assert kube.listed("RayJob") == [JOB]
+        api.dropped.set()

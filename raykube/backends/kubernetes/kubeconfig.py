@@ -49,6 +49,8 @@ _TOLD = (
     *("proxy-url", "disable-compression"),
 )
 _MODES = ("Never", "IfAvailable", "Always")
+#: Logs, watches and forwarded ports each keep a connection for as long as they go on, and none may starve the others.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 #: What is read from a file or from the text itself: its key, and lightkube's.
 _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
     Cluster: {"certificate-authority": "certificate_auth"},
@@ -140,7 +142,9 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
         if config.server_name:
             _expect(tls, config.server_name)
         auth, proxy = auth_of(config.user, tls, config.manner), config.proxy or None
-        return httpx.Client(base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout)
+        return httpx.Client(
+            base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout, limits=_LIMITS
+        )
     except (LightkubeError, OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"context {config.context} of the kubeconfig cannot be used",
