@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -48,9 +49,19 @@ def after(kube: Kube, plan: Plan) -> None:
     environment = yaml.safe_load(spec["runtimeEnvYAML"]) | {"working_dir": uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
     try:
-        head.api.submit(body | {"metadata": spec.get("metadata", {})})
+        head.api.submit(body | {"metadata": spec.get("metadata", {})} | _reserved(spec))
     except Conflict:  # another client was faster
         return
+
+
+def _reserved(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a RayJob has its driver reserve, as Ray's Job API takes it: KubeRay itself would hand it on."""
+    said = {
+        "entrypoint_num_cpus": spec.get("entrypointNumCpus"),
+        "entrypoint_num_gpus": spec.get("entrypointNumGpus"),
+        "entrypoint_resources": json.loads(spec.get("entrypointResources") or "{}"),
+    }
+    return {key: value for key, value in said.items() if value}
 
 
 def _working_dir(work: Mapping[str, Any]) -> str:
