@@ -107,6 +107,13 @@ def test_rays_word_of_a_failure_comes_before_kuberays():
     assert (failure.reason, failure.exit_code, failure.where) == ("EntrypointFailed", -9, "ray job long-1: message")
 
 
+def test_deadline_stays_the_cause_when_the_entrypoint_that_it_ended_says_so_in_ray():
+    words = "Job entrypoint command failed with exit code 124, last available logs:\nstep 1\n"
+    told = {"status": "FAILED", "submission_id": "late-dcpbb", "driver_exit_code": 124, "message": words}
+    failure = cause(replace(observed("deadline while running"), ray=told))
+    assert (failure.reason, failure.where) == ("DeadlineExceeded", "rayjob/late: status.message")
+
+
 def test_driver_of_another_version_is_named():
     words = "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.11.2\n"
     words += "This process on Ray Client was started with:\n    Ray: 2.60.0\n    Python: 3.10.1\n"

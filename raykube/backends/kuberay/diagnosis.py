@@ -58,8 +58,12 @@ def _went_well(seen: Observed) -> bool:
 
 
 def _ended(seen: Observed) -> Failure | None:
-    """Name why the run failed. Ray's own word comes up to three seconds before the RayJob's."""
-    found = _ended_in_ray(seen) or _ended_in_kuberay(seen)
+    """Name why the run failed. Ray's own word comes up to three seconds before the RayJob's.
+
+    Only not where KubeRay has ended it for being late: what Ray says of the job then came of that.
+    """
+    told = _ended_in_kuberay(seen)
+    found = told if told and told.reason in _TOO_LATE else _ended_in_ray(seen) or told
     if found is None:
         return None
     if found.reason in _HEAD_GONE:
