@@ -214,6 +214,14 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
     yield from _quantity_problems(group, path)
 
 
+def amount_problems(manifest: Manifest) -> Iterator[Problem]:
+    """Yield which groups of a cluster have no number of CPUs or GPUs: the scale of a job is read from these."""
+    spec = manifest["spec"]
+    yield from _quantity_problems(spec["headGroupSpec"], "spec.headGroupSpec.template.spec")
+    for index, group in enumerate(_entries(spec.get("workerGroupSpecs"))):
+        yield from _quantity_problems(group, f"spec.workerGroupSpecs[{index}].template.spec")
+
+
 def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
     try:
         cpus(group), gpus(group)

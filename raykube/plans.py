@@ -201,7 +201,9 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     """
     code = None if cluster.selected else _code_object(job.name, cluster, package)
     upload = code is None and not cluster.storage and not cluster.selected
-    problems = [*manifests.problems_of(cluster.manifest), *_missing_in_rayjob(job)]
+    # A cluster that is there KubeRay has taken already, by rules that are not those of a cluster it makes for a job.
+    in_place = manifests.amount_problems if cluster.selected else manifests.problems_of
+    problems = [*in_place(cluster.manifest), *_missing_in_rayjob(job)]
     problems = problems or [*fits.problems(job, cluster)]
     if problems := problems + (_upload_problems(job, package) if upload else []):
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)

@@ -234,6 +234,31 @@ def test_rayjob_says_what_it_cannot_do_all_at_once(code):
     assert {problem.path for problem in caught.value.problems} == {"entrypoint_memory", "entrypoint_label_selector"}
 
 
+def standing(**changes):
+    """Return a cluster that is there, and not as raykube would have made it."""
+    manifest = copy.deepcopy(dict(Cluster.load("cpu-small").manifest))
+    manifest["spec"].update(changes)
+    return Cluster(manifest, "RayCluster demo", "demo", selected=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"upgradeStrategy": {"type": "Recreate"}}, {"rayVersion": "2.46.0"}, {"rayVersion": ""}]
+)
+def test_cluster_that_is_there_is_not_judged_by_the_rules_for_one_of_a_jobs_own(code, changes):
+    (job,) = plans.rayjob(JOB, standing(**changes), code).body
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "demo"}
+
+
+def test_cluster_that_is_there_with_amounts_that_only_its_pods_know_is_refused_with_their_place(code):
+    cluster = standing()
+    cluster.manifest["spec"]["workerGroupSpecs"][0]["rayStartParams"] = {"num-cpus": "$CPUS"}
+    with pytest.raises(ConfigError) as caught:
+        plans.rayjob(JOB, cluster, code)
+    assert [problem.path for problem in caught.value.problems] == [
+        "spec.workerGroupSpecs[0].template.spec.containers[0].resources"
+    ]
+
+
 def test_rayjob_carries_every_field_of_the_job(code):
     job = Job(
         entrypoint="python a.py && echo '$X'",
