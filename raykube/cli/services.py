@@ -109,7 +109,12 @@ def service_forward(name: str, where: Where, port: int) -> None:
         step = f"raykube service status {name} shows its address; for one on Kubernetes give --on"
         raise ConfigError("a service on this machine needs no forward", next_step=step)
     kube = Kube(place.context, place.namespace)
-    serving = servestates.serving_cluster(servelook.found(kube, name))
+
+    def serving() -> str:
+        """Return the cluster of the moment: an update of the service may put another in its place."""
+        return servestates.serving_cluster(servelook.found(kube, name))
+
+    serving()  # what there is not yet is told at once
     with Forward(kube, serving, port, remote="serve") as there:
         click.echo(there.address)
         common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")

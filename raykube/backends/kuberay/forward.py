@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -43,11 +43,16 @@ class Forward:
     A connection that cannot be made while the API server or the head is away waits for it, up to ``PATIENCE_S``
     seconds. What goes wrong with a connection is logged; the next one starts afresh.
 
+    Args:
+        cluster: its name, or what tells it for each connection.
+
     Attributes:
         port: of 127.0.0.1, known once the block has begun.
     """
 
-    def __init__(self, kube: Kube, cluster: str, port: int = 0, *, remote: str = "dashboard") -> None:
+    def __init__(
+        self, kube: Kube, cluster: str | Callable[[], str], port: int = 0, *, remote: str = "dashboard"
+    ) -> None:
         self.port = port
         self._kube = kube
         self._cluster = cluster
@@ -135,16 +140,17 @@ class Forward:
 
     def _head(self) -> Object:
         """Return the head's pod as it is now: a head that was replaced has another name."""
-        selector = f"ray.io/cluster={self._cluster},ray.io/node-type=head"
+        cluster = self._cluster if isinstance(self._cluster, str) else self._cluster()
+        selector = f"ray.io/cluster={cluster},ray.io/node-type=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         head = dict(head_of(tuple(live)))
         phase = head.get("status", {}).get("phase", "")
         if phase != "Running":
             raise Unreachable(
-                f"the head of {self._cluster} does not run",
+                f"the head of {cluster} does not run",
                 why=f"its pod {head['metadata']['name']} is {phase}" if head else "it has no pod",
-                next_step=f"raykube cluster why {self._cluster}",
+                next_step=f"raykube cluster why {cluster}",
             )
         return head
 
