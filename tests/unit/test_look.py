@@ -5,6 +5,8 @@ import re
 import pytest
 
 import raykube as rk
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.kubeapi import Kube
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -69,3 +71,13 @@ def test_cluster_without_kuberay_is_said_to_be_one(api):
     with pytest.raises(rk.BackendError, match="KubeRay's definitions are not installed") as caught:
         rk.attach("a", on="kubernetes")
     assert "helm install" in caught.value.next_step
+
+
+def test_secret_without_a_token_is_named_with_the_key_that_it_lacks(api):
+    auth = {"mode": "token", "secretName": "ours"}
+    job = {**JOB, "spec": {**JOB["spec"], "rayClusterSpec": {"authOptions": auth}}}
+    api.instead = {"/rayjobs/a$": (200, job), "/secrets/ours$": (200, {"data": {"password": "eA=="}})}
+    assert rk.attach("a", on="kubernetes").status().state == "RUNNING"
+    with pytest.raises(rk.BackendError, match="the Secret ours holds no token") as caught:
+        Look(Kube(), "a").head()
+    assert caught.value.why == "it has no key auth_token"

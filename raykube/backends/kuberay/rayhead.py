@@ -13,6 +13,9 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, NotFound, Unreachable
 
+#: KubeRay reads a token from under this key, and puts its own there.
+_KEY = "auth_token"
+
 
 def service_of(job: Mapping[str, Any]) -> str:
     """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
@@ -34,12 +37,20 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
 
     Raises:
         Forbidden: this user may not read the Secret that holds it.
+        BackendError: that Secret holds none.
     """
     auth = spec.get("authOptions") or {}
     if auth.get("mode") != "token":
         return ""
-    secret = kube.get("Secret", auth.get("secretName") or cluster)
-    return base64.b64decode(secret["data"]["auth_token"]).decode()
+    name = auth.get("secretName") or cluster
+    held = (kube.get("Secret", name).get("data") or {}).get(_KEY)
+    if not held:
+        raise BackendError(
+            f"the Secret {name} holds no token of the Ray of cluster {cluster}",
+            why=f"it has no key {_KEY}",
+            next_step=f"put the token there under {_KEY}, or name another Secret in authOptions.secretName",
+        )
+    return base64.b64decode(held).decode()
 
 
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
