@@ -173,6 +173,23 @@ def test_end_comes_before_what_pods_say_unless_they_say_how_the_head_was_lost():
         assert cause(replace(seen, owner=owner)).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("finished", "container", "reason"),
+    [
+        ("2026-11-24T12:44:07Z", "ray", "HeadOOMKilled"),
+        ("2026-11-23T09:00:00Z", "ray", "HeadLost"),  # of another run, on a cluster that stays
+        ("2026-11-24T12:44:07Z", "autoscaler", "HeadLost"),
+    ],
+)
+def test_lost_head_was_out_of_memory_only_if_ray_was_killed_since_the_run_began(finished, container, reason):
+    seen = observed("head out of memory")
+    (told,) = seen.pods[0]["status"]["containerStatuses"]
+    killed = {"reason": "OOMKilled", "exitCode": 137, "finishedAt": finished}
+    told |= {"name": container, "ready": True, "state": {"running": {}}, "lastState": {"terminated": killed}}
+    lost = {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "Ray head pod x not found"}
+    assert cause(replace(seen, owner={**seen.owner, "status": lost})).reason == reason
+
+
 def test_run_that_was_stopped_or_went_well_has_no_cause_whatever_its_pods_say():
     seen = observed("crash")
     assert cause(replace(seen, ray={"status": "STOPPED"})) is None

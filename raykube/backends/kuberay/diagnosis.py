@@ -14,7 +14,7 @@ from raykube.backends.kuberay import clustercauses
 from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
 from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, claims_of, departure_of, loss_of
-from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, name_of, status_of, times
+from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, name_of, seconds, status_of, times
 from raykube.errors import Failure
 
 _FAILED = ("Failed", "ValidationFailed")
@@ -67,7 +67,8 @@ def _ended(seen: Observed) -> Failure | None:
     if found is None:
         return None
     if found.reason in _HEAD_GONE:
-        heads = (loss_of(pod) for pod in _views(seen) if pod.is_head)
+        since = seconds(seen.owner.get("metadata", {}).get("creationTimestamp"))
+        heads = (loss_of(pod, since) for pod in _views(seen) if pod.is_head)
         return next((loss for loss in heads if loss), None) or clustercauses.deleted(seen) or found
     return _with_pods(seen, found) if found.reason in _TOO_LATE else found
 

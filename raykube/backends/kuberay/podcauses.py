@@ -62,6 +62,11 @@ class Pod:
         return (self.thing["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"
 
     @property
+    def rays(self) -> str:
+        """The name of the container that runs Ray: the first, by KubeRay's rule."""
+        return next((str(each["name"]) for each in self.thing["spec"].get("containers") or ()), "")
+
+    @property
     def status(self) -> Object:
         """Its status; empty before anybody has written one."""
         return status_of(self.thing)
@@ -105,9 +110,16 @@ def departure_of(pod: Pod) -> Failure | None:
     return _node(pod) or _evicted(pod)
 
 
-def loss_of(pod: Pod) -> Failure | None:
-    """Return what ended what ran in a pod, also where it has been started again since."""
-    return _memory(pod, lambda _: True) or departure_of(pod)
+def loss_of(pod: Pod, since: float) -> Failure | None:
+    """Return what ended Ray in a pod since a time, also where it has been started again.
+
+    What had ended before was another run's; and a container beside Ray's, as the autoscaler's, takes no run with it.
+    """
+    return _memory(pod, lambda each, end: each["name"] == pod.rays and _is_since(end, since)) or departure_of(pod)
+
+
+def _is_since(end: Object, moment: float) -> bool:
+    return "finishedAt" not in end or seconds(end["finishedAt"]) >= moment
 
 
 def _image(pod: Pod) -> Failure | None:
@@ -184,12 +196,12 @@ def claims_of(thing: Object) -> list[str]:
 
 def _oom(pod: Pod) -> Failure | None:
     """A container that is ready again has got over it."""
-    return _memory(pod, lambda container: not container.get("ready"))
+    return _memory(pod, lambda container, _: not container.get("ready"))
 
 
-def _memory(pod: Pod, counts: Callable[[Object], bool]) -> Failure | None:
+def _memory(pod: Pod, counts: Callable[[Object, Object], bool]) -> Failure | None:
     for place, each, end in pod.ended():
-        if end.get("reason") == "OOMKilled" and counts(each):
+        if end.get("reason") == "OOMKilled" and counts(each, end):
             words = f"container {each['name']}: OOMKilled, exit code {end.get('exitCode')}"
             reason = "HeadOOMKilled" if pod.is_head else "WorkerOOMKilled"
             return pod.failure(reason, words, f"{place}.reason", limit=_limit(pod, each["name"]))
