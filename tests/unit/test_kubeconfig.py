@@ -10,7 +10,7 @@ import pytest
 
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.backends.kubernetes.refusals import UnknownKind, refusal
+from raykube.backends.kubernetes.refusals import Unable, UnknownKind, refusal
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
 
@@ -141,7 +141,9 @@ def test_unknown_fields_are_problems_with_their_paths():
         (401, {}, Forbidden, "does not know who asks"),
         (409, {"kind": "rayjobs", "name": "a"}, Conflict, "exists already"),
         (503, {}, Unreachable, "no answer by way of the API server"),
-        (500, {}, BackendError, "the API server refused"),
+        (500, {}, Unable, "the API server cannot do"),
+        (429, {}, Unable, "the API server cannot do"),
+        (418, {}, BackendError, "the API server refused"),
     ],
 )
 def test_refusal_becomes_the_error_that_says_what_it_is(code, details, kind, words):
@@ -149,6 +151,18 @@ def test_refusal_becomes_the_error_that_says_what_it_is(code, details, kind, wor
     assert type(error) is kind
     assert words in str(error)
     assert error.why == "its words"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ({"text": "A file is not found at: /tmp/ray"}, BackendError),
+        ({"json": {"kind": "Status", "message": "etcdserver: leader changed"}}, Unable),
+    ],
+)
+def test_failure_of_a_head_is_told_from_the_servers_that_passes_it_on(answer, kind):
+    path = "/api/v1/namespaces/n/services/head:dashboard/proxy/api/v0/logs/stream"
+    assert type(refusal("GET", path, httpx.Response(500, **answer))) is kind
 
 
 def test_answer_that_is_no_json_is_told_as_it_is():

@@ -1,6 +1,7 @@
 """What starting and stopping asks of the API server, from a real server that keeps objects."""
 
 import json
+import threading
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +22,9 @@ class Api(Quiet):
     """Keeps objects by their path, as far as these tests ask for it; nothing is ever left of what is deleted."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
+        if self.server.unable:
+            self.server.unable -= 1
+            return self.answer(500, {"kind": "Status", "code": 500, "message": "etcdserver: leader changed"})
         path = urlsplit(self.path).path
         if found := self.server.kept.get(path):
             return self.answer(200, found)
@@ -78,12 +82,18 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """Give what the server keeps, by path."""
+def api(tmp_path, monkeypatch):
+    """Give the server: what it keeps by path, and how many questions it has no answer to first."""
     with serving(Api) as server:
-        server.kept = {}
+        server.kept, server.unable = {}, 0
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        yield server.kept
+        yield server
+
+
+@pytest.fixture
+def kept(api):
+    """Give what the server keeps, by path."""
+    return api.kept
 
 
 @pytest.fixture
@@ -205,3 +215,19 @@ def test_stop_of_what_a_standing_cluster_is_about_to_run_says_what_ends_it(kept)
         jobs.stop(Kube(), look)
     assert "raykube job delete digits" in caught.value.next_step
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"clusterSelector": {"ray.io/cluster": "demo"}}
+
+
+def test_wait_for_a_name_outlives_a_server_that_is_unable_for_a_moment(api):
+    leaving = {"name": "digits", "deletionTimestamp": "2026-11-24T12:00:00Z"}
+    api.kept[f"{RAY}/rayjobs/digits"] = keep({"kind": "RayJob", "metadata": leaving})
+    threading.Timer(0.3, api.kept.clear).start()
+    api.unable = 2
+    objects.wait_gone(Kube(), "RayJob", "digits")
+    assert (api.unable, api.kept) == (0, {})
+
+
+def test_wait_for_new_code_outlives_a_server_that_is_unable_for_a_moment(api):
+    api.kept[f"{RAY}/rayservices/hello"] = keep({"kind": "RayService", "metadata": {"name": "hello"}, "spec": {}})
+    api.unable = 1
+    services._arrive(Kube(), "hello", "new.zip")
+    assert api.unable == 0

@@ -1,6 +1,8 @@
 """What is said of a run where less than everything answers, from a real server with recorded answers."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,18 @@ def test_secret_without_a_token_is_named_with_the_key_that_it_lacks(api):
     with pytest.raises(rk.BackendError, match="the Secret ours holds no token") as caught:
         Look(Kube(), "a").head()
     assert caught.value.why == "it has no key auth_token"
+
+
+def test_state_of_a_service_is_the_rayservices_where_its_secret_has_no_token(api):
+    found = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())["running"]["service"]
+    name = found["status"]["activeServiceStatus"]["rayClusterName"]
+    cluster = {"metadata": {"name": name}, "spec": {"authOptions": {"mode": "token"}}}
+    cluster["status"] = {"head": {"serviceName": "head"}, "conditions": [{"type": "HeadPodReady", "status": "True"}]}
+    gone = {"kind": "Status", "code": 404, "message": "not found", "details": {"kind": "rayjobs", "name": "hello"}}
+    api.instead = {
+        "/rayjobs/hello$": (404, gone),
+        "/rayservices/hello$": (200, found),
+        "/rayclusters": (200, {"items": [cluster]}),
+        "/secrets/": (200, {"data": {}}),
+    }
+    assert rk.attach("hello", on="kubernetes").status().state == "RUNNING"

@@ -259,15 +259,18 @@ def delete(kube: Kube, name: str) -> None:
 
 
 def _wait_gone(kube: Kube, cluster: Object) -> None:
-    metadata, deadline = cluster["metadata"], time.monotonic() + objects.GONE_S
-    while left := _left(kube, metadata["name"], metadata["uid"]):
-        if time.monotonic() > deadline:
-            raise BackendError(
-                f"cluster {metadata['name']} is not gone {objects.GONE_S:g} s after it was deleted",
-                why=f"what stays: {', '.join(left)}",
-                next_step=objects.OPERATOR,
-            )
-        time.sleep(objects.POLL_S)
+    metadata = cluster["metadata"]
+
+    def left() -> BackendError | None:
+        if not (stays := _left(kube, metadata["name"], metadata["uid"])):
+            return None
+        return BackendError(
+            f"cluster {metadata['name']} is not gone {objects.GONE_S:g} s after it was deleted",
+            why=f"what stays: {', '.join(stays)}",
+            next_step=objects.OPERATOR,
+        )
+
+    objects.until_gone(left)
 
 
 def _left(kube: Kube, name: str, uid: str) -> list[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raykube import differences, plans
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, NotFound
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 
 GONE_S = 90.0
-POLL_S = 0.1
+_POLL_S = 0.1
 _TRIES = 5
 _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
@@ -125,14 +125,33 @@ def wait_gone(kube: Kube, kind: str, name: str) -> None:
     """Wait until an object that was deleted is gone, so that its name is free.
 
     Raises:
-        BackendError: it stays, held by its finalizers.
+        BackendError: it stays, held by its finalizers; or nobody tells whether it does.
     """
+
+    def left() -> BackendError | None:
+        known = kube.find(kind, name)
+        if not known or not is_leaving(known):
+            return None
+        return BackendError(
+            f"{kind} {name} is not gone {GONE_S:g} s after it was deleted",
+            why=f"its finalizers: {known['metadata'].get('finalizers')}",
+            next_step=OPERATOR,
+        )
+
+    until_gone(left)
+
+
+def until_gone(left: Callable[[], BackendError | None]) -> None:
+    """Wait until nothing is left, else raise what `left` returns of it; a server that is away meanwhile may be back."""
     deadline = time.monotonic() + GONE_S
-    while (known := kube.find(kind, name)) and is_leaving(known):
+    while error := _told(left):
         if time.monotonic() > deadline:
-            raise BackendError(
-                f"{kind} {name} is not gone {GONE_S:g} s after it was deleted",
-                why=f"its finalizers: {known['metadata'].get('finalizers')}",
-                next_step=OPERATOR,
-            )
-        time.sleep(POLL_S)
+            raise error
+        time.sleep(_POLL_S)
+
+
+def _told(left: Callable[[], BackendError | None]) -> BackendError | None:
+    try:
+        return left()
+    except Unreachable as error:
+        return error

@@ -194,7 +194,7 @@ class _ServePoll:
 
 def _askable(kube: Kube, cluster: Mapping[str, Any]) -> ServeHead | None:
     """Return the head of a cluster unless this user may not speak to it, or nobody answers: the RayService must do."""
-    with contextlib.suppress(Forbidden, NotFound, Unreachable):  # the Secret may not be there yet
+    with contextlib.suppress(BackendError):  # the Secret may not be there yet
         return ServeHead(kube, cluster) if cluster and _has_head(cluster) else None
     return None
 

@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,7 +20,7 @@ from raykube import plans, wire
 from raykube.backends.kuberay import largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import conditions, is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import Conflict, Forbidden, NotFound
+from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 
 _CODE_ANNOTATION = "raykube.io/code"
@@ -163,19 +163,28 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
     """
     begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + _SYNCED_S
     while time.monotonic() < deadline:
-        service = servelook.found(kube, name)
-        head = None
-        if len(_clusters(service)) == 1:  # to a new cluster the code comes with its pods
-            with contextlib.suppress(Forbidden):
-                head = servelook.head_of(kube, service)
-        apps = servestates.applications(service, head.applications() if head else None)
-        if any(servestates.lacks(app, file) for app in apps.values()):
-            _hasten(kube, service, file)
-            _try_again(kube, service)
-            begun = time.monotonic() + _BEGUN_S
-        elif head is None or all(map(servestates.has_begun, apps.values())) or time.monotonic() > begun:
-            return
+        with contextlib.suppress(Unreachable):  # it may be back in time
+            progress = _progress(kube, name, file)
+            if progress == "again":
+                begun = time.monotonic() + _BEGUN_S
+            elif progress == "begun" or time.monotonic() > begun:
+                return
         time.sleep(_SERVE_S)
+
+
+def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "waits"]:
+    """Return how far Serve is with new code; where that had not come to it, Serve was now told to begin again."""
+    service = servelook.found(kube, name)
+    head = None
+    if len(_clusters(service)) == 1:  # to a new cluster the code comes with its pods
+        with contextlib.suppress(Forbidden):
+            head = servelook.head_of(kube, service)
+    apps = servestates.applications(service, head.applications() if head else None)
+    if any(servestates.lacks(app, file) for app in apps.values()):
+        _hasten(kube, service, file)
+        _try_again(kube, service)
+        return "again"
+    return "begun" if head is None or all(map(servestates.has_begun, apps.values())) else "waits"
 
 
 def _try_again(kube: Kube, service: Object) -> None:

@@ -24,6 +24,10 @@ class NoApiServer(Unreachable):
     """What answers is no API server: a proxy's login page, or another program."""
 
 
+class Unable(Unreachable):
+    """The API server itself answers, and cannot do now what it is asked: it is busy, or has lost what it needs."""
+
+
 def no_api_server(server: str, response: httpx.Response) -> Unreachable:
     """Return what an answer without a JSON object means; one of a pod's proxy comes by way of a true API server."""
     path, words = response.request.url.path, " ".join(_TAGS.sub(" ", response.text).split())[:200]
@@ -46,6 +50,9 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
         return _refused_manifest(named, words, details)
     if code in _UNAVAILABLE:
         return Unreachable(f"no answer by way of the API server to {method} {path}", why=words)
+    # What it has passed on is an answer of a pod, which says it in words of its own.
+    if code in _UNABLE and ("/proxy/" not in path or status.get("kind") == "Status"):
+        return Unable(f"the API server cannot do {method} {path} now", why=words, next_step="try it again later")
     if code == httpx.codes.NOT_FOUND and " " not in named:
         return _unnamed(method, path, words)
     known = _REFUSALS.get(code)
@@ -111,6 +118,8 @@ def _conflict(named: str, words: str) -> BackendError:
     return Conflict(f"{named} exists already or was changed meanwhile", why=words)
 
 
+#: With too many requests, and with a store that changes its leader or a webhook that does not answer.
+_UNABLE = (429, 500)
 _UNAVAILABLE = (502, 503, 504)
 _REFUSALS: Mapping[int, Callable[[str, str], BackendError]] = {
     401: _unknown_user,
