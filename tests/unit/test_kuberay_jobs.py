@@ -10,7 +10,8 @@ import raykube as rk
 from raykube.backends.kuberay import jobs, objects, runstates, services
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import Conflict
+from raykube.backends.kubernetes.refusals import Unable
+from raykube.errors import Conflict, Forbidden, ManifestError
 from raykube.plans import MANAGED_BY
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -35,6 +36,8 @@ class Api(Quiet):
 
     def do_POST(self):  # noqa: N802
         thing = self._body()
+        if code := self.server.refuses.get(urlsplit(self.path).path.rpartition("/")[2]):
+            return self.answer(code, {"kind": "Status", "code": code, "message": "no", "details": {}})
         path = f"{urlsplit(self.path).path}/{thing['metadata']['name']}"
         if path in self.server.kept:
             return self.answer(409, {"code": 409, "message": "already exists", "details": self._details(path)})
@@ -83,9 +86,9 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """Give the server: what it keeps by path, and how many questions it has no answer to first."""
+    """Give the server: what it keeps by path, how many questions it fails first, what it does not take of kinds."""
     with serving(Api) as server:
-        server.kept, server.unable = {}, 0
+        server.kept, server.unable, server.refuses = {}, 0, {}
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
@@ -133,6 +136,36 @@ def test_code_that_belongs_to_a_living_owner_is_left_to_it_and_no_run_stays(kept
     assert caught.value.why == "it belongs to RayJob other, and holds something else"
     assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
     assert f"{RAY}/rayjobs/digits" not in kept
+
+
+REFUSED = [(403, Forbidden), (422, ManifestError), (500, Unable)]
+
+
+@pytest.mark.parametrize(("code", "kind"), REFUSED)
+def test_run_whose_code_is_refused_is_not_left(api, plan, code, kind):
+    api.refuses["configmaps"] = code
+    with pytest.raises(kind):
+        jobs.start(Kube(), plan)
+    assert api.kept == {}
+
+
+@pytest.mark.parametrize(("code", "kind"), REFUSED)
+def test_service_whose_code_is_refused_is_not_left(api, tmp_path, code, kind):
+    (tmp_path / "hello.py").write_text("app = 1\n")
+    api.refuses["configmaps"] = code
+    service = rk.Service(name="hello", apps=(rk.App(import_path="hello:app"),), working_dir=tmp_path)
+    with pytest.raises(kind):
+        services.deploy(Kube(), rk.plan(service, "cpu-small"))
+    assert api.kept == {}
+
+
+def test_run_that_was_there_outlives_the_refusal_of_its_code(api, plan):
+    jobs.start(Kube(), plan)
+    del api.kept[f"{CONFIG_MAPS}/digits-code"]
+    api.refuses["configmaps"] = 403
+    with pytest.raises(Forbidden):
+        jobs.start(Kube(), plan)
+    assert [*api.kept] == [f"{RAY}/rayjobs/digits"]
 
 
 def test_code_that_says_the_same_is_shared_and_goes_with_the_last_of_its_owners(kept, plan):

@@ -28,7 +28,7 @@ def start(kube: Kube, plan: Plan) -> None:
     Raises:
         Conflict: a service has that name, a run of that name came from another plan (the difference is told), or
             something else holds the name of its code.
-        ManifestError: the server refused the manifest; nothing was created.
+        ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing is left of it.
     """
     *code, job = plan.body
     _check_free(kube, plan.name)
@@ -72,13 +72,9 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
 
 def _own(kube: Kube, code: Iterable[Mapping[str, Any]], owner: Object, *, is_new: bool) -> None:
     """Create the objects that carry the code, owned by the run: they go when the run does."""
-    try:
+    with objects.needed_by(kube, owner, is_new=is_new):
         for part in code:
             objects.claim(kube, part, owner)
-    except Conflict:
-        if is_new:  # it would wait for its code until its deadline
-            remove(kube, owner)
-        raise
 
 
 def _check_same(known: Object, wanted: Mapping[str, Any]) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, plans
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+from raykube.backends.kubernetes.refusals import Unable
+from raykube.errors import BackendError, Conflict, NotFound, RaykubeError, Unreachable
 
 GONE_S = 90.0
 _POLL_S = 0.1
 _TRIES = 5
 _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
+_NOUNS = {"RayJob": "job", "RayService": "service"}
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
 
@@ -155,3 +158,32 @@ def _told(left: Callable[[], BackendError | None]) -> BackendError | None:
         return left()
     except Unreachable as error:
         return error
+
+
+@contextlib.contextmanager
+def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
+    """Remove an owner that was just made if what it needs is refused: it would wait for that until its deadline.
+
+    Raises:
+        BackendError: it could not be removed either.
+    """
+    try:
+        yield
+    except RaykubeError as error:
+        # Where nobody answers nothing can be removed either: the same plan, sent again, makes what is missing.
+        if is_new and (isinstance(error, Unable) or not isinstance(error, Unreachable)):
+            _undo(kube, owner, error)
+        raise
+
+
+def _undo(kube: Kube, owner: Object, refusal: RaykubeError) -> None:
+    kind, name = owner["kind"], name_of(owner)
+    try:
+        delete(kube, owner)
+        wait_gone(kube, kind, name)
+    except BackendError as error:
+        raise BackendError(
+            f"{kind} {name} is left without what it needs: {error.what}",
+            why=str(refusal),
+            next_step=f"raykube {_NOUNS[kind]} delete {name}",
+        ) from refusal

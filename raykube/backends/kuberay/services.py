@@ -42,7 +42,7 @@ def deploy(kube: Kube, plan: Plan) -> None:
 
     Raises:
         Conflict: a run has that name, or a RayService that raykube did not make.
-        ManifestError: the server refused the manifest; nothing was created or changed.
+        ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing new is left of it.
     """
     if kube.find("RayJob", plan.name):
         raise Conflict(f"the name {plan.name!r} is taken by a run", next_step="choose another name")
@@ -50,7 +50,8 @@ def deploy(kube: Kube, plan: Plan) -> None:
     largecode.before(kube, plan)
     for _ in range(_TRIES):
         if owner := objects.created(kube, wanted):
-            _carry_all(kube, code, owner)
+            with objects.needed_by(kube, owner, is_new=True):
+                _carry_all(kube, code, owner)
             return
         known = kube.find("RayService", plan.name)
         if known and not is_leaving(known) and not _never_came_up(known):
