@@ -27,6 +27,11 @@ class Api(Quiet):
             self.server.unable -= 1
             return self.answer(500, {"kind": "Status", "code": 500, "message": "etcdserver: leader changed"})
         path = urlsplit(self.path).path
+        if path == "/apis/kueue.x-k8s.io":
+            versions = {"versions": [{"version": each} for each in self.server.kueue]}
+            return self.answer(200, versions) if self.server.kueue else self.answer(404, {"message": "page not found"})
+        if self.server.refuses.get(path.rpartition("/")[2]):
+            return self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
         if found := self.server.kept.get(path):
             return self.answer(200, found)
         if path.rpartition("/")[2] in ("pods", "events", "workloads"):
@@ -86,9 +91,9 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """Give the server: what it keeps by path, how many questions it fails first, what it does not take of kinds."""
+    """Give the server: what it keeps by path, and what it does not answer, refuses, and has of Kueue."""
     with serving(Api) as server:
-        server.kept, server.unable, server.refuses = {}, 0, {}
+        server.kept, server.unable, server.refuses, server.kueue = {}, 0, {}, ("v1beta1", "v1beta2")
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
@@ -232,14 +237,32 @@ def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
     assert runstates.STOP_ANNOTATION in job["metadata"]["annotations"]
 
 
-def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(kept):
-    workloads = "/apis/kueue.x-k8s.io/v1beta2/namespaces/default/workloads"
+@pytest.mark.parametrize("served", [("v1beta1", "v1beta2"), ("v1beta1",)])
+def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(api, kept, served):
+    api.kueue = served
+    workloads = f"/apis/kueue.x-k8s.io/{served[-1]}/namespaces/default/workloads"
     kept[f"{workloads}/rayjob-digits-1"] = {"metadata": {"name": "rayjob-digits-1"}, "spec": {"queueName": "team"}}
     look = waiting(kept, labels=QUEUED, rayClusterSpec={}, suspend=True)
     jobs.stop(Kube(), look)
     assert kept[f"{workloads}/rayjob-digits-1"]["spec"] == {"queueName": "team", "active": False}
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"rayClusterSpec": {}, "suspend": True}
     assert runstates.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize("refuses", [{}, {"workloads": 403}])
+def test_stop_of_a_run_whose_place_in_kueues_queue_is_not_seen_says_what_ends_it(api, kept, refuses):
+    api.refuses = refuses
+    look = waiting(kept, labels=QUEUED, rayClusterSpec={}, suspend=True)
+    with pytest.raises(rk.BackendError, match="could not be taken off Kueue's queue") as caught:
+        jobs.stop(Kube(), look)
+    assert "raykube job delete digits" in caught.value.next_step
+    assert runstates.STOP_ANNOTATION not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
+
+
+def test_stop_of_a_run_for_a_queue_where_there_is_no_kueue_suspends_it(api, kept):
+    api.kueue = ()
+    jobs.stop(Kube(), waiting(kept, labels=QUEUED, rayClusterSpec={}))
+    assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
 
 
 def test_stop_of_what_a_standing_cluster_is_about_to_run_says_what_ends_it(kept):

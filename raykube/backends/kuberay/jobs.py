@@ -14,7 +14,7 @@ from raykube import differences, plans, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import is_leaving
+from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
@@ -106,7 +106,8 @@ def stop(kube: Kube, look: Look) -> None:
 
     Raises:
         Unreachable: the head of a job that runs does not answer.
-        BackendError: a cluster that stays is about to run it, which nothing but its deletion prevents.
+        BackendError: a cluster that stays is about to run it, which nothing but its deletion prevents; or Kueue has it
+            in its queue, and this user cannot take it off that.
     """
     head = look.head()
     if head and _is_in_ray(head, look.job):
@@ -133,13 +134,27 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
 
 def _hold_back(kube: Kube, look: Look) -> None:
     annotations = {runstates.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    if workload := look.workload():  # suspending is Kueue's own business: it would start the run again
+    if _taken_off(kube, look):
         kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
-        kube.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
         return
     # What keeps its cluster KubeRay does not suspend: it takes the whole RayJob for invalid, for good.
     spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
     kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
+
+
+def _taken_off(kube: Kube, look: Look) -> bool:
+    """Take a run off Kueue's queue, if it is on one: it is Kueue that suspends it, and that starts it again."""
+    try:
+        workload = look.workload()
+        if workload:
+            kube.patch("Workload", name_of(workload), {"spec": {"active": False}})
+    except (Forbidden, NotFound) as error:
+        raise BackendError(
+            f"run {look.name} could not be taken off Kueue's queue, and starts when its turn comes",
+            why=error.why or error.what,
+            next_step=f"try it again in a moment, or: raykube job delete {look.name}",
+        ) from error
+    return workload is not None
 
 
 def remove(kube: Kube, job: Object) -> None:

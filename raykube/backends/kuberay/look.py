@@ -57,9 +57,22 @@ class Look:
         return head.told(self.name, head.details()) if head else {}
 
     def workload(self) -> Object | None:
-        """Return what Kueue has made of the run; None when it is none of its."""
+        """Return what Kueue has made of the run; None when it is none of its, as where there is no Kueue.
+
+        Raises:
+            Forbidden: this user may not see it.
+            NotFound: there is none, or not yet.
+        """
         which = _selectors(self.job).get("workload")
-        return next(iter(self._listed(*which)), None) if which else None
+        if which is None:
+            return None
+        try:
+            found = self._kube.listed(which[0], **which[1])
+        except UnknownKind:
+            return None
+        if not found:
+            raise NotFound(f"Kueue has made no Workload of run {self.name}", next_step="ask again in a moment")
+        return found[0]
 
     def status(self) -> Status:
         """Return the status now."""

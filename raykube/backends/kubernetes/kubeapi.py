@@ -7,6 +7,7 @@ field validation nor a place for fields that a newer server knows.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
 import threading
@@ -19,15 +20,18 @@ import httpx
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
 from raykube.backends.kubernetes.refusals import no_api_server, refusal
-from raykube.errors import BackendError, NotFound, Unreachable
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 Object = dict[str, Any]
 
+_KUEUE = "kueue.x-k8s.io"
+#: Before 0.15 Kueue has only the second; what is asked of it here is the same in both.
+_KUEUE_VERSIONS = ("v1beta2", "v1beta1")
 _PATHS = {
     "RayJob": ("apis/ray.io/v1", "rayjobs"),
     "RayCluster": ("apis/ray.io/v1", "rayclusters"),
     "RayService": ("apis/ray.io/v1", "rayservices"),
-    "Workload": ("apis/kueue.x-k8s.io/v1beta2", "workloads"),
+    "Workload": (f"apis/{_KUEUE}", "workloads"),  # and its version
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
@@ -192,8 +196,17 @@ class Kube:
             raise refusal(method, path, response)
         return response
 
+    @functools.cached_property
+    def _kueue(self) -> str:
+        """The newest version of Kueue's objects that both speak. Raises UnknownKind where there is no Kueue."""
+        served: set[str] = set()
+        with contextlib.suppress(Forbidden):  # who may not ask takes the newest
+            served = {each["version"] for each in self.json("GET", f"/apis/{_KUEUE}").get("versions") or ()}
+        return next((each for each in _KUEUE_VERSIONS if each in served), _KUEUE_VERSIONS[0])
+
     def _path(self, kind: str, name: str = "") -> str:
         group, plural = _PATHS[kind]
+        group = f"{group}/{self._kueue}" if kind == "Workload" else group
         return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
     def _unreachable(self, error: Exception) -> Unreachable:
