@@ -113,6 +113,15 @@ def plan(tmp_path):
     return rk.plan(job, "cpu-small")
 
 
+@pytest.fixture
+def service(tmp_path):
+    """Return the plan of a service whose code is in a ConfigMap."""
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "hello.py").write_text("app = 1\n")
+    work = rk.Service(name="hello", apps=(rk.App(import_path="hello:app"),), working_dir=tmp_path / "served")
+    return rk.plan(work, "cpu-small")
+
+
 def config_map(labels=(), owner=None, **content):
     references = {"ownerReferences": [{"apiVersion": "ray.io/v1", **owner}]} if owner else {}
     metadata = {"name": "digits-code", "uid": "theirs", "labels": dict(labels), **references}
@@ -155,13 +164,32 @@ def test_run_whose_code_is_refused_is_not_left(api, plan, code, kind):
 
 
 @pytest.mark.parametrize(("code", "kind"), REFUSED)
-def test_service_whose_code_is_refused_is_not_left(api, tmp_path, code, kind):
-    (tmp_path / "hello.py").write_text("app = 1\n")
+def test_service_whose_code_is_refused_is_not_left(api, service, code, kind):
     api.refuses["configmaps"] = code
-    service = rk.Service(name="hello", apps=(rk.App(import_path="hello:app"),), working_dir=tmp_path)
     with pytest.raises(kind):
-        services.deploy(Kube(), rk.plan(service, "cpu-small"))
+        services.deploy(Kube(), service)
     assert api.kept == {}
+
+
+INVALID = {"conditions": [{"type": "Ready", "status": "False", "reason": "ValidationFailed"}]}
+
+
+def test_service_that_was_refused_before_it_served_is_made_anew(kept, service):
+    services.deploy(Kube(), service)
+    path = f"{RAY}/rayservices/hello"
+    kept[path] = {**keep(kept[path]), "status": INVALID}
+    kept[path]["metadata"]["uid"] = "refused"
+    services.deploy(Kube(), service)
+    assert kept[path]["metadata"]["uid"] != "refused"
+
+
+def test_service_of_somebody_elses_that_never_came_up_is_left_to_them(kept, service):
+    given_up = {"conditions": [{"type": "Ready", "status": "False", "reason": "InitializingTimeout"}]}
+    theirs = {**keep({"kind": "RayService", "metadata": {"name": "hello"}, "spec": {}}), "status": given_up}
+    kept[f"{RAY}/rayservices/hello"] = theirs
+    with pytest.raises(Conflict, match="that raykube did not make"):
+        services.deploy(Kube(), service)
+    assert kept == {f"{RAY}/rayservices/hello": theirs}
 
 
 def test_run_that_was_there_outlives_the_refusal_of_its_code(api, plan):

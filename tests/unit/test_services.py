@@ -84,6 +84,33 @@ def test_service_that_kuberay_gave_up_is_failed():
     assert status(service, None, cluster={}).state == "FAILED"
 
 
+def refused():
+    """Return a service that KubeRay takes for invalid."""
+    service, _ = recorded("starting")
+    condition(service, "Ready").update(reason="ValidationFailed", message="The RayService spec is invalid: no")
+    return service
+
+
+def test_service_that_kuberay_takes_for_invalid_has_failed_until_a_later_version_was_valid():
+    service = refused()
+    found = status(service, None, cluster={}, now=0.0)
+    assert (found.state, found.failure.reason) == ("FAILED", "InvalidRayServiceSpec")
+    condition(service, "Ready")["observedGeneration"] = service["status"]["observedGeneration"] - 1
+    found = status(service, None, cluster={}, now=0.0)
+    assert (found.state, found.failure) == ("WAITING", None)
+
+
+def test_service_is_not_invalid_by_what_kuberay_said_before_its_last_change():
+    service = refused()
+    service["metadata"]["managedFields"] = [
+        {"manager": "raykube", "time": "2026-11-24T12:57:40Z"},
+        {"manager": "ray-operator", "subresource": "status", "time": "2026-11-24T12:57:50Z"},
+    ]
+    assert status(service, None, cluster={}, now=0.0).state == "WAITING"
+    service["status"]["lastUpdateTime"] = "2026-11-24T12:57:40Z"
+    assert status(service, None, cluster={}, now=0.0).state == "FAILED"
+
+
 def test_service_that_is_suspended_is_stopped():
     service, apps = recorded("running")
     service["status"]["conditions"].append({"type": "Suspended", "status": "True"})

@@ -14,7 +14,16 @@ from raykube.backends.kuberay import clustercauses
 from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
 from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, claims_of, departure_of, loss_of
-from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, name_of, seconds, status_of, times
+from raykube.backends.kubernetes.fields import (
+    Object,
+    changed,
+    conditions,
+    is_leaving,
+    name_of,
+    seconds,
+    status_of,
+    times,
+)
 from raykube.errors import Failure
 
 _FAILED = ("Failed", "ValidationFailed")
@@ -105,10 +114,23 @@ def _with_pods(seen: Observed, found: Failure) -> Failure:
     return replace(found, message=message, next_step=inner.next_step, where=inner.where)
 
 
+def is_invalid(service: Object) -> bool:
+    """Whether KubeRay takes a RayService, as it stands now, for invalid.
+
+    That condition of it stays when the service has been corrected, until something answers requests.
+    """
+    status, ready = status_of(service), conditions(service).get("Ready", {})
+    if ready.get("reason") != "ValidationFailed":
+        return False
+    # A version counts as observed once it was found valid, and a condition says which one was at its time.
+    corrected = int(status.get("observedGeneration") or 0) > int(ready.get("observedGeneration") or 0)
+    return not corrected and seconds(status.get("lastUpdateTime")) >= changed(service)
+
+
 def _invalid(seen: Observed) -> Failure | None:
     """The operator says so in an event alone, but for a RayJob's and a RayService's own rules."""
-    ready = conditions(seen.owner).get("Ready", {})
-    if ready.get("reason") == "ValidationFailed":
+    if is_invalid(seen.owner):
+        ready = conditions(seen.owner)["Ready"]
         where = f"{owner_kind(seen.owner)}/{seen.name}: status.conditions[Ready].message"
         return complete(seen, Failure("InvalidRayServiceSpec", ready.get("message", "")), where)
     for event in events_about(seen, _owned(seen)):

@@ -20,7 +20,6 @@ from raykube.bodies import SERVE_PORT
 from raykube.errors import Failure, Unreachable
 
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
-_NEVER = ("InitializingTimeout", "ValidationFailed")
 _NAME_LENGTH = 50
 
 Apps = Mapping[str, Mapping[str, Any]]
@@ -53,12 +52,18 @@ def state_of(seen: Observed, apps: Apps) -> State:
     status, found = status_of(seen.owner), conditions(seen.owner)
     if _is_true(found, "Suspended"):
         return "STOPPED"
-    if found.get("Ready", {}).get("reason") in _NEVER or any(app["status"] in _UNDONE for app in apps.values()):
+    given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
+    if given_up or any(app["status"] in _UNDONE for app in apps.values()):
         return "FAILED"
     if not _is_true(conditions(seen.cluster), "HeadPodReady") and not _pair(status):
         return "WAITING"
     serves = apps and all(app["status"] == "RUNNING" for app in apps.values())
     return "RUNNING" if serves and _is_settled(seen.owner) else "PENDING"
+
+
+def has_timed_out(service: Object) -> bool:
+    """Whether KubeRay has given up on a service: it does not look at it any more, whatever is changed."""
+    return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
 
 
 def cluster_of(service: Object) -> str:

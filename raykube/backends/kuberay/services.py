@@ -17,8 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from raykube import plans, wire
-from raykube.backends.kuberay import largecode, objects, servelook, servestates
-from raykube.backends.kubernetes.fields import conditions, is_leaving, name_of, status_of
+from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
+from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
@@ -54,10 +54,11 @@ def deploy(kube: Kube, plan: Plan) -> None:
                 _carry_all(kube, code, owner)
             return
         known = kube.find("RayService", plan.name)
-        if known and not is_leaving(known) and not _never_came_up(known):
-            _change(kube, known, code, wanted)
-            return
-        if known:
+        if known and not is_leaving(known):
+            _check_ours(known)
+            if not _never_came_up(known):
+                _change(kube, known, code, wanted)
+                return
             objects.delete(kube, known)
         objects.wait_gone(kube, "RayService", plan.name)
     raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
@@ -70,13 +71,16 @@ def take_down(kube: Kube, name: str) -> None:
 
 
 def _never_came_up(service: Object) -> bool:
-    """Whether KubeRay has given up on a service: it does not look at it any more, whatever is changed."""
-    return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
+    """Whether a service is to be made anew: KubeRay has given up on it, or has refused it before any of it served.
+
+    What is corrected in place would still be called invalid until it answers requests.
+    """
+    active = (status_of(service).get("activeServiceStatus") or {}).get("rayClusterName")
+    return servestates.has_timed_out(service) or (diagnosis.is_invalid(service) and not active)
 
 
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
-    _check_ours(known)
     _carry_all(kube, code, known)
     label = plans.PLAN_LABEL
     if known["metadata"]["labels"].get(label) != wanted["metadata"]["labels"][label]:

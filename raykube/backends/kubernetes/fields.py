@@ -47,6 +47,12 @@ def is_leaving(thing: Object) -> bool:
     return "deletionTimestamp" in thing.get("metadata", {})
 
 
+def changed(thing: Object) -> float:
+    """Return when somebody last changed what an object is to be, in Unix seconds; 0 where nobody notes that."""
+    fields = thing["metadata"].get("managedFields") or ()
+    return max((seconds(each.get("time")) for each in fields if not each.get("subresource")), default=0.0)
+
+
 def times(event: Object) -> int:
     """Return how often an event has come."""
     return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
