@@ -289,18 +289,29 @@ def follow_log(run: Run, source: str) -> None:
     from raykube.cli import follow
 
     with detach_hint(run, source):
-        follow.follow(run, screen(as_json=False), source)
+        follow.follow_log(run, screen(as_json=False), source)
 
 
 def finish(run: Run, *, as_json: bool) -> None:
     """Show how a run ended, and what it returned."""
     from raykube.cli import view
 
-    status, found = run.status(), run.result()
+    status, found = run.status(), _result_of(run)
     if as_json:
         click.echo(view.dump(view.as_json(status) | {"result": found and view.as_json(found)}))
         return
     tell(line_of(status), *([view.result_text(found)] if found else []))
+
+
+def _result_of(run: Run) -> Result | None:
+    """Return a run's result; that it cannot be read is told, and no failure of a run that went well."""
+    from raykube.errors import BackendError
+
+    try:
+        return run.result()
+    except BackendError as error:
+        tell(f"note: the result could not be read: {error}")
+    return None
 
 
 class detach_hint:  # noqa: N801 - used as a with statement, where it reads as a verb

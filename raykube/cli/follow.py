@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from raykube.backends import sources
 from raykube.cli import view
+from raykube.errors import BackendError
 from raykube.handles import Run, Status
 
 
@@ -72,11 +74,36 @@ class LiveScreen(Screen):
         return view.status_line(self._status, time.time()) if self._status else ""
 
 
-def follow(run: Run, screen: Screen, source: str = "driver") -> BaseException | None:
-    """Print a log of a run until it has ended; return what `wait` raised, if anything.
+def follow(run: Run, screen: Screen) -> BaseException | None:
+    """Print the log of a run until it has ended; return what `wait` raised, if anything.
 
-    The state is watched in a thread of its own: a job that prints nothing still shows its phase.
+    How a run ends is its own affair: a log that cannot be read, for lack of a right or as it ended with its node, is
+    told, and the end is waited for all the same.
     """
+    with screen:
+        waiting = _watched(run, screen)
+        try:
+            _print(run, screen, sources.DRIVER)
+        except BackendError as error:
+            screen.tell(f"note: the log could not be read to its end: {error}")
+        return waiting.exception()
+
+
+def follow_log(run: Run, screen: Screen, source: str) -> None:
+    """Print a log of a run until it has ended; here a log that cannot be read is the error itself."""
+    with screen:
+        waiting = _watched(run, screen)
+        _print(run, screen, source)
+        waiting.exception()
+
+
+def _print(run: Run, screen: Screen, source: str) -> None:
+    for line in run.logs(follow=True, source=source):
+        screen.write(line)
+
+
+def _watched(run: Run, screen: Screen) -> Future[Run]:
+    """Show the state of a run from a thread of its own: a job that prints nothing still shows its phase."""
     waiting: Future[Run] = Future()
 
     def watch() -> None:
@@ -85,8 +112,5 @@ def follow(run: Run, screen: Screen, source: str = "driver") -> BaseException | 
         except BaseException as error:  # noqa: BLE001 - raised again by whoever asks the future
             waiting.set_exception(error)
 
-    with screen:
-        threading.Thread(target=watch, daemon=True).start()
-        for line in run.logs(follow=True, source=source):
-            screen.write(line)
-        return waiting.exception()
+    threading.Thread(target=watch, daemon=True).start()
+    return waiting

@@ -8,9 +8,11 @@ import pytest
 
 from raykube import wire
 from raykube.backends.kuberay import driverlogs, logfiles
+from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
-from raykube.errors import BackendError, NotFound, Unreachable
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+from raykube.wire import Result
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -233,6 +235,30 @@ def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, w
     world.end()
     with pytest.raises(BackendError, match="ended with the node that it was on"):
         whole(kube)
+
+
+FORBIDDEN = 'services "a-c-head-svc:dashboard" is forbidden: User "least" cannot get resource "services/proxy" in …'
+
+
+def test_log_that_a_user_may_not_ask_the_head_for_is_the_storages(kube, world):
+    world.kept = b"kept\n"
+    world.refuses("/proxy/", 403, FORBIDDEN)
+    assert whole(kube) == ["kept"]
+
+
+def test_right_that_is_missing_is_told_where_nothing_was_kept(kube, world):
+    world.refuses("/proxy/", 403, FORBIDDEN)
+    with pytest.raises(Forbidden, match="is forbidden"):
+        whole(kube)
+    with pytest.raises(Forbidden, match="is forbidden"):
+        KubeRay().result("a")
+
+
+def test_result_that_a_user_may_not_ask_the_head_for_is_the_storages(world):
+    result = Result("train", "a", "/shared/a", {"loss": 0.5})
+    world.kept = result.to_json().encode()
+    world.refuses("/proxy/", 403, FORBIDDEN)
+    assert KubeRay().result("a") == result
 
 
 class Reader(threading.Thread):

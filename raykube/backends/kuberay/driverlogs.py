@@ -20,7 +20,7 @@ from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.errors import BackendError, NotFound, Unreachable
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _PAUSE_S = 0.3
 #: For so long a head that does not answer is asked again, before the storage is.
@@ -56,7 +56,8 @@ class _Whole:
 
 def _whole(kube: Kube, name: str) -> _Whole:
     look = Look(kube, name)
-    started, away = _was_in_ray(look.job), None
+    away: BackendError | None = None
+    started = _was_in_ray(look.job)
     try:
         if found := _from_head(look, _PATIENCE_S if started else 0):
             return found
@@ -64,13 +65,20 @@ def _whole(kube: Kube, name: str) -> _Whole:
         started = False
     except NotFound:  # the cluster is gone, or the driver's node
         pass
+    except Forbidden as error:  # who may not ask a head may yet have its storage read
+        away = error
     except Unreachable as error:
         away = error if started else None
     return _Whole(_kept(kube, look, away, started=started))
 
 
 def _from_head(look: Look, patience_s: float) -> _Whole | None:
-    """Return the log as the head hands it out; None when it knows of no driver. Raises NotFound, Unreachable."""
+    """Return the log as the head hands it out; None when it knows of no driver.
+
+    Raises:
+        NotFound: the cluster is gone, or the node that the driver was on.
+        Forbidden, Unreachable: it may not be asked, or does not answer.
+    """
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -89,11 +97,11 @@ def _asked(look: Look) -> _Whole | None:
     return _Whole(head.api.log(node, head.log_file), head, node) if node else None
 
 
-def _kept(kube: Kube, look: Look, away: Unreachable | None, *, started: bool) -> bytes:
+def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -> bytes:
     """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it.
 
     Raises:
-        Unreachable: that is `away`, and nothing was kept.
+        Forbidden, Unreachable: that is `away`, and nothing was kept.
     """
     if kept := storage.read(kube, look.job, wire.LOG_FILE):
         return kept
