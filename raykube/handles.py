@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from raykube.backends import Backend, State, Status, sources
-from raykube.errors import BackendError, Failure, RunFailed, RunStopped, WaitTimeout
+from raykube.errors import BackendError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
 
 _NOT_YET = ("WAITING", "PENDING")
+#: So many are asked for their state at once: each takes several answers, of the API server and of its head.
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -167,3 +170,16 @@ class Endpoint(_Handle):
     def delete(self) -> None:
         """Take the service down and forget it."""
         self.backend.delete(self.name)
+
+
+def statuses(handles: Sequence[Run | Endpoint]) -> list[Status]:
+    """Return the states of runs or services, several asked for at once, without those that were deleted meanwhile."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [found for found in pool.map(_status, handles) if found]
+
+
+def _status(handle: Run | Endpoint) -> Status | None:
+    try:
+        return handle.status()
+    except NotFound:
+        return None

@@ -134,8 +134,9 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
 def list_jobs(where: Where, *, as_json: bool) -> None:
     """List all runs."""
     from raykube import api
+    from raykube.handles import statuses
 
-    common.print_table([run.status() for run in api.runs(where.cluster())], as_json=as_json)
+    common.print_table(statuses(api.runs(where.cluster())), as_json=as_json)
 
 
 @job.command()

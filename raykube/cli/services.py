@@ -71,8 +71,9 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 def list_services(where: Where, *, as_json: bool) -> None:
     """List all services."""
     from raykube import api
+    from raykube.handles import statuses
 
-    common.print_table([endpoint.status() for endpoint in api.endpoints(where.cluster())], as_json=as_json)
+    common.print_table(statuses(api.endpoints(where.cluster())), as_json=as_json)
 
 
 @service.command("status")

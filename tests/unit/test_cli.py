@@ -6,6 +6,7 @@ Wrong input gives one clear error and exit code 2, before anything is started.
 import json
 import shutil
 import subprocess
+import threading
 
 import pytest
 import yaml
@@ -565,6 +566,37 @@ def test_deployment_without_replicas_is_refused():
 def test_empty_list_has_its_heading(raykube):
     assert raykube("job", "list").stdout.split() == ["NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS"]
     assert json.loads(raykube("job", "list", "--json").stdout) == []
+
+
+def kept_run(name):
+    """Return a RayJob that Kubernetes has, before its cluster."""
+    metadata = {"name": name, "uid": name, "creationTimestamp": f"2026-11-24T12:00:0{len(name)}Z"}
+    return {"kind": "RayJob", "metadata": metadata, "spec": {"submissionMode": "HTTPMode", "rayClusterSpec": {}}}
+
+
+class Listing(Quiet):
+    """An API server that lists three runs, of which one is deleted before it is asked for by its name."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        path = self.path.partition("?")[0]
+        kind, name = path.split("/")[-2:]
+        if name == "rayjobs":
+            self.answer(200, {"items": [kept_run(each) for each in ("a", "bb", "ccc")]})
+        elif kind == "rayjobs" and name != "bb":
+            self.server.both.wait(10)  # each waits for the other: they are asked for at once
+            self.answer(200, kept_run(name))
+        elif name == "events":
+            self.answer(200, {"items": []})
+        else:
+            self.answer(404, {"message": "not found", "details": {"kind": kind, "name": name}})
+
+
+def test_list_asks_for_several_runs_at_once_and_leaves_out_what_was_deleted_meanwhile(tmp_path, monkeypatch):
+    with serving(Listing) as server:
+        server.both = threading.Barrier(2)
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        done = CliRunner().invoke(raykube_command, ["job", "list", "--on", "kubernetes", "--json"])
+    assert [each["name"] for each in json.loads(done.output)] == ["a", "ccc"]
 
 
 def test_reader_that_goes_away_is_no_error(code):
