@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from raykube import wire
 from raykube.backends.local import head, observe, records
 from raykube.backends.local.head import Head
 from raykube.errors import BackendError, ConfigError, Unreachable
@@ -101,16 +102,25 @@ def _is_free(port: int) -> bool:
     return True
 
 
+def keeper_environ() -> dict[str, str]:
+    """Return the environment of a keeper, and so of its Ray and of every job.
+
+    None of them works in our folder: what pyproject.toml there says reaches them from here, and so does which folder
+    a relative ``RAYKUBE_HOME`` means.
+    """
+    settings = {f"RAYKUBE_{name.upper()}": setting(name).value for name in ("idle_timeout_s", "serve_port")}
+    return {**os.environ, **settings, wire.HOME: str(wire.home())}
+
+
 def _spawn_keeper(head_id: str, *options: str) -> Head:
     """Start a keeper in a session of its own, so that it outlives us, and wait for its head."""
     head.token()
     head.touch()
-    # The keeper is of no project: what pyproject.toml says reaches it from here.
-    settings = {f"RAYKUBE_{name.upper()}": setting(name).value for name in ("idle_timeout_s", "serve_port")}
+    environ = keeper_environ()
     with (head.home() / "keeper.log").open("wb") as log:
         keeper = subprocess.Popen(
             [sys.executable, "-m", "raykube.backends.local.keeper", head_id, *options],
-            env={**os.environ, **settings},
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
