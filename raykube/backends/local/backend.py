@@ -14,10 +14,10 @@ from pathlib import Path
 
 from raykube import differences, package, plans, wire
 from raykube.backends import Kind, Status, sources
-from raykube.backends.local import head, lifecycle, observe, ranklogs, records, services, starting
+from raykube.backends.local import checks, head, lifecycle, observe, ranklogs, records, services, starting
 from raykube.backends.local.records import Record
 from raykube.cluster import Cluster
-from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Problem, Unreachable
+from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.runtime_env import plain
 from raykube.specs import Job, Service
@@ -48,7 +48,7 @@ class Local:
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return the body that Ray's Job API or Serve API will get."""
-        _check_fits(work, on)
+        checks.refuse_impossible(work, on)
         code = package.collect(work.working_dir, work.excludes)
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
         package.check_code(work, code, here=True)
@@ -195,44 +195,6 @@ def _keep_watched() -> None:
     if running and not head.alive(running.keeper_pid, running.keeper_created):
         with head.lock():
             starting.adopt_if_orphaned()
-
-
-def _check_fits(work: Job | Service, on: Cluster) -> None:
-    """Refuse what this machine can never run, instead of waiting for ever."""
-    problems = []
-    if "://" in on.storage:
-        what = f"{on.storage!r} is not a folder of this machine"
-        problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
-    scale, cpus = on.scale, head.cpu_count()
-    driver = (work.entrypoint_num_cpus or 0) if isinstance(work, Job) else 0
-    workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
-    if workers * scale.cpus + driver > cpus:
-        fits = int((cpus - driver) // scale.cpus)
-        need = f"{workers} workers x {scale.cpus:g} CPU need {workers * scale.cpus:g} CPUs"
-        need += f" and the driver {driver:g}" if driver else ""
-        step = f"--workers {fits} fits" if fits > 0 else "ask for fewer CPUs"
-        problems.append(Problem("workers", f"{need}; this machine has {cpus}", step))
-    if isinstance(work, Service):
-        problems += [
-            Problem(f"apps[{number}].model", *missing)
-            for number, app in enumerate(work.apps)
-            if (missing := _missing_model(app.model or "", Path(on.storage)))
-        ]
-    if problems:
-        raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
-
-
-def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
-    """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
-    if not reference or "://" in reference or reference.startswith("models:/"):
-        return None
-    name = reference.removeprefix("run:")
-    has_result = (storage / name / wire.RESULT_FILE).exists()
-    if reference.startswith("run:"):
-        return None if has_result else (f"run {name!r} has no result in {storage}", "see: raykube job list")
-    if Path(reference).exists():
-        return None
-    return f"there is no checkpoint {reference!r}", f"did you mean run:{name}?" if has_result else "write run:NAME"
 
 
 def _submit(plan: Plan) -> None:

@@ -1,0 +1,61 @@
+"""What this machine can never run is refused when it is planned, instead of waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from raykube import wire
+from raykube.backends.local import head
+from raykube.cluster import Cluster
+from raykube.errors import ConfigError, Problem
+from raykube.specs import Job, Service
+
+
+def refuse_impossible(work: Job | Service, on: Cluster) -> None:
+    """Refuse what cannot run here.
+
+    Raises:
+        ConfigError: more CPUs than there are, a storage that is no folder, a model that is not there; all at once.
+    """
+    problems = []
+    if "://" in on.storage:
+        what = f"{on.storage!r} is not a folder of this machine"
+        problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
+    problems += _too_many_cpus(work, on)
+    if isinstance(work, Service):
+        problems += [
+            Problem(f"apps[{number}].model", *missing)
+            for number, app in enumerate(work.apps)
+            if (missing := _missing_model(app.model or "", Path(on.storage)))
+        ]
+    if problems:
+        raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
+
+
+def _too_many_cpus(work: Job | Service, on: Cluster) -> Iterator[Problem]:
+    scale, cpus = on.scale, head.cpu_count()
+    driver = (work.entrypoint_num_cpus or 0) if isinstance(work, Job) else 0
+    workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
+    if driver > cpus:
+        what = f"the driver needs {driver:g} CPUs; this machine has {cpus}"
+        yield Problem("entrypoint_num_cpus", what, "ask for fewer CPUs")
+    elif workers * scale.cpus + driver > cpus:
+        fits = int((cpus - driver) // scale.cpus)
+        need = f"{workers} workers x {scale.cpus:g} CPU need {workers * scale.cpus:g} CPUs"
+        need += f" and the driver {driver:g}" if driver else ""
+        step = f"--workers {fits} fits" if fits > 0 else "ask for fewer CPUs"
+        yield Problem("workers", f"{need}; this machine has {cpus}", step)
+
+
+def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
+    """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
+    if not reference or "://" in reference or reference.startswith("models:/"):
+        return None
+    name = reference.removeprefix("run:")
+    has_result = (storage / name / wire.RESULT_FILE).exists()
+    if reference.startswith("run:"):
+        return None if has_result else (f"run {name!r} has no result in {storage}", "see: raykube job list")
+    if Path(reference).exists():
+        return None
+    return f"there is no checkpoint {reference!r}", f"did you mean run:{name}?" if has_result else "write run:NAME"
