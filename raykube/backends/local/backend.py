@@ -53,7 +53,8 @@ class Local:
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
         package.check_code(work, code, here=True)
         if isinstance(work, Service):
-            return Plan(work.name, "local", tuple(plans.localservice(work, on, uri)), code)
+            applications = plans.localservice(checks.with_absolute_models(work), on, uri)
+            return Plan(work.name, "local", tuple(applications), code)
         return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
 
     def check(self, plan: Plan) -> None:

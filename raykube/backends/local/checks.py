@@ -48,13 +48,30 @@ def _too_many_cpus(work: Job | Service, on: Cluster) -> Iterator[Problem]:
         yield Problem("workers", f"{need}; this machine has {cpus}", step)
 
 
+def with_absolute_models(service: Service) -> Service:
+    """Return a service whose models' paths are absolute: its replicas work in a folder of their own."""
+    return service.model_copy(
+        update={"apps": tuple(app.model_copy(update={"model": _absolute(app.model)}) for app in service.apps)}
+    )
+
+
+def _absolute(reference: str | None) -> str | None:
+    return str(Path(reference).absolute()) if reference and _is_path(reference) else reference
+
+
+def _is_path(reference: str) -> bool:
+    """Whether a model reference is a path of this machine, not a run, a URI or a name in MLflow's registry."""
+    return "://" not in reference and not reference.startswith(("models:/", "run:"))
+
+
 def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
     """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
-    if not reference or "://" in reference or reference.startswith("models:/"):
+    is_run = reference.startswith("run:")
+    if not reference or not (is_run or _is_path(reference)):
         return None
     name = reference.removeprefix("run:")
     has_result = (storage / name / wire.RESULT_FILE).exists()
-    if reference.startswith("run:"):
+    if is_run:
         return None if has_result else (f"run {name!r} has no result in {storage}", "see: raykube job list")
     if Path(reference).exists():
         return None
