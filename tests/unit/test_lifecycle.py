@@ -105,6 +105,12 @@ def test_failed_attempt_is_followed_by_the_next_while_retries_last():
     assert action(FAILED, attempt=2).do == "wait"
 
 
+def test_run_submitted_again_has_all_its_retries_again():
+    again = replace(RECORD, first=3)
+    assert action(FAILED, attempt=3, record=again) == lifecycle.Action("send", 4)
+    assert action(FAILED, attempt=4, record=again).do == "wait"
+
+
 def test_stopped_run_is_not_retried():
     assert action(FAILED, stopped=True).do == "wait"
 

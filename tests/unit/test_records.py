@@ -1,5 +1,6 @@
 """The records of the local backend: whole files, one last word, errors that help."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,15 @@ def record(name="a", submitted=1.0):
 def test_record_comes_back_as_it_was_saved():
     records.save(record())
     assert records.load("a") == record()
+
+
+def test_record_of_a_version_that_knew_no_first_attempt_is_read():
+    records.save(record())
+    path = records.folder("a") / "record.json"
+    fields = json.loads(path.read_text())
+    del fields["first"]
+    path.write_text(json.dumps(fields))
+    assert records.load("a").first == 1
 
 
 def test_record_is_its_owners_alone(home, monkeypatch):

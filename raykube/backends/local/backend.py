@@ -235,9 +235,9 @@ def _record(plan: Plan) -> Record:
 
 
 def _send(record: Record, attempt: int) -> None:
-    """Start one attempt of a run. The record is written before it is sent: its keeper sends what we could not."""
+    """Start the first attempt of a submission. Its record is written first: the keeper sends what we could not."""
     running = starting.ensure()
-    record = replace(record, head=running.id)
+    record = replace(record, head=running.id, first=attempt)
     records.save(record)
     records.reopen(record.name, attempt)
     try:

@@ -93,7 +93,8 @@ def next_step(reason: str, name: str) -> str:
 
 def has_retry(record: Record, status: Status, *, stop_requested: bool) -> bool:
     """Whether this ended attempt is to be followed by another."""
-    return status.state == "FAILED" and not stop_requested and status.attempt <= record.max_retries
+    is_last = status.attempt >= record.first + record.max_retries
+    return status.state == "FAILED" and not stop_requested and not is_last
 
 
 def action_of(record: Record, status: Status, *, known: bool, stop_requested: bool, now: float) -> Action:

@@ -44,6 +44,7 @@ class Record:
         submitted: Unix time in seconds.
         nonce: tells apart two runs of one name, the first of which was deleted.
         head: id of the head that it was sent to.
+        first: the first attempt of this submission, from which its retries are counted.
         max_retries, timeout_s, pending_timeout_s: from the Job.
     """
 
@@ -56,6 +57,7 @@ class Record:
     submitted: float
     nonce: str = field(default_factory=lambda: secrets.token_hex(2))
     head: str = ""
+    first: int = 1
     max_retries: int = 0
     timeout_s: float | None = None
     pending_timeout_s: float | None = None
