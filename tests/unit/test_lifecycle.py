@@ -31,9 +31,11 @@ CRASH = "ray.exceptions.WorkerCrashedError"
 RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
 
 
-def action(job, *, attempt=1, now=105.0, stopped=False, record=RECORD):
+def action(job, *, attempt=1, now=105.0, stopped=False, record=RECORD, noted=100.0):
     status = lifecycle.status_of(record, attempt, job)
-    return lifecycle.action_of(record, status, known=job is not None, stop_requested=stopped, now=now)
+    return lifecycle.action_of(
+        record, status, known=job is not None, stop_requested=stopped, noted=noted, now=now
+    )
 
 
 def test_failure_names_exit_code_and_tail():
@@ -90,6 +92,13 @@ def test_attempt_that_began_after_a_stop_was_asked_for_is_ended():
 
 def test_record_that_the_head_never_takes_exceeds_its_deadline():
     ended = action(None, now=131.0)
+    assert ended.failure is not None
+    assert ended.failure.reason == "PreRunningDeadlineExceeded"
+
+
+def test_retry_that_was_not_sent_yet_waits_as_long_as_the_first_attempt_did():
+    assert action(None, attempt=2, noted=1000.0, now=1030.0) == lifecycle.Action("send", 2)
+    ended = action(None, attempt=2, noted=1000.0, now=1031.0)
     assert ended.failure is not None
     assert ended.failure.reason == "PreRunningDeadlineExceeded"
 

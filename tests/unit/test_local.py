@@ -1,9 +1,77 @@
 """The backend of this machine, as far as it needs no Ray."""
 
+import os
+import time
+
 import pytest
 
 import raykube as rk
-from raykube.backends.local import starting
+from raykube.backends.local import head, keeper, records, starting
+from raykube.errors import NotFound, Unreachable
+
+
+class Ray:
+    """The answers of a head: of one job, or that it has none. What it is asked for is kept in `asked`."""
+
+    def __init__(self, job=None, takes=True):
+        self.details, self.takes, self.asked = job, takes, []
+
+    def job(self, submission_id):
+        if self.details is None:
+            raise NotFound(f"no {submission_id}")
+        return self.details
+
+    def submit(self, body):
+        self.asked.append(f"submit {body['submission_id']}")
+        if not self.takes:
+            raise Unreachable("no answer")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Give the test a home of its own."""
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "home"))
+    records.ensure_home()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def running(home):
+    """Return a head of which only the files are there."""
+    session = home / "ray" / "session"
+    (session / "logs").mkdir(parents=True)
+    return head.Head(
+        id="h",
+        keeper_pid=os.getpid(),
+        keeper_created=0.0,
+        ray_pid=os.getpid(),
+        ray_created=0.0,
+        address="http://127.0.0.1:1",
+        session_dir=str(session),
+        serve_port=1,
+        python="python",
+        started=0.0,
+    )
+
+
+@pytest.fixture
+def record(home):
+    """Return the record of a run that was submitted long ago, with a retry."""
+    made = records.Record(
+        name="a",
+        kind="job",
+        plan_hash="h",
+        plan_yaml="",
+        body={"runtime_env": {}},
+        storage=str(home / "runs"),
+        submitted=1.0,
+        nonce="n",
+        head="h",
+        max_retries=1,
+        pending_timeout_s=900,
+    )
+    records.save(made)
+    return made
 
 
 @pytest.fixture
@@ -47,3 +115,15 @@ def test_model_that_is_no_path_is_planned_as_it_is_named(code, tmp_path, monkeyp
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "result.json").write_text("{}")
     assert planned_model(code, reference) == reference
+
+
+def test_retry_whose_sending_failed_is_sent_again_and_has_waited_since_it_was_noted(record, running):
+    records.set_attempt("a", 2)
+    noted = int(time.time()) - 60
+    os.utime(records.folder("a") / "attempt", (noted, noted))
+    ray = Ray(takes=False)
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            keeper._look_after(record, running, ray)
+    assert ray.asked == ["submit a-n-2"] * 2
+    assert (records.final("a"), records.noted(record)) == (None, noted)

@@ -1,6 +1,7 @@
 """The records of the local backend: whole files, one last word, errors that help."""
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,16 @@ def test_end_of_an_earlier_attempt_counts_for_nothing_in_a_later_one():
     records.set_final(Status("a", "job", "FAILED", attempt=1))
     records.set_attempt("a", 2)
     assert records.final("a") is None
+
+
+def test_attempt_of_a_submission_is_noted_when_it_begins_and_the_first_when_it_was_submitted():
+    again = replace(record(), first=2)
+    records.save(again)
+    records.set_attempt("a", 2)
+    assert records.noted(again) == again.submitted
+    records.set_attempt("a", 3)
+    os.utime(records.folder("a") / "attempt", (50, 50))
+    assert records.noted(again) == 50
 
 
 def test_ended_record_is_not_among_the_unfinished():

@@ -195,9 +195,17 @@ def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None
     """Do what is due for one run."""
     status, known = observe.status(record, started, api)
     stop_requested = records.stop_requested(record.name)
-    action = lifecycle.action_of(record, status, known=known, stop_requested=stop_requested, now=time.time())
+    action = lifecycle.action_of(
+        record,
+        status,
+        known=known,
+        stop_requested=stop_requested,
+        noted=records.noted(record),
+        now=time.time(),
+    )
     if action.do == "send":
-        records.set_attempt(record.name, action.attempt)
+        if action.attempt != status.attempt:  # one that is sent again has been waiting since it was noted
+            records.set_attempt(record.name, action.attempt)
         observe.send(record, action.attempt, started, api)
     elif action.do == "end":
         # The verdict first: a stopped job that somebody sees before it would count as stopped.

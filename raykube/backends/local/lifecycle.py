@@ -97,7 +97,9 @@ def has_retry(record: Record, status: Status, *, stop_requested: bool) -> bool:
     return status.state == "FAILED" and not stop_requested and not is_last
 
 
-def action_of(record: Record, status: Status, *, known: bool, stop_requested: bool, now: float) -> Action:
+def action_of(
+    record: Record, status: Status, *, known: bool, stop_requested: bool, noted: float, now: float
+) -> Action:
     """Return what the keeper should do about a run that has not ended for good.
 
     Args:
@@ -105,11 +107,12 @@ def action_of(record: Record, status: Status, *, known: bool, stop_requested: bo
         status: of the current attempt.
         known: whether the head has a job for this attempt.
         stop_requested: whether somebody asked to stop the run.
+        noted: Unix time in seconds when the current attempt was noted.
         now: Unix time in seconds.
     """
     if not status.is_terminal and stop_requested:
         return Action("end", status.attempt)
-    if overrun := None if status.is_terminal else _overrun(record, status, now):
+    if overrun := None if status.is_terminal else _overrun(record, status, noted, now):
         return Action("end", status.attempt, overrun)
     if not known and now - record.submitted > ORPHAN_AFTER_S:
         return Action("send", status.attempt)
@@ -118,11 +121,14 @@ def action_of(record: Record, status: Status, *, known: bool, stop_requested: bo
     return Action("wait")
 
 
-def _overrun(record: Record, status: Status, now: float) -> Failure | None:
-    """Return the deadline that a live run has exceeded, if any. A run's time is that of all its attempts."""
+def _overrun(record: Record, status: Status, noted: float, now: float) -> Failure | None:
+    """Return the deadline that a live run has exceeded, if any.
+
+    A run's time is that of all its attempts; each may wait as long as the first, whether Ray knows it yet or not.
+    """
     limit, since, reason = record.timeout_s, record.submitted, "DeadlineExceeded"
     if status.state == "PENDING":
-        limit, since, reason = record.pending_timeout_s, status.started or since, "PreRunningDeadlineExceeded"
+        limit, since, reason = record.pending_timeout_s, status.started or noted, "PreRunningDeadlineExceeded"
     if limit is None or now - since <= limit:
         return None
     return Failure(reason, f"{status.state} for more than {limit:g} s", None, (), next_step(reason, record.name))

@@ -190,6 +190,14 @@ def set_attempt(name: str, number: int) -> None:
     write(folder(name) / "attempt", str(number))
 
 
+def noted(record: Record) -> float:
+    """Return when the current attempt was noted; of the first one of a submission, when it was submitted."""
+    with contextlib.suppress(FileNotFoundError):
+        if attempt(record.name) != record.first:
+            return (folder(record.name) / "attempt").stat().st_mtime
+    return record.submitted
+
+
 def stop_requested(name: str) -> bool:
     """Whether somebody asked to stop the run: it is then not retried."""
     return (folder(name) / "stop").exists()
