@@ -121,6 +121,25 @@ def test_ended_record_is_not_among_the_unfinished():
     assert records.unfinished("other") == []
 
 
+def test_run_whose_earlier_attempt_was_settled_late_is_unfinished_and_can_end_once_more():
+    records.save(replace(record(), head="h"))
+    records.reopen("a", 2)
+    records.set_final(Status("a", "job", "STOPPED", attempt=1))
+    assert [each.name for each in records.unfinished("h")] == ["a"]
+    for detail in ("first", "second"):
+        assert records.set_final(Status("a", "job", "SUCCEEDED", detail, attempt=2)).detail == "first"
+    assert records.unfinished("h") == []
+    assert records.final("a").detail == "first"
+
+
+def test_ended_run_that_is_reopened_is_unfinished_at_once():
+    records.save(replace(record(), head="h"))
+    records.set_final(Status("a", "job", "FAILED"))
+    assert records.unfinished("h") == []
+    records.set_attempt("a", 2)  # whoever reopened it was killed here
+    assert [each.name for each in records.unfinished("h")] == ["a"]
+
+
 def test_torn_or_foreign_state_counts_as_none(home):
     head.home().mkdir(parents=True)
     for text in ("", "{", '{"id": "x", "new": 1}'):

@@ -5,7 +5,7 @@
     HOME/records/NAME/record.json    what was sent: plan, kind, time, retries and deadlines
     HOME/records/NAME/attempt        the attempt that runs now; written by the keeper
     HOME/records/NAME/stop           present when somebody asked to stop it
-    HOME/records/NAME/final.json     the last status; written once, whoever sees the end first
+    HOME/records/NAME/final.json     the last status; written once an attempt, by whoever sees its end first
     HOME/records/NAME/driver-N.log   the driver's log of attempt N, copied when it ended
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import secrets
@@ -166,10 +167,30 @@ def every(kind: Kind | None = None) -> list[Record]:
 
 
 def unfinished(head: str) -> list[Record]:
-    """Return the records on that head that have not ended. Ended ones are not even read: they may be thousands."""
+    """Return the records on that head that have not ended. Ended ones are not read anew: they may be thousands."""
     folders = [path.parent for path in (wire.home() / "records").glob("*/record.json")]
-    names = [path.name for path in folders if not (path / "final.json").exists()]
+    names = [path.name for path in folders if not _has_ended(path)]
     return [record for record in _present(names) if record.head == head]
+
+
+def _has_ended(path: Path) -> bool:
+    """Whether the last status in a record's folder is of its current attempt: one of an earlier attempt may be left."""
+    ended = _version(path / "final.json")
+    return ended is not None and _is_ended(path, ended, _version(path / "attempt"))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_ended(path: Path, *_: object) -> bool:
+    return final(path.name) is not None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what changes whenever a file is written anew; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _present(names: list[str]) -> Iterator[Record]:
@@ -181,8 +202,10 @@ def _present(names: list[str]) -> Iterator[Record]:
 
 def attempt(name: str) -> int:
     """Return which attempt of the run is the current one, from 1."""
-    path = folder(name) / "attempt"
-    return int(path.read_text()) if path.exists() else 1
+    try:
+        return int((folder(name) / "attempt").read_text())
+    except FileNotFoundError:
+        return 1
 
 
 def set_attempt(name: str, number: int) -> None:
@@ -210,20 +233,26 @@ def request_stop(name: str) -> None:
 
 def final(name: str) -> Status | None:
     """Return the run's last status; None while it has not ended."""
-    path = folder(name) / "final.json"
-    if not path.exists():
+    ended = _last_status(folder(name) / "final.json")
+    return ended if ended and ended.attempt >= attempt(name) else None
+
+
+def _last_status(path: Path) -> Status | None:
+    """Read a last status, of whatever attempt; None when there is none."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    fields = json.loads(path.read_text(encoding="utf-8"))
     failure, earlier = fields.pop("failure"), tuple(fields.pop("earlier"))
-    ended = Status(**fields, earlier=earlier, failure=Failure(**failure) if failure else None)
-    return ended if ended.attempt >= attempt(name) else None
+    return Status(**fields, earlier=earlier, failure=Failure(**failure) if failure else None)
 
 
 def reopen(name: str, number: int) -> None:
     """Let attempt `number` of an ended run begin."""
-    # In this order: the end of an earlier attempt counts for nothing as soon as the later one is noted.
-    set_attempt(name, number)
+    # In this order: a stop must not reach the later attempt, and the end of an earlier one counts for nothing as soon
+    # as the later one is noted.
     (folder(name) / "stop").unlink(missing_ok=True)
+    set_attempt(name, number)
     (folder(name) / "final.json").unlink(missing_ok=True)
 
 
@@ -239,14 +268,28 @@ def link(draft: Path, path: Path) -> None:
 
 
 def set_final(status: Status) -> Status:
-    """Record the end of a run. The first to see it wins; its word is returned."""
+    """Record the end of a run. The first to see the end of an attempt wins; its word is returned."""
     path = folder(status.name) / "final.json"
     temporary = beside(path)
     # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
     fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
     write(temporary, json.dumps(fields))
+    _remove_earlier(path, status.attempt)
     link(temporary, path)
     return final(status.name) or status
+
+
+def _remove_earlier(path: Path, number: int) -> None:
+    """Remove the last status of an attempt before `number`, which a slow writer or a killed `reopen` has left."""
+    known = _last_status(path)
+    if known is None or known.attempt >= number:
+        return
+    aside = beside(path)
+    with contextlib.suppress(FileNotFoundError):  # removed by somebody else
+        path.replace(aside)
+        if (moved := _last_status(aside)) and moved.attempt >= number:  # written since we looked
+            link(aside, path)
+        aside.unlink(missing_ok=True)
 
 
 def remove(name: str) -> None:
