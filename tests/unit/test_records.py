@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raykube.backends import Status
-from raykube.backends.local import head, records
+from raykube.backends.local import disk, head, records
 from raykube.errors import BackendError, Failure, NotFound
 from tests.support import run_without_root_rights
 
@@ -150,7 +150,7 @@ def test_torn_or_foreign_state_counts_as_none(home):
 def test_full_disk_leaves_the_old_file_and_says_so():
     path = Path("/dev/full")
     with pytest.raises(BackendError) as raised:
-        records.write(path / "x", "text")
+        disk.write(path / "x", "text")
     assert "cannot write" in str(raised.value)
 
 

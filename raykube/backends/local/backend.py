@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raykube import differences, package, plans, wire
 from raykube.backends import Kind, Status, sources
-from raykube.backends.local import checks, head, lifecycle, observe, ranklogs, records, services, starting
+from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting
 from raykube.backends.local.records import Record
 from raykube.cluster import Cluster
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Unreachable
@@ -64,7 +64,7 @@ class Local:
     def start(self, plan: Plan) -> str:
         """Send the plan to the head, starting it if need be."""
         records.ensure_home()
-        with records.disk_errors(), head.lock():
+        with disk.errors(), head.lock():
             if plan.package:
                 package.write(plan.package, _code_folder())
             if plan.is_service:
@@ -152,7 +152,7 @@ class Local:
             records.remove(name)
             _remove_unused_code()
         if record.kind == "job":
-            records.remove_tree(Path(record.storage) / name)
+            disk.remove_tree(Path(record.storage) / name)
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all jobs or services, oldest first."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raykube import wire
-from raykube.backends.local import records
+from raykube.backends.local import disk
 from raykube.backends.rayapi import RayApi
 
 
@@ -70,10 +70,10 @@ def token() -> str:
     path = home() / "token"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = records.beside(path)
+        draft = disk.beside(path)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-        records.link(draft, path)
+        disk.link(draft, path)
     return path.read_text().strip()
 
 
@@ -97,7 +97,7 @@ def read_state() -> Head | None:
 
 def write_state(head: Head) -> None:
     """Publish a head that answers."""
-    records.write(home() / "state.json", json.dumps(asdict(head)))
+    disk.write(home() / "state.json", json.dumps(asdict(head)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def write_starting(starting: Starting | None) -> None:
     """Publish that a head is about to start; None takes it back."""
     path = home() / "starting.json"
     if starting:
-        records.write(path, json.dumps(asdict(starting)))
+        disk.write(path, json.dumps(asdict(starting)))
     else:
         path.unlink(missing_ok=True)
 

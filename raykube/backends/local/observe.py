@@ -14,7 +14,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import Status
-from raykube.backends.local import lifecycle, records
+from raykube.backends.local import disk, lifecycle, records
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.backends.rayapi import RayApi
@@ -56,9 +56,9 @@ def _keep_log(record: Record, attempt: int, head: Head) -> None:
     kept = _kept_log(record, attempt)
     source = head.driver_log(record.submission_id(attempt))
     if source.exists() and not kept.exists():
-        temporary = records.beside(kept)
+        temporary = disk.beside(kept)
         # FileNotFoundError: somebody else who saw the end has removed the head's files meanwhile.
-        with records.disk_errors(), contextlib.suppress(FileNotFoundError):
+        with disk.errors(), contextlib.suppress(FileNotFoundError):
             shutil.copyfile(source, temporary)
             temporary.replace(kept)
 

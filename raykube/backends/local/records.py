@@ -12,12 +12,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
-import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,7 +23,8 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import Kind, Status
-from raykube.errors import BackendError, ConfigError, Failure, NotFound
+from raykube.backends.local import disk
+from raykube.errors import ConfigError, Failure, NotFound
 
 #: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
 _ROOM = 1 << 20
@@ -84,27 +82,9 @@ def ensure_home() -> Path:
         raise ConfigError(
             f"raykube cannot keep its state in {home}",
             why=error.strerror or str(error),
-            next_step=_remedy(error, "set RAYKUBE_HOME to a folder that you can write to"),
+            next_step=disk.remedy(error, "set RAYKUBE_HOME to a folder that you can write to"),
         ) from error
     return home
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turn errors of the disk below raykube's folder into BackendError."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or wire.home()
-        raise BackendError(
-            f"cannot write {where}", why=error.strerror or str(error), next_step=_remedy(error, "check its permissions")
-        ) from error
-
-
-def _remedy(error: OSError, otherwise: str) -> str:
-    """Say what helps: more room on a full disk, else `otherwise`."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
 
 
 def folder(name: str) -> Path:
@@ -112,36 +92,10 @@ def folder(name: str) -> Path:
     return wire.home() / "records" / name
 
 
-def beside(path: Path) -> Path:
-    """Return a name in the same folder that nobody else uses, for a file in the making."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new one.
-
-    Raises:
-        BackendError: the disk is full or not writable. Nothing is left behind.
-    """
-    temporary = beside(path)
-    with disk_errors(), _removed_on_error(temporary):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _removed_on_error(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def save(record: Record) -> None:
     """Write a record."""
     folder(record.name).mkdir(parents=True, exist_ok=True, mode=0o700)
-    write(folder(record.name) / "record.json", json.dumps(asdict(record)))
+    disk.write(folder(record.name) / "record.json", json.dumps(asdict(record)))
 
 
 def load(name: str) -> Record:
@@ -210,7 +164,7 @@ def attempt(name: str) -> int:
 
 def set_attempt(name: str, number: int) -> None:
     """Note that attempt `number` begins."""
-    write(folder(name) / "attempt", str(number))
+    disk.write(folder(name) / "attempt", str(number))
 
 
 def noted(record: Record) -> float:
@@ -228,7 +182,7 @@ def stop_requested(name: str) -> bool:
 
 def request_stop(name: str) -> None:
     """Note that the run is to stop and not to be retried."""
-    write(folder(name) / "stop", "")
+    disk.write(folder(name) / "stop", "")
 
 
 def final(name: str) -> Status | None:
@@ -256,26 +210,15 @@ def reopen(name: str, number: int) -> None:
     (folder(name) / "final.json").unlink(missing_ok=True)
 
 
-def link(draft: Path, path: Path) -> None:
-    """Give a finished file its name, unless somebody else was first; the draft is gone afterwards."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a disk that knows no links
-        draft.replace(path)
-    draft.unlink(missing_ok=True)
-
-
 def set_final(status: Status) -> Status:
     """Record the end of a run. The first to see the end of an attempt wins; its word is returned."""
     path = folder(status.name) / "final.json"
-    temporary = beside(path)
+    temporary = disk.beside(path)
     # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
     fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
-    write(temporary, json.dumps(fields))
+    disk.write(temporary, json.dumps(fields))
     _remove_earlier(path, status.attempt)
-    link(temporary, path)
+    disk.link(temporary, path)
     return final(status.name) or status
 
 
@@ -284,20 +227,14 @@ def _remove_earlier(path: Path, number: int) -> None:
     known = _last_status(path)
     if known is None or known.attempt >= number:
         return
-    aside = beside(path)
+    aside = disk.beside(path)
     with contextlib.suppress(FileNotFoundError):  # removed by somebody else
         path.replace(aside)
         if (moved := _last_status(aside)) and moved.attempt >= number:  # written since we looked
-            link(aside, path)
+            disk.link(aside, path)
         aside.unlink(missing_ok=True)
 
 
 def remove(name: str) -> None:
     """Forget a run or service."""
-    remove_tree(folder(name))
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it; fine when it is gone."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    disk.remove_tree(folder(name))

@@ -1,0 +1,75 @@
+"""Files of this machine: written whole or not at all, removed whole, and errors that say what helps."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from raykube import wire
+from raykube.errors import BackendError
+
+
+@contextlib.contextmanager
+def errors() -> Iterator[None]:
+    """Turn errors of the disk below raykube's folder into BackendError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or wire.home()
+        raise BackendError(
+            f"cannot write {where}", why=error.strerror or str(error), next_step=remedy(error, "check its permissions")
+        ) from error
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """Say what helps: more room on a full disk, else `otherwise`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
+
+
+def beside(path: Path) -> Path:
+    """Return a name in the same folder that nobody else uses, for a file in the making."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new one.
+
+    Raises:
+        BackendError: the disk is full or not writable. Nothing is left behind.
+    """
+    temporary = beside(path)
+    with errors(), _removed_on_error(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def link(draft: Path, path: Path) -> None:
+    """Give a finished file its name, unless somebody else was first; the draft is gone afterwards."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk that knows no links
+        draft.replace(path)
+    draft.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it; fine when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
