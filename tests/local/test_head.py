@@ -49,6 +49,18 @@ def code(tmp_path):
     folder.mkdir()
     (folder / "hello.py").write_text("print('hello')\n")
     (folder / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "ends.py").write_text(
+        "import signal, sys, time\n"
+        "def end(*_): time.sleep(1); print('last words', flush=True); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('started', flush=True)\ntime.sleep(600)\n"
+    )
+    # Writes to its storage for as long as it lives, which SIGTERM does not end.
+    (folder / "writes.py").write_text(
+        "import itertools, os, pathlib, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "folder = pathlib.Path(os.environ['RAYKUBE_STORAGE'], os.environ['RAYKUBE_RUN_NAME'])\n"
+        "print('started', flush=True)\nfor n in itertools.count():\n"
+        "    folder.mkdir(parents=True, exist_ok=True)\n    (folder / str(n % 100)).touch()\n"
+    )
     # Ends when the file `go` appears: the test decides when.
     (folder / "waits.py").write_text(
         "import pathlib, sys, time\nprint('started', flush=True)\n"
@@ -145,6 +157,14 @@ def test_stop_of_a_run_that_was_never_sent_stops_it(code):
     run = rk.attach(f"{sent.name}-y")
     run.stop()
     assert run.status().state == "STOPPED"
+
+
+def test_last_words_of_a_stopped_run_are_in_its_log(code):
+    run = rk.submit(job(code, "ends.py"))
+    started(run)
+    run.stop()
+    assert run.status().state == "STOPPED"
+    assert list(run.logs())[-1] == "last words"
 
 
 def test_job_that_the_head_refuses_has_failed_with_its_words(code):
@@ -299,6 +319,16 @@ def test_delete_removes_the_record_the_storage_and_nothing_else(code):
     assert not (storage / run.name).exists()
     assert not records.folder(run.name).exists()
     assert kept.status().state == "SUCCEEDED"
+
+
+def test_delete_waits_until_the_run_writes_no_more(code):
+    run = rk.submit(job(code, "writes.py"))
+    started(run)
+    storage = Path(records.load(run.name).storage) / run.name
+    eventually(storage.exists)
+    run.delete()
+    assert not storage.exists()
+    assert run.name not in [other.name for other in rk.runs()]
 
 
 def test_code_is_kept_until_the_last_run_of_it_is_deleted(code, tmp_path):

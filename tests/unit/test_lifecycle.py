@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from raykube.backends.local import lifecycle
-from raykube.backends.local.records import Record
+from raykube.backends.local.records import Ending, Record
 
 RECORD = Record(
     name="a",
@@ -31,11 +31,9 @@ CRASH = "ray.exceptions.WorkerCrashedError"
 RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
 
 
-def action(job, *, attempt=1, now=105.0, stopped=False, record=RECORD, noted=100.0):
+def action(job, *, attempt=1, now=105.0, ending=None, record=RECORD, noted=100.0):
     status = lifecycle.status_of(record, attempt, job)
-    return lifecycle.action_of(
-        record, status, known=job is not None, stop_requested=stopped, noted=noted, now=now
-    )
+    return lifecycle.action_of(record, status, known=job is not None, ending=ending, noted=noted, now=now)
 
 
 def test_failure_names_exit_code_and_tail():
@@ -83,11 +81,11 @@ def test_unsent_record_is_pending_and_sent_when_overdue():
 
 
 def test_unsent_record_ends_as_stopped_once_a_stop_was_asked_for():
-    assert action(None, now=106.0, stopped=True) == lifecycle.Action("end", 1)
+    assert action(None, now=106.0, ending=Ending()) == lifecycle.Action("end", 1)
 
 
-def test_attempt_that_began_after_a_stop_was_asked_for_is_ended():
-    assert action(RUNNING, attempt=2, stopped=True) == lifecycle.Action("end", 2)
+def test_attempt_that_began_after_a_stop_was_asked_for_is_stopped():
+    assert action(RUNNING, attempt=2, ending=Ending()) == lifecycle.Action("stop", 2)
 
 
 def test_record_that_the_head_never_takes_exceeds_its_deadline():
@@ -121,7 +119,7 @@ def test_run_submitted_again_has_all_its_retries_again():
 
 
 def test_stopped_run_is_not_retried():
-    assert action(FAILED, stopped=True).do == "wait"
+    assert action(FAILED, ending=Ending()).do == "wait"
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "STOPPED"])
@@ -129,20 +127,50 @@ def test_ended_run_exceeds_no_deadline(state):
     assert action({**RUNNING, "status": state, "end_time": 999_000}, now=10_000).do == "wait"
 
 
-def test_running_beyond_its_timeout_is_ended_with_the_deadline_as_reason():
+def test_running_beyond_its_timeout_is_stopped_with_the_deadline_as_reason():
     ended = action(RUNNING, now=161.0)
-    assert ended.do == "end"
+    assert ended.do == "stop"
     assert ended.failure is not None
     assert ended.failure.reason == "DeadlineExceeded"
     assert action(RUNNING, now=160.0).do == "wait"
-    assert action(RUNNING, attempt=2, now=161.0).do == "end"
+    assert action(RUNNING, attempt=2, now=161.0).do == "stop"
 
 
-def test_pending_beyond_its_timeout_is_ended_with_the_deadline_as_reason():
+def test_pending_beyond_its_timeout_is_stopped_with_the_deadline_as_reason():
     pending = {"status": "PENDING", "message": "waiting", "start_time": 101_000}
     ended = action(pending, now=132.0)
+    assert ended.do == "stop"
     assert ended.failure is not None
     assert ended.failure.reason == "PreRunningDeadlineExceeded"
+
+
+@pytest.mark.parametrize(("job", "last_s"), [(RUNNING, 20), ({**RUNNING, "status": "PENDING"}, 2)])
+def test_stopped_job_that_ray_does_not_end_is_ended_without_it_after_a_while(job, last_s):
+    ending = Ending(since=100.0)
+    assert action(job, ending=ending, now=100.0 + last_s).do == "stop"
+    assert action(job, ending=ending, now=101.0 + last_s) == lifecycle.Action("end", 1)
+
+
+def test_deadline_that_a_run_is_stopped_for_stays_its_reason():
+    late = action(RUNNING, now=161.0).failure
+    ending = Ending(late, since=161.0)
+    assert action(RUNNING, ending=ending, now=182.0) == lifecycle.Action("end", 1, late)
+    for state in ("STOPPED", "FAILED"):
+        seen = lifecycle.status_of(RECORD, 1, {**FAILED, "status": state})
+        judged = lifecycle.judged(seen, ending, now=163.0)
+        assert (judged.state, judged.failure, judged.ended) == ("FAILED", late, 105.0)
+        assert not lifecycle.has_retry(RECORD, judged, ending)
+
+
+def test_run_that_ended_well_before_it_was_stopped_for_a_deadline_has_ended_well():
+    seen = lifecycle.status_of(RECORD, 1, {**RUNNING, "status": "SUCCEEDED"})
+    assert lifecycle.judged(seen, Ending(action(RUNNING, now=161.0).failure), now=163.0) == seen
+
+
+def test_run_that_somebody_stopped_is_as_ray_says():
+    for state in ("STOPPED", "FAILED"):
+        seen = lifecycle.status_of(RECORD, 1, {**FAILED, "status": state})
+        assert lifecycle.judged(seen, Ending(since=101.0), now=163.0) == seen
 
 
 def test_run_without_deadlines_goes_on():

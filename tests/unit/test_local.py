@@ -2,11 +2,12 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 import raykube as rk
-from raykube.backends.local import head, keeper, records, starting
+from raykube.backends.local import disk, head, keeper, observe, records, starting
 from raykube.errors import NotFound, Unreachable
 
 
@@ -20,6 +21,9 @@ class Ray:
         if self.details is None:
             raise NotFound(f"no {submission_id}")
         return self.details
+
+    def stop(self, submission_id):
+        self.asked.append(f"stop {submission_id}")
 
     def submit(self, body):
         self.asked.append(f"submit {body['submission_id']}")
@@ -127,3 +131,55 @@ def test_retry_whose_sending_failed_is_sent_again_and_has_waited_since_it_was_no
             keeper._look_after(record, running, ray)
     assert ray.asked == ["submit a-n-2"] * 2
     assert (records.final("a"), records.noted(record)) == (None, noted)
+
+
+def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(record, running):
+    ray, log = Ray({"status": "RUNNING"}), running.driver_log("a-n-1")
+    log.write_text("started\n")
+    records.request_stop("a")
+    keeper._look_after(record, running, ray)
+    assert (ray.asked, records.final("a")) == (["stop a-n-1"], None)
+    log.write_text("started\nlast words\n")
+    ray.details = {"status": "STOPPED"}
+    keeper._look_after(record, running, ray)
+    assert records.final("a").state == "STOPPED"
+    assert observe.log_path(record, 1, None).read_text() == "started\nlast words\n"
+
+
+def test_deadline_is_the_reason_whichever_keeper_sees_the_run_stopped_for_it(record, running):
+    late = replace(record, timeout_s=1)
+    ray = Ray({"status": "RUNNING"})
+    keeper._look_after(late, running, ray)
+    assert (ray.asked, records.final("a")) == (["stop a-n-1"], None)
+    ray.details = {"status": "STOPPED"}
+    keeper._look_after(late, running, ray)  # nothing but the record is left of the first look
+    assert (records.final("a").state, records.final("a").failure.reason) == ("FAILED", "DeadlineExceeded")
+
+
+def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, running):
+    records.set_ending("a", records.Ending(since=2.0))
+    assert observe.settle_lost(record, running).state == "STOPPED"
+
+
+@pytest.mark.parametrize("call", ["rmdir", "unlink"])
+def test_folder_is_removed_whatever_appears_in_it_or_vanishes_from_it_meanwhile(tmp_path, monkeypatch, call):
+    folder, act, once = tmp_path / "run", getattr(os, call), iter([True])
+    (folder / "train-1").mkdir(parents=True)
+    (folder / "train-1" / "metrics.jsonl").write_text("{}\n")
+
+    def meddled(path, **options):
+        for _ in once:
+            (folder / "late").write_text("")
+            if call == "unlink":
+                act(path, **options)
+        act(path, **options)
+
+    monkeypatch.setattr(os, call, meddled)
+    disk.remove_tree(folder)
+    assert not folder.exists()
+
+
+def test_folder_that_may_not_be_removed_says_which_and_why(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rk.BackendError, match=r"cannot remove .*file\n  why:  Not a directory"):
+        disk.remove_tree(tmp_path / "file")

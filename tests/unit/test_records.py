@@ -93,7 +93,21 @@ def test_reopened_run_has_no_end_and_the_next_attempt():
     records.set_final(Status("a", "job", "FAILED"))
     records.request_stop("a")
     records.reopen("a", 2)
-    assert (records.final("a"), records.attempt("a"), records.stop_requested("a")) == (None, 2, False)
+    assert (records.final("a"), records.attempt("a"), records.ending("a")) == (None, 2, None)
+
+
+def test_reason_to_end_a_run_comes_back_and_a_stop_does_not_replace_it():
+    records.save(record())
+    late = records.Ending(Failure("DeadlineExceeded", "too long"), since=2.0)
+    records.set_ending("a", late)
+    records.request_stop("a")
+    assert records.ending("a") == late
+
+
+def test_stop_that_an_earlier_version_noted_is_heeded():
+    records.save(record())
+    (records.folder("a") / "stop").write_text("")
+    assert records.ending("a") == records.Ending()
 
 
 def test_end_of_an_earlier_attempt_counts_for_nothing_in_a_later_one():

@@ -27,7 +27,7 @@ _log = logging.getLogger("raykube")
 _POLL_S = 0.1
 _LOOK_S = 0.2
 _PATIENCE_S = 30.0
-_STOP_TIMEOUT_S = 15.0
+_STOP_TIMEOUT_S = 30.0  # more than its keeper waits for Ray
 #: Sources of logs that only Kubernetes has: what, why, and what to do instead.
 _NOT_HERE = {
     sources.AUTOSCALER: (
@@ -148,11 +148,12 @@ class Local:
         """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
         record = records.load(name)
         self.stop(name)
+        if record.kind == "job":
+            _wait_for_ray(record)
+            disk.remove_tree(Path(record.storage) / name)
         with head.lock():
             records.remove(name)
             _remove_unused_code()
-        if record.kind == "job":
-            disk.remove_tree(Path(record.storage) / name)
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all jobs or services, oldest first."""
@@ -168,6 +169,15 @@ class Local:
                 yield False
                 continue
             yield follow and attempt in (None, status.attempt) and not status.is_terminal
+
+
+def _wait_for_ray(record: Record) -> None:
+    """Wait, for a while, until Ray too says that a run has ended: its end may be noted while it still writes files."""
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while (running := head.current()) and running.id == record.head and time.monotonic() < deadline:
+        if not observe.is_running(record, head.api(running)):
+            return
+        time.sleep(_POLL_S)
 
 
 def end_head() -> bool:
@@ -251,16 +261,16 @@ def _live_status(record: Record) -> Status:
     running = head.current()
     if running is None or running.id != record.head:
         return _lost_status(record)
-    stop_requested = records.stop_requested(record.name)
     try:
         status, known = observe.status(record, running, head.api(running))
     except Unreachable:
         if head.current():
             raise
         return _lost_status(record)
-    if stop_requested and not known:
-        return observe.settle(record, replace(status, state="STOPPED", ended=time.time()), running)
-    if lifecycle.has_retry(record, status, stop_requested=stop_requested):
+    ending = records.ending(record.name)
+    if ending and not known:
+        return observe.settle(record, lifecycle.cut_short(status, ending.failure, time.time()), running)
+    if lifecycle.has_retry(record, status, ending):
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
         )

@@ -7,23 +7,27 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from raykube import wire
 from raykube.errors import BackendError
 
+#: How often a folder is removed anew, which somebody writes to meanwhile, and with what pause.
+_TRIES = 50
+_PAUSE_S = 0.1
+
 
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
+def errors(doing: str = "write", where: Path | None = None) -> Iterator[None]:
     """Turn errors of the disk below raykube's folder into BackendError."""
     try:
         yield
     except OSError as error:
-        where = error.filename or wire.home()
-        raise BackendError(
-            f"cannot write {where}", why=error.strerror or str(error), next_step=remedy(error, "check its permissions")
-        ) from error
+        what = f"cannot {doing} {where or error.filename or wire.home()}"
+        step = remedy(error, "check its permissions")
+        raise BackendError(what, why=error.strerror or str(error), next_step=step) from error
 
 
 def remedy(error: OSError, otherwise: str) -> str:
@@ -70,6 +74,28 @@ def link(draft: Path, path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it; fine when it is gone."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove a folder and all in it, whatever vanishes from it or appears in it meanwhile; fine when it is gone.
+
+    Raises:
+        BackendError: it may not be removed, or somebody goes on writing to it.
+    """
+    with errors("remove", path):
+        for _ in range(_TRIES):
+            if _is_removed(path):
+                return
+            time.sleep(_PAUSE_S)
+    step = "end that and delete it again"
+    raise BackendError(f"cannot remove {path}", why="somebody goes on writing to it", next_step=step)
+
+
+def _is_removed(path: Path) -> bool:
+    """Remove a folder, and say whether it is gone: what changes in it meanwhile may keep it."""
+    try:
         shutil.rmtree(path)
+    except FileNotFoundError:
+        return not path.exists()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import psutil
 
-from raykube.backends import State
 from raykube.backends.local import head, lifecycle, observe, records, starting
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Unreachable
@@ -194,26 +193,19 @@ def _tick(started: head.Head, api: RayApi) -> None:
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
     """Do what is due for one run."""
     status, known = observe.status(record, started, api)
-    stop_requested = records.stop_requested(record.name)
-    action = lifecycle.action_of(
-        record,
-        status,
-        known=known,
-        stop_requested=stop_requested,
-        noted=records.noted(record),
-        now=time.time(),
-    )
+    ending, now = records.ending(record.name), time.time()
+    action = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
     if action.do == "send":
         if action.attempt != status.attempt:  # one that is sent again has been waiting since it was noted
             records.set_attempt(record.name, action.attempt)
         observe.send(record, action.attempt, started, api)
-    elif action.do == "end":
-        # The verdict first: a stopped job that somebody sees before it would count as stopped.
-        state: State = "FAILED" if action.failure else "STOPPED"
-        observe.settle(
-            record, dataclasses.replace(status, state=state, failure=action.failure, ended=time.time()), started
-        )
+    elif action.do == "stop":
+        # The reason first: whoever sees the job stopped without one takes it for stopped by somebody.
+        if ending is None or ending.since is None:
+            records.set_ending(record.name, records.Ending(action.failure, now))
         observe.stop(record, status.attempt, api)
+    elif action.do == "end":
+        observe.settle(record, lifecycle.cut_short(status, action.failure, now), started)
     elif status.is_terminal:
         observe.settle(record, status, started)
 

@@ -12,11 +12,15 @@ from typing import Any, Literal
 
 from raykube.backends import State, Status
 from raykube.backends.endings import ERROR_TYPES, last_words, opening
-from raykube.backends.local.records import Record
+from raykube.backends.local.records import Ending, Record
 from raykube.errors import Failure
 
 #: How long a record may stand without a job on the head before the keeper sends it: its writer died.
 ORPHAN_AFTER_S = 5.0
+#: How long Ray may take to stop a job before its end is noted all the same: it kills it 3 s after it asked it to end.
+STOPS_WITHIN_S = 20.0
+#: The same for a job that waits: Ray stops none before it has begun.
+_CANCELLED_WITHIN_S = 2.0
 
 _SEE_LOGS = "raykube job logs {name}"
 _NEXT_STEPS = {
@@ -35,9 +39,9 @@ _NEXT_STEPS = {
 
 @dataclass(frozen=True)
 class Action:
-    """What the keeper should do: send an attempt, or end the run, with `failure` or as stopped."""
+    """What the keeper should do: send an attempt, have Ray stop it, or end the run, with `failure` or as stopped."""
 
-    do: Literal["wait", "send", "end"]
+    do: Literal["wait", "send", "stop", "end"]
     attempt: int = 1
     failure: Failure | None = None
 
@@ -86,19 +90,32 @@ def _failed(record: Record, attempt: int, reason: str, words: str, tail: Sequenc
     return replace(status, ended=now)
 
 
+def cut_short(status: Status, failure: Failure | None, now: float) -> Status:
+    """Return the last status of a run that was ended before its time: for a deadline, or because somebody asked."""
+    state: State = "FAILED" if failure else "STOPPED"
+    return replace(status, state=state, failure=failure, detail=failure.message if failure else "", ended=now)
+
+
+def judged(status: Status, ending: Ending | None, now: float) -> Status:
+    """Say of an attempt that Ray was asked to stop for a deadline that it has failed: Ray itself calls it stopped."""
+    if ending is None or ending.failure is None or status.state not in ("FAILED", "STOPPED"):
+        return status
+    return cut_short(status, ending.failure, status.ended or now)
+
+
 def next_step(reason: str, name: str) -> str:
     """Return the one thing to do about a reason."""
     return _NEXT_STEPS.get(reason, _SEE_LOGS).format(name=name)
 
 
-def has_retry(record: Record, status: Status, *, stop_requested: bool) -> bool:
+def has_retry(record: Record, status: Status, ending: Ending | None) -> bool:
     """Whether this ended attempt is to be followed by another."""
     is_last = status.attempt >= record.first + record.max_retries
-    return status.state == "FAILED" and not stop_requested and not is_last
+    return status.state == "FAILED" and not ending and not is_last
 
 
 def action_of(
-    record: Record, status: Status, *, known: bool, stop_requested: bool, noted: float, now: float
+    record: Record, status: Status, *, known: bool, ending: Ending | None, noted: float, now: float
 ) -> Action:
     """Return what the keeper should do about a run that has not ended for good.
 
@@ -106,19 +123,26 @@ def action_of(
         record: what was sent.
         status: of the current attempt.
         known: whether the head has a job for this attempt.
-        stop_requested: whether somebody asked to stop the run.
+        ending: why the run is to end before its time, if it is.
         noted: Unix time in seconds when the current attempt was noted.
         now: Unix time in seconds.
     """
-    if not status.is_terminal and stop_requested:
-        return Action("end", status.attempt)
-    if overrun := None if status.is_terminal else _overrun(record, status, noted, now):
-        return Action("end", status.attempt, overrun)
+    if not status.is_terminal:
+        overrun = _overrun(record, status, noted, now)
+        if why := ending or (Ending(overrun) if overrun else None):
+            done = not known or _has_had_its_time(status, why, now)
+            return Action("end" if done else "stop", status.attempt, why.failure)
     if not known and now - record.submitted > ORPHAN_AFTER_S:
         return Action("send", status.attempt)
-    if has_retry(record, status, stop_requested=stop_requested):
+    if has_retry(record, status, ending):
         return Action("send", status.attempt + 1)
     return Action("wait")
+
+
+def _has_had_its_time(status: Status, ending: Ending, now: float) -> bool:
+    """Whether Ray was asked to stop a job so long ago that nothing is to be waited for any more."""
+    limit = _CANCELLED_WITHIN_S if status.state == "PENDING" else STOPS_WITHIN_S
+    return ending.since is not None and now - ending.since > limit
 
 
 def _overrun(record: Record, status: Status, noted: float, now: float) -> Failure | None:

@@ -33,7 +33,9 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     with contextlib.suppress(NotFound):
         job = api.job(record.submission_id(attempt))
     last_words = tail(record, attempt, head) if job and job["status"] == "FAILED" else []
-    return lifecycle.status_of(record, attempt, job, last_words), job is not None
+    found = lifecycle.status_of(record, attempt, job, last_words)
+    # Read after Ray was asked: why it is to end was noted before it was.
+    return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
 
 def settle(record: Record, ended: Status, head: Head) -> Status:
@@ -45,10 +47,12 @@ def settle(record: Record, ended: Status, head: Head) -> Status:
 
 def settle_lost(record: Record, head: Head | None) -> Status:
     """Note that a run's head is gone; `head` is where its logs may still lie."""
-    attempt = records.attempt(record.name)
-    if head and head.id == record.head:
-        return settle(record, lifecycle.lost(record, attempt, tail(record, attempt, head), time.time()), head)
-    return records.set_final(lifecycle.lost(record, attempt, tail(record, attempt, None), time.time()))
+    attempt, now = records.attempt(record.name), time.time()
+    left = head if head and head.id == record.head else None
+    ended = lifecycle.lost(record, attempt, tail(record, attempt, left), now)
+    if (ending := records.ending(record.name)) and ending.since:  # Ray was stopping it
+        ended = lifecycle.cut_short(ended, ending.failure, now)
+    return settle(record, ended, left) if left else records.set_final(ended)
 
 
 def _keep_log(record: Record, attempt: int, head: Head) -> None:
@@ -106,6 +110,13 @@ def stop(record: Record, attempt: int, api: RayApi) -> None:
     """Stop an attempt; fine when it never reached the head."""
     with contextlib.suppress(NotFound):
         api.stop(record.submission_id(attempt))
+
+
+def is_running(record: Record, api: RayApi) -> bool:
+    """Whether Ray says that the current attempt runs; it does not where Ray gives no answer."""
+    with contextlib.suppress(BackendError):
+        return bool(api.job(record.submission_id(records.attempt(record.name)))["status"] == "RUNNING")
+    return False
 
 
 def body_of(record: Record, attempt: int) -> dict[str, Any]:

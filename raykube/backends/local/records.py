@@ -4,7 +4,7 @@
 
     HOME/records/NAME/record.json    what was sent: plan, kind, time, retries and deadlines
     HOME/records/NAME/attempt        the attempt that runs now; written by the keeper
-    HOME/records/NAME/stop           present when somebody asked to stop it
+    HOME/records/NAME/stop           present when it is to end before its time: why, and since when
     HOME/records/NAME/final.json     the last status; written once an attempt, by whoever sees its end first
     HOME/records/NAME/driver-N.log   the driver's log of attempt N, copied when it ended
 """
@@ -175,14 +175,38 @@ def noted(record: Record) -> float:
     return record.submitted
 
 
-def stop_requested(name: str) -> bool:
-    """Whether somebody asked to stop the run: it is then not retried."""
-    return (folder(name) / "stop").exists()
+@dataclass(frozen=True)
+class Ending:
+    """Why a run is to end before its time. It is then not retried.
+
+    Attributes:
+        failure: the deadline that it has exceeded; None when somebody asked to stop it.
+        since: Unix time in seconds when its keeper first asked Ray to stop it; None before that.
+    """
+
+    failure: Failure | None = None
+    since: float | None = None
+
+
+def ending(name: str) -> Ending | None:
+    """Return why the run is to end before its time; None when it is not."""
+    try:
+        fields = json.loads((folder(name) / "stop").read_text(encoding="utf-8") or "{}")
+    except FileNotFoundError:
+        return None
+    failure = fields.get("failure")
+    return Ending(Failure(**failure | {"tail": tuple(failure["tail"])}) if failure else None, fields.get("since"))
+
+
+def set_ending(name: str, why: Ending) -> None:
+    """Note why the run is to end."""
+    disk.write(folder(name) / "stop", json.dumps(asdict(why)))
 
 
 def request_stop(name: str) -> None:
-    """Note that the run is to stop and not to be retried."""
-    disk.write(folder(name) / "stop", "")
+    """Note that somebody asked to stop the run, unless it is about to end already."""
+    if ending(name) is None:
+        set_ending(name, Ending())
 
 
 def final(name: str) -> Status | None:
