@@ -1,14 +1,17 @@
 """The backend of this machine, as far as it needs no Ray."""
 
+import json
 import os
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 import raykube as rk
-from raykube.backends.local import disk, head, keeper, observe, records, starting
+from raykube.backends.local import disk, head, keeper, observe, records, services, starting
 from raykube.errors import NotFound, Unreachable
+from tests.servers import Quiet, serving
 
 
 class Ray:
@@ -183,3 +186,56 @@ def test_folder_that_may_not_be_removed_says_which_and_why(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(rk.BackendError, match=r"cannot remove .*file\n  why:  Not a directory"):
         disk.remove_tree(tmp_path / "file")
+
+
+class Serve(Quiet):
+    """The Serve of a head. It refuses a configuration that says so, and gives no answer to one that says that."""
+
+    def do_GET(self):
+        self.answer(200, {})
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        self.server.asked.append([app["name"] for app in json.loads(body)["applications"]])
+        self.answer(400 if "refuse" in body else 503 if "silence" in body else 200, {})
+
+
+@pytest.fixture
+def serve(running):
+    """Run a head's Serve, and give the configurations that it was sent, as names of applications."""
+    me = psutil.Process()
+    head.home().mkdir()
+    with serving(Serve) as server:
+        ours = {"keeper_created": me.create_time(), "ray_created": me.create_time()}
+        head.write_state(replace(running, address=f"http://127.0.0.1:{server.server_port}", **ours))
+        yield server.asked
+
+
+def service(code, name, word="accept"):
+    """Return the plan of a service."""
+    app = rk.App(name=name, route_prefix=f"/{name}", import_path="hello:app", env_vars={"WORD": word})
+    return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
+
+
+def test_service_that_serve_refuses_is_not_in_the_way_of_others(serve, code):
+    with pytest.raises(rk.BackendError):
+        services.deploy(service(code, "bad", "refuse"))
+    services.deploy(service(code, "good"))
+    assert serve == [["bad"], ["good"]]
+    assert [record.name for record in records.every("service")] == ["good"]
+
+
+def test_service_stays_what_it_was_when_serve_refuses_its_change(serve, code):
+    services.deploy(service(code, "good"))
+    former = records.load("good")
+    with pytest.raises(rk.BackendError):
+        services.deploy(service(code, "good", "refuse"))
+    assert records.load("good") == former
+    assert len(serve) == 2
+
+
+def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(serve, code):
+    with pytest.raises(Unreachable):
+        services.deploy(service(code, "late", "silence"))
+    assert records.load("late").head == "h"
+    assert serve == [["late"]]

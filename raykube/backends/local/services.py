@@ -13,7 +13,7 @@ from raykube.backends import Status
 from raykube.backends.local import head, records, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
-from raykube.errors import Conflict, Failure, NotFound
+from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
 
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
@@ -25,10 +25,9 @@ def deploy(plan: Plan) -> None:
 
     Raises:
         Conflict: a job has that name, or another service has one of its application names or routes.
+        BackendError: Serve refused it; what was deployed before stays.
     """
-    with contextlib.suppress(NotFound):
-        if records.load(plan.name).kind == "job":
-            raise Conflict(f"the name {plan.name!r} is taken by a job", next_step="choose another name")
+    former = _former(plan)
     running = starting.ensure()
     others = [record for record in _on(running) if record.name != plan.name]
     _check_free(plan, others)
@@ -44,7 +43,31 @@ def deploy(plan: Plan) -> None:
     )
     # Saved first: applications that no record knows would be removed by the next deploy, without a word.
     records.save(record)
-    _apply([*others, record], running)
+    try:
+        _apply([*others, record], running)
+    except Unreachable:  # nobody knows whether Serve has taken it
+        raise
+    except BackendError:
+        # A record of what Serve refuses would have it refuse every other service, too: it is sent all of them at once.
+        _put_back(plan.name, former)
+        raise
+
+
+def _former(plan: Plan) -> Record | None:
+    """Return the record of the service that a plan is to change, if there is one. Raises Conflict."""
+    with contextlib.suppress(NotFound):
+        former = records.load(plan.name)
+        if former.kind == "job":
+            raise Conflict(f"the name {plan.name!r} is taken by a job", next_step="choose another name")
+        return former
+    return None
+
+
+def _put_back(name: str, former: Record | None) -> None:
+    if former:
+        records.save(former)
+    else:
+        records.remove(name)
 
 
 def take_down(record: Record) -> None:
