@@ -9,7 +9,9 @@ import psutil
 import pytest
 
 import raykube as rk
+from raykube.backends import Status
 from raykube.backends.local import disk, head, keeper, observe, records, services, starting
+from raykube.backends.local.backend import Local
 from raykube.errors import NotFound, Unreachable
 from tests.servers import Quiet, serving
 
@@ -17,7 +19,7 @@ from tests.servers import Quiet, serving
 class Ray:
     """The answers of a head: of one job, or that it has none. What it is asked for is kept in `asked`."""
 
-    def __init__(self, job=None, takes=True):
+    def __init__(self, job=None, *, takes=True):
         self.details, self.takes, self.asked = job, takes, []
 
     def job(self, submission_id):
@@ -191,18 +193,20 @@ def test_folder_that_may_not_be_removed_says_which_and_why(tmp_path):
 class Serve(Quiet):
     """The Serve of a head. It refuses a configuration that says so, and gives no answer to one that says that."""
 
-    def do_GET(self):
-        self.answer(200, {})
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {"ray_version": "2"})
 
-    def do_PUT(self):
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
-        self.server.asked.append([app["name"] for app in json.loads(body)["applications"]])
-        self.answer(400 if "refuse" in body else 503 if "silence" in body else 200, {})
+    def do_PUT(self):  # noqa: N802 - http.server calls it so
+        apps = json.loads(self.rfile.read(int(self.headers["content-length"])))["applications"]
+        self.server.asked.append([app["name"] for app in apps])
+        words = {app["runtime_env"]["env_vars"]["WORD"] for app in apps}
+        self.answer(400 if "refuse" in words else 503 if "silence" in words else 200, {})
 
 
 @pytest.fixture
-def serve(running):
+def serve(running, monkeypatch):
     """Run a head's Serve, and give the configurations that it was sent, as names of applications."""
+    monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
     me = psutil.Process()
     head.home().mkdir()
     with serving(Serve) as server:
@@ -239,3 +243,42 @@ def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(serve,
         services.deploy(service(code, "late", "silence"))
     assert records.load("late").head == "h"
     assert serve == [["late"]]
+
+
+class Answering(Local):
+    """This machine, whose head gives these answers, one after another."""
+
+    def __init__(self, *answers):
+        self.answers = iter(answers)
+
+    def status(self, name):
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return Status(name, "job", answer)
+
+
+SILENT = Unreachable("no answer")
+
+
+def test_followed_log_outlives_a_dashboard_that_dies_before_its_head(record):
+    (records.folder(record.name) / "driver-1.log").write_text("one\ntwo\n")
+    place = Answering("RUNNING", SILENT, SILENT, "FAILED")
+    assert list(place.logs("a", follow=True)) == ["one", "two"]
+    assert list(place.answers) == []
+
+
+def test_log_is_read_whole_while_the_head_gives_no_answer(record):
+    (records.folder(record.name) / "driver-1.log").write_text("one\ntwo\n")
+    assert list(Answering(SILENT).logs("a", follow=False)) == ["one", "two"]
+
+
+@pytest.mark.usefixtures("record")
+def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
+    monkeypatch.setattr(observe, "PATIENCE_S", 0)
+    with pytest.raises(Unreachable):
+        list(Answering("RUNNING", SILENT, SILENT).logs("a", follow=True))
+    changes = Answering("RUNNING", SILENT, SILENT).changes("a")
+    assert next(changes).state == "RUNNING"
+    with pytest.raises(Unreachable):
+        next(changes)

@@ -6,6 +6,7 @@ Everything can be asked again from another process by name, also after the head 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -26,7 +27,6 @@ from raykube.wire import Result
 _log = logging.getLogger("raykube")
 _POLL_S = 0.1
 _LOOK_S = 0.2
-_PATIENCE_S = 30.0
 _STOP_TIMEOUT_S = 30.0  # more than its keeper waits for Ray
 #: Sources of logs that only Kubernetes has: what, why, and what to do instead.
 _NOT_HERE = {
@@ -85,15 +85,8 @@ class Local:
 
     def changes(self, name: str) -> Iterator[Status]:
         """Yield the status again and again; a head that does not answer is asked for a while."""
-        heard = time.monotonic()
-        while True:
-            try:
-                status = self.status(name)
-            except Unreachable:
-                if time.monotonic() - heard > _PATIENCE_S:
-                    raise
-            else:
-                heard = time.monotonic()
+        for status in observe.answers(lambda: self.status(name)):
+            if status:
                 yield status
             time.sleep(_LOOK_S)
 
@@ -161,14 +154,14 @@ class Local:
 
     def _goes_on(self, name: str, attempt: int | None, *, follow: bool) -> Iterator[bool]:
         """Yield, after a short wait each, whether more output of the attempt, or of any, is to be expected."""
-        while True:
-            time.sleep(_POLL_S if follow else 0)
-            try:
-                status = self.status(name)
-            except NotFound:  # deleted while its log is being read
-                yield False
-                continue
-            yield follow and attempt in (None, status.attempt) and not status.is_terminal
+        pause = _POLL_S if follow else 0
+        time.sleep(pause)
+        with contextlib.suppress(NotFound):  # deleted while its log is being read
+            for status in observe.answers(lambda: self.status(name)):
+                is_open = status is None or (attempt in (None, status.attempt) and not status.is_terminal)
+                yield follow and is_open
+                time.sleep(pause)
+        yield False
 
 
 def _wait_for_ray(record: Record) -> None:

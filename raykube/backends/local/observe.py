@@ -20,6 +20,8 @@ from raykube.backends.local.records import Record
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 
+#: How long a head may give no answer before that is an error.
+PATIENCE_S = 30.0
 #: Lines of a failed run's log that its error shows.
 TAIL_LINES = 20
 #: Enough bytes for that many lines of ordinary length; longer ones are cut at the front.
@@ -36,6 +38,27 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     found = lifecycle.status_of(record, attempt, job, last_words)
     # Read after Ray was asked: why it is to end was noted before it was.
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
+
+
+def answers(ask: Callable[[], Status]) -> Iterator[Status | None]:
+    """Yield the status again and again, and None while the head gives no answer: it may be about to be found dead.
+
+    Raises:
+        Unreachable: it has given none for a while.
+    """
+    silent_since: float | None = None
+    while True:
+        asked = time.monotonic()
+        try:
+            found = ask()
+        except Unreachable:
+            silent_since = silent_since or asked
+            if time.monotonic() - silent_since > PATIENCE_S:
+                raise
+            yield None
+        else:
+            silent_since = None
+            yield found
 
 
 def settle(record: Record, ended: Status, head: Head) -> Status:
