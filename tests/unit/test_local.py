@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 import raykube as rk
+from raykube import handles
 from raykube.backends import Status
 from raykube.backends.local import disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
@@ -282,3 +283,9 @@ def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
     assert next(changes).state == "RUNNING"
     with pytest.raises(Unreachable):
         next(changes)
+
+
+def test_list_leaves_out_what_was_deleted_since_it_was_begun():
+    place = Answering("RUNNING", NotFound("nothing is called 'b' here"), "FAILED")
+    found = handles.statuses(rk.Run(name, place) for name in ("a", "b", "c"))
+    assert [(status.name, status.state) for status in found] == [("a", "RUNNING"), ("c", "FAILED")]
