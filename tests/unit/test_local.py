@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from raykube import handles
 from raykube.backends import Status
 from raykube.backends.local import disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
-from raykube.errors import NotFound, Unreachable
+from raykube.errors import Failure, NotFound, Unreachable
 from tests.servers import Quiet, serving
 
 
@@ -289,3 +290,31 @@ def test_list_leaves_out_what_was_deleted_since_it_was_begun():
     place = Answering("RUNNING", NotFound("nothing is called 'b' here"), "FAILED")
     found = handles.statuses(rk.Run(name, place) for name in ("a", "b", "c"))
     assert [(status.name, status.state) for status in found] == [("a", "RUNNING"), ("c", "FAILED")]
+
+
+@pytest.mark.usefixtures("serve")
+def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file_is_begun_anew(code, monkeypatch):
+    services.deploy(service(code, "good"))
+    log = Path(head.current().session_dir, "logs", "serve", "replica_good_Model_1.log")
+    log.parent.mkdir()
+    log.write_text("one\ntwo\n")
+
+    def seen():
+        yield Status("good", "service", "FAILED", failure=Failure("DeployFailed", "UNHEALTHY"))
+        log.write_text("new\n")
+        yield Status("good", "service", "RUNNING")
+        yield Status("good", "service", "STOPPED")
+
+    states = seen()
+    monkeypatch.setattr(services, "status", lambda _: next(states))
+    assert list(services.logs(records.load("good"), follow=True)) == ["one", "two", "new"]
+
+
+@pytest.mark.usefixtures("serve")
+def test_followed_log_of_a_service_ends_with_its_head_and_with_its_record(code):
+    services.deploy(service(code, "good"))
+    record = records.load("good")
+    records.save(replace(record, head="another"))
+    assert list(services.logs(record, follow=True)) == []
+    records.remove("good")
+    assert list(services.logs(record, follow=True)) == []

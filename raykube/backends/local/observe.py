@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ PATIENCE_S = 30.0
 TAIL_LINES = 20
 #: Enough bytes for that many lines of ordinary length; longer ones are cut at the front.
 _TAIL_BYTES = 32_768
+_CHUNK_BYTES = 1 << 20
 
 
 def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
@@ -172,13 +174,15 @@ def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> It
     while True:
         for path in paths():
             files.setdefault(path, _Growing(path))
-        found = [(file, file.read()) for file in files.values()]
-        yield from (line for file, chunk in found for line in file.lines(chunk))
-        if any(chunk for _, chunk in found):
-            continue
+        found = False
+        for file in files.values():
+            for chunk in file.chunks():
+                found = True
+                yield from file.lines(chunk)
         if not going:
             break
-        going = next(is_open)
+        if not found:
+            going = next(is_open)
     yield from (line for file in files.values() for line in file.end())
 
 
@@ -190,15 +194,16 @@ class _Growing:
         self._offset = 0
         self._rest = b""
 
-    def read(self) -> bytes:
-        """Return what is new in it, as much as is handled at a time."""
-        if not self._path.exists():
-            return b""
-        with self._path.open("rb") as file:
+    def chunks(self) -> Iterator[bytes]:
+        """Yield what is new in it, a part at a time; from its start where another one has taken its place."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < self._offset:
+                self._offset, self._rest = 0, b""
             file.seek(self._offset)
-            chunk = file.read(1 << 20)
-        self._offset += len(chunk)
-        return chunk
+            while chunk := file.read(min(_CHUNK_BYTES, size - self._offset)):
+                self._offset += len(chunk)
+                yield chunk
 
     def lines(self, chunk: bytes) -> list[str]:
         """Return the lines that end in what was read."""

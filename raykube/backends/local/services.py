@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube.backends import Status
-from raykube.backends.local import head, records, starting
+from raykube.backends.local import head, observe, records, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
@@ -122,34 +122,40 @@ def _url(record: Record, running: Head) -> str:
 
 
 def logs(record: Record, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of the service's replicas, file after file; with `follow` those to come as well."""
+    """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
     running = head.current()
-    if running is None or running.id != record.head:
-        return
-    offsets: dict[Path, int] = {}
-    while True:
-        for path in _replica_logs(record, running):
-            text = path.read_bytes()[offsets.get(path, 0) :]
-            whole = text[: text.rfind(b"\n") + 1]
-            offsets[path] = offsets.get(path, 0) + len(whole)
-            yield from whole.decode("utf-8", "replace").splitlines()
-        if not follow or _is_gone(record.name):
-            return
+    if running and running.id == record.head:
+        is_open = _goes_on(record.name, follow=follow)
+        yield from observe.lines(lambda: _replica_logs(record, running), is_open=is_open)
+
+
+def _goes_on(name: str, *, follow: bool) -> Iterator[bool]:
+    """Yield, after a short wait each, whether more lines of a service are to be expected."""
+    if follow:
         time.sleep(_POLL_S)
+        with contextlib.suppress(NotFound):
+            for found in observe.answers(lambda: status(records.load(name))):
+                yield not (found and _is_over(found))
+                time.sleep(_POLL_S)
+    yield False
 
 
-def _is_gone(name: str) -> bool:
-    try:
-        return status(records.load(name)).is_terminal
-    except NotFound:
-        return True
+def _is_over(found: Status) -> bool:
+    """Whether nothing serves any more. An application that is unwell, or did not come up, may yet get well."""
+    return found.state == "STOPPED" or (found.failure is not None and found.failure.reason == "HeadDied")
 
 
 def _replica_logs(record: Record, running: Head) -> list[Path]:
     """Return the files that Serve's replicas of these applications write, oldest first."""
     folder = Path(running.session_dir) / "logs" / "serve"
     paths = {path for app in record.body for path in folder.glob(f"replica_{app['name']}_*.log")}
-    return sorted(paths, key=lambda path: path.stat().st_ctime)
+    return sorted(paths, key=_changed)
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # removed with its head meanwhile
+        return path.stat().st_ctime
+    return 0.0
 
 
 def _on(running: Head) -> list[Record]:
