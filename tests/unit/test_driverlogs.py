@@ -1,5 +1,6 @@
 """A run's log over the loss of heads, nodes and answers: from a server that plays an API server and its Ray."""
 
+import base64
 import json
 import threading
 from urllib.parse import parse_qs, urlsplit
@@ -97,7 +98,7 @@ class Api(Quiet):
         elif path == "/pods/a-storage-1":
             self.answer(200, {"metadata": {"name": "a-storage-1"}, "status": {"phase": "Succeeded"}})
         elif path == "/pods/a-storage-1/log":
-            self.plain(200, world.kept)
+            self.plain(200, b"<" + base64.b64encode(world.kept) + b">\n")
         elif "watch" in asked:
             self.watch(path)
         else:
