@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from raykube.plans import NOT_PART
+from raykube.sameness import NOT_PLAN_LINE
 from raykube.yamltext import as_yaml
 
 _MOST_LINES = 20
@@ -25,7 +25,7 @@ def of_texts(old: str, new: str) -> str:
     """
     theirs, ours = _hidden(old, new, "there"), _hidden(new, old, "here")
     lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), n=0, lineterm=""))[2:]
-    told = [line for line in lines if line[:1] in "+-" and not NOT_PART.match(line[1:])]
+    told = [line for line in lines if line[:1] in "+-" and not NOT_PLAN_LINE.match(line[1:])]
     return "\n".join(told[:_MOST_LINES] + (["…"] if len(told) > _MOST_LINES else []))
 
 

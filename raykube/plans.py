@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
 import json
 import math
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raykube import bodies, fits, shapes, wire
+from raykube import bodies, fits, sameness, shapes, wire
 from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
@@ -25,6 +23,7 @@ from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem
 from raykube.package import Package, zipped
 from raykube.runtime_env import literal
+from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, WORK_LABEL
 from raykube.specs import App, Job, Service
 from raykube.yamltext import as_yaml
 
@@ -40,14 +39,8 @@ __all__ = [
     "rayservice",
 ]
 
-PLAN_LABEL = "raykube.io/plan"
 RUN_KEY = "raykube.run"
-PLAN_KEY = "raykube.plan"
-_LIMITS_KEY = "raykube.limits"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
-_NOT_PART = (PLAN_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)  # what does not make a plan another one
-NOT_PART = re.compile(rf"\s*({'|'.join(map(re.escape, _NOT_PART))}):")  # the same as a line of YAML
-_YAML_TEXTS = ("runtimeEnvYAML", "serveConfigV2")
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
@@ -96,7 +89,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """16 hexadecimal digits over the body; equal ones mean that nothing would change."""
-        return _digest(self.body)
+        return sameness.plan(self.body)
 
     @property
     def is_service(self) -> bool:
@@ -106,28 +99,12 @@ class Plan:
     @property
     def limits(self) -> Limits:
         """The job's bounds, as written in the body."""
-        texts = [part["metadata"][_LIMITS_KEY] for part in self.body if _LIMITS_KEY in part.get("metadata", {})]
+        texts = [part["metadata"][LIMITS_KEY] for part in self.body if LIMITS_KEY in part.get("metadata", {})]
         return Limits(**json.loads(texts[0])) if texts else Limits()
 
     def yaml(self) -> str:
         """Return the body as YAML documents, in the same order and with the same line breaks every time."""
         return "---\n".join(as_yaml(part) for part in self.body)
-
-
-def _digest(body: tuple[dict[str, Any], ...]) -> str:
-    text = json.dumps(_told_apart(body), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _told_apart(value: Any, field: str = "") -> Any:
-    """Leave out a plan's own hash, which commit the same code came from, and which attempt this is."""
-    if isinstance(value, Mapping):
-        return {key: _told_apart(inner, key) for key, inner in value.items() if key not in _NOT_PART}
-    if isinstance(value, (list, tuple)):
-        return [_told_apart(inner) for inner in value]
-    if isinstance(value, str) and field in _YAML_TEXTS:
-        return "\n".join(line for line in value.split("\n") if not NOT_PART.match(line))
-    return value
 
 
 def _environ(name: str, cluster: Cluster, package: Package | None, limit: float | None = None) -> dict[str, str]:
@@ -162,12 +139,12 @@ def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package 
         "entrypoint": job.entrypoint,
         "submission_id": f"{job.name}-1",
         "runtime_env": _runtime_env(job, environ, job.env_vars, working_dir_uri),
-        "metadata": {**job.metadata, RUN_KEY: job.name, _LIMITS_KEY: json.dumps(vars(limits))},
+        "metadata": {**job.metadata, RUN_KEY: job.name, LIMITS_KEY: json.dumps(vars(limits))},
     }
     for key in ("num_cpus", "num_gpus", "memory", "resources", "label_selector"):
         if value := getattr(job, f"entrypoint_{key}"):
             body[f"entrypoint_{key}"] = value
-    body["metadata"][PLAN_KEY] = _digest((body,))
+    body["metadata"][PLAN_KEY] = sameness.plan((body,))
     return body
 
 
@@ -328,9 +305,11 @@ def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, 
 
 
 def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package | None, notes: tuple[str, ...]) -> Plan:
-    digest = _digest(body)
+    digest, work = sameness.plan(body), sameness.work(body)
     for part in body:
         part["metadata"]["labels"][PLAN_LABEL] = digest
+    if body[-1]["kind"] == "RayJob":
+        body[-1]["metadata"]["labels"][WORK_LABEL] = work
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 
 #: Facts in which KubeRay's part depends on whose the cluster is; each takes a Ray of its own to start.
 WITH_A_CLUSTER_OF_THEIR_OWN = {
-    "test_failed_run_submitted_again_is_its_next_attempt",
+    "test_failed_run_submitted_again_within_other_limits_is_its_next_attempt",
     "test_retry_runs_the_next_attempt",
     "test_run_is_found_from_another_process",
     "test_run_that_ends_well_is_succeeded_with_its_log",

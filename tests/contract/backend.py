@@ -156,7 +156,7 @@ class BackendContract:
         assert run.status().attempt == 2
         assert list(output(run)) == ["attempt 1", "attempt 2"]
 
-    def test_failed_run_submitted_again_is_its_next_attempt(self, submit, code):
+    def test_failed_run_submitted_again_within_other_limits_is_its_next_attempt(self, submit, code):
         (code / "once.py").write_text("import os, pathlib, sys\n"
                                       "mark = pathlib.Path(os.environ['RAYKUBE_STORAGE'], "
                                       "os.environ['RAYKUBE_RUN_NAME'], 'mark')\n"
@@ -166,7 +166,7 @@ class BackendContract:
         run = submit("once.py")
         with pytest.raises(rk.RunFailed):
             run.wait(timeout_s=WAIT_S)
-        again = submit("once.py", name=run.name).wait(timeout_s=WAIT_S)
+        again = submit("once.py", name=run.name, timeout_s=WAIT_S, max_retries=1).wait(timeout_s=WAIT_S)
         assert again.status().attempt == 2
         assert list(output(again)) == ["done before: False", "done before: True"]
 

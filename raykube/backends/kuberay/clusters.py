@@ -32,6 +32,7 @@ from raykube.errors import (
     WaitTimeout,
 )
 from raykube.names import name_problem
+from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
@@ -58,7 +59,7 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
     metadata |= {"name": name, "labels": {**(metadata.get("labels") or {}), **_MANAGED_BY}}
     spec = ray_cluster(cluster, "", probed=True)
     body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
-    metadata["labels"][plans.PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
+    metadata["labels"][PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
     return body
 
 
@@ -86,7 +87,7 @@ def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
         raise Conflict(
             f"cluster {name} is being deleted", next_step="create it again when it is gone, or choose a name"
         )
-    label = plans.PLAN_LABEL
+    label = PLAN_LABEL
     if (known["metadata"].get("labels") or {}).get(label) == body["metadata"]["labels"][label]:
         return
     if different := list(differences(known, _completed(kube, body)))[:20]:
@@ -110,7 +111,7 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
         yield from (
             _difference(f"metadata.{key}[{name}]", theirs.get(name, _ABSENT), value)
             for name, value in ours.items()
-            if theirs.get(name) != value and name != plans.PLAN_LABEL
+            if theirs.get(name) != value and name != PLAN_LABEL
         )
     yield from _different(_said(known), _said(wanted), "spec")
 

@@ -18,6 +18,7 @@ from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
+from raykube.sameness import PLAN_LABEL, WORK_LABEL
 
 _TRIES = 5
 
@@ -62,9 +63,10 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     if known is None or is_leaving(known):
         objects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
-    _check_same(known, plan.body[-1])
     status = Look(kube, plan.name).status()
-    if status.state not in ("FAILED", "STOPPED"):
+    again = status.state in ("FAILED", "STOPPED")
+    _check_same(known, plan.body[-1], limits_too=not again)
+    if not again:
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1
@@ -77,9 +79,10 @@ def _own(kube: Kube, code: Iterable[Mapping[str, Any]], owner: Object, *, is_new
             objects.claim(kube, part, owner)
 
 
-def _check_same(known: Object, wanted: Mapping[str, Any]) -> None:
-    label = plans.PLAN_LABEL
-    if (known["metadata"].get("labels") or {}).get(label) == wanted["metadata"]["labels"][label]:
+def _check_same(known: Object, wanted: Mapping[str, Any], *, limits_too: bool) -> None:
+    """Refuse another plan; a run that has ended may go on within other limits."""
+    theirs, ours = known["metadata"].get("labels") or {}, wanted["metadata"]["labels"]
+    if any(theirs.get(label) == ours[label] for label in (PLAN_LABEL, *(() if limits_too else (WORK_LABEL,)))):
         return
     name = known["metadata"]["name"]
     different = [*differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec")][:20]

@@ -22,6 +22,7 @@ from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
+from raykube.sameness import PLAN_LABEL
 
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
@@ -82,7 +83,7 @@ def _never_came_up(service: Object) -> bool:
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
     _carry_all(kube, code, known)
-    label = plans.PLAN_LABEL
+    label = PLAN_LABEL
     if known["metadata"]["labels"].get(label) != wanted["metadata"]["labels"][label]:
         kube.patch("RayService", name_of(known), _difference(known, wanted))
         _resize(kube, known, wanted)
@@ -194,9 +195,9 @@ def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "wa
 
 def _try_again(kube: Kube, service: Object) -> None:
     """Have Serve build the applications again, although their configuration is what it was."""
-    name, plan = name_of(service), service["metadata"]["labels"].get(plans.PLAN_LABEL)
+    name, plan = name_of(service), service["metadata"]["labels"].get(PLAN_LABEL)
     for _ in range(_TRIES):
-        if service["metadata"]["labels"].get(plans.PLAN_LABEL) != plan:
+        if service["metadata"]["labels"].get(PLAN_LABEL) != plan:
             return  # somebody has deployed something else meanwhile
         version = {"resourceVersion": service["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from raykube import differences, package, plans, wire
+from raykube import differences, package, plans, sameness, wire
 from raykube.backends import Kind, Status, sources
 from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting
 from raykube.backends.local.records import Record
@@ -208,16 +208,22 @@ def _submit(plan: Plan) -> None:
     except NotFound:
         _send(_record(plan), 1)
         return
-    if known.kind == "service" or known.plan_hash != plan.hash:
+    starting.adopt_if_orphaned()
+    ended = known.kind == "job" and (records.final(plan.name) or _live_status(known))
+    again = ended and ended.state in ("FAILED", "STOPPED")
+    if not ended or not _is_same(known, plan, limits_too=not again):
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
             why=differences.of_texts(known.plan_yaml, plan.yaml()),
             next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
         )
-    starting.adopt_if_orphaned()
-    ended = records.final(plan.name) or _live_status(known)
-    if ended.state in ("FAILED", "STOPPED"):
-        _send(replace(known, submitted=time.time()), ended.attempt + 1)
+    if again:
+        _send(_record(plan), ended.attempt + 1)
+
+
+def _is_same(known: Record, plan: Plan, *, limits_too: bool) -> bool:
+    """Tell whether a plan is that of a run; one that has ended may go on within other limits."""
+    return known.plan_hash == plan.hash or (not limits_too and sameness.work((known.body,)) == sameness.work(plan.body))
 
 
 def _record(plan: Plan) -> Record:

@@ -1,0 +1,64 @@
+"""Which plans are the same, and which are the same work within other limits. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykube import wire
+
+PLAN_LABEL = "raykube.io/plan"
+WORK_LABEL = "raykube.io/work"
+PLAN_KEY = "raykube.plan"
+LIMITS_KEY = "raykube.limits"
+#: What does not make a plan another one: a plan's own hashes, which commit the same code is of, which attempt this is.
+_NOT_PLAN = (PLAN_LABEL, WORK_LABEL, PLAN_KEY, wire.GIT_COMMIT, wire.ATTEMPT)
+_LIMITS = (
+    *(LIMITS_KEY, wire.TIMEOUT),
+    *("preRunningDeadlineSeconds", "activeDeadlineSeconds", "ttlSecondsAfterFinished"),
+)
+_RETRIES = re.compile(r"(python -m raykube\.inside\.attempts) \d+ ")
+_YAML_TEXTS = ("runtimeEnvYAML", "serveConfigV2")
+
+
+def _lines(keys: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what matches these keys as lines of YAML."""
+    return re.compile(rf"\s*({'|'.join(map(re.escape, keys))}):")
+
+
+NOT_PLAN_LINE = _lines(_NOT_PLAN)
+_NOT_WORK = (*_NOT_PLAN, *_LIMITS)
+_NOT_WORK_LINE = _lines(_NOT_WORK)
+
+
+def plan(body: Sequence[Mapping[str, Any]]) -> str:
+    """Return 16 hexadecimal digits over the body of a plan; equal ones mean that nothing would change."""
+    return _digest(_left(body, _NOT_PLAN, NOT_PLAN_LINE))
+
+
+def work(body: Sequence[Mapping[str, Any]]) -> str:
+    """Return the same without limits (deadlines, retries, how long a cluster is kept): what is done, not how long."""
+    left = _left(body, _NOT_WORK, _NOT_WORK_LINE)
+    for part in left:
+        spec = part.get("spec") or {}
+        if isinstance(spec.get("entrypoint"), str):
+            spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
+    return _digest(left)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _left(value: Any, keys: tuple[str, ...], line: re.Pattern[str], field: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _left(inner, keys, line, key) for key, inner in value.items() if key not in keys}
+    if isinstance(value, (list, tuple)):
+        return [_left(inner, keys, line) for inner in value]
+    if isinstance(value, str) and field in _YAML_TEXTS:
+        return "\n".join(each for each in value.split("\n") if not line.match(each))
+    return value
