@@ -192,11 +192,14 @@ def test_folder_that_may_not_be_removed_says_which_and_why(tmp_path):
         disk.remove_tree(tmp_path / "file")
 
 
-class Serve(Quiet):
-    """The Serve of a head. It refuses a configuration that says so, and gives no answer to one that says that."""
+class Dashboard(Quiet):
+    """A head. Its jobs run until asked for thrice; its Serve refuses what says so, and gives no answer to silence."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        self.answer(200, {"ray_version": "2"})
+        if self.path.startswith("/api/jobs/"):
+            self.server.asked.append(self.path)
+        state = "RUNNING" if len(self.server.asked) < 3 else "STOPPED"
+        self.answer(200, {"ray_version": "2", "status": state})
 
     def do_PUT(self):  # noqa: N802 - http.server calls it so
         apps = json.loads(self.rfile.read(int(self.headers["content-length"])))["applications"]
@@ -206,12 +209,12 @@ class Serve(Quiet):
 
 
 @pytest.fixture
-def serve(running, monkeypatch):
-    """Run a head's Serve, and give the configurations that it was sent, as names of applications."""
+def dashboard(running, monkeypatch):
+    """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
     me = psutil.Process()
     head.home().mkdir()
-    with serving(Serve) as server:
+    with serving(Dashboard) as server:
         ours = {"keeper_created": me.create_time(), "ray_created": me.create_time()}
         head.write_state(replace(running, address=f"http://127.0.0.1:{server.server_port}", **ours))
         yield server.asked
@@ -223,28 +226,28 @@ def service(code, name, word="accept"):
     return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
 
 
-def test_service_that_serve_refuses_is_not_in_the_way_of_others(serve, code):
+def test_service_that_serve_refuses_is_not_in_the_way_of_others(dashboard, code):
     with pytest.raises(rk.BackendError):
         services.deploy(service(code, "bad", "refuse"))
     services.deploy(service(code, "good"))
-    assert serve == [["bad"], ["good"]]
+    assert dashboard == [["bad"], ["good"]]
     assert [record.name for record in records.every("service")] == ["good"]
 
 
-def test_service_stays_what_it_was_when_serve_refuses_its_change(serve, code):
+def test_service_stays_what_it_was_when_serve_refuses_its_change(dashboard, code):
     services.deploy(service(code, "good"))
     former = records.load("good")
     with pytest.raises(rk.BackendError):
         services.deploy(service(code, "good", "refuse"))
     assert records.load("good") == former
-    assert len(serve) == 2
+    assert len(dashboard) == 2
 
 
-def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(serve, code):
+def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(dashboard, code):
     with pytest.raises(Unreachable):
         services.deploy(service(code, "late", "silence"))
     assert records.load("late").head == "h"
-    assert serve == [["late"]]
+    assert dashboard == [["late"]]
 
 
 class Answering(Local):
@@ -292,7 +295,7 @@ def test_list_leaves_out_what_was_deleted_since_it_was_begun():
     assert [(status.name, status.state) for status in found] == [("a", "RUNNING"), ("c", "FAILED")]
 
 
-@pytest.mark.usefixtures("serve")
+@pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file_is_begun_anew(code, monkeypatch):
     services.deploy(service(code, "good"))
     log = Path(head.current().session_dir, "logs", "serve", "replica_good_Model_1.log")
@@ -310,7 +313,7 @@ def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file
     assert list(services.logs(records.load("good"), follow=True)) == ["one", "two", "new"]
 
 
-@pytest.mark.usefixtures("serve")
+@pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_ends_with_its_head_and_with_its_record(code):
     services.deploy(service(code, "good"))
     record = records.load("good")
@@ -318,3 +321,13 @@ def test_followed_log_of_a_service_ends_with_its_head_and_with_its_record(code):
     assert list(services.logs(record, follow=True)) == []
     records.remove("good")
     assert list(services.logs(record, follow=True)) == []
+
+
+def test_delete_waits_while_ray_runs_what_is_noted_to_have_ended(dashboard, record):
+    records.set_final(Status("a", "job", "STOPPED"))
+    storage = Path(record.storage, "a")
+    storage.mkdir(parents=True)
+    Local().delete("a")
+    assert dashboard == ["/api/jobs/a-n-1"] * 3
+    assert not storage.exists()
+    assert records.every() == []
