@@ -95,8 +95,9 @@ def test_record_that_the_head_never_takes_exceeds_its_deadline():
 
 
 def test_retry_that_was_not_sent_yet_waits_as_long_as_the_first_attempt_did():
-    assert action(None, attempt=2, noted=1000.0, now=1030.0) == lifecycle.Action("send", 2)
-    ended = action(None, attempt=2, noted=1000.0, now=1031.0)
+    record = replace(RECORD, timeout_s=None)
+    assert action(None, attempt=2, noted=1000.0, now=1030.0, record=record) == lifecycle.Action("send", 2)
+    ended = action(None, attempt=2, noted=1000.0, now=1031.0, record=record)
     assert ended.failure is not None
     assert ended.failure.reason == "PreRunningDeadlineExceeded"
 
@@ -142,6 +143,13 @@ def test_pending_beyond_its_timeout_is_stopped_with_the_deadline_as_reason():
     assert ended.do == "stop"
     assert ended.failure is not None
     assert ended.failure.reason == "PreRunningDeadlineExceeded"
+
+
+def test_pending_beyond_the_timeout_of_the_run_is_stopped_for_that():
+    pending = {"status": "PENDING", "message": "waiting", "start_time": 101_000}
+    ended = action(pending, now=161.0, record=replace(RECORD, pending_timeout_s=None))
+    assert ended.failure is not None
+    assert (ended.do, ended.failure.reason) == ("stop", "DeadlineExceeded")
 
 
 @pytest.mark.parametrize(("job", "last_s"), [(RUNNING, 20), ({**RUNNING, "status": "PENDING"}, 2)])

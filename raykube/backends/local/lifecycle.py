@@ -150,12 +150,14 @@ def _overrun(record: Record, status: Status, noted: float, now: float) -> Failur
 
     A run's time is that of all its attempts; each may wait as long as the first, whether Ray knows it yet or not.
     """
-    limit, since, reason = record.timeout_s, record.submitted, "DeadlineExceeded"
+    bounds = [(record.timeout_s, record.submitted, "DeadlineExceeded", "not through within")]
     if status.state == "PENDING":
-        limit, since, reason = record.pending_timeout_s, status.started or noted, "PreRunningDeadlineExceeded"
-    if limit is None or now - since <= limit:
-        return None
-    return Failure(reason, f"{status.state} for more than {limit:g} s", None, (), next_step(reason, record.name))
+        since = status.started or noted
+        bounds.insert(0, (record.pending_timeout_s, since, "PreRunningDeadlineExceeded", "PENDING for more than"))
+    for limit, since, reason, words in bounds:
+        if limit is not None and now - since > limit:
+            return Failure(reason, f"{words} {limit:g} s", None, (), next_step(reason, record.name))
+    return None
 
 
 def _seconds(milliseconds: float | None) -> float | None:
