@@ -63,10 +63,10 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     if known is None or is_leaving(known):
         objects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
+    _check_same(known, plan.body[-1], PLAN_LABEL, WORK_LABEL)
     status = Look(kube, plan.name).status()
-    again = status.state in ("FAILED", "STOPPED")
-    _check_same(known, plan.body[-1], limits_too=not again)
-    if not again:
+    if status.state not in ("FAILED", "STOPPED"):
+        _check_same(known, plan.body[-1], PLAN_LABEL)
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1
@@ -79,10 +79,10 @@ def _own(kube: Kube, code: Iterable[Mapping[str, Any]], owner: Object, *, is_new
             objects.claim(kube, part, owner)
 
 
-def _check_same(known: Object, wanted: Mapping[str, Any], *, limits_too: bool) -> None:
-    """Refuse another plan; a run that has ended may go on within other limits."""
+def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
+    """Refuse what has none of these labels as it is wanted; a run that has ended may go on within other limits."""
     theirs, ours = known["metadata"].get("labels") or {}, wanted["metadata"]["labels"]
-    if any(theirs.get(label) == ours[label] for label in (PLAN_LABEL, *(() if limits_too else (WORK_LABEL,)))):
+    if any(theirs.get(label) == ours[label] for label in labels):
         return
     name = known["metadata"]["name"]
     different = [*differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec")][:20]
