@@ -39,7 +39,7 @@ from raykube import wire
 from raykube.inside import outputs, storage
 
 _LOOK_S = 1.0
-_REMOTE_S = 30.0
+_REMOTE_S = 15.0
 _END_S = 5.0
 _INSIST_S = 6.0
 _JOIN_S = 60.0

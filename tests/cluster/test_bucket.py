@@ -10,7 +10,7 @@ from tests.cluster import addons, bucket, faults, namespaces, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
-EPOCHS = 40
+EPOCHS = 20
 SCRIPT = f"""
 import os, time
 import ray.train, torch

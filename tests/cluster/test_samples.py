@@ -1,6 +1,5 @@
 """KubeRay's own sample manifests go through raykube: all to the API server's strict validation, some to their end."""
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -21,8 +20,8 @@ REFUSED = {
     "ray-cluster.kubernetes.auth.yaml": "enableK8sTokenAuth: KubeRay refuses it for a RayJob",
     "ray-cluster.verl.yaml": "2.43.0 knows no tokens",
 }
-#: By a submitter's Job, which is the default, and by a container in the head's pod: HTTPMode is what raykube plans.
-RUN = ("ray-job.sample.yaml", "ray-job.sidecar-mode.yaml")
+#: By a container in the head's pod. HTTPMode is what raykube plans, and a submitter's Job runs in test_modes.
+RUN = "ray-job.sidecar-mode.yaml"
 
 
 def samples(kind):
@@ -77,13 +76,8 @@ def for_here(path, folder):
     return folder / path.name
 
 
-def test_rayjob_samples_run_to_their_end(tmp_path, namespace):
-    files = {path.name: for_here(path, tmp_path) for path in samples("RayJob") if path.name in RUN}
-    with ThreadPoolExecutor() as pool:
-        waiting = {
-            name: pool.submit(run, "raykube", "job", "submit", "-n", namespace, "-f", str(files[name])) for name in RUN
-        }
-        done = {name: each.result() for name, each in waiting.items()}
-    for name in RUN:
-        assert "test_counter got 5" in done[name].stdout, done[name].stderr
-        assert done[name].returncode == 0
+def test_rayjob_sample_runs_to_its_end(tmp_path, namespace):
+    (path,) = (path for path in samples("RayJob") if path.name == RUN)
+    done = run("raykube", "job", "submit", "-n", namespace, "-f", str(for_here(path, tmp_path)))
+    assert "test_counter got 5" in done.stdout, done.stderr
+    assert done.returncode == 0
