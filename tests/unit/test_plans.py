@@ -88,7 +88,8 @@ def only(plan, kind):
 
 def normal(text, package):
     text = re.sub(rf"(?m)^(  {package.hash}\.zip: ).*$", r"\1BYTES", text)
-    return re.sub(r"(raykube\.io/plan: ).*", r"\1PLAN", text).replace(package.hash, "HASH")
+    text = re.sub(r"(raykube\.io/(plan|work): ).*", lambda found: f"{found[1]}{found[2].upper()}", text)
+    return text.replace(package.hash, "HASH")
 
 
 @pytest.mark.parametrize("name", PRESETS)
