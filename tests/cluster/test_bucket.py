@@ -9,7 +9,8 @@ import raykube as rk
 from tests.cluster import addons, bucket, faults, namespaces, workloads
 from tests.cluster.shell import until
 
-pytestmark = pytest.mark.cluster
+#: Among the tests of the add-ons, which `make test-rig` runs: it takes minutes, and a program more to build.
+pytestmark = [pytest.mark.cluster, pytest.mark.rig]
 EPOCHS = 20
 SCRIPT = f"""
 import os, time
