@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raykube import package, plans
 from raykube.backends import backend_for, backend_of
@@ -14,6 +14,8 @@ from raykube.handles import Endpoint, OnEvent, Run
 from raykube.plans import Plan
 from raykube.settings import setting
 from raykube.specs import Job, Service
+
+_Work = TypeVar("_Work", Job, Service)
 
 
 def cluster_of(on: str | Cluster | None = None) -> Cluster:
@@ -98,7 +100,7 @@ def submit(job: Job, on: str | Cluster | None = None) -> Run:
         Forbidden: this user may not do it there.
         Unreachable: the place does not answer.
     """
-    return start(plan(job, on))
+    return start(plan(_only(job, Job, "rk.deploy(service)"), on))
 
 
 def deploy(
@@ -111,7 +113,13 @@ def deploy(
         BackendError: it failed to deploy, or was refused; Conflict, Forbidden and Unreachable are such errors.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
-    return serve(plan(service, on)).wait_ready(timeout_s=timeout_s, on_event=on_event)
+    return serve(plan(_only(service, Service, "rk.submit(job)"), on)).wait_ready(timeout_s=timeout_s, on_event=on_event)
+
+
+def _only(work: _Work, kind: type[_Work], other: str) -> _Work:
+    if not isinstance(work, kind):
+        raise ConfigError(f"{work!r} is no {kind.__name__}", next_step=f"write {other}, or give a {kind.__name__}")
+    return work
 
 
 def runs(on: str | Cluster | None = None) -> list[Run]:

@@ -24,7 +24,7 @@ from raykube import manifest as manifests
 from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
-from raykube.settings import setting
+from raykube.settings import is_path, setting
 from raykube.wire import Scale
 from raykube.yamltext import documents as documents_of
 
@@ -77,10 +77,8 @@ class Cluster:
         where = {"namespace": setting("namespace", namespace).value, "context": setting("context", context).value}
         if str(name_or_path) == _KUBERNETES:
             return Cluster({"kind": _KUBERNETES_KIND, "metadata": {}}, "Kubernetes", _KUBERNETES).placed(**where)
-        path = Path(name_or_path)
-        is_path = isinstance(name_or_path, Path) or "/" in name_or_path or path.suffix in (".yaml", ".yml")
-        read = _read(path if is_path else _find(str(name_or_path)))
-        return read.placed(**where)
+        says_path = isinstance(name_or_path, Path) or is_path(name_or_path)
+        return _read(Path(name_or_path) if says_path else _find(str(name_or_path))).placed(**where)
 
     @staticmethod
     def local(workers: int | tuple[int, int] = 1, cpus: float = 1, gpus: float = 0) -> Cluster:

@@ -75,7 +75,21 @@ def _found(name: str, argument: object) -> Setting | None:
     if value := os.environ.get(variable):
         return Setting(name, value, f"from {variable}")
     table, path = _project_table(Path.cwd())
-    return Setting(name, str(table[name]), f"from [tool.raykube] in {path}") if name in table else None
+    if name not in table:
+        return None
+    return Setting(name, _beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
+
+
+def is_path(on: str) -> bool:
+    """Return whether this names a file, rather than a preset or a place."""
+    return "/" in on or on.endswith((".yaml", ".yml"))
+
+
+def _beside(project: str, name: str, value: str) -> str:
+    """Return a path that a project's file says, as one from here: whoever wrote it stood beside that file."""
+    folder = Path(project).parent
+    says_path = {"on": is_path(value), "storage": bool(value) and "://" not in value}.get(name, False)
+    return str(folder / value) if says_path and folder.parts and not value.startswith("~") else value
 
 
 def _is_valid(name: str, text: str) -> bool:

@@ -35,6 +35,22 @@ def test_setting_passes_over_projects_that_say_nothing(project):
     assert setting("on").value == "far"
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ('on = "own/gpu.yaml"', "../../own/gpu.yaml"),
+        ('on = "gpu"', "gpu"),
+        ('on = "/etc/gpu.yaml"', "/etc/gpu.yaml"),
+        ('storage = "runs"', "../../runs"),
+        ('storage = "~/runs"', "~/runs"),
+        ('storage = "s3://lake/runs"', "s3://lake/runs"),
+    ],
+)
+def test_setting_path_of_a_project_is_one_from_its_file(project, line, value):
+    project.write_text(f"[tool.raykube]\n{line}\n")
+    assert setting(line.split()[0]).value == value
+
+
 def test_setting_unknown_key_of_a_project_names_the_nearest(project):
     project.write_text('[tool.raykube]\nstorge = "x"\n')
     with pytest.raises(ConfigError, match="did you mean storage"):

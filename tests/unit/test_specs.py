@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+import raykube as rk
 from raykube import App, ConfigError, Job, Service
 from raykube.specs import Autoscaling
 
@@ -141,3 +142,16 @@ def test_service_error_has_the_path_of_each_app():
 
 def test_service_without_apps_is_refused():
     assert "apps" in problems(Service, name="s", apps=[])
+
+
+@pytest.mark.parametrize(
+    ("verb", "work", "other"),
+    [
+        (rk.submit, rk.Service(name="a", apps=[rk.App(import_path="app:application")]), "rk.deploy"),
+        (rk.deploy, rk.Job(entrypoint="python x.py"), "rk.submit"),
+        (rk.submit, "python x.py", "is no Job"),
+    ],
+)
+def test_work_of_the_other_kind_names_the_verb_for_it(verb, work, other):
+    with pytest.raises(rk.ConfigError, match=other):
+        verb(work)
