@@ -10,12 +10,13 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# uv installs the pinned set in parallel; pip alone takes some ten times as long.
+# uv installs the pinned set in parallel; pip alone takes some ten times as long. Where the environment keeps Python from
+# writing bytecode (PYTHONDONTWRITEBYTECODE, as in many images), each of Ray's processes would compile torch anew: compiled here.
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("raykube needs Python 3.10 to 3.13; name one: make PYTHON=python3.11 ...") if not (3, 10) <= sys.version_info[:2] <= (3, 13) else 0'
 	@$(PYTHON) -m venv .venv || { echo "no venv module: apt-get install python3-venv (Debian)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,mlflow,bench,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[local,mlflow,bench,dev]'
 	@touch $@
 
 demo: .venv/ready ## train, search, serve and ask: the main job on this machine
