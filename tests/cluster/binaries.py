@@ -48,7 +48,7 @@ MODULES = {
             _VERSION,
             "5 min",
         ),
-        Module("coredns", ("github.com/coredns/coredns",)),
+        Module("coredns", ("raykube.test/coredns",)),
         Module("kuberay", ("github.com/ray-project/kuberay/ray-operator",)),
         Module("pause", ("raykube.test/pause",), about="seconds"),
         Module("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), about="2 min"),
