@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from raykube import wire
 from raykube.backends.local import head, records
@@ -25,8 +29,36 @@ def checks() -> Iterator[Check]:
     yield _ray()
     for name, extra in (("torch", "local"), ("pyarrow", "local"), ("optuna", "local"), ("mlflow", "mlflow")):
         yield _optional(name, extra)
+    yield from bytecode()
     yield Check("cpus", True, f"{head.cpu_count()} offered to Ray on this machine")
     yield _head()
+
+
+def bytecode(packages: Sequence[str] = ("ray", "torch", "pandas", "mlflow")) -> Iterator[Check]:
+    """Look for large packages that Python compiles anew in each of Ray's processes, where it may not keep that.
+
+    A worker imports for twice as long then. pip compiles what it installs, uv only where it is told to.
+    """
+    lacking = {name: Path(path) for name in packages if (path := _source(name)) and not _is_compiled(path)}
+    if sys.dont_write_bytecode:
+        why = "PYTHONDONTWRITEBYTECODE is set"
+    elif shut := [str(path.parent) for path in lacking.values() if not os.access(path.parent, os.W_OK)]:
+        why = f"{shut[0]} may not be written"
+    else:
+        return  # the first import keeps it
+    if lacking:
+        folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in lacking.values()))
+        found = f"each of Ray's processes compiles {', '.join(lacking)} anew, as {why}"
+        yield Check("bytecode", None, found, f"{shlex.quote(sys.executable)} -m compileall -q {folders}")
+
+
+def _source(package: str) -> str:
+    found = importlib.util.find_spec(package)
+    return (found.origin or "") if found else ""
+
+
+def _is_compiled(path: str) -> bool:
+    return Path(importlib.util.cache_from_source(path)).exists()
 
 
 def _optional(package: str, extra: str) -> Check:

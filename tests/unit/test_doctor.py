@@ -1,9 +1,12 @@
 """What doctor makes of what a cluster told it."""
 
+import compileall
+import sys
+
 import pytest
 
 from raykube.backends.kubernetes.kubeapi import _PATHS, Kube
-from raykube.doctor import kuberay, named, rights, server
+from raykube.doctor import kuberay, machine, named, rights, server
 from raykube.errors import Unreachable
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -230,3 +233,27 @@ def test_container_without_an_image_is_a_fault_that_names_it(image):
     missing, known = named.images({"headGroupSpec": bare, "workerGroupSpecs": [pod()]})
     assert (missing.ok, known.ok) == (False, True)
     assert "'ray-head'" in missing.found
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Install a package that is not compiled, where Python may not write bytecode; return its folder."""
+    (tmp_path / "heavy").mkdir()
+    (tmp_path / "heavy" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path / "heavy"
+
+
+def test_package_that_each_process_compiles_anew_is_named_with_the_command_that_ends_it(package):
+    (check,) = machine.bytecode(["heavy", "is_not_there"])
+    assert (check.ok, "compiles heavy anew, as PYTHONDONTWRITEBYTECODE" in check.found) == (None, True)
+    assert check.next_step == f"{sys.executable} -m compileall -q {package.parent}"
+    compileall.compile_dir(package, quiet=1)
+    assert [*machine.bytecode(["heavy"])] == []
+
+
+def test_package_that_the_first_import_compiles_is_not_named(package, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert package.exists()
+    assert [*machine.bytecode(["heavy"])] == []
