@@ -10,6 +10,7 @@ import pytest
 from raykube import wire
 from raykube.backends.kuberay import driverlogs, logfiles
 from raykube.backends.kuberay.backend import KubeRay
+from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
@@ -45,7 +46,7 @@ class World:
                 "dashboardURL": "a-c-head-svc.default.svc.cluster.local:8265",
             },
         }
-        self.driver = "node-1"
+        self.driver, self.status = "node-1", "RUNNING"
         self.nodes = {"node-1": {}}
         self.kept = b""
         self.instead = {}
@@ -84,7 +85,7 @@ class Api(Quiet):
         world = self.server.world
         world.asked.append(f"{url.path.rpartition('/')[2]} {asked.get('filename', '')}".strip())
         for path, instead in world.instead.items():
-            if path in url.path and instead[2] > 0:
+            if instead[2] > 0 and (path in url.path or path == asked.get("filename")):
                 instead[2] -= 1
                 return self.plain(instead[0], instead[1].encode())
         if url.path.startswith(PROXY):
@@ -115,7 +116,7 @@ class Api(Quiet):
     def ray(self, path, asked):
         world = self.server.world
         if path == "/api/jobs/a-x":
-            return self.answer(200, {"status": "RUNNING", "driver_node_id": world.driver})
+            return self.answer(200, {"status": world.status, "driver_node_id": world.driver})
         if asked["node_id"] not in world.nodes:
             return self.plain(500, NO_NODE.format(asked["node_id"]).encode())
         file = world.nodes[asked["node_id"]].get(asked["filename"])
@@ -201,6 +202,13 @@ def test_log_is_read_from_a_head_that_misses_an_answer(kube, world, path):
     world.printed("node-1", b"one\n")
     world.refuses(path, 503, "no endpoints available", times=2)
     assert whole(kube) == ["one"]
+
+
+def test_last_lines_of_a_failure_are_asked_for_again_where_a_head_misses_an_answer(kube, world):
+    world.status = "FAILED"
+    world.printed("node-1", b"one\ntwo\n")
+    world.refuses(LOG, 503, "no endpoints available", times=1)
+    assert Look(kube, "a").status().failure.tail == ("one", "two")
 
 
 def test_log_of_a_node_that_does_not_answer_is_the_storages(kube, world, monkeypatch):

@@ -265,9 +265,11 @@ def claims_of(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
-    with contextlib.suppress(BackendError):
-        data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)
-        return endings.tail_of(data.decode("utf-8", "replace"))
+    """Return the driver's last lines, asked for twice: a busy head that fails to answer once must not cost them."""
+    for _ in range(2):
+        with contextlib.suppress(BackendError):
+            data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)
+            return endings.tail_of(data.decode("utf-8", "replace"))
     return ()
 
 
