@@ -48,11 +48,11 @@ def test_second_job_on_a_queue_for_one_waits_for_the_first_and_a_stopped_one_nev
             return [each["message"] for each in pending if each["status"] == "False"]
 
         assert "insufficient unused quota for memory" in until(why_not, "a job is held back", 30)[0]
-        told = until(run("second").why, "why tells it", 20)
+        told = until(run("second").why, "why tells it", 5)
         assert told.reason == "Queued"
         assert "insufficient unused quota for memory" in told.message
         assert told.message.endswith("It is the first in the queue")
-        until(run("stopped").why, "the third is queued too", 20)
+        until(run("stopped").why, "the third is queued too", 5)
         run("stopped").stop()
         jobs = [kubectl.get("rayjob", name, namespace) for name in ("first", "second")]
         assert [job["spec"].get("suspend", False) for job in jobs] == [False, True]

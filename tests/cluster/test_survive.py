@@ -10,9 +10,9 @@ from tests.cluster import faults, kubectl, namespaces, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
-EPOCHS, STEPS = 130, 5
+EPOCHS, STEPS = 200, 5
 # How far each attempt may come before it is lost; the last one does the rest, in no time.
-LIMITS = {1: 40, 2: 80, 3: 120}
+LIMITS = {1: 60, 2: 120, 3: 190}
 TRAIN = f"""
 import os, tempfile, time
 import ray.train, torch
@@ -31,7 +31,7 @@ def loop(config):
             time.sleep(0.1)
         for _ in range({STEPS}):
             optimizer.zero_grad(); (-weight).backward(); optimizer.step(); steps += 1
-        time.sleep(0.5 if limit else 0)
+        time.sleep(0.3 if limit else 0)
         with tempfile.TemporaryDirectory() as folder:
             checkpoints.save({{"epoch": epoch + 1, "steps": steps}}, folder)
             told = {{"epoch": epoch + 1, "steps": steps, "attempt": attempt}}
