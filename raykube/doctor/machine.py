@@ -40,16 +40,13 @@ def bytecode(packages: Sequence[str] = ("ray", "torch", "pandas", "mlflow")) -> 
     A worker imports for twice as long then. pip compiles what it installs, uv only where it is told to.
     """
     lacking = {name: Path(path) for name in packages if (path := _source(name)) and not _is_compiled(path)}
-    if sys.dont_write_bytecode:
-        why = "PYTHONDONTWRITEBYTECODE is set"
-    elif shut := [str(path.parent) for path in lacking.values() if not os.access(path.parent, os.W_OK)]:
-        why = f"{shut[0]} may not be written"
-    else:
-        return  # the first import keeps it
-    if lacking:
-        folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in lacking.values()))
-        found = f"each of Ray's processes compiles {', '.join(lacking)} anew, as {why}"
-        yield Check("bytecode", None, found, f"{shlex.quote(sys.executable)} -m compileall -q {folders}")
+    shut = [path.parent for path in lacking.values() if not os.access(path.parent, os.W_OK)]
+    if not lacking or not (sys.dont_write_bytecode or shut):
+        return  # if need be, the first import keeps it
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{shut[0]} may not be written"
+    folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in lacking.values()))
+    found = f"each of Ray's processes compiles {', '.join(lacking)} anew, as {why}"
+    yield Check("bytecode", None, found, f"{shlex.quote(sys.executable)} -m compileall -q {folders}")
 
 
 def _source(package: str) -> str:
