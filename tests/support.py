@@ -1,12 +1,20 @@
 """What tests share."""
 
+import contextlib
 import functools
+import io
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import pytest
+
+from raykube import cli
+from raykube.cli import common
 
 BIN = Path(sys.executable).parent
 #: What all ways to train digits are compared by.
@@ -25,6 +33,27 @@ def run(*command, cwd=None, timeout=120, prefix=(), **environ):
         timeout=timeout,
         check=False,
     )
+
+
+def typed(*words, cwd, **environ):
+    """Type a raykube command in this process, which spares the start of one; return it as `run` does."""
+    logger, code = logging.getLogger("raykube"), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["raykube", *words])
+        patch.setattr(logger, "level", logger.level)
+        patch.setattr(common, "_SAID", [])
+        for key, value in environ.items():
+            patch.setenv(key, value)
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
 
 def without_root_rights():

@@ -47,7 +47,7 @@ def _start_kueue(folder):
     # While an aggregated API does not answer no namespace can be deleted.
     kubectl("wait", "apiservice", *_named(objects, "APIService"), "--for=condition=Available", f"--timeout={_READY_S}s")
     flavor = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "ResourceFlavor", "metadata": {"name": "any"}}
-    until(lambda: _applied(flavor, "webhook"), "Kueue's webhooks answer", _READY_S, poll_s=0.5)
+    until(lambda: _applied(flavor, "webhook"), "Kueue's webhooks answer", _READY_S)
 
 
 def _applied(item, not_yet):
@@ -191,7 +191,7 @@ def fake_nodes(count, *, cpu="32", memory="256Gi", gpus=8):
     try:
         # Not applied: from there the server takes no status.
         kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-        until(lambda: _ready_fakes() == count, f"{count} fake nodes are Ready", _READY_S, poll_s=0.3)
+        until(lambda: _ready_fakes() == count, f"{count} fake nodes are Ready", _READY_S)
         yield
     finally:
         kubectl("delete", "nodes", "-l", _KWOK_LABEL)

@@ -28,7 +28,7 @@ def delete_pod(namespace, pod, grace_s=1):
         found = get("pod", pod, namespace)
         return found is None or found["metadata"]["uid"] != uid
 
-    until(gone, f"pod {pod} is gone", grace_s + _BACK_S, poll_s=0.3)
+    until(gone, f"pod {pod} is gone", grace_s + _BACK_S)
 
 
 def _pod(namespace, pod):
@@ -199,11 +199,11 @@ def node_paused():
     """Have the kubelet stand still, so that the node is NotReady, for as long as the block runs."""
     processes.pause("kubelet")
     try:
-        until(lambda: not _node_ready(), "the node is NotReady", _BACK_S, poll_s=0.5)
+        until(lambda: not _node_ready(), "the node is NotReady", _BACK_S)
         yield
     finally:
         processes.resume("kubelet")
-        until(_node_ready, "the node is Ready again", _BACK_S, poll_s=0.3)
+        until(_node_ready, "the node is Ready again", _BACK_S)
 
 
 def _node_ready():

@@ -91,4 +91,4 @@ def wait_rollout(deployment, namespace, timeout_s=180):
 def deleted(kind, name, namespace=None, timeout_s=120):
     """Delete an object and wait until it is gone."""
     kubectl("delete", kind, name, "--ignore-not-found", "--wait=false", namespace=namespace)
-    until(lambda: get(kind, name, namespace) is None, f"{kind} {name} is gone", timeout_s, poll_s=0.3)
+    until(lambda: get(kind, name, namespace) is None, f"{kind} {name} is gone", timeout_s)

@@ -120,7 +120,7 @@ def _node():
     images.load(images.ALL)
     with step("start the node"):
         _start(components.NODE[1:])
-        until(lambda: kubectl.ready(kubectl.get("node", layout.NODE)), "the node is Ready", _READY_S, poll_s=0.3)
+        until(lambda: kubectl.ready(kubectl.get("node", layout.NODE)), "the node is Ready", _READY_S)
 
 
 def _inside():

@@ -13,7 +13,7 @@ def start(folder):
     images.load([images.scratch("metrics-server", folder / "metrics-server", "/metrics-server", "1000:1000")])
     kubectl.apply(*(_ours(each) for each in _objects()), namespace=NAMESPACE)
     kubectl.wait_rollout("metrics-server", NAMESPACE)
-    until(lambda: usage("nodes", "") != "", "metrics-server has seen the node", _READY_S, poll_s=1)
+    until(lambda: usage("nodes", "") != "", "metrics-server has seen the node", _READY_S)
 
 
 def usage(kind, namespace):

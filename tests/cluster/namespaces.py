@@ -76,7 +76,7 @@ def delete(name):
     _end_ray(name)
     kubectl("delete", _HELD, "--all", "--grace-period=1", "--wait=false", namespace=name)
     fact = f"pods and claims in {name} are gone"
-    until(lambda: not listed(_HELD, name), fact, _SERVER_S, poll_s=0.3)
+    until(lambda: not listed(_HELD, name), fact, _SERVER_S)
     _release_volumes(name)
     kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
@@ -88,7 +88,7 @@ def wait_gone():
         ClusterError: one stays, with the server's words on what holds it.
     """
     try:
-        until(lambda: not _terminating(), "", _SERVER_S, poll_s=0.3)
+        until(lambda: not _terminating(), "", _SERVER_S)
     except ClusterError as error:
         held = {each["metadata"]["name"]: _what_holds(each) for each in _terminating()}
         raise ClusterError(f"namespaces that stay for {_SERVER_S} s: {held}") from error
@@ -113,7 +113,7 @@ def _end_ray(name):
     """
     kubectl("delete", _RAY_KINDS, "--all", "--cascade=orphan", "--wait=false", namespace=name)
     try:
-        until(lambda: not listed(_RAY_KINDS, name), "", _OPERATOR_S, poll_s=0.3)
+        until(lambda: not listed(_RAY_KINDS, name), "", _OPERATOR_S)
     except ClusterError:
         for item in listed(_RAY_KINDS, name):
             words = f"{item['kind'].lower()}.ray.io", item["metadata"]["name"]

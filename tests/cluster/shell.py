@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 console = Console(stderr=True, highlight=False)
-_POLL_S = 0.1
+_SOONEST_S, _LATEST_S, _PART = 0.1, 1.0, 20
 
 
 class ClusterError(Exception):
@@ -57,17 +57,20 @@ def _said_if_long(text):
         timer.cancel()
 
 
-def until(fact, what, timeout_s, *, poll_s=_POLL_S):
+def until(fact, what, timeout_s, *, poll_s=None):
     """Wait until `fact()` is true and return it.
+
+    What has taken long is asked for less often: a question takes CPU from what it waits for. `poll_s` fixes the pace.
 
     Raises:
         ClusterError: it was not in time.
     """
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not (found := fact()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout_s:
             raise ClusterError(f"not after {timeout_s:g} s: {what}")
-        threading.Event().wait(poll_s)
+        threading.Event().wait(poll_s or min(_LATEST_S, max(_SOONEST_S, waited / _PART)))
     return found
 
 

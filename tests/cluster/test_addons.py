@@ -74,7 +74,7 @@ def metrics_server(addon):
 def test_use_of_a_pod_is_measured(namespace):
     kubectl.apply(workloads.manifest("sleeper", NAME="one", LIMITS="{}"), namespace=namespace)
     workloads.running(namespace, "one")
-    assert until(lambda: metrics.usage("pods", namespace), "the pod was measured", 60, poll_s=1).split()[0] == "one"
+    assert until(lambda: metrics.usage("pods", namespace), "the pod was measured", 60).split()[0] == "one"
 
 
 def answered():

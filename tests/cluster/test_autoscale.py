@@ -11,7 +11,7 @@ import raykube as rk
 from raykube.backends.kubernetes.fields import seconds
 from tests.cluster import kubectl, namespaces, workloads
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 WITHIN_S = 5.0
 SCRIPT = """
 import tempfile, time

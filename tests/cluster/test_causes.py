@@ -128,7 +128,7 @@ def named_in_time(cases, look, timeout_s):
         return len(named) == len(cases)
 
     with contextlib.suppress(ClusterError):
-        until(all_named, "", timeout_s, poll_s=0.3)
+        until(all_named, "", timeout_s, poll_s=0.5)
     took = {name: round(named[name] - visible.get(name, named[name]), 1) for name in named}
     console.print(f"seconds from fact to name: {took}")
     if missing := {name: case for name, case in cases.items() if name not in named}:
@@ -240,7 +240,7 @@ def test_taint_that_no_pod_tolerates_is_named_until_it_is_gone(namespace):
         expect(namespace, {"keep-out": Case("Unschedulable", "untolerated taint", job("keep-out"))})
         next_step = cause(gathered(namespace)["keep-out"]).next_step
         assert "add a toleration to the group's pod template" in next_step
-    until(lambda: cause(gathered(namespace)["keep-out"]) is None, "it is scheduled", 30, poll_s=0.3)
+    until(lambda: cause(gathered(namespace)["keep-out"]) is None, "it is scheduled", 30)
 
 
 @pytest.mark.usefixtures("own_cluster")
@@ -252,7 +252,7 @@ def test_lost_node_is_named_until_it_is_back(namespace):
     assert cause(gathered(namespace)["alone"]) is None
     with faults.node_paused():
         assert named_in_time({"alone": case}, functools.partial(gathered, namespace), 30)["alone"] <= WITHIN_S
-    until(lambda: cause(gathered(namespace)["alone"]) is None, "the node is back", 30, poll_s=0.3)
+    until(lambda: cause(gathered(namespace)["alone"]) is None, "the node is back", 30)
 
 
 def test_quota_that_keeps_a_pod_from_being_made_is_named(namespace):
@@ -360,7 +360,7 @@ def test_ends_of_jobs_and_the_loss_of_their_head_are_named(namespace):
     kubectl.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", namespace=namespace)
     took = named_in_time({"long": Case("HeadLost", "deletionTimestamp", long)}, look, 20)
     assert took["long"] <= WITHIN_S
-    until(lambda: cause(look()["long"]) is None, "the job runs again", 60, poll_s=0.3)
+    until(lambda: cause(look()["long"]) is None, "the job runs again", 60)
 
 
 PRETEND = "import ray, ray._private.utils as utils; {pretence}; from ray.scripts.scripts import main; main()"

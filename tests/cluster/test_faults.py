@@ -100,7 +100,7 @@ def test_gpus_outlast_the_kubelets_heartbeats():
     faults.offer_gpus(8)
     before = heartbeat()
     kubectl.kubectl("annotate", "node", layout.NODE, "raykube-test/touched=yes", "--overwrite")
-    until(lambda: heartbeat() != before, "the kubelet wrote its status", 90, poll_s=1)
+    until(lambda: heartbeat() != before, "the kubelet wrote its status", 90)
     assert offered() == ("8", "8")
     faults.withdraw_gpus()
     assert offered() == (None, None)

@@ -23,6 +23,7 @@ def weights(text):
     return next(line.split()[1] for line in text.splitlines() if line.startswith("weights"))
 
 
+@pytest.mark.long
 def test_training_ends_with_the_same_weights_here_and_on_two_pods(namespace, preset, monkeypatch):
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
     monkeypatch.chdir(layout.PROJECT)

@@ -151,7 +151,7 @@ def test_apps_that_cannot_be_built_fail_in_serves_own_words_and_are_mended_by_th
             rk.App(name="misspelt", import_path="hello:app", args={"wrod": "bye"}, route_prefix="/misspelt"),
         )
     words = ("module 'hello' has no attribute 'nothing'", "ValueError: args ['wrod'] are not known")
-    until(lambda: all(each in hello.why().message for each in words), "both have failed", 30, poll_s=0.5)
+    until(lambda: all(each in hello.why().message for each in words), "both have failed", 30)
     told = run("raykube", "service", "why", "--on", "serve", "hello").stdout
     assert all(each in told for each in words)
     deploy(folder, app(args={"word": "bye"}))
@@ -180,7 +180,7 @@ def test_deleted_service_leaves_nothing(project, hello):
         names = {each["metadata"]["name"] for each in kubectl.listed(kinds, namespace)}
         return {name for name in names if name.startswith("hello")}
 
-    until(lambda: not left(), "nothing of the service is left", 90, poll_s=0.5)
+    until(lambda: not left(), "nothing of the service is left", 90)
 
 
 def scaling():
@@ -243,6 +243,7 @@ def right_of_fifty(endpoint):
     return sum(a == b for a, b in zip(found, digits.target[:50], strict=True))
 
 
+@pytest.mark.long
 def test_registered_model_is_served_and_scales_from_one_pod_to_two_and_back(mission):
     quick = {"target_ongoing_requests": 0.3, "upscale_delay_s": 1, "downscale_delay_s": 5, "look_back_period_s": 2}
     app = rk.App(

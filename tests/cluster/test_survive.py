@@ -9,7 +9,7 @@ import raykube as rk
 from tests.cluster import faults, kubectl, namespaces, workloads
 from tests.cluster.shell import until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 EPOCHS, STEPS = 200, 5
 # How far each attempt may come before it is lost; the last one does the rest, in no time.
 LIMITS = {1: 60, 2: 120, 3: 190}

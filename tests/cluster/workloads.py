@@ -42,7 +42,7 @@ def finished_job(namespace, name, timeout_s=240):
 def until_or_explained(fact, what, namespace, timeout_s):
     """Wait for a fact; where it does not come, say what the namespace's pods and events tell."""
     try:
-        return until(fact, what, timeout_s, poll_s=0.3)
+        return until(fact, what, timeout_s)
     except ClusterError as error:
         raise ClusterError(f"{error}\n{explained(namespace)}") from error
 

@@ -20,7 +20,7 @@ from raykube.errors import BackendError, ConfigError, RunFailed
 from raykube.package import collect
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
-from tests.support import BIN, run, run_without_root_rights
+from tests.support import BIN, run_without_root_rights, typed
 
 ROOT = BIN.parent.parent
 
@@ -38,7 +38,7 @@ def raykube(code, tmp_path):
     """Return a function that types one raykube command in the working directory, with an empty home."""
 
     def type_(*words, **environ):
-        return run("raykube", *words, cwd=code, **{"RAYKUBE_HOME": str(tmp_path / "home")} | environ)
+        return typed(*words, cwd=code, **{"RAYKUBE_HOME": str(tmp_path / "home")} | environ)
 
     return type_
 

@@ -14,7 +14,7 @@ import yaml
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError
-from tests.support import BIN, run
+from tests.support import BIN, typed
 
 PRESETS = BIN.parent.parent / "cluster-configs"
 
@@ -175,7 +175,7 @@ def raykube(tmp_path):
 
     def type_(*words):
         environ = {"RAYKUBE_HOME": str(tmp_path / "home"), "KUBECONFIG": str(tmp_path / "none")}
-        return run("raykube", *words, cwd=tmp_path, **environ)
+        return typed(*words, cwd=tmp_path, **environ)
 
     return type_
 
