@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raykube import wire
-from raykube.inside import deaths, storage
+from raykube.inside import deaths, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder, scalars, without_unscored
 
@@ -55,6 +55,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         self.__dict__.update(state)
         deaths.heed_memory_kills()
         deaths.clean_up_failed_starts(self._note)
+        spared.spare_actors()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""

@@ -7,7 +7,7 @@ Three things in Ray 2.60, each of which leaves CPUs taken by nobody, for which a
 - A worker that dies while its group starts leaves the group's placement group behind, or is replaced without a
   limit: ``clean_up_failed_starts``.
 - The placement group of a controller that was killed stays for as long as the job, unless an actor that Ray starts
-  beside the controller knows of it, and lives: ``orphans_removed``.
+  beside the controller knows of it, and lives; ours start none (``spared``): ``orphans_removed``.
 
 Inner parts of Ray may move; where they have, Ray is left as it is.
 """

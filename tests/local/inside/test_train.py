@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray.train
 import torch
@@ -21,13 +23,19 @@ pytestmark = MARKS
 STEPS = 1000
 
 
+def actors():
+    """Return the classes of the actors on this node, by the titles that Ray gives to processes."""
+    titles = [" ".join(process.cmdline()) for process in psutil.Process().parent().children()]
+    return sorted({re.match(r"ray::(\w+)", title).group(1) for title in titles if title.startswith("ray::")})
+
+
 def reporting(config):
     """Report in every way that a loop may."""
     rank = ray.train.get_context().get_world_rank()
     began = time.perf_counter()
     for step in range(STEPS):
         raykube.report({"step": step, "loss": torch.tensor(1.0 / (step + 1))})
-    note(config["notes"], rank=rank, seconds=time.perf_counter() - began, cwd=str(Path.cwd()))
+    note(config["notes"], rank=rank, seconds=time.perf_counter() - began, cwd=str(Path.cwd()), actors=actors())
     for epoch, accuracy in enumerate([0.5, 0.9, 0.7]):
         raykube.report({"epoch": epoch, "accuracy": np.float32(accuracy)}, {"epoch": epoch})
     folder = Path(config["notes"]).with_name(f"plain-{rank}")
@@ -76,6 +84,11 @@ def test_last_checkpoint_is_kept_besides_the_best(reported):
 
 def test_workers_keep_the_directory_of_the_driver(reported):
     assert {fact["cwd"] for fact in reported[1]} == {str(Path.cwd())}
+
+
+def test_training_starts_no_actor_that_it_has_no_use_for(reported):
+    of_the_node = {"DashboardAgent", "RuntimeEnvAgent", "IDLE", "_AutoscalingCoordinatorActor"}
+    assert set(reported[1][0]["actors"]) - of_the_node == {"TrainController", "SynchronizationActor", "RayTrainWorker"}
 
 
 def test_result_is_left_for_other_processes(reported):
