@@ -1,10 +1,12 @@
 """What the tests of the inside plane share."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raykube import wire
@@ -26,6 +28,18 @@ class Here:
 
     def rows(self, stage="train-1"):
         return list(wire.read_rows(self.folder / stage / wire.METRICS_FILE))
+
+
+def title(process):
+    """Return the words that a list of processes shows, "" of an ended one; Ray shows an actor's class and method."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def siblings():
+    """Return the processes that Ray runs on this node beside this one."""
+    return psutil.Process().parent().children()
 
 
 def note(path, **facts):

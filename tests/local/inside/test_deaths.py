@@ -2,12 +2,11 @@
 
 import os
 import pickle
-import re
 import signal
 import threading
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -16,7 +15,7 @@ import raykube
 from raykube import wire
 from raykube.errors import RunFailed
 from raykube.inside.deaths import MemoryKill
-from tests.local.inside.support import MARKS, note, notes
+from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
 
@@ -41,13 +40,9 @@ class Bomb:
 
 
 def explode(lives):
-    if "run_train_fn" in title(os.getpid()):
+    if "run_train_fn" in title(psutil.Process()):
         note(lives, pid=os.getpid())
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def title(pid):
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
 
 
 def training():
@@ -68,20 +63,10 @@ def test_worker_killed_at_its_start_is_replaced_as_often_as_said_and_leaves_no_c
 
 def fatal():
     """Kill the controller of this training."""
-    for pid in siblings():
-        if "TrainController" in title(pid):
-            os.kill(pid, signal.SIGKILL)
+    for each in siblings():
+        if "TrainController" in title(each):
+            each.kill()
     threading.Event().wait(60)
-
-
-def siblings():
-    for path in Path("/proc").glob("[0-9]*/status"):
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
-        if re.search(rf"^PPid:\s+{os.getppid()}$", text, re.MULTILINE):
-            yield int(path.parent.name)
 
 
 @pytest.mark.usefixtures("here")

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray.train
 import torch
@@ -17,7 +16,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import checkpoints
-from tests.local.inside.support import MARKS, note, notes
+from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
 STEPS = 1000
@@ -25,8 +24,8 @@ STEPS = 1000
 
 def actors():
     """Return the classes of the actors on this node, by the titles that Ray gives to processes."""
-    titles = [" ".join(process.cmdline()) for process in psutil.Process().parent().children()]
-    return sorted({re.match(r"ray::(\w+)", title).group(1) for title in titles if title.startswith("ray::")})
+    found = (re.match(r"ray::(\w+)", title(each)) for each in siblings())
+    return sorted({each.group(1) for each in found if each})
 
 
 def reporting(config):
