@@ -128,7 +128,7 @@ def once_then_long(config):
 
 def resumed_sweep(folder):
     space = {"x": tune.uniform(0, 1), "trials": f"{folder}/trials", "again": f"{folder}/again"}
-    return raykube.sweep(once_then_long, space, trials=2, metric="score", mode="max")
+    return raykube.sweep(once_then_long, space, trials=3, metric="score", mode="max")
 
 
 def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
@@ -148,7 +148,8 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     first = notes(tmp_path / "trials")[0]["x"]
     monkeypatch.setenv(wire.ATTEMPT, "2")
     result = resumed_sweep(str(tmp_path))
-    assert [trial["error"] for trial in result.trials] == [None, None]
+    assert len(result.trials) == 3
+    assert [trial["error"] for trial in result.trials] == [None, None, None]
     assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert first in {trial["params"]["x"] for trial in result.trials}
 
