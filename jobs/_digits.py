@@ -93,7 +93,7 @@ def loop(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"])
     first = 1
-    if state := checkpoints.latest(str(device)):
+    if state := checkpoints.latest():
         bare(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["epoch"] + 1

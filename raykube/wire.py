@@ -47,6 +47,8 @@ MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
+#: Of a stage: what ``raykube.report`` is told, and, written by another process, what plain ``ray.train.report`` is.
+METRICS_FILES = (METRICS_FILE, f"{METRICS_FILE}.plain")
 ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"
@@ -161,7 +163,8 @@ class Result:
 
         Only where `path` is a folder that this machine can read, as in the script itself; else there are none.
         """
-        return list(read_rows(Path(self.path) / METRICS_FILE))
+        files = (Path(self.path) / name for name in METRICS_FILES)
+        return sorted((row for file in files for row in read_rows(file)), key=lambda row: row["time"])
 
     def to_json(self) -> str:
         """Return this result as one JSON document."""
@@ -201,21 +204,28 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 
 def last_row(data: bytes) -> dict[str, Any]:
-    """Return the metrics in the last whole line of the end of a metrics file; empty when there is none."""
+    """Return the metrics in the last whole line of the end of a metrics file; empty when there is none.
+
+    Nor is it an error when the line cannot be read: another program's file may have that name.
+    """
     lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
-    return dict(row(lines[-1])["metrics"]) if lines else {}
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return dict(row(lines[-1])["metrics"])
+    return {}
 
 
 def newest(folder: Path, name: str) -> Path | None:
-    """Return the file of that name that was written last below a run's folder, by a stage or a trial."""
+    """Return the file written last, below a run's folder, whose name begins with `name`; by a stage or a trial."""
     return max(_named(folder, name), default=(0.0, None))[1]
 
 
 def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not each.lstrip(".").startswith("checkpoint_")]
-        if name in files:
-            path = Path(parent) / name
+        for file in files:
+            if not file.startswith(name):
+                continue
+            path = Path(parent) / file
             with contextlib.suppress(FileNotFoundError):
                 yield path.stat().st_mtime, path
 

@@ -288,12 +288,10 @@ def _ended(rows: list[dict[str, Any]]) -> set[int]:
 
 def _progress(path: str) -> dict[str, Any]:
     """Return the metrics that were reported last."""
-    with contextlib.suppress(ValueError, LookupError, TypeError):  # another program's file of that name
-        if not storage.is_uri(path):
-            return wire.last_metrics(Path(path))
-        if last := storage.newest(path, wire.METRICS_FILE):
-            return wire.last_row(storage.read_from(last))
-    return {}
+    if not storage.is_uri(path):
+        return wire.last_metrics(Path(path))
+    last = storage.newest(path, wire.METRICS_FILE)
+    return wire.last_row(storage.read_from(last)) if last else {}
 
 
 def main(retries: int, command: str) -> int:

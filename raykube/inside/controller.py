@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raykube import wire
-from raykube.inside import deaths, spared, storage
+from raykube.inside import deaths, snapshots, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder, scalars, without_unscored
 
@@ -34,8 +34,8 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
     """Records rows of plain ``ray.train.report``, notes lost workers, and ends a run whose loop has a bug.
 
     Args:
-        path: the stage's metrics file; for storage behind a URI a file of its own beside it, because
-            two writers of one object would overwrite each other.
+        path: a file beside the stage's metrics file: two writers of one object overwrite each other, and so may two
+            machines that append to one file of a network file system.
         attempt: of the run.
         run: the run's folder.
         metric: by which the best checkpoint is chosen, if any.
@@ -56,6 +56,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         deaths.heed_memory_kills()
         deaths.clean_up_failed_starts(self._note)
         spared.spare_actors()
+        snapshots.write_whole()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""

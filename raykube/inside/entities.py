@@ -10,7 +10,7 @@ from itertools import chain, count
 from typing import Any
 
 from raykube import wire
-from raykube.inside.history import Row
+from raykube.inside.history import Row, rows
 from raykube.inside.place import Place
 
 _NAME_MAX = 250
@@ -39,16 +39,27 @@ def params(values: Mapping[Any, Any]) -> list[Any]:
     return [Param(name, str(value)[:_VALUE_MAX]) for name, value in named(values).items()]
 
 
-def points(rows: Sequence[Row], before: int) -> Iterator[Any]:
-    """Yield the numbers in `rows` as MLflow's metrics; a row that tells no step is counted, on from `before`."""
+def points(found: Sequence[Row], before: int) -> Iterator[Any]:
+    """Yield the numbers in rows as MLflow's metrics; a row that tells no step is counted, on from `before`."""
     from mlflow.entities import Metric
 
-    for number, row in enumerate(rows, start=before + 1):
-        when, step = int(row["time"] * 1000), row["metrics"].get("step", number)
+    for number, row in enumerate(found, start=before + 1):
+        when, step = _milliseconds(row), row["metrics"].get("step", number)
         step = step if isinstance(step, int) else number
         numbers = {name: value for name, value in row["metrics"].items() if name != "step" and _is_finite(value)}
         for name, value in named(numbers).items():
             yield Metric(name, float(value), when, step)
+
+
+def unsent(files: Sequence[str], attempt: int, run: Any) -> list[Row]:
+    """Return the rows of earlier attempts that MLflow's run has not: those after the last that it has."""
+    last = max((metric.timestamp for metric in run.data.to_proto().metrics), default=0)
+    earlier = (row for file in files for row in rows(file) if row["attempt"] < attempt)
+    return sorted((row for row in earlier if _milliseconds(row) > last), key=_milliseconds)
+
+
+def _milliseconds(row: Row) -> int:
+    return int(row["time"] * 1000)
 
 
 def _is_finite(value: Any) -> bool:

@@ -27,6 +27,8 @@ Row = dict[str, Any]
 
 _FLUSH_S = 0.5
 _REMOTE_S = 5.0
+#: Stands for a number that is none: beyond what loops report, and within what JSON can say.
+_WORST = 1e308
 _UNSENT_MAX = 64 * 1024**2
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
@@ -73,17 +75,20 @@ def _scalar(value: Any, *, defer: bool) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a metric can be compared with others."""
-    return isinstance(value, int | float) and not math.isnan(value)
+    """Tell whether a metric can be compared with others: NaN, infinities and what stands for them cannot."""
+    return isinstance(value, int | float) and -_WORST < value < _WORST
 
 
-def scored(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return the metrics of a checkpoint with a number for `metric`, NaN if they have none.
+def scored(metrics: dict[str, Any], metric: str | None, mode: str) -> dict[str, Any]:
+    """Return metrics with a number for `metric`: the worst there is, if they have none.
 
-    Ray takes a checkpoint without it for the best of all where small is good, and deletes the others; of NaN it knows
-    that it is the worst.
+    Ray takes a checkpoint without it for the best of all where small is good, and deletes the others. NaN and
+    infinities turn into null in its list of checkpoints, and the next attempt dies of that; ASHA lets a trial that has
+    NaN run on.
     """
-    return metrics if metric is None or is_number(metrics.get(metric)) else {**metrics, metric: math.nan}
+    if metric is None or is_number(metrics.get(metric)):
+        return metrics
+    return {**metrics, metric: _WORST if mode == "min" else -_WORST}
 
 
 def without_unscored(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class Recorder:
         self._end = threading.Event()
         self._remote = storage.read_from(path) if storage.is_uri(path) else b""
         self._unsent = b""
-        self._failing = False
+        self._failing = self._unread = False
         if not storage.is_uri(path):
             heal(Path(path))
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-history")
@@ -145,8 +150,17 @@ class Recorder:
             self.flush()
 
     def _line(self, when: float, metrics: dict[str, Any], checkpoint: str | None) -> str:
-        row = {"time": when, "attempt": self._attempt, "metrics": scalars(metrics), "checkpoint": checkpoint}
+        row = {"time": when, "attempt": self._attempt, "metrics": self._read(metrics), "checkpoint": checkpoint}
         return json.dumps(row) + "\n"
+
+    def _read(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return scalars(metrics)
+        except RuntimeError as error:  # of a GPU that has failed: what the loop raised must not be lost for it
+            if not self._unread:
+                log.warning("metrics on a device that cannot be read are left out: %s", str(error).partition("\n")[0])
+            self._unread = True
+            return {name: value for name, value in metrics.items() if type(value) in _PLAIN}
 
     def _append(self) -> None:
         if storage.is_uri(self._path):  # object stores cannot append

@@ -111,19 +111,20 @@ class Loop:
         body: the user's function, of no or one argument.
         path: the stage's metrics file.
         attempt: of the run.
-        metric: by which the best checkpoint is chosen, if any.
+        metric, mode: by which the best checkpoint is chosen, if any.
     """
 
     body: Callable[..., Any]
     path: str
     attempt: int
     metric: str | None = None
+    mode: str = "min"
 
     def __call__(self, config: dict[str, Any]) -> Any:
         """Run the loop, with its rows recorded to the last one however it ends."""
         # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
         os.environ[wire.ATTEMPT] = str(self.attempt)
-        with _recording(self.path, self.attempt), _clean_reports(self.metric), _equal_reports():
+        with _recording(self.path, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
                 return self.body(config) if takes_config(self.body) else self.body()
             except BaseException as error:
@@ -175,7 +176,7 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
 
 
 @contextmanager
-def _clean_reports(metric: str | None) -> Iterator[None]:
+def _clean_reports(metric: str | None, mode: str) -> Iterator[None]:
     """Have ``ray.train.report``, ours goes through it too, take what Ray's controller is not up to.
 
     It dies of numpy and torch scalars, and misjudges checkpoints without `metric`.
@@ -193,7 +194,7 @@ def _clean_reports(metric: str | None) -> Iterator[None]:
 
     def clean(metrics: Mapping[str, Any], checkpoint: Any = None, *args: Any, **kwargs: Any) -> None:
         plain = scalars(metrics)
-        send(scored(plain, metric) if checkpoint else plain, checkpoint, *args, **kwargs)
+        send(scored(plain, metric, mode) if checkpoint else plain, checkpoint, *args, **kwargs)
 
     utils.report = clean
     try:

@@ -141,7 +141,8 @@ class Place:
             joined = not _start()
             from raykube.inside.deaths import orphans_removed
 
-            with settled(), orphans_removed():
+            settle()
+            with orphans_removed():
                 yield
         finally:
             if not joined:
@@ -181,8 +182,8 @@ def _start() -> bool:
     os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
     # It would warn that a token is now needed, where nobody but this process needs one.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # The dashboard's State API is what frees the placement groups of trials that Tune stopped early.
-    ray.init(address="local", include_dashboard=True, logging_level=logging.WARNING)
+    # Nobody is told of its dashboard, which is one more process to start.
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
     return True
 
 
@@ -202,37 +203,16 @@ def _end(environ: Mapping[str, str | None]) -> None:
         loader.instance().reset_cache()
 
 
-@contextmanager
-def settled() -> Iterator[None]:
-    """Adjust Ray Train to the connected cluster for the length of the block."""
+def settle() -> None:
+    """Adjust Ray Train, in this process and in those that it starts, to the connected cluster."""
     import ray
 
     from raykube.inside.deaths import heed_memory_kills
 
     heed_memory_kills()
-    address = os.environ.get("RAY_ADDRESS")
-    # The actor that frees placement groups looks for "the" Ray of this machine, and dies where there are two.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    _propagate("RAY_ADDRESS")
     if sum(1 for node in ray.nodes() if node["Alive"]) == 1 and not _head_runs_no_work():
         # Nobody drains a single machine; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    try:
-        yield
-    finally:
-        if address is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = address
-
-
-def _propagate(name: str) -> None:
-    """Have Ray Train hand the variable `name` on to its controllers."""
-    try:
-        from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-    except ImportError:  # an inner place of Ray, which may move; only a machine with two Rays misses it
-        return
-    ENV_VARS_TO_PROPAGATE.add(name)
 
 
 def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
@@ -242,7 +222,14 @@ def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
         needs[f"accelerator_type:{scale.accelerator}"] = 0.001
     needs = {name: need for name, need in needs.items() if need}
     alive = [node.get("Resources", {}) for node in nodes if node.get("Alive", True)]
-    return sum(min((int(have.get(name, 0) / need + 1e-6) for name, need in needs.items()), default=0) for have in alive)
+    return sum(min((_times(name, need, have) for name, need in needs.items()), default=0) for have in alive)
+
+
+def _times(name: str, need: float, have: Mapping[str, float]) -> int:
+    """Return how often a need fits: of less than a whole GPU, Ray gives no parts of two."""
+    if name == "GPU" and need < 1:
+        return int(have.get(name, 0)) * int(1 / need + 1e-6)
+    return int(have.get(name, 0) / need + 1e-6)
 
 
 def require(place: Place, workers: int | tuple[int, int]) -> int:

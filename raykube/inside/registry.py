@@ -9,7 +9,7 @@ from typing import Any
 
 
 def register(module: Any, name: str, run_id: str, uri: str) -> str:
-    """Log a ``torch.nn.Module`` in a run and register it; return the URI of its version."""
+    """Log a ``torch.nn.Module`` in a run and register it, on the CPU; return the URI of its version."""
     # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
@@ -18,7 +18,7 @@ def register(module: Any, name: str, run_id: str, uri: str) -> str:
 
     with _fluent(uri), mlflow.start_run(run_id=run_id):
         info = mlflow.pytorch.log_model(
-            module,
+            module.cpu(),  # else only a replica with a GPU could read what a driver with one has written
             name="model",
             registered_model_name=name,
             # Named, because MLflow would find them out by loading the model in a fresh process.

@@ -128,7 +128,7 @@ def _registry(environ: Mapping[str, str]) -> str:
 
 
 def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] = os.environ) -> Any:
-    """Return the model that :func:`resolve` found: by `load` from a checkpoint, by MLflow from its registry."""
+    """Return the model that :func:`resolve` found: by `load` from a checkpoint, or, on the CPU, from MLflow."""
     if not resolved.startswith("models:/"):
         return load(storage.local_copy(resolved))
     import mlflow
@@ -136,7 +136,7 @@ def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] 
 
     mlflow.set_tracking_uri(tracking.store(Place.from_environ(environ=environ), environ))
     mlflow.set_registry_uri(_registry(environ))
-    return mlflow.pytorch.load_model(resolved).eval()
+    return mlflow.pytorch.load_model(resolved, map_location="cpu").eval()
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,10 @@ def remove(path: str) -> None:
 
 
 def receive(path: str, port: int) -> None:
-    """Take one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there."""
+    """Take one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there.
+
+    What cannot be written is answered with 507 and the reason, and may be sent again.
+    """
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -158,19 +161,25 @@ def receive(path: str, port: int) -> None:
             self._answer(200 if exists(path) else 404)
 
         def do_POST(self) -> None:
+            try:
+                write_bytes(path, self.rfile.read(int(self.headers["content-length"])))
+            except OSError as error:
+                self._answer(507, str(error))
+                return
             self.server.received = True  # type: ignore[attr-defined]
-            write_bytes(path, self.rfile.read(int(self.headers["content-length"])))
             self._answer(201)
 
-        def _answer(self, code: int) -> None:
+        def _answer(self, code: int, text: str = "") -> None:
+            body = text.encode(errors="replace")
             self.send_response(code)
-            self.send_header("content-length", "0")
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
-    server = HTTPServer(("", port), Handler)
-    server.received = False  # type: ignore[attr-defined]
-    while not server.received:  # type: ignore[attr-defined]
-        server.handle_request()
+    with HTTPServer(("", port), Handler) as server:
+        server.received = False  # type: ignore[attr-defined]
+        while not server.received:  # type: ignore[attr-defined]
+            server.handle_request()
 
 
 if __name__ == "__main__":  # in a pod that reaches the storage; this file's text is all of raykube that it has

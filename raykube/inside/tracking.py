@@ -50,6 +50,7 @@ class Subject:
         params: of the loop.
         name: of the MLflow run.
         parent: path of the sweep that a trial belongs to.
+        files: its metrics files.
     """
 
     experiment: str
@@ -57,6 +58,7 @@ class Subject:
     params: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     parent: str = ""
+    files: tuple[str, ...] = ()
 
 
 class Tracker:
@@ -254,6 +256,7 @@ class MlflowTracker(Tracker):
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
         # Rows without a step go on from the last one: MLflow shows the highest as the final one.
         self._count = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
+        self._pending = [*entities.unsent(self._subject.files, self._place.attempt, run), *self._pending]
         self._run_id, self._kept = str(run.info.run_id), bool(known)
 
     def _keep(self) -> None:

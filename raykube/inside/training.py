@@ -76,13 +76,12 @@ class Stage:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All its metrics files: behind a URI the controller has its own, for an object can have but one writer."""
-        return (self.metrics, f"{self.metrics}.plain") if storage.is_uri(self.metrics) else (self.metrics,)
+        """Its metrics files: of ``raykube.report``, and the controller's, of what plain ``ray.train.report`` says."""
+        return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
 
     def rows(self) -> list[Row]:
         """Return all that was reported, oldest first."""
-        found = [row for path in self.files for row in rows(path)]
-        return sorted(found, key=lambda row: row["time"]) if len(self.files) > 1 else found
+        return sorted((row for path in self.files for row in rows(path)), key=lambda row: row["time"])
 
     def finished(self) -> wire.Result | None:
         """Return the result of a stage that an earlier attempt of this run ended well.
@@ -156,7 +155,7 @@ def train(
     log_start(stage)
     with place.connect():
         require(place, place.scale.workers)
-        subject = tracking.Subject(experiment, stage.path, task.config)
+        subject = tracking.Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])
             return stage.conclude(result, tracker, model)
@@ -196,8 +195,9 @@ def _trainer(stage: Stage, task: Task) -> Any:
     place = stage.place
     controller = Controller(stage.files[-1], place.attempt, place.path, task.metric)
     return TorchTrainer(
-        Loop(task.loop, stage.metrics, place.attempt, task.metric),
+        Loop(task.loop, stage.metrics, place.attempt, task.metric, task.mode),
         train_loop_config=task.config,
+        torch_config=_backend(place.scale),
         scaling_config=_scaling(place.scale),
         run_config=RunConfig(
             name=stage.name,
@@ -218,6 +218,13 @@ def _keep(task: Task) -> Any:
     if task.metric is None:
         return CheckpointConfig(num_to_keep=2)
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=task.metric, checkpoint_score_order=task.mode)
+
+
+def _backend(scale: wire.Scale) -> Any:
+    from ray.train.torch import TorchConfig
+
+    # Two ranks may get parts of one GPU, which NCCL refuses. Else Ray chooses: NCCL on GPUs, gloo without.
+    return TorchConfig(backend="gloo" if 0 < scale.gpus < 1 else None)
 
 
 def _scaling(scale: wire.Scale) -> Any:

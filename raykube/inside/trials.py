@@ -10,8 +10,8 @@ from typing import Any
 
 from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
-from raykube.inside.history import Follower, Narrator, Row
-from raykube.inside.place import Place, apply_environ, settled
+from raykube.inside.history import Follower, Narrator, Row, scored
+from raykube.inside.place import Place, apply_environ, settle
 from raykube.inside.training import Stage, Task, fit, last_metrics
 
 log = logging.getLogger("raykube")
@@ -36,11 +36,11 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     folder = storage.join(sweep, tune.get_context().get_trial_id())
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(task.config, default=str))
     stage = Stage(place, TRAIN, folder)
-    relay = Relay(task.metric or "")
-    with settled():
-        fit(stage, task, [relay])
+    relay = Relay(task)
+    settle()
+    fit(stage, task, [relay])
     if not relay.count and (earlier := relay.valid(stage.rows())):
-        tune.report(earlier[-1]["metrics"])  # it was through before the sweep was interrupted, and Tune did not know
+        tune.report(relay.told(earlier[-1]))  # it was through before the sweep was interrupted, and Tune did not know
     elif not relay.count:
         names = ", ".join(last_metrics(stage)) or "nothing"
         raise ConfigError(
@@ -52,8 +52,8 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
 class Relay:
     """Hands the rows that hold the metric on to Ray Tune, and so to ASHA."""
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
+    def __init__(self, task: Task) -> None:
+        self._metric, self._mode = task.metric or "", task.mode
         self.count = 0
 
     def __call__(self, rows: list[Row]) -> None:
@@ -64,7 +64,11 @@ class Relay:
         for row in valid:
             if row["checkpoint"] or row is valid[-1]:
                 self.count += 1
-                tune.report(row["metrics"])
+                tune.report(self.told(row))
+
+    def told(self, row: Row) -> dict[str, Any]:
+        """Return what Tune is told of a row: Optuna learns nothing of NaN, and ASHA does not end a trial for it."""
+        return scored(row["metrics"], self._metric, self._mode)
 
     def valid(self, rows: list[Row]) -> list[Row]:
         """Return the rows that hold the metric."""
@@ -121,9 +125,9 @@ class Trials:
                 self._followed[folder] = self._follow(folder, path, json.loads(text))
 
     def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
-        subject = tracking.Subject(self._experiment, path, config, name=trial, parent=self._stage.path)
-        tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
         files = Stage(self._stage.place, TRAIN, path).files
+        subject = tracking.Subject(self._experiment, path, config, trial, self._stage.path, files)
+        tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
         follower = Follower(files, [Narrator(f"trial {trial}"), tracker.rows])
         follower.start()
         return follower, tracker

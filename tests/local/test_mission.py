@@ -1,7 +1,12 @@
 """The main job on this machine: one script by four ways, its result from anywhere, its model behind HTTP."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +14,9 @@ import httpx
 import pytest
 
 import raykube as rk
-from raykube.backends.local import head
-from raykube.errors import Conflict
-from tests.local.test_head import eventually
+from raykube.backends.local import head, starting
+from raykube.errors import Conflict, NotFound
+from tests.local.test_head import eventually, processes_of
 from tests.support import BIN, DIGITS, plain_digits, run
 
 pytestmark = pytest.mark.local
@@ -115,6 +120,21 @@ def test_tour_of_the_readme_runs_as_it_stands(tmp_path):
     assert len(ended.result().history()) == 100
 
 
+def test_script_of_an_application_serves_it_until_ctrl_c(trained):
+    command = [sys.executable, "-m", "jobs.digits_app", "--model", f"run:{trained.name}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as serving:
+        try:
+            url = serving.stdout.readline().split()[1]
+            answer = httpx.post(url, json={"instances": [[0.0] * 64]}, timeout=60, trust_env=False)
+            os.kill(serving.pid, signal.SIGINT)
+            assert serving.wait(60) == 0
+        finally:
+            serving.kill()
+    assert len(answer.json()["predictions"]) == 1
+    with pytest.raises(NotFound):
+        rk.attach("digits-app")
+
+
 def service(**fields):
     app = {"name": "digits", "import_path": "jobs.digits_app:app", "model": "run:mission-train"} | fields
     return rk.Service(name="mission-digits", apps=(rk.App(**app),), working_dir=ROOT)
@@ -196,3 +216,29 @@ def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     assert list(rk.attach("mission-slow").logs(source="rank-1")) == ["printed once by 1", "warned by 1"]
     with pytest.raises(rk.BackendError, match="the output of rank 1 of mission-train ended with the head"):
         list(trained.logs(source="rank-1"))
+
+
+@pytest.mark.long
+def test_demo_asks_what_it_has_trained_and_leaves_nothing_running(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / ".demo"))  # where a copy of the demo keeps what it makes
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")  # as make does
+    for folder in ("docs", "jobs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    command = [sys.executable, "docs/demo.py"]
+    out = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, text=True) as demo:
+        try:
+            running = eventually(lambda: head.current() or demo.poll() is not None)
+            said, _ = demo.communicate(timeout=2 * WAIT_S)
+        finally:
+            demo.kill()
+            if left := head.current():
+                starting.retire(left)
+    assert demo.returncode == 0, said
+    (url,) = re.findall(r"\$ POST (\S+)", said)
+    assert url.startswith("http://127.0.0.1:")
+    ((shown, read),) = re.findall(r"the served model read a (\d) as (\d)", said)
+    assert f'{{"predictions":[{read}]}}' in said.replace(" ", "")
+    assert (shown, "nothing is left running" in said) == ("8", True)
+    assert left is None
+    assert eventually(lambda: not processes_of(running))

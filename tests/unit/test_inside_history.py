@@ -1,6 +1,7 @@
 import json
 import resource
 import threading
+import types
 
 import pytest
 
@@ -173,14 +174,49 @@ def test_follower_reads_all_files_of_a_stage(tmp_path):
     assert sorted(steps(found)) == [0, 1]
 
 
-@pytest.mark.parametrize("value", [None, "0.5", float("nan")])
-def test_metric_that_is_no_number_is_one_that_ray_orders_last(value):
+@pytest.mark.parametrize("value", [None, "0.5", float("nan"), float("inf"), float("-inf")])
+def test_metric_that_is_no_number_is_the_worst_for_ray_and_none_for_us(value):
     metrics = {"loss": 1.0, "val": value}
-    assert not is_number(scored(metrics, "val")["val"])
-    assert scored(metrics, "val")["val"] != scored(metrics, "val")["val"]  # NaN
-    assert without_unscored(scored({"loss": 1.0}, "val"), "val") == {"loss": 1.0}
-    assert scored({"val": 0.5}, "val") == {"val": 0.5}
-    assert scored(metrics, None) is metrics
+    assert scored(metrics, "val", "max")["val"] < -(10**300)
+    assert scored(metrics, "val", "min")["val"] > 10**300
+    for mode in ("min", "max"):
+        assert not is_number(scored(metrics, "val", mode)["val"])
+        assert without_unscored(scored(metrics, "val", mode), "val") == {"loss": 1.0}
+        assert scored({"val": 0.5}, "val", mode) == {"val": 0.5}
+        assert scored(metrics, None, mode) is metrics
+
+
+def test_number_of_any_size_can_be_compared():
+    assert is_number(10**400 // 10**200)
+    assert not is_number(10**400)  # of no float
+
+
+class Broken:
+    """A value on a device that has failed."""
+
+    shape = ()
+    device = types.SimpleNamespace(type="cuda")
+
+    def detach(self):
+        return self
+
+    def clone(self):
+        return self
+
+    def item(self):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+
+
+def test_recorder_keeps_what_can_be_read_where_a_device_has_failed(tmp_path, caplog):
+    recorder = Recorder(str(tmp_path / "m.jsonl"), 1)
+    recorder.add({"step": 1})
+    for step in (2, 3):
+        recorder.add(scalars({"step": step, "loss": Broken()}, defer=True))
+    recorder.close()
+    assert [row["metrics"] for row in rows(str(tmp_path / "m.jsonl"))] == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert caplog.messages == [
+        "metrics on a device that cannot be read are left out: CUDA error: device-side assert triggered"
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -67,3 +67,9 @@ def test_slots_leave_out_dead_nodes_and_other_accelerators():
 
 def test_slots_take_fractions():
     assert slots([node(1)], wire.Scale(cpus=0.1)) == 10
+    assert slots([node(3)], wire.Scale(cpus=0.4)) == 7
+
+
+def test_slots_take_no_parts_of_two_gpus():
+    assert slots([node(64, 8)], wire.Scale(cpus=1, gpus=0.4)) == 16
+    assert slots([node(64, 8)], wire.Scale(cpus=1, gpus=0.1)) == 64

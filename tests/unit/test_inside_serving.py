@@ -6,6 +6,7 @@ import pytest
 from raykube import wire
 from raykube.errors import ConfigError, NotFound
 from raykube.inside import serving
+from tests.support import BIN, run
 
 
 def doubled(_model, instances):
@@ -73,3 +74,11 @@ def test_body_that_is_not_instances_is_refused(body):
 
 def test_body_holds_instances():
     assert serving.read_instances(json.dumps({"instances": [1, 2]}).encode()) == [1, 2]
+
+
+def test_script_of_an_application_asks_for_the_model_that_it_is_to_serve():
+    pytest.importorskip("torch")
+    done = run("python", "-m", "jobs.digits_app", cwd=BIN.parent.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: digits_app.py" in done.stderr
+    assert "--model" in done.stderr.splitlines()[-1]

@@ -88,6 +88,28 @@ def track(database, path, params, *metrics):
     return result
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_rows_that_an_earlier_attempt_could_not_send_are_sent_by_the_next(tmp_path, database, is_known):
+    def begin(attempt):
+        subject = Subject(f"unsent-{is_known}", str(tmp_path), files=(str(tmp_path / "metrics.jsonl"),))
+        return MlflowTracker(Place("demo", str(tmp_path), attempt=attempt), subject, f"sqlite:///{database}")
+
+    told = [row | {"attempt": 1} for row in rows({"lost": 1.0}, {"lost": 2.0}, {"lost": 3.0})]
+    if is_known:
+        first = begin(1)
+        first.rows(told[:1])
+        first.end("KILLED")
+    now = {"time": 9.0, "attempt": 2, "metrics": {"lost": 4.0}, "checkpoint": None}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*told, now)))
+    second = begin(2)
+    second.rows([now])
+    assert second.conclude(wire.Result("train", "demo", str(tmp_path))).notes == ()
+    second.end("FINISHED")
+    run_id = json.loads((tmp_path / tracking.RUN_FILE).read_text())["run_id"]
+    found = select(database, f"select value, step from metrics where run_uuid = '{run_id}' order by timestamp")
+    assert found == [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4)]
+
+
 def test_unexpected_error_of_the_store_is_noted_in_the_result(tmp_path, caplog):
     tracker = OldStore(Place("demo", str(tmp_path)), Subject("tests", str(tmp_path)), "sqlite:///unused.db")
     tracker.rows(rows({"loss": 1.0}))

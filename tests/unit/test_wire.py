@@ -56,3 +56,13 @@ def test_last_metrics_leave_out_the_line_being_written(tmp_path):
 
 def test_last_metrics_of_a_run_that_reported_nothing_are_empty(tmp_path):
     assert wire.last_metrics(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 1, "loss": 0.5}', '{"metrics": [1]}', "[1]", "no JSON", f'{{"metrics": {{"text": "{"x" * 70_000}"}}}}'],
+)
+def test_last_metrics_are_empty_where_the_last_line_cannot_be_read(tmp_path, line):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / wire.METRICS_FILE).write_text(line + "\n")
+    assert wire.last_metrics(tmp_path) == {}

@@ -27,7 +27,7 @@ class Here:
         return self.storage / self.run
 
     def rows(self, stage="train-1"):
-        return list(wire.read_rows(self.folder / stage / wire.METRICS_FILE))
+        return wire.Result("train", self.run, str(self.folder / stage)).history()
 
 
 def title(process):

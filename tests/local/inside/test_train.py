@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -15,11 +16,12 @@ import torch
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
-from raykube.inside import checkpoints
+from raykube.inside import checkpoints, place
 from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
 STEPS = 1000
+LIST = "checkpoint_manager_snapshot.json"  # of Ray
 
 
 def actors():
@@ -37,6 +39,8 @@ def reporting(config):
     note(config["notes"], rank=rank, seconds=time.perf_counter() - began, cwd=str(Path.cwd()), actors=actors())
     for epoch, accuracy in enumerate([0.5, 0.9, 0.7]):
         raykube.report({"epoch": epoch, "accuracy": np.float32(accuracy)}, {"epoch": epoch})
+        if rank == 0 and epoch == 1:
+            os.link(Path(config["stage"], LIST), config["list"])
     folder = Path(config["notes"]).with_name(f"plain-{rank}")
     checkpoints.save({"epoch": 3}, folder)
     ray.train.report({"epoch": 3, "accuracy": np.float64(0.6)}, checkpoint=ray.train.Checkpoint(str(folder)))
@@ -51,7 +55,8 @@ def reported(request, tmp_path_factory):
     environ = {wire.STORAGE: str(folder), wire.WORKERS: "2", wire.TRACKING: "off", wire.RUN_NAME: "reported"}
     os.environ.update(environ)
     try:
-        config = {"notes": str(folder / "notes")}
+        config = {"notes": str(folder / "notes"), "stage": str(folder / "reported" / "train-1")}
+        config["list"] = str(folder / "list")
         return raykube.train(reporting, config, metric="accuracy", mode="max"), notes(folder / "notes")
     finally:
         for name in environ:
@@ -79,6 +84,12 @@ def test_result_is_the_best_checkpoint_and_not_the_last(reported):
 def test_last_checkpoint_is_kept_besides_the_best(reported):
     kept = [checkpoints.load(path.parent)["epoch"] for path in Path(reported[0].path).glob("checkpoint_*/state.pt")]
     assert sorted(kept) == [1, 3]
+
+
+def test_list_of_checkpoints_is_replaced_and_not_emptied(reported):
+    result, _ = reported
+    earlier, last = (json.loads(Path(path).read_text()) for path in (result.params["list"], f"{result.path}/{LIST}"))
+    assert earlier["current_report_index"] < last["current_report_index"]
 
 
 def test_workers_keep_the_directory_of_the_driver(reported):
@@ -124,6 +135,28 @@ def test_checkpoint_without_the_metric_is_not_the_best(here):
     assert (result.metrics, result.notes) == ({"val": 0.2}, ())
     assert checkpoints.load(result.checkpoint) == {"epoch": 2}
     assert {"loss": 1.0} in [row["metrics"] for row in here.rows()]
+
+
+def diverging():
+    """Leave as last checkpoint one without the metric, and go on from it; then report one that is infinite."""
+    first = (checkpoints.latest() or {"epoch": -1})["epoch"] + 1
+    if first == 0:
+        raykube.report({"val": 0.5}, {"epoch": 0})
+        raykube.report({"loss": 1.0}, {"epoch": 1})
+        raise KeyError("killed")
+    raykube.report({"val": float("inf")}, {"epoch": first})
+    raykube.report({"val": 0.2}, {"epoch": first + 1})
+    raykube.report({"val": float("nan")}, {"epoch": first + 2})
+
+
+def test_run_whose_last_checkpoint_has_no_number_of_the_metric_goes_on(here, monkeypatch):
+    with pytest.raises(RunFailed, match="killed"):
+        raykube.train(diverging, metric="val")
+    place._stages.pop(here.run)
+    monkeypatch.setenv(wire.ATTEMPT, "2")
+    result = raykube.train(diverging, metric="val")
+    assert (result.metrics, result.notes) == ({"val": 0.2}, ())
+    assert checkpoints.load(result.checkpoint) == {"epoch": 3}
 
 
 def dying(config):
