@@ -35,7 +35,7 @@ class Comparison:
         ours, base: medians over the samples, in milliseconds.
         arm, against: what is compared with what.
         ratio: of the medians.
-        floor: half-width of the interval of torchrun against itself.
+        floor: how far from 1 torchrun against itself may be, by the interval of that.
         goal: upper bound of the ratio; None where there is none.
     """
 

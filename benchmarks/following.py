@@ -1,6 +1,6 @@
 """How late a waiter hears of a run on KubeRay: of a change of its objects, and of the end of Ray's job.
 
-Run: raykube cluster create demo --on MANIFEST; python -m benchmarks.following --cluster demo --runs 20 --changes 300
+Run: raykube cluster create demo --on MANIFEST; python -m benchmarks.following --cluster demo --runs 20 --changes 600
 
 The end is the time that Ray itself gives for it, on the clock of the head: both clocks are taken to agree. Beside
 raykube's waiter a watch of the RayJob tells when its own status says so, which is what ``kubectl wait`` sees.
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", required=True, help="a long-lived cluster")
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--changes", type=int, default=300)
+    parser.add_argument("--changes", type=int, default=600)
     given = parser.parse_args()
     kube = Kube()
     on = api.running(given.cluster, Cluster.load("kubernetes"))

@@ -36,11 +36,6 @@ class Interval:
     high: float
     count: int
 
-    @property
-    def half_width(self) -> float:
-        """Half the distance between the bounds."""
-        return (self.high - self.low) / 2
-
 
 def ratio_of_medians(ours: Sequence[float], base: Sequence[float]) -> float:
     """Return median(ours) / median(base): above 1 means that ours costs more."""
@@ -83,19 +78,24 @@ def median(samples: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> In
 def quantile(samples: Sequence[float], share: float) -> Interval:
     """Return a quantile with the interval that order statistics give it, whatever the distribution.
 
+    Too few samples bound it from one side only: of some hundred, the largest may well lie below the true p99.
+
     Args:
         samples: independent values, such as the costs of single calls.
         share: between 0 and 1, as in 0.99.
     """
     values = sorted(samples)
     middle, spread = len(values) * share, 1.96 * math.sqrt(len(values) * share * (1 - share))
-    low, high = (min(max(int(rank), 0), len(values) - 1) for rank in (middle - spread, math.ceil(middle + spread)))
-    return Interval(float(np.quantile(values, share)), values[low], values[high], len(values))
+    bounded = [-math.inf, *values, math.inf]
+    ranks = math.floor(middle - spread), math.ceil(middle + spread)
+    low, high = (min(max(rank + 1, 0), len(values) + 1) for rank in ranks)
+    return Interval(float(np.quantile(values, share)), bounded[low], bounded[high], len(values))
 
 
 def noise_floor(base: Sequence[float], again: Sequence[float]) -> float:
-    """Return the resolution of an experiment: the half-width of the interval of its base against itself."""
-    return compare(again, base).half_width
+    """Return the resolution of an experiment: how far from 1 its base against itself may be, by that interval."""
+    found = compare(again, base)
+    return max(abs(found.low - 1), abs(found.high - 1))
 
 
 def verdict(ratio: Interval, goal: float, floor: float) -> Verdict:

@@ -9,7 +9,7 @@ from benchmarks.rows import Row
 
 _HOW = """Each sample is a process of its own; the arms of a pair were taken next to each other, every second pair in
 the reverse order. Ratios are of medians over the samples, intervals are 95 %, from 10,000 draws of whole pairs. The
-floor is half the width of the interval of torchrun against itself: a goal tighter than it cannot be met on this
+floor is how far from 1 the interval of torchrun against itself reaches: a goal tighter than it cannot be met on this
 machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
 _STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
 _SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
