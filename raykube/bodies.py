@@ -16,14 +16,17 @@ from raykube.specs import Job
 SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
-_AGENT_PORT = 52365
-_HEALTH = {"httpGet": {"path": "/api/healthz", "port": _AGENT_PORT}, "timeoutSeconds": 2}
+_AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
 
 
-def code_uri(storage: str, package: Package, *, in_config_map: bool) -> str:
-    """Return where a cluster reads the package's zip: the mounted ConfigMap, or ``STORAGE/.code/HASH.zip``."""
-    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/.code"
+def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) -> str:
+    """Return where a cluster reads the zip of a run's or service's code: the mounted ConfigMap, or its storage.
+
+    There each has its own copy, ``STORAGE/NAME/.code/HASH.zip``: a storage may be shared by namespaces that cannot see
+    each other, so nobody could tell when the last one that uses it is gone.
+    """
+    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/{name}/.code"
     return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
 
 
@@ -71,15 +74,20 @@ def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> d
             _mount(group, config_map)
         manifests.container(group).setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
         if probed and manifests.knows_health_check(spec):
-            _probe(manifests.container(group))
+            _probe(group)
     return spec
 
 
-def _probe(container: dict[str, Any]) -> None:
+def _probe(group: dict[str, Any]) -> None:
     """Have Ray's agent asked whether it is well, from the first second on, unless the manifest has probes."""
-    if not {"readinessProbe", "livenessProbe", "startupProbe"} & container.keys():
-        container["readinessProbe"] = {**_HEALTH, "initialDelaySeconds": 1, "periodSeconds": 1, "failureThreshold": 120}
-        container["livenessProbe"] = {**_HEALTH, "initialDelaySeconds": 30, "periodSeconds": 5, "failureThreshold": 120}
+    container = manifests.container(group)
+    port = str((group.get("rayStartParams") or {}).get("dashboard-agent-listen-port", _AGENT_PORT))
+    # A port that only the pod's shell knows cannot be asked.
+    if {"readinessProbe", "livenessProbe", "startupProbe"} & container.keys() or not port.isdecimal():
+        return
+    health = {"httpGet": {"path": "/api/healthz", "port": int(port)}, "timeoutSeconds": 2}
+    container["readinessProbe"] = {**health, "initialDelaySeconds": 1, "periodSeconds": 1, "failureThreshold": 120}
+    container["livenessProbe"] = {**health, "initialDelaySeconds": 30, "periodSeconds": 5, "failureThreshold": 120}
 
 
 def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:

@@ -129,7 +129,7 @@ class Cluster:
         spec = self.manifest["spec"]
         if self.is_local:
             return Scale(spec["workers"], spec["cpus"], spec["gpus"])
-        group = _scaled_group(spec)
+        group = scaled_group(spec)
         per_pod = max(1, manifests.gpus(group))
         cpus = max(1, manifests.cpus(group) // per_pod)
         gpus = min(1, manifests.gpus(group))
@@ -139,11 +139,13 @@ class Cluster:
         if "groupName" not in group:
             return 1
         per_replica = _per_replica(group)
-        low, high = int(group.get("minReplicas") or 0), group.get("maxReplicas")
-        high = 2**31 - 1 if high is None else int(high)
-        if self.manifest["spec"].get("enableInTreeAutoscaling") and low < high:
+        low, high = int(group.get("minReplicas") or 0), manifests.max_replicas(group)
+        scales = bool(self.manifest["spec"].get("enableInTreeAutoscaling"))
+        if scales and low < high < manifests.UNBOUNDED:
             return (max(1, low) * per_replica, high * per_replica)
-        if not (replicas := int(group.get("replicas") or low)):
+        # Ray Train makes a list as long as the most workers: without a bound none can be planned for.
+        least = max(1, low) if scales else low
+        if not (replicas := int(group.get("replicas") or least)):
             raise ConfigError(
                 f"{self.source} starts no worker: group {group['groupName']!r} has 0 replicas",
                 next_step="give --workers, or set replicas",
@@ -190,7 +192,7 @@ class Cluster:
         self.check_manifest()
         if self.is_local:
             return self._edited(lambda it: it["spec"].update(workers=workers))
-        group = _scaled_group(self.manifest["spec"])
+        group = scaled_group(self.manifest["spec"])
         if "groupName" not in group:
             raise ConfigError(f"{self.source} has no worker group", next_step="add one to workerGroupSpecs")
         step = _per_replica(group)
@@ -205,7 +207,7 @@ class Cluster:
         return self._edited(lambda it: _set_replicas(it["spec"], low, high))
 
     def with_image(self, image: str) -> Cluster:
-        """Return a copy whose head and workers all run `image`.
+        """Return a copy whose head and workers all run `image`, with its version of Ray if its tag tells that.
 
         Raises:
             ConfigError: there are no images here.
@@ -217,6 +219,7 @@ class Cluster:
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):
                 group["template"]["spec"]["containers"][0]["image"] = image
+            it["spec"]["rayVersion"] = manifests.version_of(image) or it["spec"]["rayVersion"]
 
         return self._edited(edit)
 
@@ -231,7 +234,8 @@ def _groups(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield from spec.get("workerGroupSpecs") or []
 
 
-def _scaled_group(spec: Mapping[str, Any]) -> dict[str, Any]:
+def scaled_group(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the group that a training's workers are in: the first with GPUs, else the first, else the head."""
     workers = [*(spec.get("workerGroupSpecs") or [])]
     return next((group for group in workers if manifests.gpus(group)), [*workers, spec["headGroupSpec"]][0])
 
@@ -241,7 +245,7 @@ def _per_replica(group: Mapping[str, Any]) -> int:
 
 
 def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:
-    _scaled_group(spec).update(replicas=low, minReplicas=low, maxReplicas=high)
+    scaled_group(spec).update(replicas=low, minReplicas=low, maxReplicas=high)
     if low < high:
         spec["enableInTreeAutoscaling"] = True
         spec["autoscalerOptions"] = (spec.get("autoscalerOptions") or {}) | {"version": "v2"}
@@ -264,18 +268,26 @@ def _below(name: str, value: float, least: float) -> Iterator[Problem]:
         yield Problem(name, f"{value!r} is below {least}")
 
 
+def known() -> set[str]:
+    """Return the names that :meth:`Cluster.load` knows: the places, and the presets that it finds."""
+    presets = {path.stem for folder in (*_folders(), _shipped()) for path in folder.glob("*.yaml")}
+    return {LOCAL, _KUBERNETES, *presets}
+
+
+def _folders() -> list[Path]:
+    here = Path.cwd()
+    return [parent / FOLDER for parent in (here, *here.parents) if (parent / FOLDER).is_dir()]
+
+
 def _find(name: str) -> Path:
     """Return the preset's file; the nearest folder upward from here that has it wins, raykube's own comes last."""
-    here = Path.cwd()
-    folders = [parent / FOLDER for parent in (here, *here.parents) if (parent / FOLDER).is_dir()]
+    folders = _folders()
     for folder in (*folders, _shipped()):
         if (path := folder / f"{name}.yaml").is_file():
             return path
-    presets = {path.stem for folder in (*folders, _shipped()) for path in folder.glob("*.yaml")}
-    where = f"looked in {', '.join(map(str, folders))}" if folders else f"no folder {FOLDER}/ in {here} or above it"
-    raise ConfigError(
-        f"there is no cluster {name!r}", why=where, next_step=nearest(name, {LOCAL, _KUBERNETES, *presets})
-    )
+    none = f"no folder {FOLDER}/ in {Path.cwd()} or above it"
+    where = f"looked in {', '.join(map(str, folders))}" if folders else none
+    raise ConfigError(f"there is no cluster {name!r}", why=where, next_step=nearest(name, known()))
 
 
 def _shipped() -> Path:

@@ -15,6 +15,7 @@ from raykube.yamltext import as_yaml
 _MOST_LINES = 20
 _VARIABLES = "env_vars"
 _OURS = "RAYKUBE_"
+_TEXTS = re.compile(r"\.(runtimeEnvYAML|serveConfigV2)$")
 _IN_ENV = re.compile(r"\.env(\[\d+\](\.value)?)?$")
 
 
@@ -72,13 +73,19 @@ def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:
     elif isinstance(wanted, (list, tuple)) and isinstance(known, list) and len(wanted) == len(known):
         for index, (ours, theirs) in enumerate(zip(wanted, known, strict=True)):
             yield from of_objects(ours, theirs, f"{path}[{index}]")
-    elif isinstance(wanted, str) and isinstance(known, str) and "\n" in wanted:
+    elif isinstance(wanted, str) and isinstance(known, str) and ("\n" in wanted or _TEXTS.search(path)):
         if told := of_texts(known, wanted):
             yield f"{path}:\n{told}"
     elif wanted != known:
-        yield of_values(path, repr(known), repr(wanted))
+        yield of_values(path, word(known), word(wanted))
+
+
+def word(value: Any) -> str:
+    """Return a value in few words; of what has parts only that it is another one: a variable may be among them."""
+    return "something else" if isinstance(value, (Mapping, list, tuple)) else f"{value!r:.200}"
 
 
 def of_values(path: str, known: str, wanted: str) -> str:
-    """Return the line that tells of two values, but not the values of a container's variable."""
-    return f"{path}: another one there" if _IN_ENV.search(path) else f"{path}: {known} there, {wanted} here"
+    """Return the line that tells of two values, but not the values of a container's or a job's variables."""
+    hidden = _IN_ENV.search(path) or _TEXTS.search(path) or known == wanted
+    return f"{path}: another one there" if hidden else f"{path}: {known} there, {wanted} here"

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube import manifest as manifests
-from raykube.cluster import Cluster
+from raykube.cluster import Cluster, scaled_group
 from raykube.errors import Problem
 from raykube.specs import Job
 
-_RESERVED = {"entrypoint_num_cpus": ("CPUs", manifests.cpus), "entrypoint_num_gpus": ("GPUs", manifests.gpus)}
-
-_UNBOUNDED = 2**31 - 1
+_RESERVED = {"entrypoint_num_cpus": ("CPU", manifests.cpus), "entrypoint_num_gpus": ("GPU", manifests.gpus)}
 
 
 def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
@@ -21,17 +19,23 @@ def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
         most = max(of_pod(group) for group, _ in _groups(cluster))
         wanted = getattr(job, field) or 0
         if wanted > most:
-            yield Problem(field, f"is {wanted:g}, and the largest pod has {most} {what}", "ask for less")
+            yield Problem(field, f"is {wanted:g}, and the largest pod has {most} {what}s", "ask for less")
 
 
 def notes(job: Job, cluster: Cluster) -> Iterator[str]:
-    """Say when driver and workers do not fit beside each other: the workers would wait for ever."""
-    scale, driver = cluster.scale, job.entrypoint_num_cpus or 0
+    """Say when driver and workers do not fit beside each other, or when workers may grow, but nobody knows how far."""
+    scale = cluster.scale
     workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
-    there = sum(manifests.cpus(group) * pods for group, pods in _groups(cluster))
-    if driver and workers * scale.cpus + driver > there:
-        need = f"{workers} workers x {scale.cpus:g} CPU and the driver's {driver:g}"
-        yield f"entrypoint_num_cpus: {need} are more than the cluster's {there}: a training would wait for ever"
+    each = {"entrypoint_num_cpus": scale.cpus, "entrypoint_num_gpus": scale.gpus}
+    for field, (what, of_pod) in _RESERVED.items():
+        driver = getattr(job, field) or 0
+        there = sum(of_pod(group) * pods for group, pods in _groups(cluster))
+        if driver and workers * each[field] + driver > there:
+            need = f"{workers} workers x {each[field]:g} {what} and the driver's {driver:g}"
+            yield f"{field}: {need} are more than the cluster's {there}: a training would wait for ever"
+    group, scales = scaled_group(cluster.manifest["spec"]), cluster.manifest["spec"].get("enableInTreeAutoscaling")
+    if scales and "groupName" in group and manifests.max_replicas(group) == manifests.UNBOUNDED:
+        yield f"group {group['groupName']} has no maxReplicas: a training gets {workers} and does not grow"
 
 
 def _groups(cluster: Cluster) -> Iterator[tuple[Mapping[str, Any], int]]:
@@ -43,7 +47,4 @@ def _groups(cluster: Cluster) -> Iterator[tuple[Mapping[str, Any], int]]:
 
 
 def _pods(group: Mapping[str, Any], *, scales: bool) -> int:
-    count = group.get("maxReplicas" if scales else "replicas")
-    if count is None:
-        return _UNBOUNDED if scales else int(group.get("minReplicas") or 0)
-    return int(count)
+    return manifests.max_replicas(group) if scales else int(group.get("replicas") or group.get("minReplicas") or 0)

@@ -129,7 +129,7 @@ class Run(_Handle):
         return self.backend.result(self.name)
 
     def stop(self) -> None:
-        """Stop the run and wait until it has. Its logs, checkpoints and metrics stay.
+        """Stop the run and wait until it has. Its logs, checkpoints and metrics stay where ``status().storage`` says.
 
         Raises:
             BackendError: it did not stop within half a minute.

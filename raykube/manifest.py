@@ -6,29 +6,28 @@ object nobody looks at. All functions take plain manifests and change nothing.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import shapes
 from raykube.errors import Problem
 from raykube.names import name_problem
+from raykube.shapes import entries, mapping
 
 MAX_CLUSTER_NAME = 53
 MIN_RAY_FOR_TOKENS = (2, 52)
 MIN_RAY_FOR_HEALTH = (2, 53)
+#: What KubeRay's definition has for a `maxReplicas` that is not given.
+UNBOUNDED = 2**31 - 1
 STORAGE_ANNOTATION = "raykube.io/storage"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 #: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
 _PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
-_OPERATORS = ";&|<>\n"
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
 Manifest = Mapping[str, Any]
@@ -36,19 +35,21 @@ Manifest = Mapping[str, Any]
 
 def title(thing: Any) -> str:
     """Return a Kubernetes object's kind and name."""
-    metadata = _map(_map(thing).get("metadata"))
-    return f"{_map(thing).get('kind')} {metadata.get('name') or metadata.get('generateName')}"
+    metadata = mapping(mapping(thing).get("metadata"))
+    return f"{mapping(thing).get('kind')} {metadata.get('name') or metadata.get('generateName')}"
 
 
 def with_version(manifest: Any) -> Any:
     """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
-    spec = _map(_map(manifest).get("spec"))
-    found = _TAG.search(_image(spec))
-    return (
-        {**manifest, "spec": {**spec, "rayVersion": found.group(1)}}
-        if found and not spec.get("rayVersion")
-        else manifest
-    )
+    spec = mapping(mapping(manifest).get("spec"))
+    version = version_of(_image(spec))
+    return {**manifest, "spec": {**spec, "rayVersion": version}} if version and not spec.get("rayVersion") else manifest
+
+
+def version_of(image: str) -> str:
+    """Return the version of Ray in an image of Ray's own, as its tag tells it; "" of any other."""
+    found = _TAG.search(image)
+    return found[1] if found else ""
 
 
 def python(spec: Manifest) -> tuple[int, ...]:
@@ -71,10 +72,13 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
         return
     yield from shapes.problems_of(manifest, shapes.RAY_CLUSTER)
     yield from _header_problems(manifest)
-    spec = _map(manifest.get("spec"))
+    spec = mapping(manifest.get("spec"))
     if spec.get("headGroupSpec") is None and (spec or not manifest.get("spec")):
         yield Problem("spec.headGroupSpec", "is required", "a RayCluster has one head")
     yield from _version_problems(spec)
+    if (version := mapping(spec.get("autoscalerOptions")).get("version") or "v2") != "v2":
+        what = f"is {version!r}, and raykube counts on Ray's autoscaler v2"
+        yield Problem("spec.autoscalerOptions.version", what, "write v2, or remove it")
     if "upgradeStrategy" in spec:
         what = "is refused, with an event only, in the cluster of a RayJob or RayService: the run would hang"
         yield Problem("spec.upgradeStrategy", what, "remove it")
@@ -87,9 +91,9 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
         if manifest.get(key) != wanted:
             yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
-    metadata = _map(manifest.get("metadata"))
+    metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
-    storage = _map(metadata.get("annotations")).get(STORAGE_ANNOTATION)
+    storage = mapping(metadata.get("annotations")).get(STORAGE_ANNOTATION)
     if storage and not (str(storage).startswith("/") or _URI.fullmatch(str(storage))):
         what = f"{storage!r} is neither an absolute path nor a URI: each process would take it from its own folder"
         yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, "write /FOLDER or SCHEME://…")
@@ -121,25 +125,33 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
             f"{version} knows no tokens; Ray 2.52 does",
             "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
+    elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
+        has = next(iter(others.values()))
+        what = f"is {version}, and Ray's own image {', '.join(others)} has {has}"
+        yield Problem("spec.rayVersion", what, f"write {has!r} and one image for all groups, or take that of {version}")
     if auth(spec).get("enableK8sTokenAuth"):
         yield Problem(
             "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
         )
 
 
+def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield the images of a cluster's groups whose tags tell the version of Ray in them, with that."""
+    for group in (spec.get("headGroupSpec"), *entries(spec.get("workerGroupSpecs"))):
+        image = _image({"headGroupSpec": group})
+        if has := version_of(image):
+            yield image, has
+
+
 def auth(spec: Manifest) -> Manifest:
     """Return a cluster's ``authOptions``."""
-    return _map(spec.get("authOptions"))
+    return mapping(spec.get("authOptions"))
 
 
-def _map(value: Any) -> Manifest:
-    """Return `value`, or an empty mapping for what is none: ``shapes`` tells that."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _entries(value: Any) -> list[Any]:
-    """Return the entries of a list, and none for what is no list: ``shapes`` tells that."""
-    return list(value) if isinstance(value, (list, tuple)) else []
+def max_replicas(group: Manifest) -> int:
+    """Return how many pods a group may have; the server fills in `UNBOUNDED` where it does not say."""
+    most = group.get("maxReplicas")
+    return UNBOUNDED if most is None else int(most)
 
 
 def knows_health_check(spec: Manifest) -> bool:
@@ -156,7 +168,7 @@ def _version(text: str) -> tuple[int, ...] | None:
 
 def _worker_problems(spec: Manifest) -> Iterator[Problem]:
     names: dict[str, int] = {}
-    for index, group in enumerate(_entries(spec.get("workerGroupSpecs"))):
+    for index, group in enumerate(entries(spec.get("workerGroupSpecs"))):
         if not isinstance(group, Mapping):
             continue
         path, name = f"spec.workerGroupSpecs[{index}]", group.get("groupName")
@@ -181,12 +193,12 @@ def _replica_problems(group: Manifest, path: str) -> Iterator[Problem]:
 
 def _v2_only_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
     for key in ("idleTimeoutSeconds", "priority"):
-        if key in group and _map(spec.get("autoscalerOptions")).get("version") != "v2":
+        if key in group and mapping(spec.get("autoscalerOptions")).get("version") != "v2":
             yield Problem(f"{path}.{key}", "needs spec.autoscalerOptions.version: v2")
 
 
 def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
-    params = _map(group.get("rayStartParams"))
+    params = mapping(group.get("rayStartParams"))
     for key, value in params.items():
         if not isinstance(value, str):
             yield Problem(f"{path}.rayStartParams.{key}", f"{value!r} must be text", f'write "{value}"')
@@ -198,18 +210,18 @@ def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Prob
 
 
 def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
-    pod = _map(_map(group.get("template")).get("spec"))
+    pod = mapping(mapping(group.get("template")).get("spec"))
     containers = pod.get("containers") or []
     if not containers:
         yield Problem(f"{path}.containers", "needs at least the container that runs Ray")
-    if not _entries(containers) or not all(isinstance(container, Mapping) for container in containers):
+    if not entries(containers) or not all(isinstance(container, Mapping) for container in containers):
         return
     at = next((i for i, one in enumerate(containers) if str(one.get("name", "")).startswith("ray-")), 0)
     if at:
         yield Problem(f"{path}.containers[{at}]", "KubeRay starts Ray in the first container", "move it to the top")
     if spec.get("enableInTreeAutoscaling") and pod.get("restartPolicy", "Never") != "Never":
         yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
-    if any(_map(variable).get("name") == _V2_ENV for variable in _entries(containers[0].get("env"))):
+    if any(mapping(variable).get("name") == _V2_ENV for variable in entries(containers[0].get("env"))):
         yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
     yield from _quantity_problems(group, path)
 
@@ -218,7 +230,7 @@ def amount_problems(manifest: Manifest) -> Iterator[Problem]:
     """Yield which groups of a cluster have no number of CPUs or GPUs: the scale of a job is read from these."""
     spec = manifest["spec"]
     yield from _quantity_problems(spec["headGroupSpec"], "spec.headGroupSpec.template.spec")
-    for index, group in enumerate(_entries(spec.get("workerGroupSpecs"))):
+    for index, group in enumerate(entries(spec.get("workerGroupSpecs"))):
         yield from _quantity_problems(group, f"spec.workerGroupSpecs[{index}].template.spec")
 
 
@@ -229,55 +241,6 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
 
 
-def storage_notes(manifest: Manifest) -> Iterator[str]:
-    """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
-    storage = str(_map(manifest["metadata"].get("annotations")).get(STORAGE_ANNOTATION) or "")
-    path, spec = PurePosixPath(storage.removeprefix("file://")), manifest["spec"]
-    groups = {group.get("groupName"): group for group in _entries(spec.get("workerGroupSpecs"))}
-    bare = [name for name, group in groups.items() if not _mounts(container(group), path)]
-    names = [] if _mounts(container(spec["headGroupSpec"]), path) else ["the head"]
-    names += [f"group {name}" for name in bare]
-    if path.is_absolute() and names:
-        lost = "what is kept there ends with the pod, and retries and results need it on all pods"
-        yield f"{STORAGE_ANNOTATION}: nothing is mounted at {path} in {', '.join(names)}: {lost}"
-
-
-def _mounts(container: Manifest, path: PurePosixPath) -> bool:
-    mounts = [str(_map(each).get("mountPath") or "") for each in _entries(container.get("volumeMounts"))]
-    return any(mount and path.is_relative_to(mount) for mount in mounts)
-
-
-def submitter_notes(spec: Manifest) -> Iterator[str]:
-    """Say what KubeRay's submitter, which HTTPMode does without, makes of a RayJob."""
-    spec = _map(spec)
-    if spec.get("submissionMode") == "SidecarMode":
-        words = "KubeRay does not see the end of a job that is over before all pods are ready; with HTTPMode it does"
-        yield f"submissionMode: {words}"
-    yield from _shell_notes(spec)
-
-
-def _shell_notes(spec: Manifest) -> Iterator[str]:
-    """Say what the submitter's shell makes of the words that are handed to it."""
-    mode = spec.get("submissionMode") or "K8sJobMode"
-    own = _map(_map(spec.get("submitterPodTemplate")).get("spec")).get("containers") or [{}]
-    if mode not in ("K8sJobMode", "SidecarMode") or _map(own[0]).get("command"):
-        return
-    where = f"{mode} passes it through a shell in the submitter"
-    if found := {"$", "`"} & set(str(spec.get("runtimeEnvYAML") or "")):
-        yield f"runtimeEnvYAML: {where}, which replaces what {' and '.join(sorted(found))} begin; HTTPMode does not"
-    if ends := _operator(str(spec.get("entrypoint") or "").strip("; \n")):
-        yield f"entrypoint: {where}, which takes {ends!r} and what follows for itself; HTTPMode does not"
-
-
-def _operator(entrypoint: str) -> str:
-    """Return what a shell takes for the end of a simple command; "" when it is nothing else."""
-    words = shlex.shlex(entrypoint, posix=True, punctuation_chars=_OPERATORS)
-    words.whitespace = " \t\r"
-    with contextlib.suppress(ValueError):  # the shell itself will say so
-        return next((word for word in words if word and not word.strip(_OPERATORS)), "")
-    return ""
-
-
 def container(group: Manifest) -> dict[str, Any]:
     """Return a group's container that runs Ray: the first, by KubeRay's rule."""
     found: dict[str, Any] = group["template"]["spec"]["containers"][0]
@@ -285,19 +248,19 @@ def container(group: Manifest) -> dict[str, Any]:
 
 
 def _limits(group: Manifest) -> dict[str, Any]:
-    resources = _map(container(group).get("resources"))
-    return {**_map(resources.get("requests")), **_map(resources.get("limits"))}
+    resources = mapping(container(group).get("resources"))
+    return {**mapping(resources.get("requests")), **mapping(resources.get("limits"))}
 
 
 def cpus(group: Manifest) -> int:
     """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
-    said = _map(group.get("rayStartParams")).get("num-cpus", _map(group.get("resources")).get("CPU"))
+    said = mapping(group.get("rayStartParams")).get("num-cpus", mapping(group.get("resources")).get("CPU"))
     return math.ceil(_quantity(said if said is not None else _limits(group).get("cpu", 1)))
 
 
 def gpus(group: Manifest) -> int:
     """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
-    said = _map(group.get("rayStartParams")).get("num-gpus", _map(group.get("resources")).get("GPU"))
+    said = mapping(group.get("rayStartParams")).get("num-gpus", mapping(group.get("resources")).get("GPU"))
     if said is not None:
         return int(_quantity(said))
     found = [
@@ -312,8 +275,8 @@ def accelerator(group: Manifest) -> str:
     A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
     and a worker asking for it would wait for ever.
     """
-    params = _map(group.get("rayStartParams"))
-    declared = dict(_map(group.get("resources"))) | _custom(params.get("resources", ""))
+    params = mapping(group.get("rayStartParams"))
+    declared = dict(mapping(group.get("resources"))) | _custom(params.get("resources", ""))
     return next((key.partition(":")[2] for key in declared if key.startswith("accelerator_type:")), "")
 
 

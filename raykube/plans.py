@@ -21,6 +21,7 @@ from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem
+from raykube.notes import of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import literal
 from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, WORK_LABEL
@@ -50,6 +51,7 @@ _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
+_TOO_LARGE = "annotate the cluster with raykube.io/storage, or exclude files from the code"
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,11 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     in_place = manifests.amount_problems if cluster.selected else manifests.problems_of
     problems = [*in_place(cluster.manifest), *_missing_in_rayjob(job)]
     problems = problems or [*fits.problems(job, cluster)]
-    if problems := problems + (_upload_problems(job, package) if upload else []):
+    problems += [*_retry_problems(job, package)] if upload else []
+    problems += [*_size_problems(cluster, package)] if upload or cluster.selected else []
+    if problems:
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
-    working_dir = "" if upload else code_uri(cluster.storage, package, in_config_map=code is not None)
+    working_dir = "" if upload else code_uri(cluster.storage, job.name, package, in_config_map=code is not None)
     if cluster.selected:
         working_dir = bodies.held_uri(package)
     environ = _environ(job.name, cluster, package, job.timeout_s)
@@ -236,7 +240,9 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
         part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
-    return _plan(on, body, None, (*_not_created(left_out), *manifests.submitter_notes(body[-1]["spec"])))
+    spec = body[-1]["spec"]
+    notes = (*_not_created(left_out), *of_submitter(spec), *of_open_dashboard(spec))
+    return _plan(on, body, None, notes)
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:
@@ -245,15 +251,17 @@ def _missing_in_rayjob(job: Job) -> list[Problem]:
     return [Problem(key, what, "use entrypoint_resources, or leave it out") for key, value in known.items() if value]
 
 
-def _upload_problems(job: Job, package: Package) -> list[Problem]:
-    problems = []
-    step = "annotate the cluster with raykube.io/storage, or exclude files from the code"
+def _retry_problems(job: Job, package: Package) -> Iterator[Problem]:
     if job.max_retries:
         what = f"the code ({package.size:,} bytes) is too large for a ConfigMap and is uploaded by hand, once"
-        problems.append(Problem("max_retries", f"must be 0: {what}", step))
+        yield Problem("max_retries", f"must be 0: {what}", _TOO_LARGE)
+
+
+def _size_problems(cluster: Cluster, package: Package) -> Iterator[Problem]:
     if package.size > _UPLOAD_LIMIT:
-        problems.append(Problem("working_dir", f"{package.size:,} bytes; an upload takes {_UPLOAD_LIMIT:,}", step))
-    return problems
+        # The head of a cluster that is there gets all code so, whatever storage it has.
+        step = "exclude files from the code" if cluster.selected else _TOO_LARGE
+        yield Problem("working_dir", f"{package.size:,} bytes; an upload takes {_UPLOAD_LIMIT:,}", step)
 
 
 def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
@@ -268,9 +276,9 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     if code is None and not cluster.storage:
         raise ConfigError(
             f"the code of {service.name} ({package.size:,} bytes) is too large for a ConfigMap",
-            next_step="annotate the cluster with raykube.io/storage, or exclude files from the code",
+            next_step=_TOO_LARGE,
         )
-    uri = code_uri(cluster.storage, package, in_config_map=code is not None)
+    uri = code_uri(cluster.storage, service.name, package, in_config_map=code is not None)
     serve = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": bodies.SERVE_PORT},  # noqa: S104 - inside a pod
@@ -319,7 +327,7 @@ def _not_created(titles: Sequence[str]) -> Iterator[str]:
 
 
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
-    notes = [*_not_created(cluster.beside), *manifests.storage_notes(cluster.manifest)]
+    notes = [*_not_created(cluster.beside), *of_storage(cluster.manifest)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results end with the cluster"

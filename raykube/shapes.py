@@ -25,7 +25,10 @@ _VOLUME: Mapping[str, Any] = {
     "secret": {},
     "projected": {"sources": [{"configMap": {}, "secret": {}}]},
 }
-_TEMPLATE = {"spec": {"containers": [_CONTAINER], "initContainers": [_CONTAINER], "volumes": [_VOLUME]}}
+_TEMPLATE = {
+    "metadata": {"labels": {}, "annotations": {}},
+    "spec": {"containers": [_CONTAINER], "initContainers": [_CONTAINER], "volumes": [_VOLUME]},
+}
 _GROUP = {"rayStartParams": {}, "resources": {}, "numOfHosts": 0, "template": _TEMPLATE}
 _CLUSTER_SPEC = {
     "headGroupSpec": _GROUP,
@@ -75,3 +78,13 @@ def problems_of_objects(documents: Sequence[Any]) -> Iterator[Problem]:
     for index, document in enumerate(documents):
         is_last = index == len(documents) - 1
         yield from problems_of(document, RAY_JOB if is_last else _OTHER, "" if is_last else f"document {index + 1}")
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return `value`, or an empty mapping for what is none: :func:`problems_of` tells that."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def entries(value: Any) -> list[Any]:
+    """Return the entries of a list, and none for what is no list: :func:`problems_of` tells that."""
+    return list(value) if isinstance(value, (list, tuple)) else []

@@ -160,7 +160,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _specs_of(folder: Path) -> Iterator[GitIgnoreSpec]:
     for path in (folder / name for name in _IGNORE_FILES):
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
         except OSError as error:
             raise ConfigError(f"{path} cannot be read", why=str(error), next_step="make it readable") from None
         if lines:

@@ -43,6 +43,9 @@ class Status:
         progress: the metrics reported last.
         url: where to look: the dashboard for a job, the HTTP address for a service.
         earlier: a line on each attempt before this that is known to have ended, oldest first.
+        workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
+            that somebody has written.
+        storage: folder or URI that keeps its checkpoints, metrics and logs; empty where they end with its cluster.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Status:
     progress: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     url: str = ""
     earlier: tuple[str, ...] = ()
+    workers: str = ""
+    storage: str = ""
 
     @property
     def is_terminal(self) -> bool:

@@ -19,6 +19,7 @@ from raykube.cli.common import (
     plan_options,
     tell,
 )
+from raykube.cli.names import Name
 from raykube.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class _Submit(click.Command):
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("entrypoint") or ()
         before = typed[: len(typed) - len(words)]
-        if before[-1:] != ["--"]:
+        # A shell that completes what is being typed wants no refusal in it.
+        if before[-1:] != ["--"] and not ctx.resilient_parsing:
             _refuse_options_among(words, {name for option in self.get_params(ctx) for name in option.opts})
         return rest
 
@@ -58,7 +60,12 @@ def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
 @job.command(cls=_Submit, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @place_options
 @click.option("-f", "--filename", type=common.PATH, help="YAML file with a RayJob, or with a job's fields as in Ray.")
-@click.option("--cluster", metavar="NAME", help="Run on this long-lived cluster, as of: raykube cluster create.")
+@click.option(
+    "--cluster",
+    metavar="NAME",
+    type=Name("cluster"),
+    help="Run on this long-lived cluster, as of: raykube cluster create.",
+)
 @click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the place says]")
 @click.option("--name", default="", help="Name of the run. [made from the entrypoint]")
 @code_options
@@ -122,9 +129,6 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         common.goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
     place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
-    if given["queue"] and place.is_local:
-        step = "leave --queue out, or name a place in Kubernetes: --on NAME|PATH"
-        raise ConfigError("--queue is of Kueue, which this machine does not have", next_step=step)
     return api.plan(job, place)
 
 
@@ -218,11 +222,15 @@ def why(name: str, where: Where, *, as_json: bool) -> None:
 @names_argument
 def stop(names: tuple[str, ...], where: Where) -> None:
     """Stop runs; what they made stays."""
+    from raykube.cli import view
 
     def act(name: str) -> None:
         run = common.find_run(name, where)
         run.stop()
-        click.echo(f"{name} {run.status().state}")
+        ended = run.status()
+        click.echo(f"{name} {ended.state}")
+        if ended.state == "STOPPED":
+            tell(view.kept(ended))
 
     common.each(names, act)
 

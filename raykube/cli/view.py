@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from raykube.handles import Status
 from raykube.wire import Result
 
 _PROGRESS_KEYS = 4
+_COLUMNS = ("NAME", "STATE", "ATTEMPT", "WORKERS", "AGE", "PROGRESS")
 #: Ray's words for what a job's state says already.
 _NO_NEWS = ("Job is currently running.", "Job finished successfully.")
 
@@ -54,7 +55,8 @@ def status_text(status: Status) -> str:
     """Return a status as lines of ``key: value``."""
     when = {key: _clock(getattr(status, key)) for key in ("submitted", "started", "ended")}
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
-    rows = fields | when | {"progress": progress(status.progress), "url": status.url}
+    scale = {"workers": status.workers, "storage": status.storage}
+    rows = fields | scale | when | {"progress": progress(status.progress), "url": status.url}
     lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
     lines += [f"{'':<11}{line}" for line in status.earlier]
     return "\n".join([*lines, *(["", failure_text(status.failure)] if status.failure else [])])
@@ -87,15 +89,28 @@ def text(value: Status | Failure | Result) -> str:
 
 
 def table(statuses: Iterable[Status], now: float) -> str:
-    """Return statuses as a table with kubectl's look."""
-    rows: list[Sequence[str]] = [("NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS")]
-    for status in statuses:
-        note = progress(status.progress) or (status.failure.reason if status.failure else "") or _note(status)
-        rows.append((status.name, status.state, str(status.attempt), age(now - (status.submitted or now)), note))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    """Return statuses as a table with kubectl's look; services have no workers."""
+    found = [_row(status, now) for status in statuses]
+    columns = [name for name in _COLUMNS if name != "WORKERS" or any(row[name] for row in found)]
+    rows = [columns, *([row[name] or "-" * (name == "WORKERS") for name in columns] for row in found)]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _row(status: Status, now: float) -> dict[str, str]:
+    began = status.submitted or now
+    note = progress(status.progress) or (status.failure.reason if status.failure else "") or _note(status)
+    cells = (status.name, status.state, str(status.attempt), status.workers, age(now - began), note)
+    return dict(zip(_COLUMNS, cells, strict=True))
+
+
+def kept(status: Status) -> str:
+    """Say what is left of a run that was stopped."""
+    if not status.storage:
+        return "nothing is kept once its cluster is gone: the cluster's manifest names no raykube.io/storage"
+    return f"kept in {status.storage}: what it had written; submitted again under its name it goes on from there"
 
 
 def _note(status: Status) -> str:

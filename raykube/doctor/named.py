@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raykube import notes
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import STORAGE_ANNOTATION, Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
-from raykube.manifest import storage_notes
 
 _UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
@@ -46,7 +46,7 @@ def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
 
 def storage(cluster: Cluster) -> Check:
     """Say where runs keep what must outlive their cluster."""
-    if bare := "".join(storage_notes(cluster.manifest)):
+    if bare := "".join(notes.of_storage(cluster.manifest)):
         return Check("storage", None, bare, "add a volume to each template, and its volumeMount to the first container")
     if cluster.storage:
         return Check("storage", True, cluster.storage)

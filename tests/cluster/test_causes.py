@@ -6,13 +6,17 @@ import http.server
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
 
+from raykube import handles
+from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed
+from raykube.errors import WaitTimeout
 from tests.cluster import faults, kubectl, layout, workloads
 from tests.cluster.shell import ClusterError, console, until
 
@@ -208,9 +212,25 @@ WAITING = {
 }
 
 
-def test_causes_in_a_head_s_pod_are_named(namespace):
+#: The first stands in a pod, the second in a warning about a claim, the third in an event that is no warning.
+WAITED_FOR = ("never", "unbound", "fails")
+
+
+def test_causes_in_a_head_s_pod_are_named(namespace, monkeypatch):
     cases = {name: Case(*told, job(name, template(**made))) for name, (*told, made) in WAITING.items()}
     expect(namespace, cases, UNBOUND)
+    monkeypatch.setenv("KUBECONFIG", str(kubectl.kubeconfig()))
+    with ThreadPoolExecutor() as pool:
+        heard = [*pool.map(functools.partial(reasons, namespace), WAITED_FOR)]
+    assert [cases[name].reason for name in WAITED_FOR] == heard
+
+
+def reasons(namespace, name):
+    """Return the last reason that who waits for a run has heard within the time in which it is to be named."""
+    heard = []
+    with pytest.raises(WaitTimeout):
+        handles.Run(name, KubeRay(namespace=namespace)).wait(timeout_s=WITHIN_S, on_event=heard.append)
+    return [event.status.failure.reason for event in heard if event.status.failure][-1]
 
 
 @pytest.mark.usefixtures("own_cluster")  # whose node is this machine, where the registry is

@@ -1,5 +1,6 @@
 """Long-lived clusters by the command line, as a user of least privilege, and Ray's own commands through `forward`."""
 
+import base64
 import json
 import os
 import signal
@@ -8,10 +9,12 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.cluster import faults, kubectl, namespaces, workloads
 from tests.cluster.shell import until
@@ -164,12 +167,13 @@ def test_deadline_ends_the_job_in_ray_too(place, demo, monkeypatch):
 
 
 def test_forward_carries_plain_ray_job_submit_and_outlives_the_head(place, demo):
-    secret = kubectl.get("secret", demo, place.namespace)["data"]["auth_token"]
+    token = base64.b64decode(kubectl.get("secret", demo, place.namespace)["data"]["auth_token"]).decode()
     with forwarded(place, demo) as said:
         path = Path(said["RAY_AUTH_TOKEN_PATH"])
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert said["RAY_AUTH_MODE"] == "token"
-        assert secret not in str(said)
+        assert token == path.read_text().strip()
+        assert token not in str(said)
         words = ["job", "submit", "--submission-id", "hello", "--address", said["RAY_ADDRESS"]]
         done = ray(said, *words, "--", "python", "-c", "print(6 * 7)")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -183,6 +187,19 @@ def test_forward_carries_plain_ray_job_submit_and_outlives_the_head(place, demo)
         found = ray(said, "job", "list")
         assert found.returncode == 0, found.stdout + found.stderr
         assert "hello" not in found.stdout
+        assert [where for where, text in told_of(place.namespace).items() if token in text] == []
+
+
+def told_of(namespace):
+    """Return what anybody may read of a namespace who reads no Secret: its objects, logs, and processes' arguments."""
+    kinds = "rayclusters.ray.io,pods,events,services,configmaps"
+    told = {f"{each['kind']} {name_of(each)}": json.dumps(each) for each in kubectl.listed(kinds, namespace)}
+    for pod in map(name_of, workloads.pods(namespace)):
+        told[f"log of {pod}"] = kubectl.kubectl("logs", pod, namespace=namespace)
+        command = ("sh", "-c", "cat /proc/[0-9]*/cmdline")  # of a process that has just ended it has none
+        told[f"processes of {pod}"] = kubectl.kubectl("exec", pod, "--", *command, namespace=namespace, check=False)
+    told["processes here"] = str([process.info for process in psutil.process_iter(["cmdline"])])
+    return told
 
 
 def test_deleted_cluster_leaves_no_pod(place, demo):

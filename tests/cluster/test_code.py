@@ -17,11 +17,19 @@ ODD = "a $HOME ${HOME} `id` \"q\" 'p' \\ é\n\ttail"
 @pytest.fixture
 def manifest(namespace, monkeypatch):
     """Return a RayCluster that is a head alone, with a volume, in a namespace of the least rights."""
-    kubectl.apply(workloads.manifest("claim"), namespace=namespace)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "words"},
+        "stringData": {"word": "of a Secret"},
+    }
+    kubectl.apply(workloads.manifest("claim"), secret, namespace=namespace)
     monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     manifest = yaml.safe_load(workloads.manifest("house"))
     del manifest["spec"]["workerGroupSpecs"]
     manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
+    variable = {"name": "WORD", "valueFrom": {"secretKeyRef": {"name": "words", "key": "word"}}}
+    manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0].setdefault("env", []).append(variable)
     return manifest
 
 
@@ -31,7 +39,11 @@ def large(tmp_path):
     folder = tmp_path / "large"
     folder.mkdir()
     (folder / "noise.bin").write_bytes(os.urandom(2 * 2**20))
-    (folder / "size.py").write_text("import pathlib; print('size', pathlib.Path('noise.bin').stat().st_size)\n")
+    (folder / "size.py").write_text(
+        "import os; print('size', os.stat('noise.bin').st_size)\n"
+        "print('word', os.environ['WORD'])\n"
+        "if os.path.isdir('/shared'): print('kept of', *sorted(os.listdir('/shared')))\n"
+    )
     return folder
 
 
@@ -41,11 +53,12 @@ def loaded(manifest, tmp_path):
     return rk.Cluster.load(path)
 
 
-def test_large_code_goes_to_the_storage_once(manifest, large, tmp_path, namespace):
+def test_large_code_goes_to_the_storage_and_with_its_run(manifest, large, tmp_path, namespace):
     place = loaded(manifest, tmp_path)
     for name in ("first", "second"):
         run_ = rk.submit(rk.Job(entrypoint="python size.py", name=name, working_dir=large), place)
-        assert f"size {2 * 2**20}" in list(run_.wait(timeout_s=120).logs())
+        lines = list(run_.wait(timeout_s=120).logs())
+        assert {f"size {2 * 2**20}", f"kept of {name}", "word of a Secret"} <= set(lines)
         run_.delete()
     assert workloads.pods(namespace) == [] or all(
         "storage" not in pod["metadata"]["name"] for pod in workloads.pods(namespace)

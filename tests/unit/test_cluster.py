@@ -184,6 +184,7 @@ RULES = {
     "metadata.name": edit("metadata", "name", value="a" * 54),
     "spec.rayVersion": edit("spec", "rayVersion", value="2.51.0"),
     "spec.authOptions.enableK8sTokenAuth": edit("spec", "authOptions", value={"enableK8sTokenAuth": True}),
+    "spec.autoscalerOptions.version": edit("spec", "autoscalerOptions", value={"version": "v1"}),
     "spec.upgradeStrategy": edit("spec", "upgradeStrategy", value={"type": "Recreate"}),
     "spec.headGroupSpec": edit("spec", "headGroupSpec", value=None),
     "spec.headGroupSpec.rayStartParams.num-cpus": edit(*HEAD, "rayStartParams", "num-cpus", value=0),
@@ -255,6 +256,24 @@ def test_ray_version_is_read_from_the_tag_of_an_image_of_ray(image, manifest, lo
     del manifest["spec"]["rayVersion"]
     edit(*HEAD, *CONTAINER, "image", value=image)(manifest)
     assert loaded(manifest).manifest["spec"]["rayVersion"] == "2.60.0"
+
+
+def test_ray_version_that_is_not_that_of_an_image_of_ray_is_refused(manifest, loaded):
+    edit(*HEAD, *CONTAINER, "image", value="rayproject/ray:2.60.0-py311")(manifest)
+    edit(*GROUP, *CONTAINER, "image", value="rayproject/ray:2.60.0-py311-gpu")(manifest)
+    loaded(manifest)
+    edit(*GROUP, *CONTAINER, "image", value="rayproject/ray:2.55.1-py311-gpu")(manifest)
+    with pytest.raises(ConfigError) as told:
+        loaded(manifest)
+    (problem,) = told.value.problems
+    assert problem.path == "spec.rayVersion"
+    assert "is 2.60.0, and Ray's own image rayproject/ray:2.55.1-py311-gpu has 2.55.1" in problem.what
+
+
+def test_with_image_of_ray_takes_its_version():
+    spec = Cluster.load("cpu-small").with_image("rayproject/ray:2.55.1").manifest["spec"]
+    assert spec["rayVersion"] == "2.55.1"
+    assert Cluster.load("cpu-small").with_image("me/image:9.9.9").manifest["spec"]["rayVersion"] == "2.60.0"
 
 
 @pytest.mark.parametrize("image", ["team/train:1.4.2", "team/x-ray:1.4.2", "ray/train:1.4.2", "team/ray-train:1.4.2"])

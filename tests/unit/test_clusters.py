@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from raykube.backends.kuberay import clusters, clusterstates
+from raykube.backends.kuberay.backend import KubeRay
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError
+from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, typed
 
 PRESETS = BIN.parent.parent / "cluster-configs"
@@ -287,3 +289,23 @@ def test_list_beside_a_kubernetes_that_does_not_answer_says_so(raykube, tmp_path
     assert (done.returncode, done.stdout.split()[0]) == (0, "NAME")
     assert f"note: no answer from the API server {server}" in done.stderr
     assert named.returncode == 2
+
+
+class Api(Quiet):
+    """Has the cluster that the test says."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, self.server.cluster)
+
+
+def test_cluster_for_jobs_has_no_annotations_but_raykubes_own(tmp_path, monkeypatch):
+    own = {"raykube.io/storage": "/shared", "raykube.io/tracking": "off"}
+    cluster = body()
+    cluster["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "PASSWORD=hunter2", **own}
+    with serving(Api) as server:
+        server.cluster = cluster
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        found = KubeRay().cluster("demo")
+        assert found.manifest["metadata"] == {"name": "demo", "namespace": "default", "annotations": own}
+        del cluster["metadata"]["annotations"]
+        assert (KubeRay().cluster("demo").storage, KubeRay().cluster("demo").tracking) == ("", "")

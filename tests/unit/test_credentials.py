@@ -98,8 +98,9 @@ def context(api, authority, tmp_path, monkeypatch):
         monkeypatch.setenv("KUBECONFIG", str(path))
         return kubeconfig.load()
 
-    for name in ("HTTPS_PROXY", "ALL_PROXY", "https_proxy", "all_proxy"):
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.chdir(tmp_path)
     return load
 
@@ -159,6 +160,38 @@ def test_proxy_of_the_kubeconfig_carries_all_and_its_name_of_the_server_holds(co
         assert proxy.asked == [f"127.0.0.1:{api.server_port}"]
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             who(context(**{"proxy-url": address, "tls-server-name": ""}))
+
+
+@pytest.mark.parametrize("said", ["", "10.0.0.0/16,fd00::/8,server"])
+def test_proxy_of_the_environment_carries_all_but_what_stays_on_this_machine(context, api, monkeypatch, said):
+    monkeypatch.setenv("NO_PROXY", said)
+    with serving(Proxy) as proxy:
+        proxy.names = {"10.1.2.3": "127.0.0.1", "server.test": "127.0.0.1"}
+        monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy.server_port}")
+        for host in ("10.1.2.3", "server.test"):
+            assert who(context(server=f"https://{host}:{api.server_port}")) == ["t", ""]
+        assert proxy.asked == [f"{host}:{api.server_port}" for host in ("10.1.2.3", "server.test")]
+        assert who(context()) == ["t", ""]
+        assert len(proxy.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("10.1.2.3", "192.168.0.0/16, 10.0.0.0/8,.test"),
+        ("10.1.2.3", "10.1.9.9/16"),
+        ("10.1.2.3", "10.1.2.3"),
+        ("fd00::1", "fd00::/8"),
+        ("server.test", "test,other"),
+        ("server.test", "x,*"),
+        *((host, "") for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1")),
+    ],
+)
+def test_what_the_environment_excepts_goes_through_no_proxy(context, monkeypatch, host, said):
+    monkeypatch.setenv("NO_PROXY", said)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    address = f"[{host}]" if ":" in host else host
+    assert kubeconfig._proxy_of(context(server=f"https://{address}:6443")) is None
 
 
 def test_proxy_reached_by_tls_carries_requests_and_no_port(context, authority, monkeypatch):

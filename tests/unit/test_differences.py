@@ -44,3 +44,22 @@ def test_variables_that_are_more_are_told_without_their_values():
         return {"env": [{"name": "A", "value": value} for value in values]}
 
     assert list(differences.of_objects(pod("hunter3"), pod("hunter3", "hunter2"), "c")) == ["c.env: another one there"]
+
+
+def test_variables_that_stand_deeper_in_what_differs_are_told_without_their_values():
+    sidecar = {"name": "sidecar", "env": [{"name": "PASSWORD", "value": "hunter2"}]}
+    told = differences.of_objects({"containers": [{"name": "ray"}, sidecar]}, {"containers": [{"name": "ray"}]}, "spec")
+    assert list(told) == ["spec.containers: another one there"]
+    told = differences.of_objects({"template": {"containers": [sidecar]}}, {}, "spec")
+    assert list(told) == ["spec.template: None there, something else here"]
+
+
+def test_variables_in_a_text_of_one_line_are_told_without_their_values():
+    def spec(text):
+        return {"runtimeEnvYAML": text}
+
+    secret = "env_vars: {TOKEN: hunter2}"
+    for wanted, known in ((secret, "env_vars: {TOKEN: hunter3}"), (secret, "pip: [a]"), (secret, None), (None, secret)):
+        told = "\n".join(differences.of_objects(spec(wanted), spec(known), "spec"))
+        assert "spec.runtimeEnvYAML" in told
+        assert "hunter" not in told

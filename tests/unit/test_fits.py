@@ -1,5 +1,7 @@
 """Whether a cluster can ever have what a job's driver reserves."""
 
+import copy
+
 import pytest
 
 from raykube import Cluster, Job, fits
@@ -25,6 +27,25 @@ def test_driver_that_leaves_the_workers_too_little_is_noted(two_by_two):
     (note,) = fits.notes(job(entrypoint_num_cpus=1), two_by_two)
     assert "2 workers x 2 CPU and the driver's 1 are more than the cluster's 4" in note
     assert [*fits.notes(job(), two_by_two)] == []
+
+
+def test_driver_that_leaves_the_workers_too_few_gpus_is_noted():
+    cluster = Cluster.load("gpu-t4")
+    (note,) = fits.notes(job(entrypoint_num_gpus=1), cluster)
+    gpus = cluster.scale.workers
+    assert f"{gpus} workers x 1 GPU and the driver's 1 are more than the cluster's {gpus}" in note
+
+
+def test_group_that_grows_without_a_bound_is_noted_and_does_not():
+    manifest = copy.deepcopy(dict(Cluster.load("cpu-autoscale").manifest))
+    group = manifest["spec"]["workerGroupSpecs"][0]
+    for unbounded in ({}, {"maxReplicas": 2**31 - 1}):  # as it was written, and as a server gives it back
+        group.pop("maxReplicas", None)
+        group.update(unbounded)
+        cluster = Cluster(manifest, "here", "cpu-autoscale")
+        assert cluster.scale.workers == 1
+        (note,) = fits.notes(job(), cluster)
+        assert f"group {group['groupName']} has no maxReplicas: a training gets 1 and does not grow" in note
 
 
 def test_cluster_that_may_grow_has_room(two_by_two):

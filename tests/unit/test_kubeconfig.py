@@ -10,7 +10,7 @@ import pytest
 
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.backends.kubernetes.refusals import Unable, UnknownKind, refusal
+from raykube.backends.kubernetes.refusals import Gone, Unable, UnknownKind, refusal
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
 
@@ -140,6 +140,7 @@ def test_unknown_fields_are_problems_with_their_paths():
         (404, {}, UnknownKind, "KubeRay's definitions are not installed"),
         (401, {}, Forbidden, "does not know who asks"),
         (409, {"kind": "rayjobs", "name": "a"}, Conflict, "exists already"),
+        (410, {}, Gone, "no longer knows the version"),
         (503, {}, Unreachable, "no answer by way of the API server"),
         (500, {}, Unable, "the API server cannot do"),
         (429, {}, Unable, "the API server cannot do"),

@@ -2,12 +2,14 @@
 
 import json
 import os
+from typing import ClassVar
 
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import largecode
+from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import BackendError
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -21,9 +23,13 @@ JOB = {
 class Api(Quiet):
     """Has a run whose head answers and knows no job yet, and notes what jobs that is given."""
 
+    job: ClassVar = JOB
+
     def do_GET(self):  # noqa: N802 - http.server calls it so
         if self.path.endswith("/rayjobs/big"):
-            self.answer(200, JOB)
+            self.answer(200, self.job)
+        elif "elector=" in self.path:
+            self.answer(200, {"items": []})
         elif self.path.endswith("/api/version"):
             self.answer(200, {"ray_version": "2.60.0"})
         else:
@@ -49,13 +55,37 @@ def submitted(tmp_path, monkeypatch):
         yield server.asked
 
 
+def plan(folder, **given):
+    (folder / "code").mkdir()
+    (folder / "code" / "hello.py").write_text("print('hello')\n")
+    (folder / "code" / "weights").write_bytes(os.urandom(800 * 1024))
+    return rk.plan(rk.Job(entrypoint="python hello.py", name="big", working_dir=folder / "code", **given), "cpu-small")
+
+
 def test_job_whose_code_is_uploaded_reserves_what_its_driver_needs(submitted, tmp_path):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "hello.py").write_text("print('hello')\n")
-    (tmp_path / "code" / "weights").write_bytes(os.urandom(800 * 1024))
     reserved = {"entrypoint_num_cpus": 1.0, "entrypoint_resources": {"disk": 2.0}}
-    job = rk.Job(entrypoint="python hello.py", name="big", working_dir=tmp_path / "code", **reserved)
-    largecode.after(Kube(), rk.plan(job, "cpu-small"))
+    largecode.after(Kube(), plan(tmp_path, **reserved), JOB)
     (body,) = submitted
     assert body["submission_id"] == "big-1"
     assert {key: value for key, value in body.items() if key.startswith("entrypoint_")} == reserved
+
+
+def test_job_whose_code_is_uploaded_knows_its_attempt(submitted, tmp_path):
+    planned = plan(tmp_path)
+    largecode.after(Kube(), planned, jobs.again(planned.body[-1], 2))
+    assert submitted[0]["runtime_env"]["env_vars"]["RAYKUBE_ATTEMPT"] == "2"
+
+
+def test_code_is_not_waited_to_be_given_to_a_run_that_has_ended(submitted, tmp_path, monkeypatch):
+    status = {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "too late"}
+    monkeypatch.setattr(Api, "job", {**JOB, "status": status})
+    largecode.after(Kube(), plan(tmp_path, pending_timeout_s=60), JOB)
+    assert submitted == []
+
+
+def test_code_that_is_waited_to_be_given_says_what_for(submitted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Api, "job", {**JOB, "status": {"jobDeploymentStatus": "Initializing"}})
+    with pytest.raises(BackendError, match="did not answer within 1 s"):
+        largecode.after(Kube(), plan(tmp_path, pending_timeout_s=1), JOB)
+    assert caplog.messages == ["big gets its code once its head answers: KubeRay makes its cluster"]
+    assert submitted == []

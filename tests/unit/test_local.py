@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,9 @@ def running(home):
     return head.Head(
         id="h",
         keeper_pid=os.getpid(),
-        keeper_created=0.0,
+        keeper_born="",
         ray_pid=os.getpid(),
-        ray_created=0.0,
+        ray_born="",
         address="http://127.0.0.1:1",
         session_dir=str(session),
         serve_port=1,
@@ -212,10 +213,9 @@ class Dashboard(Quiet):
 def dashboard(running, monkeypatch):
     """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
-    me = psutil.Process()
     head.home().mkdir()
     with serving(Dashboard) as server:
-        ours = {"keeper_created": me.create_time(), "ray_created": me.create_time()}
+        ours = dict.fromkeys(("keeper_born", "ray_born"), head.born(os.getpid()))
         head.write_state(replace(running, address=f"http://127.0.0.1:{server.server_port}", **ours))
         yield server.asked
 
@@ -331,3 +331,38 @@ def test_delete_waits_while_ray_runs_what_is_noted_to_have_ended(dashboard, reco
     assert dashboard == ["/api/jobs/a-n-1"] * 3
     assert not storage.exists()
     assert records.every() == []
+
+
+def test_process_lives_on_when_the_clock_is_set(monkeypatch):
+    birth = head.born(os.getpid())
+    boot_time = psutil.boot_time()
+    # All that a step of the clock changes of what is known of processes.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
+    assert head.alive(os.getpid(), birth)
+
+
+def test_process_that_has_ended_and_one_of_its_number_do_not_live():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        birth = head.born(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays as a zombie
+        assert not head.alive(child.pid, birth)
+    assert (head.born(child.pid), head.alive(child.pid, "")) == ("", False)
+    assert not head.alive(os.getpid(), birth)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_limit_of_a_container_bounds_its_cpus(tmp_path, files, cpus):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert head._quota(tmp_path) == cpus

@@ -146,3 +146,24 @@ def test_growing_files_are_read_together_also_those_that_come_later(tmp_path):
 
     found = list(observe.lines(lambda: [path for path in (one, two) if path.exists()], is_open=is_open()))
     assert found == ["one", "two", "begun and ended", "rest"]
+
+
+def test_pods_of_another_run_whose_name_begins_with_this_ones_are_not_its():
+    own = [
+        event("RayJob", "mine", "Created RayCluster team/mine-x1234"),
+        event("RayJob", "mine", "Created Kubernetes Job team/mine"),
+        event("Pod", "mine-x1234-head-b2c4d"),
+        event("Pod", "mine-b2c4d"),
+    ]
+    others = [
+        event("Pod", "mine-2-x1234-head-b2c4d"),
+        event("Pod", "mine-2-b2c4d"),
+        event("Pod", "mine-hello"),
+        event("RayCluster", "mine"),
+    ]
+    assert eventlogs.ours(job("mine"), set(), [*others, *own]) == own
+
+
+def test_pods_of_a_cluster_that_is_there_are_those_of_a_run_of_its_name():
+    own = [event("RayJob", "demo", "Using RayCluster team/demo"), event("Pod", "demo-head-b2c4d")]
+    assert eventlogs.ours(job("demo", cluster="demo"), set(), own) == own

@@ -1,5 +1,6 @@
 """What is said of a run where less than everything answers, from a real server with recorded answers."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import raykube as rk
+from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -83,6 +85,11 @@ def test_secret_without_a_token_is_named_with_the_key_that_it_lacks(api):
     with pytest.raises(rk.BackendError, match="the Secret ours holds no token") as caught:
         Look(Kube(), "a").head()
     assert caught.value.why == "it has no key auth_token"
+
+
+def test_token_of_a_secret_that_was_made_of_a_file_ends_where_its_line_does(api):
+    api.instead = {"/secrets/a-c$": (200, {"data": {"auth_token": base64.b64encode(b"t0ken\n").decode()}})}
+    assert rayhead.token(Kube(), "a-c", {"authOptions": {"mode": "token"}}) == "t0ken"
 
 
 def test_state_of_a_service_is_the_rayservices_where_its_secret_has_no_token(api):

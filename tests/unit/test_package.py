@@ -135,6 +135,11 @@ def test_ignore_files_hold_at_every_level(tree):
     assert own(collect(root)) == kept
 
 
+@pytest.mark.parametrize("name", [".gitignore", ".rayignore"])
+def test_ignore_file_that_begins_with_a_byte_order_mark_loses_no_pattern(tree, name):
+    assert own(collect(tree({name: "\ufeffsecret\n*.log\n", "secret": "", "a.log": "", "a": ""}))) == [name, "a"]
+
+
 def test_rayignore_has_the_last_word_over_the_gitignore_beside_it(tree):
     root = tree(
         {

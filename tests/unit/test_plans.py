@@ -1,5 +1,6 @@
 import base64
 import copy
+import dataclasses
 import io
 import os
 import re
@@ -14,7 +15,7 @@ from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.backends.kuberay import jobs, services
 from raykube.cluster import STORAGE_ANNOTATION
 from raykube.doctor import named
-from raykube.package import collect
+from raykube.package import PackedFile, collect
 from raykube.specs import Autoscaling
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -202,7 +203,11 @@ def test_small_code_travels_in_a_config_map_on_every_pod(code):
 
 
 @pytest.mark.parametrize(
-    ("storage", "uri"), [("s3://bucket/runs/", "s3://bucket/runs/.code/"), ("/mnt/runs", "file:///mnt/runs/.code/")]
+    ("storage", "uri"),
+    [
+        ("s3://bucket/runs/", "s3://bucket/runs/digits-a1/.code/"),
+        ("/mnt/runs", "file:///mnt/runs/digits-a1/.code/"),
+    ],
 )
 def test_large_code_goes_to_the_storage(large, storage, uri):
     plan = plans.rayjob(JOB, stored(Cluster.load("gpu-t4"), storage), large)
@@ -258,6 +263,18 @@ def test_cluster_that_is_there_with_amounts_that_only_its_pods_know_is_refused_w
     assert [problem.path for problem in caught.value.problems] == [
         "spec.workerGroupSpecs[0].template.spec.containers[0].resources"
     ]
+
+
+def test_code_that_is_too_large_for_an_upload_is_refused_on_a_cluster_that_is_there(code):
+    huge = dataclasses.replace(
+        code, files=(*code.files, PackedFile("a.bin", code.root, 101 * 2**20, "", executable=False))
+    )
+    assert plans.rayjob(JOB, standing(), code).body
+    for cluster in (standing(), dataclasses.replace(stored(standing()), selected=True)):
+        with pytest.raises(ConfigError, match="an upload takes 104,857,600") as caught:
+            plans.rayjob(JOB, cluster, huge)
+        (problem,) = caught.value.problems
+        assert (problem.path, problem.next_step) == ("working_dir", "exclude files from the code")
 
 
 def test_rayjob_carries_every_field_of_the_job(code):
@@ -329,6 +346,20 @@ def test_rayjob_adds_what_kuberay_leaves_out(code):
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
     assert spec["autoscalerOptions"] == {"version": "v2"}
     assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_pods_are_asked_whether_they_are_well_where_their_agent_listens(code):
+    cluster, name = bare(), "dashboard-agent-listen-port"
+    (worker,) = cluster.manifest["spec"]["workerGroupSpecs"]
+    groups = [worker, *({**copy.deepcopy(worker), "groupName": each} for each in ("moved", "said-by-the-shell"))]
+    groups[1]["rayStartParams"], groups[2]["rayStartParams"] = {name: "52400"}, {name: "$PORT"}
+    cluster.manifest["spec"]["workerGroupSpecs"] = groups
+    spec = only(plans.rayjob(JOB, cluster, code), "RayJob")["spec"]["rayClusterSpec"]
+    usual, moved, unknown = (group["template"]["spec"]["containers"][0] for group in spec["workerGroupSpecs"])
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert usual[probe]["httpGet"] == {"path": "/api/healthz", "port": 52365}
+        assert moved[probe]["httpGet"] == {"path": "/api/healthz", "port": 52400}
+        assert probe not in unknown
 
 
 def test_rayjob_keeps_what_the_manifest_says(code):
@@ -412,6 +443,23 @@ def test_manifest_whose_words_a_shell_takes_before_ray_is_noted(spec, told):
     notes = " ".join(plans.manifest([document], Cluster.load("kubernetes")).notes)
     assert all(word in notes for word in told)
     assert bool(notes) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_noted"),
+    [
+        ({"rayClusterSpec": {"rayVersion": "2.60.0"}}, True),
+        ({"rayClusterSpec": {"authOptions": {"mode": "disabled"}}}, True),
+        ({"rayClusterSpec": {"authOptions": {"mode": "token"}}}, False),
+        ({"clusterSelector": {"ray.io/cluster": "demo"}}, False),
+    ],
+)
+def test_manifest_whose_own_cluster_asks_for_no_token_is_noted(spec, is_noted):
+    spec = {"entrypoint": "a", "submissionMode": "HTTPMode", **spec}
+    document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
+    notes = " ".join(plans.manifest([document], Cluster.load("kubernetes")).notes)
+    assert ("write authOptions: {mode: token}" in notes) == is_noted
+    assert bool(notes) == is_noted
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,30 @@ def test_next_attempt_is_told_to_the_script_and_noted():
 
 def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
     assert jobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
+
+
+def pod(*, placed=True, ready=False, state=None):
+    conditions = [{"type": kind, "status": str(is_so)} for kind, is_so in (("PodScheduled", placed), ("Ready", ready))]
+    containers = [{"name": "ray-head", "state": state}] if state else []
+    return {"metadata": {"name": "a-head"}, "spec": {}, "status": {"conditions": conditions, "containerStatuses": containers}}
+
+
+def test_waiting_run_tells_what_its_pods_are_at():
+    def detail(*pods):
+        return runstates.status_of(Observed(owner=job("Initializing"), pods=pods), {}).detail
+
+    running, waiting = {"running": {}}, {"waiting": {"reason": "ContainerCreating"}}
+    assert detail() == "KubeRay makes its cluster"
+    pods = pod(placed=False), pod(state=waiting), pod(), pod(state=running), pod(ready=True, state=running)
+    assert detail(*pods) == "1 of 5 pods ready: 1 looking for a node, 2 getting image and volumes, 1 starting Ray"
+    assert detail(pods[-1]) == "1 of 1 pods ready"
+
+
+@pytest.mark.parametrize("workers", ["8", "2..8"])
+def test_status_tells_workers_and_storage(workers):
+    made = job("Running", annotations={"raykube.io/storage": "/shared/"})
+    made["spec"]["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": {"RAYKUBE_WORKERS": workers, "OTHER": "1"}})
+    status = runstates.status_of(Observed(owner=made), {})
+    assert (status.workers, status.storage) == (workers, "/shared/a")
+    own = runstates.status_of(seen("Running"), {})  # of a RayJob that somebody has written
+    assert (own.workers, own.storage) == ("", "")

@@ -1,14 +1,21 @@
 """The pod that reads and writes a storage."""
 
+import copy
 import inspect
+import json
 import os
+import socket
+import threading
 
+import httpx
 import pytest
 
-from raykube.backends.kuberay import storage
+from raykube.backends.kuberay import largecode, storage
+from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError
 from raykube.inside import storage as inside
+from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
 UNSCHEDULABLE = "0/1 nodes are available: 1 Insufficient cpu."
@@ -16,6 +23,7 @@ CONDITION = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable
 CONTAINER = {"name": "head", "image": "ray:1", "ports": []}
 HEAD = {"template": {"spec": {"containers": [CONTAINER]}}}
 JOB = {"kind": "RayJob", "metadata": {"name": "digits"}, "spec": {"rayClusterSpec": {"headGroupSpec": HEAD}}}
+STORED = {**JOB, "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared"}}}
 
 
 class Api(Quiet):
@@ -67,7 +75,7 @@ class Answering(Quiet):
         self.do_POST()
 
     def do_GET(self):  # noqa: N802
-        if not self.path.endswith("/log"):
+        if "/log" not in self.path:
             self.answer(200, {"metadata": {}, "status": {"phase": "Succeeded"}})
             return
         text = self.logs[min(Answering.asked, 1)]
@@ -79,11 +87,55 @@ class Answering(Quiet):
 
 
 def test_file_that_came_in_part_is_asked_for_again_and_its_bytes_are_as_they_are(tmp_path, monkeypatch):
-    job = {**JOB, "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared"}}}
     with serving(Answering) as server:
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        assert storage.read(Kube(), job, "driver.log") == b"hello\xc3\xbf\x00"
+        assert storage.read(Kube(), STORED, "driver.log") == b"hello\xc3\xbf\x00"
     assert Answering.asked == 2
+
+
+class Noting(Answering):
+    """One that notes what its pods are told to do."""
+
+    def do_POST(self):  # noqa: N802
+        pod = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append(pod["spec"]["containers"][0]["command"][3:])
+        self.answer(201, {"metadata": {"name": "digits-storage-1"}})
+
+    def do_DELETE(self):  # noqa: N802
+        Answering.do_POST(self)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("file:///shared/digits/.code/1.zip", [["remove", "/shared/digits"]]),
+        ("file:///etc/raykube/code/1.zip", []),  # in a ConfigMap
+        ("file:///shared/digits-2/.code/1.zip", []),
+    ],
+)
+def test_service_that_is_deleted_takes_its_code_out_of_the_storage(uri, words, tmp_path, monkeypatch):
+    app = {"name": "app", "runtime_env": {"working_dir": uri}}
+    service = {
+        "kind": "RayService",
+        "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared/"}},
+        "spec": {"serveConfigV2": json.dumps({"applications": [app]}), "rayClusterConfig": {"headGroupSpec": HEAD}},
+    }
+    with serving(Noting) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with largecode.removed_with(Kube(), service):
+            server.asked.append("deleted")
+    assert server.asked == [*words, "deleted"]
+
+
+def test_run_is_deleted_although_its_storage_fails_and_what_is_left_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_LIMIT_S", 0.5)
+    deleted = []
+    with serving(Api) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(BackendError, match="digits is deleted, but not what it kept in /shared/digits") as caught:  # noqa: SIM117
+            with storage.removed_with(Kube(), STORED):
+                deleted.append(True)
+    assert (deleted, UNSCHEDULABLE in caught.value.why) == ([True], True)
 
 
 def test_pod_that_finds_no_node_is_given_up_with_the_schedulers_words(tmp_path, monkeypatch):
@@ -93,3 +145,132 @@ def test_pod_that_finds_no_node_is_given_up_with_the_schedulers_words(tmp_path, 
         with pytest.raises(BackendError, match="could not be reached") as caught:
             storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
     assert caught.value.why == f"Unschedulable: {UNSCHEDULABLE}"
+
+
+def test_pod_has_what_the_heads_template_says_to_a_cluster_that_puts_things_into_pods():
+    job = copy.deepcopy(JOB)
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"] = {
+        "labels": {"ray.io/group": "x", "azure.workload.identity/use": "true", "raykube.io/run": "other"},
+        "annotations": {"gke-gcsfuse/volumes": "true"},
+    }
+    made = storage._body(None, job, "cat", "/shared")["metadata"]
+    assert made["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert made["labels"] == {
+        "azure.workload.identity/use": "true",
+        "app.kubernetes.io/managed-by": "raykube",
+        "raykube.io/run": "digits",
+    }
+
+
+class Accompanied(Answering):
+    """An API server that has put a container beside the pod's own, which goes on; the test says what that does."""
+
+    def do_GET(self):  # noqa: N802
+        if "/log" not in self.path:
+            others = {"name": "proxy", "state": {"running": {}}}
+            own = {"name": "storage", "state": self.server.state}
+            status = {"phase": self.server.phase, "containerStatuses": [others, own]}
+            self.answer(200, {"metadata": {}, "status": status})
+        elif "container=storage" in self.path:
+            self.send_response(200)
+            self.send_header("content-length", "11")
+            self.end_headers()
+            self.wfile.write(b"<aGVsbG8=>\n")
+        else:
+            self.answer(400, {"kind": "Status", "code": 400, "message": "a container name must be specified"})
+
+
+@pytest.fixture
+def accompanied(tmp_path, monkeypatch):
+    """Return a function that reads a file by a pod whose own container is in this state."""
+    monkeypatch.setattr(storage, "_LIMIT_S", 2)
+    with serving(Accompanied) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+
+        def read(state, phase="Running"):
+            server.state, server.phase = state, phase
+            return storage.read(Kube(), STORED, "driver.log")
+
+        yield read
+
+
+def test_pod_has_ended_with_its_own_container_whatever_goes_on_beside_it(accompanied):
+    assert accompanied({"terminated": {"exitCode": 0}}) == b"hello"
+    with pytest.raises(BackendError, match="the storage says no") as caught:
+        accompanied({"terminated": {"exitCode": 1}})
+    assert caught.value.why == "<aGVsbG8=>"
+
+
+def test_pod_whose_own_container_cannot_start_is_given_up_with_its_words(accompanied):
+    with pytest.raises(BackendError, match="could not be reached") as caught:
+        accompanied({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}, "Pending")
+    assert caught.value.why == "ErrImagePull: no such image"
+
+
+class Slow(Api):
+    """An API server whose pod runs, and takes its time to write."""
+
+    def do_GET(self):  # noqa: N802
+        if "/proxy/" in self.path:
+            self.answer(404, {})
+        else:
+            self.answer(200, {"metadata": {}, "status": {"phase": "Running"}})
+
+    def do_POST(self):  # noqa: N802
+        if "/proxy/" in self.path:
+            threading.Event().wait(1)
+            self.server.asked.append(self.path)
+        super().do_POST()
+
+
+def test_pod_has_time_to_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_TIMEOUT", httpx.Timeout(0.5))
+    with serving(Slow) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+        assert len(server.asked) == 1
+
+
+class Passing(Slow):
+    """An API server that passes requests on to what the pod would run."""
+
+    def do_POST(self):  # noqa: N802
+        if "/proxy/" not in self.path:
+            super().do_POST()
+            return
+        data = self.rfile.read(int(self.headers["content-length"]))
+        try:
+            found = httpx.post(self.server.pod, content=data, trust_env=False)
+        except httpx.TransportError as error:
+            self.answer(502, {"message": str(error)})
+            return
+        self.send_response(found.status_code)
+        self.send_header("content-length", str(len(found.content)))
+        self.end_headers()
+        self.wfile.write(found.content)
+
+
+def listens(port):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "shared").touch()  # a file where a folder must be
+    receiver = threading.Thread(target=inside.receive, args=(str(tmp_path / "shared" / "code.zip"), port), daemon=True)
+    receiver.start()
+    until(lambda: listens(port), "it listens", 10)
+    with serving(Passing) as server:
+        server.pod = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(BackendError, match="what the API server passed on was refused") as caught:
+            storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+        assert "File exists" in caught.value.why
+        (tmp_path / "shared").unlink()
+        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+    receiver.join(timeout=10)
+    assert not receiver.is_alive()
+    assert (tmp_path / "shared" / "code.zip").read_bytes() == b"zip"

@@ -65,6 +65,17 @@ def test_table_aligns_its_columns():
     assert second.endswith("Why")
 
 
+def test_table_has_a_column_of_workers_where_runs_have_them():
+    rows = view.table([status(name="a", workers="2..8"), status(name="b")], NOW).splitlines()
+    assert [row.split()[3] for row in rows] == ["WORKERS", "2..8", "-"]
+    assert "WORKERS" not in view.table([status(name="service")], NOW)
+
+
+@pytest.mark.parametrize(("storage", "words"), [("/shared/a", "kept in /shared/a: "), ("", "nothing is kept once")])
+def test_run_that_was_stopped_tells_what_is_left_of_it(storage, words):
+    assert view.kept(status(state="STOPPED", storage=storage)).startswith(words)
+
+
 def test_result_text_names_metrics_model_and_notes():
     text = view.result_text(Result("train", "a", "/p", {"loss": 0.5}, "/p/c", {"lr": 1}, "models:/m/1", notes=("n",)))
     assert [line.split()[-1] for line in text.splitlines()] == ["0.5", "1", "/p/c", "models:/m/1", "/p", "n"]

@@ -1,6 +1,7 @@
 """What a watch does with the answers of an API server, from a real server with recorded answers."""
 
 import contextlib
+import json
 import socket
 import threading
 
@@ -22,6 +23,10 @@ REFUSED = {
     "message": 'rayjobs.ray.io "digits" is forbidden: User "least" cannot watch resource "rayjobs" in API group '
     '"ray.io" in the namespace "test": RBAC: clusterrole.rbac.authorization.k8s.io "system:discovery" not found',
 }
+
+
+#: As a server says it whose store has thrown old versions away.
+GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version: 7 (9)"}
 
 
 class Api(Quiet):
@@ -130,3 +135,36 @@ def test_streams_that_go_on_leave_room_for_other_requests(api, monkeypatch):
             stack.enter_context(kube.stream("/api/v1/namespaces/default/pods?watch=1"))
         assert kube.listed("RayJob") == [JOB]
         api.dropped.set()
+
+
+class Forgetful(Quiet):
+    """No longer knows the version that it listed first; says so with its status, or within the stream."""
+
+    def do_GET(self):  # noqa: N802
+        if "watch=1" not in self.path:
+            self.server.lists += 1
+            version = "7" if self.server.lists == 1 else "9"
+            self.answer(200, {"metadata": {"resourceVersion": version}, "items": [JOB]})
+        elif "resourceVersion=7" in self.path and not self.server.in_stream:
+            self.answer(410, GONE)
+        else:
+            changed = {**JOB, "metadata": {**JOB["metadata"], "resourceVersion": "10"}}
+            gone, change = {"type": "ERROR", "object": GONE}, {"type": "MODIFIED", "object": changed}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(gone if "resourceVersion=7" in self.path else change).encode() + b"\n")
+            self.server.ended.wait(20 if "resourceVersion=9" in self.path else 0)
+            self.close_connection = True
+
+
+@pytest.mark.parametrize("in_stream", [False, True])
+def test_change_is_seen_after_a_version_that_the_server_has_forgotten(tmp_path, monkeypatch, in_stream):
+    with serving(Forgetful) as server:
+        server.in_stream, server.lists, server.ended = in_stream, 0, threading.Event()
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with contextlib.closing(Watching(Kube())) as watched:
+            watched.watch("RayJob")
+            found = until(lambda: [each for each in watched.of("RayJob") or [] if each != JOB], "it is seen", 5)
+            assert (found[0]["metadata"]["resourceVersion"], watched.error("RayJob")) == ("10", None)
+            server.ended.set()
+    assert server.lists == 2

@@ -29,7 +29,7 @@ from raykube.backends.kuberay import (
 )
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.cluster import Cluster
+from raykube.cluster import STORAGE_ANNOTATION, TRACKING_ANNOTATION, Cluster
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound
 from raykube.plans import Plan
 from raykube.specs import Job, Service
@@ -61,8 +61,10 @@ class KubeRay:
     def cluster(self, name: str) -> Cluster:
         """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""
         found = clusters.found(self.kube, name)
-        metadata = {key: found["metadata"].get(key) or {} for key in ("annotations",)}
-        metadata |= {"name": name, "namespace": self.kube.namespace}
+        said = found["metadata"].get("annotations") or {}
+        # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
+        annotations = {key: said[key] for key in (STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
+        metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
         where = f"RayCluster {name}"
         return Cluster(manifest | {"spec": found["spec"]}, where, name, self._where[0], selected=True)
@@ -140,16 +142,8 @@ class KubeRay:
         with contextlib.suppress(BackendError):
             self.stop(name)
         job = Look(self.kube, name).job
-        try:
-            storage.remove(self.kube, job)
-        except BackendError as error:
+        with storage.removed_with(self.kube, job):
             jobs.remove(self.kube, job)
-            left = storage.storage_of(job)
-            step = f"remove {left} by hand, or submit and delete a run of that name once its pods can start"
-            raise BackendError(
-                f"{name} is deleted, but not what it kept in {left}", why=str(error), next_step=step
-            ) from error
-        jobs.remove(self.kube, job)
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services that raykube made, oldest first."""

@@ -19,7 +19,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
 from raykube.bodies import ray_cluster
 from raykube.cluster import LOCAL, Cluster
-from raykube.differences import of_values
+from raykube.differences import of_values, word
 from raykube.errors import (
     BackendError,
     ConfigError,
@@ -138,7 +138,7 @@ def _different(known: Any, wanted: Any, path: str) -> Iterator[str]:
 
 
 def _difference(path: str, known: Any, wanted: Any) -> str:
-    theirs, ours = (value if value is _ABSENT else f"{value!r:.200}" for value in (known, wanted))
+    theirs, ours = (value if value is _ABSENT else word(value) for value in (known, wanted))
     return of_values(path, theirs, ours)
 
 

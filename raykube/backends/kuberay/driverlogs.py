@@ -18,6 +18,7 @@ from raykube import wire
 from raykube.backends.kuberay import logfiles, storage
 from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
@@ -112,8 +113,8 @@ def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -
     raise BackendError(
         f"the log of {look.name} ended with the node that it was on",
         why="the cluster names no storage that would have kept it"
-        if not storage.storage_of(look.job)
-        else f"there is no {wire.LOG_FILE} in {storage.storage_of(look.job)}",
+        if not storage_of(look.job)
+        else f"there is no {wire.LOG_FILE} in {storage_of(look.job)}",
         next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s",
     )
 

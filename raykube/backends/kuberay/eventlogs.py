@@ -16,6 +16,8 @@ from raykube.errors import NotFound, Unreachable
 
 #: So much of a cluster's name KubeRay puts before the names of its pods.
 _POD_PREFIX = 50
+#: What Kubernetes puts behind the name of a Job, for a pod of it.
+_RANDOM = "[bcdfghjklmnpqrstvwxz2456789]{5}"
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
@@ -63,10 +65,11 @@ def ours(job: Object, claims: Collection[str], events: Iterable[Object]) -> list
     own = [event for event in events if event["involvedObject"].get("uid") == job["metadata"]["uid"]]
     clusters = _clusters(job, own)
     pods = tuple(f"{cluster}-"[:_POD_PREFIX] for cluster in clusters)
+    submitter = re.compile(rf"{re.escape(job['metadata']['name'])}-{_RANDOM}")
 
     def is_ours(kind: str, name: str) -> bool:
         if kind == "Pod":
-            return name.startswith(pods)
+            return name.startswith(pods) or bool(submitter.fullmatch(name))
         return name in {"RayCluster": clusters, "PersistentVolumeClaim": claims}.get(kind, ())
 
     about = [(event["involvedObject"], event) for event in events]
@@ -74,11 +77,14 @@ def ours(job: Object, claims: Collection[str], events: Iterable[Object]) -> list
 
 
 def _clusters(job: Object, own: Iterable[Object]) -> set[str]:
-    """Return the names of a run's clusters; of those that are gone KubeRay's words tell: "Created … team/a-x1"."""
+    """Return the names of a run's clusters; of those that are gone KubeRay's words tell: "Created … team/a-x1".
+
+    The run's own name, which such words tell of its submitter, is that of no cluster unless its status says so.
+    """
     named = re.compile(rf"\b{re.escape(job['metadata']['namespace'])}/([a-z0-9.-]*[a-z0-9])")
     found = {name for event in own for name in named.findall(event.get("message") or "")}
     now = (job.get("status") or {}).get("rayClusterName")
-    return found | ({now} if now else set())
+    return found - {job["metadata"]["name"]} | ({now} if now else set())
 
 
 def _fresh(events: Iterable[Object], shown: set[str]) -> Iterator[str]:

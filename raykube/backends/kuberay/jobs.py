@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -41,8 +41,10 @@ def start(kube: Kube, plan: Plan) -> None:
             if attempt:
                 job = again(plan.body[-1], attempt)
         if owner:
-            _own(kube, code, owner, is_new=made is not None)
-            largecode.after(kube, plan)
+            with objects.needed_by(kube, owner, is_new=made is not None):
+                for part in code:  # owned by the run: it goes when that does
+                    objects.claim(kube, part, owner)
+                largecode.after(kube, plan, owner)
             return
     raise Conflict(f"{plan.name} is started and deleted by others at once", next_step="submit it again")
 
@@ -70,13 +72,6 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1
-
-
-def _own(kube: Kube, code: Iterable[Mapping[str, Any]], owner: Object, *, is_new: bool) -> None:
-    """Create the objects that carry the code, owned by the run: they go when the run does."""
-    with objects.needed_by(kube, owner, is_new=is_new):
-        for part in code:
-            objects.claim(kube, part, owner)
 
 
 def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,15 +12,20 @@ from typing import Any
 import yaml
 
 from raykube import bodies, package
+from raykube.backends import Status
 from raykube.backends.kuberay import storage
-from raykube.backends.kuberay.rayhead import RayHead, head_of
-from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.observed import storage_of
+from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 _HELD = "gcs://"
+
+_log = logging.getLogger("raykube")
 
 
 def before(kube: Kube, plan: Plan) -> None:
@@ -32,17 +39,25 @@ def before(kube: Kube, plan: Plan) -> None:
         storage.write(kube, work, uri.removeprefix("file://"), package.zipped(plan.package))
 
 
-def after(kube: Kube, plan: Plan) -> None:
-    """Submit the job of a plan that uploads its code (InteractiveMode), as soon as its head answers.
+def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
+    """Return a block to delete a service in, and with it what the storage holds of its code: it keeps nothing else."""
+    folder = storage_of(service)
+    there = folder and f"{folder}/" in _working_dir(service)
+    return storage.removed_with(kube, service) if there else contextlib.nullcontext()
+
+
+def after(kube: Kube, plan: Plan, owner: Object) -> None:
+    """Submit the job of a plan that uploads its code (InteractiveMode), as soon as the head of its RayJob answers.
 
     Raises:
         BackendError: the head did not come up in the job's ``pending_timeout_s``.
     """
-    spec = plan.body[-1].get("spec", {})
-    if spec.get("submissionMode") != "InteractiveMode" or plan.package is None:
+    planned = plan.body[-1].get("spec", {})
+    if planned.get("submissionMode") != "InteractiveMode" or plan.package is None:
         return
-    head = _answering(kube, plan.name, float(spec["preRunningDeadlineSeconds"]))
-    if head.details():
+    spec = planned | dict(owner["spec"])  # a later attempt's says which it is
+    head = _answering(kube, plan.name, float(planned["preRunningDeadlineSeconds"]))
+    if head is None or head.details():
         return
     uri = bodies.held_uri(plan.package)
     _give(head, uri, plan.package)
@@ -89,29 +104,33 @@ def _selected(kube: Kube, work: Mapping[str, Any]) -> RayHead:
     return RayHead(kube, {"status": status, "spec": {"rayClusterSpec": cluster["spec"]}})
 
 
-def _answering(kube: Kube, name: str, limit_s: float) -> RayHead:
-    """Wait for the head of a job's cluster."""
-    deadline = time.monotonic() + limit_s
+def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:
+    """Wait for the head of a job's cluster, and tell what for; None once the run has ended without it."""
+    deadline, told = time.monotonic() + limit_s, ""
     while True:
-        head, why = _asked(kube, name)
-        if head:
+        head, status, why = _asked(kube, name)
+        if head or (status and status.is_terminal):
             return head
+        if why != told:
+            _log.warning("%s gets its code once its head answers: %s", name, why)
+            told = why
         if time.monotonic() > deadline:
-            step = f"see: raykube job why {name}"
+            step = "ask for what the cluster can give, or give a longer --pending-timeout-s"
             raise BackendError(f"the head of {name} did not answer within {limit_s:g} s", why=why, next_step=step)
         time.sleep(_POLL_S)
 
 
-def _asked(kube: Kube, name: str) -> tuple[RayHead | None, str]:
-    """Return the head of a job's cluster if it answers, else why not."""
+def _asked(kube: Kube, name: str) -> tuple[RayHead | None, Status | None, str]:
+    """Return the head of a job's cluster if it answers, the run's state, and what it waits for."""
     try:
-        head = head_of(kube, kube.get("RayJob", name))
+        look = Look(kube, name)
+        status, head = look.status(), look.head()
     except Unreachable as error:  # the API server; it may be back in time
-        return None, error.why
-    if head is None:
-        return None, "KubeRay has not made it"
+        return None, None, error.why
     try:
-        head.api.version()
+        if head and not status.is_terminal:
+            head.api.version()
+            return head, status, ""
     except BackendError as error:
-        return None, error.why
-    return head, ""
+        return None, status, error.why
+    return None, status, status.detail

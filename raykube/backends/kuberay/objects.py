@@ -162,13 +162,17 @@ def _told(left: Callable[[], BackendError | None]) -> BackendError | None:
 
 @contextlib.contextmanager
 def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
-    """Remove an owner that was just made if what it needs is refused: it would wait for that until its deadline.
+    """Remove an owner that was just made if it does not get what it needs: it would wait for that, on its cluster.
 
     Raises:
         BackendError: it could not be removed either.
     """
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if is_new:
+            _undo(kube, owner, interrupt)
+        raise
     except RaykubeError as error:
         # Where nobody answers nothing can be removed either: the same plan, sent again, makes what is missing.
         if is_new and (isinstance(error, Unable) or not isinstance(error, Unreachable)):
@@ -176,7 +180,7 @@ def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
         raise
 
 
-def _undo(kube: Kube, owner: Object, refusal: RaykubeError) -> None:
+def _undo(kube: Kube, owner: Object, refusal: BaseException) -> None:
     kind, name = owner["kind"], name_of(owner)
     try:
         delete(kube, owner)

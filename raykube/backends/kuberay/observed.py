@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.fields import Object, moment, newest
+from raykube.manifest import STORAGE_ANNOTATION
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Observed:
         """The name of the run, service or cluster."""
         metadata = (self.owner or self.cluster).get("metadata", {})
         return str(metadata.get("name", ""))
+
+
+def storage_of(owner: Object) -> str:
+    """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
+    base = (owner["metadata"].get("annotations") or {}).get(STORAGE_ANNOTATION, "")
+    return f"{base.rstrip('/')}/{owner['metadata']['name']}" if base else ""
 
 
 def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tuple[Object, ...]:

@@ -50,7 +50,7 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
             why=f"it has no key {_KEY}",
             next_step=f"put the token there under {_KEY}, or name another Secret in authOptions.secretName",
         )
-    return base64.b64decode(held).decode()
+    return base64.b64decode(held).decode().strip()  # a file that it was made from ends in a newline
 
 
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:

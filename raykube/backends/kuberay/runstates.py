@@ -5,6 +5,8 @@ Ray's own words come first: the RayJob follows them up to three seconds late.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -14,7 +16,7 @@ from raykube import wire
 from raykube.backends import State, Status
 from raykube.backends.endings import opening
 from raykube.backends.kuberay import diagnosis
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.observed import Observed, storage_of
 from raykube.backends.kuberay.rayhead import is_sidecar
 from raykube.backends.kubernetes import fields
 from raykube.errors import Failure
@@ -34,6 +36,8 @@ _DEPLOYMENT_STATES: Mapping[str, State] = {
     "ValidationFailed": "FAILED",
 }
 _RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
+_WORKERS = re.compile(rf"^ *{wire.WORKERS}: ['\"]?([0-9.]+)", re.MULTILINE)
+_STAGES = ("looking for a node", "getting image and volumes", "starting Ray")
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
@@ -58,6 +62,8 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         earlier=tuple(_earlier(told)),
         progress=MappingProxyType(dict(told.get("progress") or {})),
         url=url,
+        workers=_workers(job),
+        storage=storage_of(job),
     )
     cause = _cause(seen, state)
     ended = status.ended if status.is_terminal else None
@@ -107,6 +113,11 @@ def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
     return int(told.get("attempt") or noted or max(1, counted))
 
 
+def _workers(job: Mapping[str, Any]) -> str:
+    found = _WORKERS.search(job["spec"].get("runtimeEnvYAML") or "")
+    return found[1] if found else ""
+
+
 def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
     for row in told.get("attempts") or ():
         if "ended" in row and row["attempt"] < told["attempt"]:
@@ -145,8 +156,19 @@ def _waiting(seen: Observed) -> str:
         return "retrying"
     if not seen.pods:
         return "KubeRay makes its cluster"
-    ready = sum(1 for pod in seen.pods if fields.is_ready(pod))
-    return f"{ready} of {len(seen.pods)} pods ready"
+    stages = Counter(_stage(pod) for pod in seen.pods)
+    others = ", ".join(f"{stages[stage]} {stage}" for stage in _STAGES if stages[stage])
+    return f"{stages['']} of {len(seen.pods)} pods ready" + (f": {others}" if others else "")
+
+
+def _stage(pod: fields.Object) -> str:
+    """Return what a pod is at before it is ready; "" once it is."""
+    if fields.is_ready(pod):
+        return ""
+    containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
+    if "running" in (containers[0].get("state") or {}):  # by KubeRay's rule the first one is Ray's
+        return _STAGES[2]
+    return _STAGES[fields.conditions(pod).get("PodScheduled", {}).get("status") == "True"]
 
 
 def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:

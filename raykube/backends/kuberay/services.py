@@ -66,9 +66,16 @@ def deploy(kube: Kube, plan: Plan) -> None:
 
 
 def take_down(kube: Kube, name: str) -> None:
-    """Delete a service and what it owns, and wait until its name is free. Raises NotFound."""
-    objects.delete(kube, servelook.found(kube, name))
-    objects.wait_gone(kube, "RayService", name)
+    """Delete a service, what it owns and what a storage holds of its code; wait until its name is free.
+
+    Raises:
+        NotFound: there is none.
+        BackendError: it is deleted, and its code is still in the storage.
+    """
+    service = servelook.found(kube, name)
+    with largecode.removed_with(kube, service):
+        objects.delete(kube, service)
+        objects.wait_gone(kube, "RayService", name)
 
 
 def _never_came_up(service: Object) -> bool:

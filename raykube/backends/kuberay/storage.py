@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
+from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kubernetes.fields import conditions
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_VOLUME
-from raykube.cluster import STORAGE_ANNOTATION
 from raykube.errors import BackendError, NotFound, Unreachable
 
 _LIMIT_S = 300  # a node may have to be made for it
@@ -29,18 +29,13 @@ _TRIES = 3
 _ANSWER = re.compile(r"^<([A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
+_CONTAINER = "storage"
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 _KEPT = (
     *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
     *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
 )
 _KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
-
-
-def storage_of(job: Mapping[str, Any]) -> str:
-    """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
-    base = (job["metadata"].get("annotations") or {}).get(STORAGE_ANNOTATION, "")
-    return f"{base.rstrip('/')}/{job['metadata']['name']}" if base else ""
 
 
 def read(kube: Kube, job: Object, file: str) -> bytes:
@@ -67,10 +62,26 @@ def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes:
     )
 
 
-def remove(kube: Kube, job: Object) -> None:
-    """Remove all that a run keeps."""
-    if folder := storage_of(job):
-        _run(kube, job, "remove", folder)
+@contextlib.contextmanager
+def removed_with(kube: Kube, thing: Object) -> Iterator[None]:
+    """Remove what a run or service keeps, then have the block delete its objects, whether that went well or not.
+
+    Raises:
+        BackendError: the objects are deleted, and what was kept is still there.
+    """
+    folder, failed = storage_of(thing), None
+    try:
+        if folder:
+            _run(kube, thing, "remove", folder)
+    except BackendError as error:
+        failed = error
+    yield
+    if failed:
+        name = thing["metadata"]["name"]
+        step = f"remove {folder} by hand, or submit and delete a run of that name once its pods can start"
+        raise BackendError(
+            f"{name} is deleted, but not what it kept in {folder}", why=str(failed), next_step=step
+        ) from failed
 
 
 def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
@@ -78,7 +89,8 @@ def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
     with _pod(kube, job, "receive", path, str(_PORT)) as name:
         there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
         if not _is_there(kube, name, there):
-            kube.send("POST", there, content=data)
+            # It answers only once it has written.
+            kube.send("POST", there, content=data, timeout=_LIMIT_S)
 
 
 def _is_there(kube: Kube, name: str, path: str) -> bool:
@@ -93,7 +105,7 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
             phase = pod["status"].get("phase")
             if phase == "Running" and not isinstance(error, Unreachable):  # the pod's own 404
                 return False
-            if time.monotonic() > deadline or phase == "Failed" or _never_starts(pod):
+            if time.monotonic() > deadline or _ended_well(pod) is not None or _never_starts(pod):
                 raise _late(pod, f"write {name}") from error
         else:
             return True
@@ -103,21 +115,34 @@ def _is_there(kube: Kube, name: str, path: str) -> bool:
 def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
     with _pod(kube, job, verb, path, *more) as name:
         deadline = time.monotonic() + _LIMIT_S
-        while (pod := kube.get("Pod", name))["status"].get("phase") not in ("Succeeded", "Failed"):
+        while (well := _ended_well(pod := kube.get("Pod", name))) is None:
             if time.monotonic() > deadline or _never_starts(pod):
                 raise _late(pod, f"{verb} {path}")
             time.sleep(_POLL_S)
-        text = kube.pod_log(name)
-    if pod["status"]["phase"] == "Failed":
+        text = kube.pod_log(name, container=_CONTAINER)
+    if not well:
         raise BackendError(f"the storage says no ({verb} {path})", why=text.strip()[-1000:])
     return text
 
 
+def _state(pod: Object) -> Mapping[str, Any]:
+    """Return the state of the pod's own container: others, that a cluster puts beside it, may go on for ever."""
+    for each in (pod.get("status") or {}).get("containerStatuses") or ():
+        if each["name"] == _CONTAINER:
+            return dict(each.get("state") or {})
+    return {}
+
+
+def _ended_well(pod: Object) -> bool | None:
+    """Return whether the pod has done its work; None while it is at it."""
+    if ended := _state(pod).get("terminated"):
+        return bool(ended["exitCode"] == 0)
+    return {"Succeeded": True, "Failed": False}.get(pod["status"].get("phase", ""))
+
+
 def _waits_for(pod: Object) -> Mapping[str, Any]:
     """Return what the pod's container waits for: reason and message."""
-    found = (pod.get("status") or {}).get("containerStatuses") or [{}]
-    waiting: Mapping[str, Any] = (found[0].get("state") or {}).get("waiting") or {}
-    return waiting
+    return _state(pod).get("waiting") or {}
 
 
 def _never_starts(pod: Object) -> bool:
@@ -148,23 +173,28 @@ def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
 
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
     metadata, template = job["metadata"], _template(kube, job)
+    said, pod = template.get("metadata") or {}, template["spec"]
+    # By KubeRay's own it would be taken for one of the cluster's; others may be what has a volume or a secret put in.
+    labels = {key: value for key, value in (said.get("labels") or {}).items() if not key.startswith("ray.io/")}
+    own = {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]}
     owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": f"{metadata['name']}-storage-{secrets.token_hex(3)}",
-            "labels": {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]},
+            "labels": labels | own,
+            "annotations": said.get("annotations") or {},
             "ownerReferences": owner if "uid" in metadata else [],
         },
         "spec": {
-            **{key: copy.deepcopy(template[key]) for key in _KEPT if key in template},
+            **{key: copy.deepcopy(pod[key]) for key in _KEPT if key in pod},
             # Without the code: that is not there yet, or not any more.
-            "volumes": [each for each in template.get("volumes") or [] if each["name"] != CODE_VOLUME],
+            "volumes": [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME],
             "restartPolicy": "Never",
             "activeDeadlineSeconds": _LIMIT_S,
-            "automountServiceAccountToken": "serviceAccountName" in template,
-            "containers": [_container(template["containers"][0], words)],
+            "automountServiceAccountToken": "serviceAccountName" in pod,
+            "containers": [_container(pod["containers"][0], words)],
         },
     }
 
@@ -175,14 +205,14 @@ def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
     if cluster is None:
         cluster = kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"]
-    return dict(cluster["headGroupSpec"]["template"]["spec"])
+    return dict(cluster["headGroupSpec"]["template"])
 
 
 def _container(head: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
     kept = {key: copy.deepcopy(head[key]) for key in _KEPT_IN_CONTAINER if key in head}
     return {
         **kept,
-        "name": "storage",
+        "name": _CONTAINER,
         "volumeMounts": [each for each in head.get("volumeMounts") or [] if each["name"] != CODE_VOLUME],
         "command": ["python", "-c", _MODULE.read_text(encoding="utf-8"), *words],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},

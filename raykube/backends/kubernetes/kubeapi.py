@@ -19,8 +19,8 @@ import httpx
 
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
-from raykube.backends.kubernetes.refusals import no_api_server, refusal
-from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+from raykube.backends.kubernetes.refusals import Gone, no_api_server, refusal
+from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
 Object = dict[str, Any]
 
@@ -72,7 +72,7 @@ class Kube:
 
     def get(self, kind: str, name: str) -> Object:
         """Return one object. Raises NotFound."""
-        return self.json("GET", self._path(kind, name))
+        return self.json("GET", self._one(kind, name))
 
     def find(self, kind: str, name: str) -> Object | None:
         """Return one object, or None when it is not there."""
@@ -97,20 +97,20 @@ class Kube:
     def patch(self, kind: str, name: str, change: Mapping[str, Any]) -> Object:
         """Merge a change into an object (``application/merge-patch+json``). Raises NotFound, ManifestError."""
         headers = {"content-type": "application/merge-patch+json"}
-        return self.json("PATCH", self._path(kind, name), change, _strict(dry_run=False), headers)
+        return self.json("PATCH", self._one(kind, name), change, _strict(dry_run=False), headers)
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
         """Ask for an object's end; `options` are those of DeleteOptions. Raises NotFound."""
-        self.json("DELETE", self._path(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+        self.json("DELETE", self._one(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
     def pod_log(self, name: str, **params: Any) -> str:
         """Return what a container of a pod printed; bytes that are not UTF-8 show as U+FFFD."""
-        response = self.send("GET", f"{self._path('Pod', name)}/log", params=params)
+        response = self.send("GET", f"{self._one('Pod', name)}/log", params=params)
         return response.content.decode("utf-8", "replace")
 
     def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
         """Yield the lines that a container of a pod prints as they come, until it ends or `stop` is set."""
-        path, params = f"{self._path('Pod', name)}/log", {"follow": "true", **params}
+        path, params = f"{self._one('Pod', name)}/log", {"follow": "true", **params}
         with self.stream(path, stop, params=params, timeout=None) as response:
             yield from _lines(response)
 
@@ -204,10 +204,15 @@ class Kube:
             served = {each["version"] for each in self.json("GET", f"/apis/{_KUEUE}").get("versions") or ()}
         return next((each for each in _KUEUE_VERSIONS if each in served), _KUEUE_VERSIONS[0])
 
-    def _path(self, kind: str, name: str = "") -> str:
+    def _one(self, kind: str, name: str) -> str:
+        if not name:
+            raise ConfigError(f"the name of a {kind} is empty", why="so would be asked for all of them")
+        return f"{self._path(kind)}/{name}"
+
+    def _path(self, kind: str) -> str:
         group, plural = _PATHS[kind]
         group = f"{group}/{self._kueue}" if kind == "Workload" else group
-        return f"/{group}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+        return f"/{group}/namespaces/{self.namespace}/{plural}"
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(
@@ -231,10 +236,6 @@ def _lines(response: httpx.Response) -> Iterator[bytes]:
     for chunk in response.iter_bytes():
         *whole, rest = (rest + chunk).split(b"\n")
         yield from whole
-
-
-class Gone(BackendError):
-    """The version that a watch should go on from is too old for the server (410)."""
 
 
 class Stop:

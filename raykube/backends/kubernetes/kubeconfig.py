@@ -13,8 +13,10 @@ import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import yaml
@@ -141,9 +143,9 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
         tls = verify_cluster(config.cluster, config.user, str)
         if config.server_name:
             _expect(tls, config.server_name)
-        auth, proxy = auth_of(config.user, tls, config.manner), config.proxy or None
+        auth, proxy, server = auth_of(config.user, tls, config.manner), _proxy_of(config), config.cluster.server
         return httpx.Client(
-            base_url=config.cluster.server, verify=tls, auth=auth, proxy=proxy, timeout=timeout, limits=_LIMITS
+            base_url=server, verify=tls, auth=auth, proxy=proxy, timeout=timeout, limits=_LIMITS, trust_env=False
         )
     except (LightkubeError, OSError, ValueError, ImportError) as error:
         raise ConfigError(
@@ -151,6 +153,37 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
             why=str(error),
             next_step="see: kubectl config view --minify",
         ) from error
+
+
+def _proxy_of(config: Config) -> str | None:
+    """Return the proxy on the way to the server: the kubeconfig's own, else that of the environment.
+
+    httpx would look there too, but takes no networks in ``NO_PROXY``: it misses some and breaks on others.
+    """
+    if config.proxy:
+        return config.proxy
+    url, known = httpx.URL(config.cluster.server), getproxies()
+    found = known.get(url.scheme) or known.get("all")
+    if not found or _is_direct(url.host, known.get("no", "")):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
+def _is_direct(host: str, said: str) -> bool:
+    """Whether a host is this machine, or ``NO_PROXY`` names it, its domain or, if it is an address, a network of it."""
+    entries = [each.strip() for each in said.split(",")]
+    if "*" in entries or host == "localhost" or proxy_bypass(host):
+        return True
+    with contextlib.suppress(ValueError):  # a name
+        address = ip_address(host)
+        return address.is_loopback or any(address in network for network in _networks(entries))
+    return False
+
+
+def _networks(entries: list[str]) -> Iterator[IPv4Network | IPv6Network]:
+    for entry in entries:
+        with contextlib.suppress(ValueError):  # a name
+            yield ip_network(entry, strict=False)
 
 
 def _expect(tls: ssl.SSLContext, name: str) -> None:

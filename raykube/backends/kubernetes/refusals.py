@@ -20,6 +20,10 @@ class UnknownKind(BackendError):
     """The cluster has no such kind of objects."""
 
 
+class Gone(BackendError):
+    """The version that a watch should go on from is too old for the server (410)."""
+
+
 class NoApiServer(Unreachable):
     """What answers is no API server: a proxy's login page, or another program."""
 
@@ -56,7 +60,9 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
     if code == httpx.codes.NOT_FOUND and " " not in named:
         return _unnamed(method, path, words)
     known = _REFUSALS.get(code)
-    return known(named, words) if known else BackendError(f"the API server refused {method} {path}", why=words)
+    if known:
+        return known(named, words)
+    return _passed_on(method, path, words) if "/proxy/" in path else _refused(method, path, words)
 
 
 def _status(response: httpx.Response) -> dict[str, Any]:
@@ -74,13 +80,21 @@ def _not_found(named: str, words: str) -> BackendError:
 def _unnamed(method: str, path: str, words: str) -> BackendError:
     """Return what a 404 without an object's name means: a pod's own answer, or that the server lacks the kind."""
     if "/proxy/" in path:
-        return BackendError(f"what the API server passed on was refused: {method} {path}", why=words)
+        return _passed_on(method, path, words)
     if "/ray.io/" in path:
         what = "KubeRay's definitions are not installed"
         step = "have an administrator install KubeRay: helm install kuberay-operator kuberay/kuberay-operator"
     else:
         what, step = f"it does not serve {path}", "have an administrator install what serves it"
     return UnknownKind(f"the cluster does not know this kind of object: {what}", why=words, next_step=step)
+
+
+def _passed_on(method: str, path: str, words: str) -> BackendError:
+    return BackendError(f"what the API server passed on was refused: {method} {path}", why=words)
+
+
+def _refused(method: str, path: str, words: str) -> BackendError:
+    return BackendError(f"the API server refused {method} {path}", why=words)
 
 
 def _forbidden(_named: str, words: str) -> BackendError:
@@ -118,6 +132,10 @@ def _conflict(named: str, words: str) -> BackendError:
     return Conflict(f"{named} exists already or was changed meanwhile", why=words)
 
 
+def _gone(_named: str, words: str) -> BackendError:
+    return Gone("the API server no longer knows the version that was asked for", why=words)
+
+
 #: With too many requests, and with a store that changes its leader or a webhook that does not answer.
 _UNABLE = (429, 500)
 _UNAVAILABLE = (502, 503, 504)
@@ -126,4 +144,5 @@ _REFUSALS: Mapping[int, Callable[[str, str], BackendError]] = {
     403: _forbidden,
     404: _not_found,
     409: _conflict,
+    410: _gone,
 }

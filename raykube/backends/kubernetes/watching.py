@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from raykube.backends.kubernetes.kubeapi import Gone, Kube, Object, Stop
-from raykube.backends.kubernetes.refusals import UnknownKind
+from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.refusals import Gone, UnknownKind
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _FIRST_PAUSE_S = 0.1

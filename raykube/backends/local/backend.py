@@ -196,7 +196,7 @@ def _remove_unused_code() -> None:
 def _keep_watched() -> None:
     """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
     running = head.current()
-    if running and not head.alive(running.keeper_pid, running.keeper_created):
+    if running and not head.alive(running.keeper_pid, running.keeper_born):
         with head.lock():
             starting.adopt_if_orphaned()
 

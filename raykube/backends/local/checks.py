@@ -22,6 +22,9 @@ def refuse_impossible(work: Job | Service, on: Cluster) -> None:
     if "://" in on.storage:
         what = f"{on.storage!r} is not a folder of this machine"
         problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
+    if isinstance(work, Job) and work.queue:
+        step = "leave it out, or name a place in Kubernetes: --on NAME|PATH"
+        problems.append(Problem("queue", "is of Kueue, which this machine does not have", step))
     problems += _too_many_cpus(work, on)
     if isinstance(work, Service):
         problems += [

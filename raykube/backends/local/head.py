@@ -1,7 +1,7 @@
 """The one Ray head that raykube owns on this machine: its state, its token, its lock, its processes.
 
 The head has its own token, free ports and folder, so another Ray on the machine is neither used nor
-disturbed. The state file names its processes by pid *and* creation time, so a stale one is recognised
+disturbed. The state file names its processes by pid *and* by when they were born, so a stale one is recognised
 after a crash or a reboot. starting.py starts and ends it, keeper.py looks after it.
 """
 
@@ -30,7 +30,7 @@ class Head:
 
     Attributes:
         id: a random word, also in the environment of all its processes.
-        keeper_pid, keeper_created, ray_pid, ray_created: its two main processes.
+        keeper_pid, keeper_born, ray_pid, ray_born: its two main processes, and what :func:`born` says of them.
         address: of the dashboard, as in ``http://127.0.0.1:38265``.
         session_dir: Ray's folder for this head; ``logs/`` below it.
         serve_port: where Serve listens once something is deployed.
@@ -40,9 +40,9 @@ class Head:
 
     id: str
     keeper_pid: int
-    keeper_created: float
+    keeper_born: str
     ray_pid: int
-    ray_created: float
+    ray_born: str
     address: str
     session_dir: str
     serve_port: int
@@ -62,7 +62,17 @@ def home() -> Path:
 def cpu_count() -> int:
     """Return how many CPUs this process may use: what the head offers to Ray."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cpus, int(_quota(Path("/sys/fs/cgroup")) or cpus)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Return the CPUs that a container is limited to (cgroup v2, then v1); None for no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (int(word) for name in names for word in (cgroup / name).read_text().split())
+            return quota / period if quota > 0 else None
+    return None
 
 
 def token() -> str:
@@ -77,14 +87,28 @@ def token() -> str:
     return path.read_text().strip()
 
 
-def alive(pid: int, created: float) -> bool:
-    """Whether exactly that process runs: a pid alone may have been given to another one since."""
+def born(pid: int) -> str:
+    """Return what tells a living process from all others that had or will have its pid; "" when none has it.
+
+    Its place in time since the boot, and which boot: the time of day of its start moves when the clock is set.
+    """
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
+    try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    return False
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        if not psutil.LINUX:
+            return f"{process.create_time():.2f}"
+        since_boot = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {since_boot}"
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def alive(pid: int, birth: str) -> bool:
+    """Whether exactly that process runs: a pid alone may have been given to another one since."""
+    return bool(birth) and born(pid) == birth
 
 
 def read_state() -> Head | None:
@@ -106,7 +130,7 @@ class Starting:
 
     id: str
     keeper_pid: int
-    keeper_created: float
+    keeper_born: str
 
 
 def write_starting(starting: Starting | None) -> None:
@@ -124,13 +148,13 @@ def read_starting() -> Starting | None:
         starting = Starting(**json.loads((home() / "starting.json").read_text()))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
-    return starting if alive(starting.keeper_pid, starting.keeper_created) else None
+    return starting if alive(starting.keeper_pid, starting.keeper_born) else None
 
 
 def current() -> Head | None:
     """Return the head that runs now, if its Ray is alive."""
     head = read_state()
-    return head if head and alive(head.ray_pid, head.ray_created) else None
+    return head if head and alive(head.ray_pid, head.ray_born) else None
 
 
 def touch() -> None:
@@ -172,13 +196,8 @@ def remove_files(head: Head) -> None:
 
 def kill_processes(head: Head) -> None:
     """SIGKILL every process of a head at once; Ray's own SIGTERM drains for up to 30 s."""
-    import psutil
-
-    session: int | None = head.ray_pid
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if abs(psutil.Process(head.ray_pid).create_time() - head.ray_created) >= 1:
-            session = None  # somebody else has that number by now
-    kill_marked(head.id, session)
+    is_anothers = born(head.ray_pid) not in ("", head.ray_born)  # somebody else has that number by now
+    kill_marked(head.id, None if is_anothers else head.ray_pid)
 
 
 def kill_marked(head_id: str, session: int | None = None) -> None:

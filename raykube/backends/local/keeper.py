@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 from raykube.backends.local import head, lifecycle, observe, records, starting
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Unreachable
@@ -45,7 +43,7 @@ def main(arguments: list[str]) -> None:
     head.write_starting(None)
     api = head.api(started)
     # Not in a finally: after an error of ours the head goes on, and the next client adopts it.
-    while head.alive(started.ray_pid, started.ray_created):
+    while head.alive(started.ray_pid, started.ray_born):
         _tick(started, api)
         if _is_idle(started, api):
             with head.lock():  # nobody is just about to submit
@@ -93,8 +91,7 @@ def ray_environ(head_id: str) -> dict[str, str]:
 
 def _start(head_id: str) -> head.Head:
     """Start Ray and wait until it takes jobs; anew when it gave up, as it does after 30 s on a busy machine."""
-    me = psutil.Process()
-    head.write_starting(head.Starting(head_id, me.pid, me.create_time()))
+    head.write_starting(head.Starting(head_id, os.getpid(), head.born(os.getpid())))
     for tries_left in (2, 1, 0):
         port = head.free_port()
         ray, temp_dir = _spawn_ray(head_id, port)
@@ -136,13 +133,12 @@ def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) 
 
 
 def _published(head_id: str, ray_pid: int, port: int, session_dir: Path) -> head.Head:
-    me = psutil.Process()
     return head.Head(
         id=head_id,
-        keeper_pid=me.pid,
-        keeper_created=me.create_time(),
+        keeper_pid=os.getpid(),
+        keeper_born=head.born(os.getpid()),
         ray_pid=ray_pid,
-        ray_created=psutil.Process(ray_pid).create_time(),
+        ray_born=head.born(ray_pid),
         address=f"http://127.0.0.1:{port}",
         session_dir=str(session_dir),
         serve_port=int(setting("serve_port").value) or head.free_port(),
@@ -156,8 +152,7 @@ def _adopt() -> head.Head:
     orphan = head.read_state()
     if orphan is None:
         sys.exit("there is no head to adopt")
-    me = psutil.Process()
-    return dataclasses.replace(orphan, keeper_pid=me.pid, keeper_created=me.create_time())
+    return dataclasses.replace(orphan, keeper_pid=os.getpid(), keeper_born=head.born(os.getpid()))
 
 
 def _is_idle(started: head.Head, api: RayApi) -> bool:

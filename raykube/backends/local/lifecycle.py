@@ -48,9 +48,7 @@ class Action:
 
 def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail: Sequence[str] = ()) -> Status:
     """Return a run's status from Ray's JobDetails (None: the head does not know it yet) and its log's tail."""
-    status = Status(
-        record.name, record.kind, "PENDING", "not on the head yet", submitted=record.submitted, attempt=attempt
-    )
+    status = replace(_begun(record, attempt), detail="not on the head yet")
     if job is None:
         return status
     state: State = job["status"]
@@ -86,8 +84,20 @@ def refused(record: Record, attempt: int, words: str, now: float) -> Status:
 
 def _failed(record: Record, attempt: int, reason: str, words: str, tail: Sequence[str], now: float) -> Status:
     failure = Failure(reason, words, None, tuple(tail), next_step(reason, record.name))
-    status = Status(record.name, record.kind, "FAILED", words, failure, record.submitted, attempt=attempt)
-    return replace(status, ended=now)
+    return replace(_begun(record, attempt), state="FAILED", detail=words, failure=failure, ended=now)
+
+
+def _begun(record: Record, attempt: int) -> Status:
+    """Return what is known of a run's attempt from its record alone."""
+    return Status(
+        record.name,
+        record.kind,
+        "PENDING",
+        submitted=record.submitted,
+        attempt=attempt,
+        workers=record.workers,
+        storage=f"{record.storage}/{record.name}",
+    )
 
 
 def cut_short(status: Status, failure: Failure | None, now: float) -> Status:

@@ -61,6 +61,12 @@ class Record:
     timeout_s: float | None = None
     pending_timeout_s: float | None = None
 
+    @property
+    def workers(self) -> str:
+        """How many training workers it may have, as its environment says; "" for a service."""
+        env_vars = {} if self.kind == "service" else self.body.get("runtime_env", {}).get("env_vars", {})
+        return str(env_vars.get(wire.WORKERS, ""))
+
     def submission_id(self, attempt: int) -> str:
         """Return the Ray submission id of one attempt."""
         return f"{self.name}-{self.nonce}-{attempt}"

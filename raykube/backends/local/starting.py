@@ -51,7 +51,7 @@ def ensure() -> Head:
 def adopt_if_orphaned() -> None:
     """Give a living head whose keeper was killed a new one. The caller holds the head's lock."""
     running = head.current()
-    if running and not head.alive(running.keeper_pid, running.keeper_created):
+    if running and not head.alive(running.keeper_pid, running.keeper_born):
         _spawn_keeper(running.id, "--adopt")
 
 
@@ -60,7 +60,7 @@ def retire(gone: Head) -> None:
 
     For a dead head this cleans up what it left. Two who do it at once do no harm.
     """
-    if gone.keeper_pid != os.getpid() and head.alive(gone.keeper_pid, gone.keeper_created):
+    if gone.keeper_pid != os.getpid() and head.alive(gone.keeper_pid, gone.keeper_born):
         os.kill(gone.keeper_pid, signal.SIGKILL)
     head.kill_processes(gone)
     for record in records.unfinished(gone.id):

@@ -1,0 +1,72 @@
+"""What the reader of a plan should know of a sound manifest before it is sent. Pure functions."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from raykube import manifest as manifests
+from raykube.shapes import entries, mapping
+
+Manifest = Mapping[str, Any]
+_OPERATORS = ";&|<>\n"
+
+
+def of_storage(manifest: Manifest) -> Iterator[str]:
+    """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
+    storage = str(mapping(manifest["metadata"].get("annotations")).get(manifests.STORAGE_ANNOTATION) or "")
+    path, spec = PurePosixPath(storage.removeprefix("file://")), manifest["spec"]
+    groups = {group.get("groupName"): group for group in entries(spec.get("workerGroupSpecs"))}
+    bare = [name for name, group in groups.items() if not _mounts(manifests.container(group), path)]
+    names = [] if _mounts(manifests.container(spec["headGroupSpec"]), path) else ["the head"]
+    names += [f"group {name}" for name in bare]
+    if path.is_absolute() and names:
+        lost = "what is kept there ends with the pod, and retries and results need it on all pods"
+        yield f"{manifests.STORAGE_ANNOTATION}: nothing is mounted at {path} in {', '.join(names)}: {lost}"
+
+
+def _mounts(container: Manifest, path: PurePosixPath) -> bool:
+    mounts = [str(mapping(each).get("mountPath") or "") for each in entries(container.get("volumeMounts"))]
+    return any(mount and path.is_relative_to(mount) for mount in mounts)
+
+
+def of_submitter(spec: Manifest) -> Iterator[str]:
+    """Say what KubeRay's submitter, which HTTPMode does without, makes of a RayJob."""
+    spec = mapping(spec)
+    if spec.get("submissionMode") == "SidecarMode":
+        words = "KubeRay does not see the end of a job that is over before all pods are ready; with HTTPMode it does"
+        yield f"submissionMode: {words}"
+    yield from _shell_notes(spec)
+
+
+def _shell_notes(spec: Manifest) -> Iterator[str]:
+    """Say what the submitter's shell makes of the words that are handed to it."""
+    mode = spec.get("submissionMode") or "K8sJobMode"
+    own = mapping(mapping(spec.get("submitterPodTemplate")).get("spec")).get("containers") or [{}]
+    if mode not in ("K8sJobMode", "SidecarMode") or mapping(own[0]).get("command"):
+        return
+    where = f"{mode} passes it through a shell in the submitter"
+    if found := {"$", "`"} & set(str(spec.get("runtimeEnvYAML") or "")):
+        yield f"runtimeEnvYAML: {where}, which replaces what {' and '.join(sorted(found))} begin; HTTPMode does not"
+    if ends := _operator(str(spec.get("entrypoint") or "").strip("; \n")):
+        yield f"entrypoint: {where}, which takes {ends!r} and what follows for itself; HTTPMode does not"
+
+
+def _operator(entrypoint: str) -> str:
+    """Return what a shell takes for the end of a simple command; "" when it is nothing else."""
+    words = shlex.shlex(entrypoint, posix=True, punctuation_chars=_OPERATORS)
+    words.whitespace = " \t\r"
+    with contextlib.suppress(ValueError):  # the shell itself will say so
+        return next((word for word in words if word and not word.strip(_OPERATORS)), "")
+    return ""
+
+
+def of_open_dashboard(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Say that a RayJob makes a cluster of its own which asks nobody for a token."""
+    own = spec.get("rayClusterSpec")
+    if own and manifests.auth(own).get("mode") != "token":
+        words = "who reaches its dashboard's port can run code; write authOptions: {mode: token}, which needs Ray 2.52"
+        yield f"rayClusterSpec: {words}"
