@@ -1,11 +1,41 @@
 """Serve the digits classifier over HTTP.
 
-Run: raykube service deploy NAME jobs.digits_app:app --model run:RUN
+Run: python -m jobs.digits_app --model run:RUN, on this machine until Ctrl-C; to stay, and on Kubernetes:
+raykube service deploy NAME jobs.digits_app:app --model run:RUN
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import threading
+
+import raykube
 from jobs import _digits
 from raykube.inside import serving
 
 app = serving.application(_digits.load, _digits.predict)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="run:NAME, a checkpoint's path, or models:/NAME/VERSION")
+    parser.add_argument("--name", default="digits-app", help="of the service")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    given = parse()
+    served = raykube.App(import_path="jobs.digits_app:app", model=given.model)
+    endpoint = raykube.deploy(raykube.Service(name=given.name, apps=(served,)), on="local")
+    print(f"serving     {endpoint.url}  until Ctrl-C", flush=True)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        endpoint.delete()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from raykube.backends import backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError
 from raykube.handles import Endpoint, OnEvent, Run
+from raykube.names import asked_for
 from raykube.plans import Plan
 from raykube.settings import setting
 from raykube.specs import Job, Service
@@ -58,11 +59,12 @@ def running(name: str, on: Cluster) -> Cluster:
     """Return a long-lived cluster of Kubernetes, for jobs to be submitted to.
 
     Raises:
+        ConfigError: nothing can be called `name`.
         NotFound: there is none of that name.
     """
     from raykube.backends.kuberay.backend import KubeRay
 
-    return KubeRay(context=on.context, namespace=on.namespace).cluster(name)
+    return KubeRay(context=on.context, namespace=on.namespace).cluster(asked_for(name, "cluster"))
 
 
 def check(planned: Plan) -> None:
@@ -143,8 +145,9 @@ def attach(name: str, on: str | Cluster | None = None) -> Run | Endpoint:
     """Return the handle of a run or service that was started before, by any process.
 
     Raises:
+        ConfigError: nothing can be called `name`.
         NotFound: nothing is called `name` there.
     """
     place = backend_for(cluster_of(on))
-    kind = place.status(name).kind
+    kind = place.status(asked_for(name)).kind
     return Run(name, place) if kind == "job" else Endpoint(name, place)

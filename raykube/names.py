@@ -9,8 +9,11 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from raykube.errors import ConfigError
+
 MAX_NAME = 47  # RayJob and RayService append up to 16 characters to make names of at most 63
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -27,3 +30,22 @@ def name_problem(name: str, limit: int = MAX_NAME) -> str:
     if not _DNS_1035.fullmatch(name):
         return f"{name!r} is a name that Kubernetes would refuse: use a-z, 0-9 and '-', begin with a letter"
     return ""
+
+
+def asked_for(name: str, noun: str = "job") -> str:
+    """Return the name of a job, service or cluster that may be there, whoever made it.
+
+    In a request for one object anything else would lead elsewhere: to all objects of its kind, or to none of its kind.
+
+    Raises:
+        ConfigError: nothing can be called so.
+    """
+    if _DNS_1123.fullmatch(name):
+        return name
+    last = name.rpartition("/")[2]
+    if last != name and _DNS_1123.fullmatch(last):
+        what, why, step = f"{name!r} is no name", "a name has no '/' in it", f"write {last}, not {name}"
+    else:
+        what = f"{name!r} is no name" if name else f"the name of a {noun} is empty"
+        why, step = "names are of a-z, 0-9, '-' and '.'", f"see the names that there are: raykube {noun} list"
+    raise ConfigError(what, why=why, next_step=step)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from raykube.cli.names import Name, places
 from raykube.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ _PLACE = joined(
     click.option(
         "--on",
         metavar="NAME|PATH",
+        shell_complete=places,
         help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [RAYKUBE_ON, else local]",
     ),
     click.option(
@@ -140,8 +142,8 @@ def place_options(function: _Function) -> _Function:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-name_argument = click.argument("name")
-names_argument = click.argument("names", nargs=-1, required=True)
+name_argument = click.argument("name", type=Name())
+names_argument = click.argument("names", type=Name(), nargs=-1, required=True)
 plan_options = joined(
     click.option(
         "--dry-run",

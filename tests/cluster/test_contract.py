@@ -1,5 +1,6 @@
 """The KubeRay backend keeps the contract of all backends, on real pods."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 import raykube as rk
 from raykube import api
 from tests.cluster import kubectl, namespaces, workloads
+from tests.cluster.shell import ClusterError, until
 from tests.contract.backend import BackendContract
 from tests.support import run
 
@@ -79,3 +81,32 @@ class TestKubeRay(BackendContract):
         if request.node.originalname in WITH_A_CLUSTER_OF_THEIR_OWN:
             return house
         return request.getfixturevalue("standing")
+
+
+def names(namespace):
+    """Return what there is in a namespace of the kinds that runs are made of, or may have made."""
+    kinds = "configmaps,secrets,rayjobs.ray.io,rayclusters.ray.io,pods,services,persistentvolumeclaims"
+    return {(each["kind"], each["metadata"]["name"]) for each in kubectl.listed(kinds, namespace)}
+
+
+def suspended(name, code):
+    """Return the plan of a job, with its code, that KubeRay takes and does not start."""
+    *beside, job = rk.plan(rk.Job(entrypoint="python hello.py", name=name, working_dir=code), "cpu-small").body
+    return api.plan_manifest(
+        [*beside, {**job, "spec": {**job["spec"], "suspend": True}}], rk.Cluster.load("kubernetes")
+    )
+
+
+def test_hundred_submits_and_deletes_leave_nothing(namespace, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    (tmp_path / "hello.py").write_text("print('hello')\n")
+    until(lambda: kubectl.get("configmap", "kube-root-ca.crt", namespace), "what is Kubernetes' own is there", 60)
+    before, runs = names(namespace), [f"never-{number}" for number in range(100)]
+    made = {found for name in runs for found in (("RayJob", name), ("ConfigMap", f"{name}-code"))}
+    with ThreadPoolExecutor(8) as pool:
+        handles = list(pool.map(lambda name: api.start(suspended(name, tmp_path)), runs))
+        assert names(namespace) == before | made
+        list(pool.map(lambda handle: handle.delete(), handles))
+    with contextlib.suppress(ClusterError):  # the comparison tells more
+        until(lambda: names(namespace) == before, "the runs' code is gone", 60)
+    assert names(namespace) == before

@@ -7,12 +7,18 @@ import json
 import shutil
 import subprocess
 import threading
+import time
+from dataclasses import replace
 
+import click
 import pytest
 import yaml
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
-from raykube.cli import args, common
+import raykube as rk
+from raykube.backends.local import records
+from raykube.cli import args, common, names
 from raykube.cli import raykube as raykube_command
 from raykube.cli.jobs import submit
 from raykube.entrypoints import check_import_path
@@ -20,7 +26,8 @@ from raykube.errors import BackendError, ConfigError, RunFailed
 from raykube.package import collect
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
-from tests.support import BIN, run_without_root_rights, typed
+from tests.support import BIN, run, run_without_root_rights, typed
+from tests.unit.test_records import record
 
 ROOT = BIN.parent.parent
 
@@ -333,8 +340,13 @@ def test_options_that_a_cluster_that_stays_cannot_obey_are_refused(raykube):
 
 def test_queue_on_this_machine_is_refused(raykube):
     refused(
-        raykube("job", "submit", "--queue", "q", "--dry-run=client", "--", "python", "hello.py"), "--queue is of Ku"
+        raykube("job", "submit", "--queue", "q", "--dry-run=client", "--", "python", "hello.py"), "queue: is of Kueue"
     )
+
+
+def test_queue_of_a_file_is_refused_on_this_machine_too(raykube, code):
+    (code / "job.yaml").write_text("entrypoint: python hello.py\nqueue: q\n")
+    refused(raykube("job", "submit", "-f", "job.yaml", "--dry-run=client"), "queue: is of Kueue", "leave it out")
 
 
 @pytest.mark.parametrize("words", [("-n", "team"), ("--context", "c")])
@@ -597,6 +609,146 @@ def test_list_asks_for_several_runs_at_once_and_leaves_out_what_was_deleted_mean
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         done = CliRunner().invoke(raykube_command, ["job", "list", "--on", "kubernetes", "--json"])
     assert [each["name"] for each in json.loads(done.output)] == ["a", "ccc"]
+
+
+#: Every command that takes the name of something.
+NAMED = [
+    (group, name)
+    for group, commands in raykube_command.commands.items()
+    for name, command in getattr(commands, "commands", {}).items()
+    if {"name", "names"} & {each.name for each in command.params if isinstance(each, click.Argument)}
+]
+ELSEWHERE = [
+    ("", "is empty", "raykube {group} list"),
+    ("rayjob/digits", "'rayjob/digits' is no name", "write digits, not rayjob/digits"),
+    ("digits/", "'digits/' is no name", "raykube {group} list"),
+    ("?", "'?' is no name", "raykube {group} list"),
+]
+
+
+@pytest.mark.parametrize(("group", "command"), NAMED)
+def test_name_that_leads_elsewhere_is_refused_and_nobody_is_asked(raykube, nothing, group, command):
+    for name, *words in ELSEWHERE:
+        done = raykube(group, command, "-n", "team", name, KUBECONFIG="kubeconfig")
+        refused(done, *(word.format(group=group) for word in words[:1]))
+        assert words[1].format(group=group) in done.stderr.replace(" -n team", "")
+    assert nothing.asked == []
+
+
+@pytest.mark.parametrize("name", ["", "raycluster/demo"])
+def test_cluster_of_a_job_that_leads_elsewhere_is_refused_and_nobody_is_asked(raykube, nothing, name):
+    words = ("--cluster", name, "--dry-run=client", "--", "python", "hello.py")
+    refused(raykube("job", "submit", *words, KUBECONFIG="kubeconfig"), "name", "next: ")
+    assert nothing.asked == []
+
+
+@pytest.mark.parametrize("on", ["local", "kubernetes"])
+@pytest.mark.parametrize("name", ["", "rayjob/digits", ".."])
+def test_name_that_leads_elsewhere_is_attached_to_nowhere(nothing, code, monkeypatch, name, on):
+    monkeypatch.setenv("KUBECONFIG", str(code / "kubeconfig"))
+    with pytest.raises(ConfigError, match="name"):
+        rk.attach(name, on)
+    assert nothing.asked == []
+
+
+@pytest.fixture
+def complete(code, tmp_path, monkeypatch):
+    """Return a function that returns what a shell gets to complete the last word of a line."""
+    monkeypatch.chdir(code)
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KUBECONFIG", "kubeconfig")
+
+    def complete(line):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        return BashComplete(raykube_command, {}, "raykube", "_RAYKUBE_COMPLETE").complete().split()
+
+    return complete
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("raykube job status ", ["plain,digits-a", "plain,digits-b", "plain,other"]),
+        ("raykube job logs -f --source rank-1 digits-", ["plain,digits-a", "plain,digits-b"]),
+        ("raykube job delete digits-a o", ["plain,other"]),
+        ("raykube job status --on local digits-b", ["plain,digits-b"]),
+        ("raykube job status --on nowhere ", []),
+        ("raykube service status ", ["plain,reader"]),
+        ("raykube cluster status ", []),
+    ],
+)
+def test_names_of_this_machine_are_completed_and_no_head_is_started(complete, tmp_path, line, found):
+    for number, name in enumerate(("digits-a", "digits-b", "other")):
+        records.save(record(name, submitted=float(number)))
+    records.save(replace(record("reader"), kind="service"))
+    assert complete(line) == found
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["records"]
+
+
+class Named(Quiet):
+    """An API server with objects of each kind, which notes the namespaces that it is asked for."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        *_, namespace, kind = self.path.partition("?")[0].split("/")
+        self.server.asked.append(namespace)
+        found = {"rayjobs": ["digits"], "rayservices": ["reader"], "rayclusters": ["demo"]}.get(kind, [])
+        self.answer(200, {"items": [kept_run(name) | {"kind": "RayCluster"} for name in found]})
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "namespace"),
+    [
+        ("raykube job status --on kubernetes -n team ", "digits", "team"),
+        ("raykube service delete -n other ", "reader", "other"),
+        ("raykube cluster why --context c ", "demo", "default"),
+        ("raykube job submit --cluster ", "demo", "default"),
+    ],
+)
+def test_names_of_kubernetes_are_completed_where_the_options_say(complete, code, line, name, namespace):
+    with serving(Named) as server:
+        write_kubeconfig(server, code / "kubeconfig")
+        assert complete(line) == [f"plain,{name}"]
+    assert {*server.asked} == {namespace}
+
+
+class Silent(Quiet):
+    """An API server that answers nobody before its test ends."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.server.over.wait(60)
+        self.answer(503, {})
+
+
+def test_names_of_a_server_that_does_not_answer_are_not_waited_for(complete, code, monkeypatch):
+    monkeypatch.setattr(names, "_PATIENCE_S", 0.2)
+    with serving(Silent) as server:
+        server.over, began = threading.Event(), time.monotonic()
+        write_kubeconfig(server, code / "kubeconfig")
+        assert complete("raykube job status --on kubernetes ") == []
+        took = time.monotonic() - began
+        server.over.set()
+    assert took < 5
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("raykube job list --on l", ["plain,local"]),
+        ("raykube cluster create demo --on gpu-", ["plain,gpu-8xh100", "plain,gpu-t4"]),
+        ("raykube job submit --on=k", ["plain,kubernetes"]),
+        ("raykube job submit --on ./h", ["file,./h"]),
+        ("raykube job submit python hello.py --on l", ["plain,local"]),
+    ],
+)
+def test_places_are_completed(complete, line, found):
+    assert complete(line) == found
+
+
+def test_command_itself_completes(code):
+    said = {"_RAYKUBE_COMPLETE": "bash_complete", "COMP_WORDS": "raykube job list --on loc", "COMP_CWORD": "4"}
+    done = run("raykube", cwd=code, **said)
+    assert (done.stdout.split(), done.stderr, done.returncode) == (["plain,local"], "", 0)
 
 
 def test_reader_that_goes_away_is_no_error(code):

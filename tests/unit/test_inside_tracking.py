@@ -13,6 +13,7 @@ from raykube.inside.training import Stage
 from raykube.inside.trials import CONFIG_FILE, Trials
 from tests.cluster.shell import until, write
 from tests.servers import Quiet, serving
+from tests.support import run
 
 pytest.importorskip("mlflow")
 
@@ -108,6 +109,36 @@ def test_rows_that_an_earlier_attempt_could_not_send_are_sent_by_the_next(tmp_pa
     run_id = json.loads((tmp_path / tracking.RUN_FILE).read_text())["run_id"]
     found = select(database, f"select value, step from metrics where run_uuid = '{run_id}' order by timestamp")
     assert found == [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4)]
+
+
+RECORDS = """
+import sys
+sys.modules["mlflow"] = None  # what imports it, or looks for it, finds none
+from raykube import wire
+from raykube.inside import tracking
+from raykube.inside.place import Place
+place = Place("demo", sys.argv[1])
+with tracking.record(place, tracking.Subject("tests", place.path, {"lr": 0.1})) as tracker:
+    tracker.rows([{"time": 1.0, "metrics": {"loss": 1.0}, "checkpoint": None}])
+    result = tracker.conclude(wire.Result("train", "demo", place.path, checkpoint=place.path), model=print)
+print(type(tracker).__name__, result.notes, result.model_uri)
+"""
+
+
+def test_nothing_is_recorded_where_mlflow_is_absent(tmp_path):
+    done = run("python", "-c", RECORDS, str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Tracker () None\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_recorded_where_tracking_is_off(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = Place.from_environ("tests", {wire.TRACKING: "off", wire.STORAGE: str(tmp_path)})
+    with tracking.record(place, Subject("tests", place.path, {"lr": 0.1})) as tracker:
+        tracker.rows(rows({"loss": 1.0}))
+        result = tracker.conclude(wire.Result("train", place.run, place.path, checkpoint=place.path), model=print)
+    assert (type(tracker), result.notes, result.model_uri) == (tracking.Tracker, (), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unexpected_error_of_the_store_is_noted_in_the_result(tmp_path, caplog):

@@ -41,6 +41,7 @@ class Api(Quiet):
 
     def do_POST(self):  # noqa: N802
         thing = self._body()
+        self.server.asked.append(urlsplit(self.path).path)
         if code := self.server.refuses.get(urlsplit(self.path).path.rpartition("/")[2]):
             return self.answer(code, {"kind": "Status", "code": code, "message": "no", "details": {}})
         path = f"{urlsplit(self.path).path}/{thing['metadata']['name']}"
@@ -105,11 +106,16 @@ def kept(api):
 
 
 @pytest.fixture
-def plan(tmp_path):
-    """Return the plan of a job whose code is in a ConfigMap."""
+def job(tmp_path):
+    """Return a job whose code is in a ConfigMap."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "hello.py").write_text("print('hello')\n")
-    job = rk.Job(entrypoint="python hello.py", name="digits", working_dir=tmp_path / "code")
+    return rk.Job(entrypoint="python hello.py", name="digits", working_dir=tmp_path / "code")
+
+
+@pytest.fixture
+def plan(job):
+    """Return the plan of that job."""
     return rk.plan(job, "cpu-small")
 
 
@@ -133,6 +139,24 @@ def test_name_of_a_service_is_refused_to_a_run(kept, plan):
     with pytest.raises(Conflict, match="taken by a service"):
         jobs.start(Kube(), plan)
     assert [*kept] == [f"{RAY}/rayservices/digits"]
+
+
+def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):
+    rk.submit(job, "cpu-small")
+    assert api.asked == [f"{RAY}/rayjobs", CONFIG_MAPS]
+
+
+def test_object_without_a_name_is_asked_for_nowhere(api):
+    kube = Kube()
+    api.kept[f"{RAY}/rayjobs"] = {"items": []}  # what such a path would lead to
+    for ask in (kube.get, kube.find, kube.delete):
+        with pytest.raises(rk.ConfigError, match="the name of a RayJob is empty"):
+            ask("RayJob", "")
+    with pytest.raises(rk.ConfigError, match="the name of a RayJob is empty"):
+        kube.patch("RayJob", "", {"spec": {}})
+    with pytest.raises(rk.ConfigError, match="the name of a Pod is empty"):
+        kube.pod_log("")
+    assert api.kept == {f"{RAY}/rayjobs": {"items": []}}
 
 
 def test_code_is_owned_without_a_right_to_change_its_owners_finalizers(kept, plan):

@@ -114,7 +114,11 @@ def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
 def pod(*, placed=True, ready=False, state=None):
     conditions = [{"type": kind, "status": str(is_so)} for kind, is_so in (("PodScheduled", placed), ("Ready", ready))]
     containers = [{"name": "ray-head", "state": state}] if state else []
-    return {"metadata": {"name": "a-head"}, "spec": {}, "status": {"conditions": conditions, "containerStatuses": containers}}
+    return {
+        "metadata": {"name": "a-head"},
+        "spec": {},
+        "status": {"conditions": conditions, "containerStatuses": containers},
+    }
 
 
 def test_waiting_run_tells_what_its_pods_are_at():
