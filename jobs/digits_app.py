@@ -27,14 +27,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     given = parse()
+    with contextlib.suppress(raykube.NotFound):
+        raykube.attach(given.name, "local")
+        raise SystemExit(f"something is called {given.name} on this machine: give another --name")
     served = raykube.App(import_path="jobs.digits_app:app", model=given.model)
-    endpoint = raykube.deploy(raykube.Service(name=given.name, apps=(served,)), on="local")
-    print(f"serving     {endpoint.url}  until Ctrl-C", flush=True)
     try:
         with contextlib.suppress(KeyboardInterrupt):
+            endpoint = raykube.deploy(raykube.Service(name=given.name, apps=(served,)), on="local")
+            print(f"serving     {endpoint.url}  until Ctrl-C", flush=True)
             threading.Event().wait()
     finally:
-        endpoint.delete()
+        with contextlib.suppress(raykube.NotFound):  # it was refused
+            raykube.attach(given.name, "local").delete()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from raykube.specs import Job
 SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
+CODE_FOLDER = ".code"
+#: Of a RayService that has, or once had, code in its storage.
+STORED_ANNOTATION = "raykube.io/code-in-storage"
 _AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
 
@@ -26,7 +29,7 @@ def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) 
     There each has its own copy, ``STORAGE/NAME/.code/HASH.zip``: a storage may be shared by namespaces that cannot see
     each other, so nobody could tell when the last one that uses it is gone.
     """
-    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/{name}/.code"
+    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/{name}/{CODE_FOLDER}"
     return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
 
 

@@ -144,7 +144,7 @@ class Cluster:
         if scales and low < high < manifests.UNBOUNDED:
             return (max(1, low) * per_replica, high * per_replica)
         # Ray Train makes a list as long as the most workers: without a bound none can be planned for.
-        least = max(1, low) if scales else low
+        least = max(1, low) if scales and high else low
         if not (replicas := int(group.get("replicas") or least)):
             raise ConfigError(
                 f"{self.source} starts no worker: group {group['groupName']!r} has 0 replicas",
@@ -219,7 +219,8 @@ class Cluster:
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):
                 group["template"]["spec"]["containers"][0]["image"] = image
-            it["spec"]["rayVersion"] = manifests.version_of(image) or it["spec"]["rayVersion"]
+            if version := manifests.version_of(image):
+                it["spec"]["rayVersion"] = version
 
         return self._edited(edit)
 

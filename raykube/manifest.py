@@ -27,6 +27,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 #: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
+_RAYS_TAG = re.compile(r"(?:^|/)rayproject/[\w.-]+:(\d+\.\d+\.\d+)")
 _PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
@@ -42,13 +43,13 @@ def title(thing: Any) -> str:
 def with_version(manifest: Any) -> Any:
     """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
     spec = mapping(mapping(manifest).get("spec"))
-    version = version_of(_image(spec))
-    return {**manifest, "spec": {**spec, "rayVersion": version}} if version and not spec.get("rayVersion") else manifest
+    found = _TAG.search(_image(spec))
+    return {**manifest, "spec": {**spec, "rayVersion": found[1]}} if found and not spec.get("rayVersion") else manifest
 
 
 def version_of(image: str) -> str:
-    """Return the version of Ray in an image of Ray's own, as its tag tells it; "" of any other."""
-    found = _TAG.search(image)
+    """Return the version of Ray in an image of rayproject's, as its tag tells it; "" of any other."""
+    found = _RAYS_TAG.search(image)
     return found[1] if found else ""
 
 
@@ -126,9 +127,8 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
             "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
     elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
-        has = next(iter(others.values()))
-        what = f"is {version}, and Ray's own image {', '.join(others)} has {has}"
-        yield Problem("spec.rayVersion", what, f"write {has!r} and one image for all groups, or take that of {version}")
+        has = ", ".join(f"{image} has {has}" for image, has in others.items())
+        yield Problem("spec.rayVersion", f"is {version}, and {has}", "take one image for all groups, and its version")
     if auth(spec).get("enableK8sTokenAuth"):
         yield Problem(
             "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"

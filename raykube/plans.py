@@ -287,6 +287,8 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     metadata = _metadata(service.name, cluster, {})
     # Without it a service that cannot start keeps its GPUs for ever.
     metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
+    if code is None:
+        metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
     spec = {
         "serveConfigV2": as_yaml(serve),
         "rayClusterConfig": ray_cluster(cluster, f"{service.name}-code" if code else ""),

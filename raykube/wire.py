@@ -12,7 +12,9 @@ A run's folder, below the place's storage::
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
     STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
     STORAGE/RUN/trouble.json             {"time", "attempt", "message"} of the worker that was lost last, if one was
+    STORAGE/RUN/.code/HASH.zip           on a cluster: code that is too large for a ConfigMap
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
+    STORAGE/RUN/STAGE/metrics.jsonl.plain  the same of plain ray.train.report
     STORAGE/RUN/STAGE/rank-N.log         what the worker of that rank printed, over all its starts
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints

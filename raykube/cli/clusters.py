@@ -49,7 +49,7 @@ def cluster() -> None:
 @click.option("--timeout-s", type=float, default=900, show_default=True, help="How long to wait until it is ready.")
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
-@name_argument
+@click.argument("name")
 def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given: Any) -> None:
     """Make a cluster of a preset or manifest: raykube cluster create demo --on cpu-small.
 

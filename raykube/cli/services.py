@@ -38,7 +38,7 @@ def service() -> None:
 @click.option("--timeout-s", type=float, default=600, show_default=True, help="How long to wait until it answers.")
 @plan_options
 @json_option
-@name_argument
+@click.argument("name")
 @click.argument("import_path")
 def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given: Any) -> None:
     """Serve an application: raykube service deploy digits jobs.digits_app:app --model run:digits-a1."""

@@ -14,7 +14,7 @@ from ray.train import UserCallback
 from raykube import wire
 from raykube.inside import deaths, snapshots, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
-from raykube.inside.history import Recorder, scalars, without_unscored
+from raykube.inside.history import Recorder, as_reported, scalars
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -66,7 +66,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             return
         # Made here, not in the constructor: this object travels to the controller by pickle.
         self._recorder = self._recorder or Recorder(self._path, self._attempt)
-        self._recorder.add(without_unscored(scalars(metrics[0]), self._metric), name)
+        self._recorder.add(as_reported(scalars(metrics[0]), self._metric), name)
         self._recorder.flush()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import posixpath
 import re
@@ -52,10 +53,19 @@ def points(found: Sequence[Row], before: int) -> Iterator[Any]:
 
 
 def unsent(files: Sequence[str], attempt: int, run: Any) -> list[Row]:
-    """Return the rows of earlier attempts that MLflow's run has not: those after the last that it has."""
+    """Return the rows of earlier attempts that MLflow's run has not: those after the last that it shows.
+
+    It shows the value of the highest step, so some that it has may be sent again, which changes nothing there.
+    """
     last = max((metric.timestamp for metric in run.data.to_proto().metrics), default=0)
-    earlier = (row for file in files for row in rows(file) if row["attempt"] < attempt)
+    earlier = (row for file in files for row in _sound(file) if row["attempt"] < attempt)
     return sorted((row for row in earlier if _milliseconds(row) > last), key=_milliseconds)
+
+
+def _sound(file: str) -> list[Row]:
+    with contextlib.suppress(ValueError):  # a damaged line is not worth the rows of this attempt
+        return rows(file)
+    return []
 
 
 def _milliseconds(row: Row) -> int:

@@ -27,8 +27,8 @@ Row = dict[str, Any]
 
 _FLUSH_S = 0.5
 _REMOTE_S = 5.0
-#: Stands for a number that is none: beyond what loops report, and within what JSON can say.
-_WORST = 1e308
+#: Stand for a number that there is not, and for one that is none: beyond what loops report, within what JSON can say.
+_MISSING, _NO_NUMBER = 1e308, 1.5e308
 _UNSENT_MAX = 64 * 1024**2
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
@@ -76,7 +76,7 @@ def _scalar(value: Any, *, defer: bool) -> Any:
 
 def is_number(value: Any) -> bool:
     """Tell whether a metric can be compared with others: NaN, infinities and what stands for them cannot."""
-    return isinstance(value, int | float) and -_WORST < value < _WORST
+    return isinstance(value, int | float) and -_MISSING < value < _MISSING
 
 
 def scored(metrics: dict[str, Any], metric: str | None, mode: str) -> dict[str, Any]:
@@ -88,12 +88,16 @@ def scored(metrics: dict[str, Any], metric: str | None, mode: str) -> dict[str, 
     """
     if metric is None or is_number(metrics.get(metric)):
         return metrics
-    return {**metrics, metric: _WORST if mode == "min" else -_WORST}
+    worst = _NO_NUMBER if isinstance(metrics.get(metric), float) else _MISSING
+    return {**metrics, metric: worst if mode == "min" else -worst}
 
 
-def without_unscored(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return `metrics` without what :func:`scored` has put in."""
-    return {name: value for name, value in metrics.items() if name != metric or is_number(value)}
+def as_reported(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
+    """Return `metrics` without what :func:`scored` has put in: with NaN in place of what was a float."""
+    value = metrics.get(metric or "")
+    if value in (_NO_NUMBER, -_NO_NUMBER):
+        return {**metrics, metric or "": math.nan}
+    return {name: each for name, each in metrics.items() if name != metric or value not in (_MISSING, -_MISSING)}
 
 
 class Recorder:
@@ -250,6 +254,7 @@ class Follower:
     def _read(self) -> None:
         fresh = {path: _whole(storage.read_from(path, offset)) for path, offset in self._offsets.items()}
         found = [wire.row(line) for data in fresh.values() for line in data.splitlines()]
+        found.sort(key=lambda row: row["time"])  # of two files
         for path, data in fresh.items():
             self._offsets[path] += len(data)
         for sink in self._sinks if found else ():

@@ -161,8 +161,12 @@ def receive(path: str, port: int) -> None:
             self._answer(200 if exists(path) else 404)
 
         def do_POST(self) -> None:
+            size = int(self.headers["content-length"])
+            data = self.rfile.read(size)
+            if len(data) < size:  # who sends it has gone
+                return
             try:
-                write_bytes(path, self.rfile.read(int(self.headers["content-length"])))
+                write_bytes(path, data)
             except OSError as error:
                 self._answer(507, str(error))
                 return

@@ -15,7 +15,7 @@ from raykube import wire
 from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
-from raykube.inside.history import Narrator, Row, following, is_number, rows, without_unscored
+from raykube.inside.history import Narrator, Row, as_reported, following, is_number, rows
 from raykube.inside.loops import Loop, report, takes_config
 from raykube.inside.place import Place, require
 
@@ -247,7 +247,7 @@ def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
     if outcome.checkpoint is None:
         return replace(result, metrics=last_metrics(stage))
     best = task.best(kept) if task.metric else None
-    chosen, metrics = best or (outcome.checkpoint, without_unscored(dict(outcome.metrics or {}), task.metric))
+    chosen, metrics = best or (outcome.checkpoint, as_reported(dict(outcome.metrics or {}), task.metric))
     note = f"no checkpoint was reported with the metric {task.metric!r}, so this is the last one"
     return replace(
         result,

@@ -13,7 +13,7 @@ from raykube import wire
 from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import MEMORY_STEP, death, is_memory_kill
-from raykube.inside.history import Recorder, rows, without_unscored
+from raykube.inside.history import Recorder, as_reported, rows
 from raykube.inside.place import Place, room
 from raykube.inside.training import Stage, Task, log_start
 from raykube.inside.trials import TRAIN, Trials, run_trial
@@ -181,7 +181,7 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
             {
                 "trial": trial,
                 "params": _params(stage, trial),
-                "metrics": dict(best[1]) if best else without_unscored(_reported(training, outcome), task.metric),
+                "metrics": dict(best[1]) if best else as_reported(_reported(training, outcome), task.metric),
                 "checkpoint": best[0] if best else None,
                 "error": reason(outcome.error) if outcome.error else None,
             }

@@ -611,12 +611,12 @@ def test_list_asks_for_several_runs_at_once_and_leaves_out_what_was_deleted_mean
     assert [each["name"] for each in json.loads(done.output)] == ["a", "ccc"]
 
 
-#: Every command that takes the name of something.
+#: Every command that takes the name of something that is there.
 NAMED = [
     (group, name)
     for group, commands in raykube_command.commands.items()
     for name, command in getattr(commands, "commands", {}).items()
-    if {"name", "names"} & {each.name for each in command.params if isinstance(each, click.Argument)}
+    if any(isinstance(each, click.Argument) and isinstance(each.type, names.Name) for each in command.params)
 ]
 ELSEWHERE = [
     ("", "is empty", "raykube {group} list"),

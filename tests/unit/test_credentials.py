@@ -184,6 +184,7 @@ def test_proxy_of_the_environment_carries_all_but_what_stays_on_this_machine(con
         ("fd00::1", "fd00::/8"),
         ("server.test", "test,other"),
         ("server.test", "x,*"),
+        ("server.test", "server.test:6443"),
         *((host, "") for host in ("localhost", "127.0.0.1", "127.9.9.9", "::1")),
     ],
 )

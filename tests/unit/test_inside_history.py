@@ -1,4 +1,5 @@
 import json
+import math
 import resource
 import threading
 import types
@@ -10,6 +11,7 @@ from raykube.errors import ConfigError
 from raykube.inside.history import (
     Follower,
     Recorder,
+    as_reported,
     describe,
     following,
     heal,
@@ -17,7 +19,6 @@ from raykube.inside.history import (
     rows,
     scalars,
     scored,
-    without_unscored,
 )
 
 np = pytest.importorskip("numpy")
@@ -181,7 +182,11 @@ def test_metric_that_is_no_number_is_the_worst_for_ray_and_none_for_us(value):
     assert scored(metrics, "val", "min")["val"] > 10**300
     for mode in ("min", "max"):
         assert not is_number(scored(metrics, "val", mode)["val"])
-        assert without_unscored(scored(metrics, "val", mode), "val") == {"loss": 1.0}
+        reported = as_reported(scored(metrics, "val", mode), "val")
+        assert {name: str(value) for name, value in reported.items()} == (
+            {"loss": "1.0", "val": "nan"} if isinstance(value, float) else {"loss": "1.0"}
+        )
+        assert as_reported({"val": math.inf}, "val") == {"val": math.inf}  # not scored: without a checkpoint
         assert scored({"val": 0.5}, "val", mode) == {"val": 0.5}
         assert scored(metrics, None, mode) is metrics
 

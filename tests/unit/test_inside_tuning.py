@@ -1,5 +1,7 @@
 import pytest
 
+from raykube.inside.training import Task
+from raykube.inside.trials import Relay
 from raykube.inside.tuning import reason
 
 
@@ -22,3 +24,16 @@ from raykube.inside.tuning import reason
 )
 def test_reason_of_a_trial_is_one_line(text, expected):
     assert reason(Exception(text)) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("mode", "is_worst"), [("min", lambda told: told > 1e300), ("max", lambda told: told < -1e300)]
+)
+def test_trial_that_diverges_is_told_to_tune_as_the_worst_and_not_as_nothing(value, mode, is_worst):
+    row = {"metrics": {"loss": value, "epoch": 3}, "checkpoint": None}
+    relay = Relay(Task(lambda: None, {}, "loss", mode))
+    assert relay.valid([row]) == [row]
+    told = relay.told(row)
+    assert is_worst(told["loss"])
+    assert told["epoch"] == 3

@@ -9,7 +9,7 @@ import pytest
 import raykube as rk
 from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError
+from raykube.errors import BackendError, Forbidden
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -89,3 +89,23 @@ def test_code_that_is_waited_to_be_given_says_what_for(submitted, tmp_path, monk
         largecode.after(Kube(), plan(tmp_path, pending_timeout_s=1), JOB)
     assert caplog.messages == ["big gets its code once its head answers: KubeRay makes its cluster"]
     assert submitted == []
+
+
+class Refusing(Api):
+    """Takes nothing, and notes all that it is to keep."""
+
+    def do_POST(self):  # noqa: N802
+        if "dryRun=All" not in self.path:
+            self.server.asked.append(self.path)
+        self._read()
+        self.answer(403, {"kind": "Status", "code": 403, "message": "you may not create rayjobs"})
+
+
+def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path, monkeypatch):
+    planned = plan(tmp_path)
+    planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
+    with serving(Refusing) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(Forbidden, match="may not create"):
+            largecode.before(Kube(), planned)
+    assert server.asked == []

@@ -111,13 +111,15 @@ def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():
     assert jobs.again({"metadata": {"name": "a"}, "spec": {"entrypoint": "b"}}, 2)["spec"] == {"entrypoint": "b"}
 
 
-def pod(*, placed=True, ready=False, state=None):
+def pod(*, placed=True, ready=False, state=None, init=None):
+    """Return a pod with a container beside Ray's that runs; the kubelet tells of them by the order of their names."""
     conditions = [{"type": kind, "status": str(is_so)} for kind, is_so in (("PodScheduled", placed), ("Ready", ready))]
-    containers = [{"name": "ray-head", "state": state}] if state else []
+    containers = [{"name": "proxy", "state": {"running": {}}}, {"name": "ray-head", "state": state}] if state else []
+    told = {"containerStatuses": containers, "initContainerStatuses": [{"name": "wait", "state": init}] if init else []}
     return {
         "metadata": {"name": "a-head"},
-        "spec": {},
-        "status": {"conditions": conditions, "containerStatuses": containers},
+        "spec": {"containers": [{"name": "ray-head"}, {"name": "proxy"}]},
+        "status": {"conditions": conditions, **told},
     }
 
 
@@ -127,8 +129,10 @@ def test_waiting_run_tells_what_its_pods_are_at():
 
     running, waiting = {"running": {}}, {"waiting": {"reason": "ContainerCreating"}}
     assert detail() == "KubeRay makes its cluster"
-    pods = pod(placed=False), pod(state=waiting), pod(), pod(state=running), pod(ready=True, state=running)
-    assert detail(*pods) == "1 of 5 pods ready: 1 looking for a node, 2 getting image and volumes, 1 starting Ray"
+    pods = pod(placed=False), pod(state=waiting), pod(), pod(state=waiting, init=running), pod(state=running)
+    others = "1 looking for a node, 2 getting image and volumes, 1 in an init container, 1 starting Ray"
+    pods += (pod(ready=True, state=running),)
+    assert detail(*pods) == f"1 of 6 pods ready: {others}"
     assert detail(pods[-1]) == "1 of 1 pods ready"
 
 

@@ -106,19 +106,19 @@ class Noting(Answering):
 
 
 @pytest.mark.parametrize(
-    ("uri", "words"),
+    ("annotations", "words"),
     [
-        ("file:///shared/digits/.code/1.zip", [["remove", "/shared/digits"]]),
-        ("file:///etc/raykube/code/1.zip", []),  # in a ConfigMap
-        ("file:///shared/digits-2/.code/1.zip", []),
+        ({"raykube.io/code-in-storage": "true"}, [["remove", "/shared/digits/.code"]]),
+        ({}, []),  # in a ConfigMap
     ],
 )
-def test_service_that_is_deleted_takes_its_code_out_of_the_storage(uri, words, tmp_path, monkeypatch):
-    app = {"name": "app", "runtime_env": {"working_dir": uri}}
+def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(
+    annotations, words, tmp_path, monkeypatch
+):
     service = {
         "kind": "RayService",
-        "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared/"}},
-        "spec": {"serveConfigV2": json.dumps({"applications": [app]}), "rayClusterConfig": {"headGroupSpec": HEAD}},
+        "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared/", **annotations}},
+        "spec": {"rayClusterConfig": {"headGroupSpec": HEAD}},
     }
     with serving(Noting) as server:
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))

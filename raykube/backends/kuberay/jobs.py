@@ -33,8 +33,8 @@ def start(kube: Kube, plan: Plan) -> None:
     """
     *code, job = plan.body
     _check_free(kube, plan.name)
-    largecode.before(kube, plan)
     for _ in range(_TRIES):
+        largecode.before(kube, plan)  # again, where one of that name has gone meanwhile with all that it kept
         made = owner = objects.created(kube, job)
         if owner is None:
             owner, attempt = _there(kube, plan)

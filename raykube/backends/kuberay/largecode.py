@@ -15,7 +15,6 @@ from raykube import bodies, package
 from raykube.backends import Status
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Unreachable
@@ -36,14 +35,19 @@ def before(kube: Kube, plan: Plan) -> None:
     if uri.startswith(_HELD):
         _give(_selected(kube, work), uri, plan.package)
     else:
+        with contextlib.suppress(Conflict):  # that is looked at when it is made
+            kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind
         storage.write(kube, work, uri.removeprefix("file://"), package.zipped(plan.package))
 
 
 def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
-    """Return a block to delete a service in, and with it what the storage holds of its code: it keeps nothing else."""
-    folder = storage_of(service)
-    there = folder and f"{folder}/" in _working_dir(service)
-    return storage.removed_with(kube, service) if there else contextlib.nullcontext()
+    """Return a block to delete a service in, and with it what it ever had of its code in the storage.
+
+    A run of that name may keep its own things beside that: one that is gone, or that is in another namespace.
+    """
+    if bodies.STORED_ANNOTATION in (service["metadata"].get("annotations") or {}):
+        return storage.removed_with(kube, service, bodies.CODE_FOLDER)
+    return contextlib.nullcontext()
 
 
 def after(kube: Kube, plan: Plan, owner: Object) -> None:

@@ -37,7 +37,7 @@ _DEPLOYMENT_STATES: Mapping[str, State] = {
 }
 _RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
 _WORKERS = re.compile(rf"^ *{wire.WORKERS}: ['\"]?([0-9.]+)", re.MULTILINE)
-_STAGES = ("looking for a node", "getting image and volumes", "starting Ray")
+_STAGES = ("looking for a node", "getting image and volumes", "in an init container", "starting Ray")
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
@@ -165,8 +165,14 @@ def _stage(pod: fields.Object) -> str:
     """Return what a pod is at before it is ready; "" once it is."""
     if fields.is_ready(pod):
         return ""
-    containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
-    if "running" in (containers[0].get("state") or {}):  # by KubeRay's rule the first one is Ray's
+    status, rays = pod.get("status") or {}, pod["spec"]["containers"][0]["name"]  # by KubeRay's rule the first
+    running = {
+        kind: {each["name"] for each in status.get(kind) or () if "running" in (each.get("state") or {})}
+        for kind in ("containerStatuses", "initContainerStatuses")
+    }
+    if rays in running["containerStatuses"]:
+        return _STAGES[3]
+    if running["initContainerStatuses"]:
         return _STAGES[2]
     return _STAGES[fields.conditions(pod).get("PodScheduled", {}).get("status") == "True"]
 

@@ -63,13 +63,14 @@ def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes:
 
 
 @contextlib.contextmanager
-def removed_with(kube: Kube, thing: Object) -> Iterator[None]:
-    """Remove what a run or service keeps, then have the block delete its objects, whether that went well or not.
+def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
+    """Remove what a run keeps, or what lies `below`, then have the block delete its objects, however that went.
 
     Raises:
         BackendError: the objects are deleted, and what was kept is still there.
     """
     folder, failed = storage_of(thing), None
+    folder += f"/{below}" if folder and below else ""
     try:
         if folder:
             _run(kube, thing, "remove", folder)
@@ -78,7 +79,7 @@ def removed_with(kube: Kube, thing: Object) -> Iterator[None]:
     yield
     if failed:
         name = thing["metadata"]["name"]
-        step = f"remove {folder} by hand, or submit and delete a run of that name once its pods can start"
+        step = f"remove {folder} by hand, in a pod that reaches it"
         raise BackendError(
             f"{name} is deleted, but not what it kept in {folder}", why=str(failed), next_step=step
         ) from failed

@@ -164,15 +164,15 @@ def _proxy_of(config: Config) -> str | None:
         return config.proxy
     url, known = httpx.URL(config.cluster.server), getproxies()
     found = known.get(url.scheme) or known.get("all")
-    if not found or _is_direct(url.host, known.get("no", "")):
+    if not found or _is_direct(url.host, url.port or 443, known.get("no", "")):
         return None
     return found if "://" in found else f"http://{found}"
 
 
-def _is_direct(host: str, said: str) -> bool:
+def _is_direct(host: str, port: int, said: str) -> bool:
     """Whether a host is this machine, or ``NO_PROXY`` names it, its domain or, if it is an address, a network of it."""
     entries = [each.strip() for each in said.split(",")]
-    if "*" in entries or host == "localhost" or proxy_bypass(host):
+    if "*" in entries or host == "localhost" or proxy_bypass(host if ":" in host else f"{host}:{port}"):
         return True
     with contextlib.suppress(ValueError):  # a name
         address = ip_address(host)
