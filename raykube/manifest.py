@@ -120,15 +120,15 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
         yield Problem("spec.rayVersion", what, "write the version of Ray in its image")
     elif (parsed := _version(version)) is None:
         yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
+    elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
+        has = ", ".join(f"{image} has {has}" for image, has in others.items())
+        yield Problem("spec.rayVersion", f"is {version}, and {has}", "take one image for all groups, and its version")
     elif auth(spec).get("mode", "token") == "token" and parsed < MIN_RAY_FOR_TOKENS:
         yield Problem(
             "spec.rayVersion",
             f"{version} knows no tokens; Ray 2.52 does",
             "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
-    elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
-        has = ", ".join(f"{image} has {has}" for image, has in others.items())
-        yield Problem("spec.rayVersion", f"is {version}, and {has}", "take one image for all groups, and its version")
     if auth(spec).get("enableK8sTokenAuth"):
         yield Problem(
             "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"

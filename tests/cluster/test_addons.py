@@ -1,12 +1,14 @@
 """The add-ons do with raw manifests what they are there for."""
 
 import json
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
 from raykube.backends.kuberay.backend import KubeRay
+from raykube.backends.kubernetes.fields import seconds
 from raykube.handles import Run
 from tests.cluster import addons, kubectl, metrics, namespaces, workloads
 from tests.cluster.shell import until
@@ -35,11 +37,19 @@ def run(namespace, monkeypatch):
     return lambda name: Run(name, KubeRay())
 
 
+def has_come(namespace, name):
+    """Whether Kueue has taken note of a job a second ago: of one second's jobs it takes any first."""
+    found = [each["metadata"] for each in kubectl.listed("workloads", namespace)]
+    made = [each["creationTimestamp"] for each in found if each["ownerReferences"][0]["name"] == name]
+    return bool(made) and time.time() - seconds(made[0]) > 1
+
+
 @pytest.mark.usefixtures("kueue")
 def test_second_job_on_a_queue_for_one_waits_for_the_first_and_a_stopped_one_never_runs(namespace, run):
     with addons.queue(namespace, cpu=1, memory="1500Mi") as queue:
         for name in ("first", "second", "stopped"):
             kubectl.apply(workloads.manifest("rayjob-queued", NAME=name, QUEUE=queue), namespace=namespace)
+            until(lambda name=name: has_come(namespace, name), "it has its place in the queue", 30)
 
         def why_not():
             """Return what the queue says of a job that it does not admit."""
