@@ -12,6 +12,7 @@ import threading
 
 import raykube
 from jobs import _digits
+from raykube.errors import NotFound
 from raykube.inside import serving
 
 app = serving.application(_digits.load, _digits.predict)
@@ -27,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     given = parse()
-    with contextlib.suppress(raykube.NotFound):
+    with contextlib.suppress(NotFound):
         raykube.attach(given.name, "local")
         raise SystemExit(f"something is called {given.name} on this machine: give another --name")
     served = raykube.App(import_path="jobs.digits_app:app", model=given.model)
@@ -37,7 +38,7 @@ def main() -> None:
             print(f"serving     {endpoint.url}  until Ctrl-C", flush=True)
             threading.Event().wait()
     finally:
-        with contextlib.suppress(raykube.NotFound):  # it was refused
+        with contextlib.suppress(NotFound):  # it was refused
             raykube.attach(given.name, "local").delete()
 
 
