@@ -17,16 +17,15 @@ def write_whole() -> None:
         from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
     except ImportError:
         return
-    before = getattr(CheckpointManager, "_write_state_to_storage", None)
-    if before is None or before is _write or not hasattr(CheckpointManager, "_save_state"):
+    rays = getattr(CheckpointManager, "_write_state_to_storage", None)
+    if rays is None or rays.__module__ == __name__ or not hasattr(CheckpointManager, "_save_state"):
         return
-    CheckpointManager._write_state_to_storage = _write  # noqa: SLF001 # there is no other way to it
 
+    def write(manager: Any) -> None:
+        place = manager._storage_context  # noqa: SLF001 # there is no other way to it
+        if place.storage_filesystem.type_name == "local":
+            storage.write_text(place.checkpoint_manager_snapshot_path, manager._save_state())  # noqa: SLF001
+        else:  # an object store replaces the whole object by itself
+            rays(manager)
 
-def _write(manager: Any) -> None:
-    place, text = manager._storage_context, manager._save_state()  # noqa: SLF001
-    if place.storage_filesystem.type_name == "local":
-        storage.write_text(place.checkpoint_manager_snapshot_path, text)
-        return
-    with place.storage_filesystem.open_output_stream(place.checkpoint_manager_snapshot_path) as file:
-        file.write(text.encode())
+    CheckpointManager._write_state_to_storage = write  # noqa: SLF001
