@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := -m pytest --numprocesses=logical
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
-.PHONY: demo test test-long test-rig cluster cluster-down check lint format bench-quick clean help
+.PHONY: demo test test-long test-gpu test-rig cluster cluster-down check lint format bench-quick clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,10 +23,13 @@ demo: .venv/ready ## train, search, serve and ask: the main job on this machine
 	@$(RUN) docs/demo.py
 
 test: .venv/ready ## the tests
-	@$(RUN) $(PYTEST) --durations=25 -m "not rig and not long"
+	@$(RUN) $(PYTEST) --durations=25 -m "not rig and not long and not gpu"
 
 test-long: .venv/ready ## those that take minutes each
 	@$(RUN) -m pytest --durations=25 -m long
+
+test-gpu: .venv/ready ## those that need a GPU
+	@$(RUN) -m pytest --durations=25 -m gpu
 
 test-rig: .venv/ready ## the tests of the test cluster itself, which need another quarter of an hour
 	@$(RUN) -m pytest -m rig

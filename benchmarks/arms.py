@@ -1,6 +1,6 @@
 """One sample of one arm, in a process of its own; started by benchmarks.overhead.
 
-Run: python -m benchmarks.arms raykube --world 2 --out /tmp/sample.json
+Run: python -m benchmarks.arms raykube --world 2 --out sample.json
 
 Rank 0 writes what it measured to a file: no arm pays for the way a result takes in another one.
 """
@@ -14,18 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import stats, workload
 
-MODELS = ("mlp", "cnn")
+#: What is trained on a device, and with how many samples a step on one worker.
+MODELS = {"cpu": {"mlp": 64, "cnn": 64}, "cuda": {"mlp": 64, "decoder": 16}}
 
 
 def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
     """Time every model in turn, on this rank; rank 0 writes the file."""
-    samples = {}
-    for model in MODELS:
-        settle = config["settle_s"] if model == MODELS[0] else 0.0
-        work = workload.Work(model, steps=config["steps"], warmup=config["warmup"], settle_s=settle)
-        timing = workload.timed_steps(work, on_step)
+    samples: dict[str, Any] = {}
+    device = torch.device(config["device"])
+    for model, batch in MODELS[device.type].items():
+        settle = 0.0 if samples else config["settle_s"]
+        work = workload.Work(model, batch, steps=config["steps"], warmup=config["warmup"], settle_s=settle)
+        timing = workload.timed_steps(work, on_step, device)
         samples[model] = summary(timing) | {
             "entered_s": timing.entered - config["since"],
             "first_step_s": timing.first_step - config["since"],
@@ -61,6 +65,7 @@ def run_raykube(config: dict[str, Any]) -> None:
     import raykube
 
     os.environ["RAYKUBE_WORKERS"] = str(config["world"])
+    os.environ["RAYKUBE_GPUS_PER_WORKER"] = "1" if config["device"] == "cuda" else "0"
     result = raykube.train(raykube_loop, config, experiment="overhead")
     for note in result.notes:
         print(f"note: {note}")
@@ -76,7 +81,7 @@ def run_ray(config: dict[str, Any]) -> None:
     TorchTrainer(
         plain_loop,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=config["world"]),
+        scaling_config=ScalingConfig(num_workers=config["world"], use_gpu=config["device"] == "cuda"),
         run_config=RunConfig(name="overhead", storage_path=str(Path(config["out"]).parent / "ray")),
     ).fit()
     ray.shutdown()
@@ -86,7 +91,7 @@ def run_torchrun(config: dict[str, Any]) -> None:
     """Run the loop on this rank; torchrun has started one such process a rank."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if config["device"] == "cuda" else "gloo")
     plain_loop(config)
     dist.destroy_process_group()
 
@@ -102,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--world", type=int, default=1)
+    parser.add_argument("--device", choices=MODELS, default="cpu")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--settle-s", type=float, default=0.0, help="rest in the first warm-up")

@@ -2,6 +2,7 @@
 
 Run: python -m benchmarks.overhead          (about 70 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
+     python -m benchmarks.overhead --device cuda  (steps on one GPU, with NCCL)
 
 Every sample is a process of its own. Samples of a pair stand next to each other, and every second pair
 is taken in the reverse order, so that a machine which gets slower is not taken for an arm which is.
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Sizes:
     """How much is measured.
 
     Attributes:
+        device: of the step samples: ``"cpu"`` or ``"cuda"``.
         arms: of the step samples.
         pairs: of the step arms, for each number of workers.
         worlds: numbers of workers of the step arms.
@@ -44,6 +46,7 @@ class Sizes:
         idle_s: seconds for which an idle head is watched; 0 for not at all.
     """
 
+    device: str
     arms: tuple[str, ...]
     pairs: int
     worlds: tuple[int, ...]
@@ -58,6 +61,7 @@ class Sizes:
 
 
 FULL = Sizes(
+    device="cpu",
     arms=ARMS,
     pairs=10,
     worlds=WORLDS,
@@ -72,6 +76,7 @@ FULL = Sizes(
 )
 # Without plain Ray Train, whose sample takes a minute to start.
 QUICK = Sizes(
+    device="cpu",
     arms=("raykube", *ARMS[2:]),
     pairs=1,
     worlds=WORLDS[:1],
@@ -84,6 +89,9 @@ QUICK = Sizes(
     calls=10_000,
     idle_s=0,
 )
+
+# A single GPU: with two workers it would not be NCCL.
+GPU = replace(FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=300)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -101,7 +109,7 @@ def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
         if kind == "torchrun":
             launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
         sizing = ["--world", str(world), "--steps", str(sizes.steps), "--warmup", str(sizes.warmup)]
-        sizing += ["--settle-s", str(sizes.settle_s)]
+        sizing += ["--settle-s", str(sizes.settle_s), "--device", sizes.device]
         own = {"RAYKUBE_HOME": folder, "RAY_TMPDIR": folder}
         own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
@@ -147,12 +155,13 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
             for arm in in_turn(sizes.arms, pair):
                 measured = sample(arm, world, sizes)
                 _check(arm, measured, same)
-                _write(session, arm, pair, world, measured)
+                _write(session, arm, pair, (sizes.device, world), measured)
 
 
-def _write(session: rows.Session, arm: str, pair: int, world: int, measured: dict[str, Any]) -> None:
+def _write(session: rows.Session, arm: str, pair: int, at: tuple[str, int], measured: dict[str, Any]) -> None:
+    device, world = at
     for model, values in measured["values"].items():
-        case = {"model": model, "world": world}
+        case = {"model": model if device == "cpu" else f"{model} on a GPU", "world": world}
         _tell(session.add("step", arm, pair, case, measured | {"values": values}))
 
 
@@ -219,9 +228,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few pairs, for a first look")
     parser.add_argument("--part", choices=("steps", "submissions"), help="only this part of it")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps")
+    parser.add_argument("--pairs", type=int, help="another number of them, for the steps")
     said = parser.parse_args()
     sizes = QUICK if said.quick else FULL
-    session = rows.Session.start("overhead", quick=said.quick)
+    if said.device == "cuda":
+        sizes, said.part = GPU, "steps"
+    sizes = replace(sizes, pairs=said.pairs or sizes.pairs)
+    session = rows.Session.start("overhead" if said.device == "cpu" else "overhead-gpu", quick=said.quick)
     start = time.monotonic()
     if said.part != "submissions":
         steps(session, sizes)

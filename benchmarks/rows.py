@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -127,10 +128,20 @@ def machine() -> dict[str, Any]:
         "cores": len(cpus),
         "affinity": ",".join(map(str, cpus)),
         "kernel": platform.release(),
+        **_gpu(),
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         **THREADS,
     }
+
+
+def _gpu() -> dict[str, str]:
+    """Return the name of this machine's first GPU, as NVIDIA's driver says it; nothing without one."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return {"gpu": said.stdout.splitlines()[0]} if said.returncode == 0 and said.stdout else {}
 
 
 def load() -> dict[str, float]:
@@ -167,6 +178,8 @@ def code_version() -> tuple[str, bool]:
 
 
 def _git(*words: str) -> str:
+    if not shutil.which("git"):
+        return ""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

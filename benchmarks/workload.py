@@ -26,7 +26,7 @@ class Work:
     """What one worker does.
 
     Attributes:
-        model: ``"mlp"``, ``"cnn"`` or ``"tiny"``.
+        model: ``"mlp"``, ``"cnn"``, ``"tiny"`` or, for a GPU, ``"decoder"``.
         batch: samples a step on this worker.
         warmup: steps before the clock counts.
         settle_s: rest in the middle of the warm-up, for what a run's start still does beside it: on one machine the
@@ -58,8 +58,45 @@ class Timing:
     gradient_bytes: int
 
 
+class Decoder(nn.Module):
+    """A causal transformer of 124 million weights, as GPT-2's smallest: (N, T) tokens -> (N * T, 50304) logits."""
+
+    TOKENS, LENGTH = 50304, 1024
+
+    def __init__(self, width: int = 768, depth: int = 12) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(self.TOKENS, width), nn.Embedding(self.LENGTH, width)
+        one = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(one, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, self.TOKENS, bias=False)
+        self.head.weight = self.tokens.weight
+        for embedding in (self.tokens, self.places):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of what follows each token."""
+        length = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
+        with torch.autocast(tokens.device.type, torch.bfloat16):
+            hidden = self.tokens(tokens) + self.places(torch.arange(length, device=tokens.device))
+            logits: Tensor = self.head(self.layers(hidden, mask, is_causal=True))
+        return logits.flatten(0, 1)
+
+
+def data(name: str, batch: int, shape: tuple[int, ...], place: torch.device) -> tuple[Tensor, Tensor]:
+    """Return made-up inputs and labels of one batch."""
+    if name == "decoder":
+        tokens = torch.randint(Decoder.TOKENS, (batch, Decoder.LENGTH + 1), device=place)
+        return tokens[:, :-1], tokens[:, 1:].flatten()
+    return torch.randn(batch, *shape, device=place), torch.randint(10, (batch,), device=place)
+
+
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return a network with 10 outputs, and the shape of one of its inputs."""
+    """Return a network, and the shape of one of its inputs."""
+    if name == "decoder":
+        return Decoder(), (Decoder.LENGTH,)
     if name == "cnn":
         layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -83,7 +120,7 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     bare = bare.to(place)
     model = DistributedDataParallel(bare) if world() > 1 else bare
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    inputs, labels = torch.randn(work.batch, *shape, device=place), torch.randint(10, (work.batch,), device=place)
+    inputs, labels = data(work.model, work.batch, shape, place)
     seconds, first_step = [], 0.0
     for step in range(work.warmup + work.steps):
         start = time.perf_counter()

@@ -81,12 +81,19 @@ class Cluster:
         return _read(Path(name_or_path) if says_path else _find(str(name_or_path))).placed(**where)
 
     @staticmethod
-    def local(workers: int | tuple[int, int] = 1, cpus: float = 1, gpus: float = 0) -> Cluster:
+    def local(workers: int | tuple[int, int] = 1, cpus: float | None = None, gpus: float | None = None) -> Cluster:
         """Return this machine, offering `workers` training workers of so many CPUs and GPUs each.
+
+        Args:
+            workers: a number, or (min, max).
+            cpus: of one worker; by default the setting ``cpus_per_worker``, which is 1.
+            gpus: of one worker; by default the setting ``gpus_per_worker``, which is 0.
 
         Raises:
             ConfigError: a number that cannot be.
         """
+        cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
+        gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
         wrong = [*_count_problems(workers), *_below("cpus", cpus, 0), *_below("gpus", gpus, 0)]
         if wrong:
             raise ConfigError.of("no such local cluster can be", wrong)

@@ -27,9 +27,16 @@ KNOWN: Mapping[str, str] = {
     "storage": "",  # where local runs are kept; empty is a folder of raykube's own
     "idle_timeout_s": "900",  # seconds without work after which the local head ends
     "serve_port": "0",  # of the local head; 0 is a free one
+    "cpus_per_worker": "1",  # of a training on this machine
+    "gpus_per_worker": "0",  # of a training on this machine
     "tracking": "",  # "off" keeps MLflow out
 }
-_NUMBERS = {"idle_timeout_s": "a number of 0 or more", "serve_port": "a port from 0 to 65535"}
+_NUMBERS = {
+    "idle_timeout_s": "a number of 0 or more",
+    "serve_port": "a port from 0 to 65535",
+    "cpus_per_worker": "a number of 0 or more",
+    "gpus_per_worker": "a number of 0 or more",
+}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ _VERSIONS = re.compile(
 _OUT_OF_MEMORY = re.compile(
     r"running low on memory|how to address the out of memory issue|exceptions\.OutOfMemoryError"
 )
+# Of PyTorch, on whatever kind of GPU.
+_GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate ")
 #: Ray's words for how a job ended without its entrypoint having said so.
 ERROR_TYPES = {
     "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
@@ -114,6 +116,13 @@ def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
     return _short(next(iter([*whys, *lines]), ""))
 
 
+def _gpu_memory(_: str, tail: Sequence[str]) -> str:
+    """Only the error that a script ended with counts: one may look for the largest batch by trying."""
+    lines = [line.strip() for line in tail]
+    told = [line.removeprefix("why:").strip() for line in lines if line.startswith("why:")]
+    return next((_short(line) for line in [*told, *lines[-1:]] if _GPU_MEMORY.search(line)), "")
+
+
 def _crash(_: str, tail: Sequence[str]) -> str:
     """The kernel, unlike Ray's memory monitor, kills a worker without a word; only the last line counts, as below."""
     return tail[-1] if tail and tail[-1].startswith("ray.exceptions.WorkerCrashedError: ") else ""
@@ -137,7 +146,12 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
 
 
 #: What is looked for at the end of a log, and in which order.
-_LAST_WORDS: _Meanings = (("OutOfMemory", out_of_memory), ("WorkerDied", _crash), ("SyntaxError", _syntax))
+_LAST_WORDS: _Meanings = (
+    ("OutOfMemory", out_of_memory),
+    ("GpuOutOfMemory", _gpu_memory),
+    ("WorkerDied", _crash),
+    ("SyntaxError", _syntax),
+)
 #: The same for a failed job's message, which has the end of its log.
 _MEANINGS: _Meanings = (
     ("RuntimeEnvSetupFailed", _runtime_env),

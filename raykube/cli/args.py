@@ -79,11 +79,13 @@ def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
 def service_of(name: str, options: Mapping[str, Any]) -> Service:
     """Make the service of ``raykube service deploy``: one application of the service's name."""
     fields, problems = _read(_given(options), _OF_A_SERVICE)
-    if options.get("deployment") and not options.get("replicas"):
-        step = "give --replicas, or leave it out"
-        problems.append(Problem("--deployment", "says whose replicas --replicas sets, and that is not given", step))
+    if options.get("deployment") and not options.get("replicas") and options.get("num_gpus") is None:
+        step = "give --replicas or --num-gpus, or leave it out"
+        problems.append(Problem("--deployment", "says whose replicas are set, and nothing of them is", step))
     of_app = ("import_path", "route_prefix", "model", "env_vars", "args", "deployment")
     app = {key: fields.pop(key) for key in of_app if key in fields} | fields.pop("replicas", {})
+    if "num_gpus" in fields:
+        app["ray_actor_options"] = {"num_gpus": fields.pop("num_gpus")}
     return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -15,10 +16,19 @@ from raykube import wire
 from raykube.backends.local import head, records
 from raykube.doctor.check import Check
 from raykube.errors import ConfigError
+from raykube.settings import setting
 
 #: The Ray releases that the tests run on.
 TESTED_RAY = ("2.60",)
 _NEEDED_GB = 5
+_CUDA_S = 60
+_CUDA = """
+import torch
+try:
+    torch.cuda.init()
+except (AssertionError, RuntimeError) as error:
+    print(error)
+"""
 
 
 def checks() -> Iterator[Check]:
@@ -31,7 +41,39 @@ def checks() -> Iterator[Check]:
         yield _optional(name, extra)
     yield from bytecode()
     yield Check("cpus", True, f"{head.cpu_count()} offered to Ray on this machine")
+    yield gpus()
     yield _head()
+
+
+def gpus(devices: Path = Path("/dev")) -> Check:
+    """Look for NVIDIA's GPUs, whether PyTorch can use them, and whether a training on this machine does."""
+    count = len([*devices.glob("nvidia[0-9]*")])
+    if not count:
+        return Check("gpus", True, "none of NVIDIA's")
+    found = f"{count} of NVIDIA's"
+    if why := _cuda_trouble():
+        step = "install a driver and a build of PyTorch that fit: https://pytorch.org/get-started/locally"
+        return Check("gpus", None, f"{found}, which PyTorch cannot use: {why}", step)
+    share = setting("gpus_per_worker")
+    if not float(share.value):
+        step = "export RAYKUBE_GPUS_PER_WORKER=1, or write gpus_per_worker = 1 into [tool.raykube]"
+        return Check("gpus", None, f"{found}; no training on this machine uses them", step)
+    return Check("gpus", True, f"{found}; a worker on this machine gets {share.value} ({share.source})")
+
+
+def _cuda_trouble() -> str:
+    """Return why PyTorch cannot use CUDA, in its words; "" if it can, or is not there."""
+    if not _version("torch"):
+        return ""
+    # Not in this process: a GPU that does not answer would keep it, whatever the signal.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _CUDA], capture_output=True, text=True, timeout=_CUDA_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_CUDA_S} s"
+    said = done.stdout if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
+    return said.strip().partition("\n")[0]
 
 
 def bytecode(packages: Sequence[str] = ("ray", "torch", "pandas", "mlflow")) -> Iterator[Check]:

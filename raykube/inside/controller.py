@@ -14,7 +14,8 @@ from ray.train import UserCallback
 from raykube import wire
 from raykube.inside import deaths, snapshots, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
-from raykube.inside.history import Recorder, as_reported, scalars
+from raykube.inside.history import Recorder, as_reported
+from raykube.inside.scalars import scalars
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback

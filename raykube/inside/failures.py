@@ -14,6 +14,8 @@ _OUT_OF_MEMORY = "running low on memory"
 _DEAD = "is dead because"
 #: What to do about the memory monitor's kills.
 MEMORY_STEP = "load less at a time, run fewer workers at once, or give their machine or pod more memory"
+#: What to do about a GPU whose memory does not suffice.
+GPU_MEMORY_STEP = "use a smaller batch or model, or a GPU with more memory"
 # Exceptions that the same code on the same data raises again. Torch, NCCL, gloo and CUDA speak RuntimeError.
 _BUGS = (
     ArithmeticError,
@@ -49,6 +51,12 @@ def is_bug(failure: BaseException) -> bool:
     return isinstance(failure, _BUGS)
 
 
+def is_device_full(failure: BaseException) -> bool:
+    """Tell that a GPU had no memory left. It is no bug: what a killed worker held there may not be free yet."""
+    kind = type(failure)
+    return kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+
+
 def is_loss(failure: BaseException) -> bool:
     """Tell a worker that went away, of which Ray speaks, from one that raised."""
     of_ray = any(base.__module__.startswith("ray.") for base in type(failure).__mro__)
@@ -59,13 +67,15 @@ def worst(failures: Mapping[int, BaseException]) -> tuple[int, BaseException]:
     """Return (rank, failure) of the exception that explains the others.
 
     A rank that raises leaves the rest with broken connections, so a bug comes before a RuntimeError,
-    and both before a lost worker. One that the memory monitor killed is lost for no other's sake.
+    and both before a lost worker. One that the memory monitor killed is lost for no other's sake, and so
+    is one whose GPU is full.
     """
 
     def order(item: tuple[int, BaseException]) -> tuple[bool, bool, bool, int]:
         rank, failure = item
         lost = is_loss(failure)
-        return (not is_bug(failure), not (lost and is_memory_kill(str(failure))), lost, rank)
+        full = is_device_full(failure) or (lost and is_memory_kill(str(failure)))
+        return (not is_bug(failure), not full, lost, rank)
 
     return min(failures.items(), key=order)
 
@@ -82,8 +92,10 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
     message = f"{type(cause).__name__}: {cause} (worker {rank})"
-    step = "read the traceback below; it is the loop's own"
-    return Failure("LoopFailed", message, tail=_tail(cause.__dict__.get(_TRACEBACK, "")), next_step=step), cause
+    reason, step = "LoopFailed", "read the traceback below; it is the loop's own"
+    if is_device_full(cause):
+        reason, step = "GpuOutOfMemory", GPU_MEMORY_STEP
+    return Failure(reason, message, tail=_tail(cause.__dict__.get(_TRACEBACK, "")), next_step=step), cause
 
 
 def _tail(text: str) -> list[str]:

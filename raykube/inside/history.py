@@ -13,14 +13,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.errors import ConfigError, Problem
 from raykube.inside import storage
+from raykube.inside.scalars import PLAIN, fetched
 
 log = logging.getLogger("raykube")
 Row = dict[str, Any]
@@ -30,48 +30,6 @@ _REMOTE_S = 5.0
 #: Stand for a number that there is not, and for one that is none: beyond what loops report, within what JSON can say.
 _MISSING, _NO_NUMBER = 1e308, 1.5e308
 _UNSENT_MAX = 64 * 1024**2
-_PLAIN = frozenset({int, float, str, bool, type(None)})
-
-
-def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any]:
-    """Return `metrics` with every value as a JSON scalar.
-
-    Args:
-        metrics: names to numbers, strings, booleans, None, or one-element numpy or torch values.
-        defer: leave a torch value on a device as a detached copy, so that the caller does not wait for
-            the device; :func:`scalars` on the result reads it.
-
-    Raises:
-        ConfigError: values that are none of these; every name is listed.
-    """
-    if not isinstance(metrics, Mapping):
-        raise ConfigError(f"metrics must be a dict of names to numbers, not {type(metrics).__name__}")
-    done: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for name, value in metrics.items():
-        if type(value) in _PLAIN:
-            done[name] = value
-            continue
-        try:
-            done[name] = _scalar(value, defer=defer)
-        except (TypeError, ValueError) as error:
-            problems.append(Problem(str(name), str(error)))
-    if problems:
-        raise ConfigError.of("these metrics are not single numbers or strings", problems)
-    return done
-
-
-def _scalar(value: Any, *, defer: bool) -> Any:
-    shape = tuple(getattr(value, "shape", ()))
-    if math.prod(shape) != 1:
-        raise ValueError(f"shape {shape} is more than one value: report its mean or norm")
-    if defer and getattr(getattr(value, "device", None), "type", "cpu") != "cpu" and hasattr(value, "detach"):
-        return value.detach().clone()  # the loop may overwrite the tensor in place before it is read
-    item = getattr(value, "item", None)
-    plain = item() if callable(item) else value
-    if isinstance(plain, bool | int | float | str):
-        return plain
-    raise TypeError(f"{type(value).__name__} is not a number or string: convert it, or put it in the checkpoint")
 
 
 def is_number(value: Any) -> bool:
@@ -128,7 +86,7 @@ class Recorder:
     def flush(self) -> None:
         """Write the rows that were added so far."""
         with self._lock:
-            data = "".join([self._line(*self._rows.popleft()) for _ in range(len(self._rows))]).encode()
+            data = "".join(self._lines([self._rows.popleft() for _ in range(len(self._rows))])).encode()
             if len(self._unsent) < _UNSENT_MAX:
                 self._unsent += data
             if not self._unsent:
@@ -153,18 +111,20 @@ class Recorder:
         while not self._end.wait(_REMOTE_S if storage.is_uri(self._path) else _FLUSH_S):
             self.flush()
 
-    def _line(self, when: float, metrics: dict[str, Any], checkpoint: str | None) -> str:
-        row = {"time": when, "attempt": self._attempt, "metrics": self._read(metrics), "checkpoint": checkpoint}
-        return json.dumps(row) + "\n"
+    def _lines(self, added: list[tuple[float, dict[str, Any], str | None]]) -> Iterator[str]:
+        read = self._read([metrics for _, metrics, _ in added])
+        for (when, _, checkpoint), metrics in zip(added, read, strict=True):
+            row = {"time": when, "attempt": self._attempt, "metrics": metrics, "checkpoint": checkpoint}
+            yield json.dumps(row) + "\n"
 
-    def _read(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _read(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
-            return scalars(metrics)
+            return fetched(found)
         except RuntimeError as error:  # of a GPU that has failed: what the loop raised must not be lost for it
             if not self._unread:
                 log.warning("metrics on a device that cannot be read are left out: %s", str(error).partition("\n")[0])
             self._unread = True
-            return {name: value for name, value in metrics.items() if type(value) in _PLAIN}
+            return [{name: value for name, value in row.items() if type(value) in PLAIN} for row in found]
 
     def _append(self) -> None:
         if storage.is_uri(self._path):  # object stores cannot append

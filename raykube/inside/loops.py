@@ -17,7 +17,8 @@ from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import checkpoints, outputs, storage
 from raykube.inside.failures import mark
-from raykube.inside.history import Recorder, scalars, scored
+from raykube.inside.history import Recorder, scored
+from raykube.inside.scalars import scalars
 
 
 class _Session:

@@ -241,6 +241,7 @@ def require(place: Place, workers: int | tuple[int, int]) -> int:
     need = workers if isinstance(workers, int) else workers[0]
     fits = _settled_slots(place.scale, need)
     if fits >= need or not isinstance(workers, int):
+        _note_idle_gpus(place.scale)
         return max(fits, need)
     size, have = _describe(place.scale), _capacity()
     raise ConfigError(
@@ -248,6 +249,13 @@ def require(place: Place, workers: int | tuple[int, int]) -> int:
         why="Ray would wait for resources that never come",
         next_step=f"ask for {fits} workers or a larger cluster" if fits else "ask for smaller workers",
     )
+
+
+def _note_idle_gpus(scale: wire.Scale) -> None:
+    import ray
+
+    if not scale.gpus and (idle := ray.cluster_resources().get("GPU")):
+        log.info("no worker uses a GPU, and there is room for %g: %s=1 gives each worker one", idle, wire.GPUS)
 
 
 def room(place: Place, need: int) -> int:

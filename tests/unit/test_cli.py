@@ -563,6 +563,7 @@ def test_service_without_replicas_names_no_deployment(raykube):
     [
         (("--replicas", "2"), {"name": "Model", "num_replicas": 2}),
         (("--replicas", "2", "--deployment", "Hello"), {"name": "Hello", "num_replicas": 2}),
+        (("--num-gpus", "0.5"), {"name": "Model", "ray_actor_options": {"num_gpus": 0.5}}),
     ],
 )
 def test_replicas_are_those_of_the_deployment_that_is_named(raykube, words, deployment):
@@ -571,7 +572,7 @@ def test_replicas_are_those_of_the_deployment_that_is_named(raykube, words, depl
 
 
 def test_deployment_without_replicas_is_refused():
-    with pytest.raises(ConfigError, match="--deployment: says whose replicas --replicas sets"):
+    with pytest.raises(ConfigError, match="--deployment: says whose replicas are set, and nothing"):
         args.service_of("a", {"import_path": "hello:app", "deployment": "Hello"})
 
 

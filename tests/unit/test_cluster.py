@@ -107,6 +107,16 @@ def test_local_cluster_has_the_scale_asked_for_and_no_image():
         cluster.with_image("x")
 
 
+def test_workers_of_this_machine_have_what_the_settings_say(monkeypatch):
+    monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", "1")
+    monkeypatch.setenv("RAYKUBE_CPUS_PER_WORKER", "2")
+    assert Cluster.load("local").scale == Scale(1, 2, 1)
+    assert Cluster.local(gpus=0).scale == Scale(1, 2, 0)
+    monkeypatch.setenv("RAYKUBE_CPUS_PER_WORKER", "many")
+    with pytest.raises(ConfigError, match="cpus_per_worker is 'many'"):
+        Cluster.local()
+
+
 def test_kubernetes_alone_has_no_scale_and_nothing_to_edit():
     cluster = Cluster.load("kubernetes")
     for edited in (lambda: cluster.scale, lambda: cluster.sized(2), lambda: cluster.with_image("x")):

@@ -1,6 +1,7 @@
 """What doctor makes of what a cluster told it."""
 
 import compileall
+import re
 import sys
 
 import pytest
@@ -257,3 +258,17 @@ def test_package_that_the_first_import_compiles_is_not_named(package, monkeypatc
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     assert package.exists()
     assert [*machine.bytecode(["heavy"])] == []
+
+
+def test_gpu_that_pytorch_cannot_use_is_told_with_its_words(tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    pytest.importorskip("torch")
+    check = machine.gpus(tmp_path)
+    assert check.ok is None
+    assert re.match(r"2 of NVIDIA's, which PyTorch cannot use: \w+", check.found)
+    assert "pytorch.org" in check.next_step
+
+
+def test_machine_without_a_gpu_is_no_fault(tmp_path):
+    assert (machine.gpus(tmp_path).ok, machine.gpus(tmp_path).found) == (True, "none of NVIDIA's")

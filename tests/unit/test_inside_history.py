@@ -1,13 +1,10 @@
-import json
 import math
 import resource
 import threading
-import types
 
 import pytest
 
 from raykube import wire
-from raykube.errors import ConfigError
 from raykube.inside.history import (
     Follower,
     Recorder,
@@ -17,31 +14,11 @@ from raykube.inside.history import (
     heal,
     is_number,
     rows,
-    scalars,
     scored,
 )
+from raykube.inside.scalars import scalars
 
-np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor([0.5], requires_grad=True)],
-)
-def test_scalars_take_one_value_of_numpy_and_torch(value):
-    assert json.loads(json.dumps(scalars({"loss": value}))) == {"loss": 0.5}
-
-
-def test_scalars_name_every_value_that_is_none():
-    with pytest.raises(ConfigError) as caught:
-        scalars({"good": 1, "list": [1], "array": np.zeros(3), "tensor": torch.zeros(2, 2), "object": object()})
-    assert [problem.path for problem in caught.value.problems] == ["list", "array", "tensor", "object"]
-
-
-def test_scalars_want_a_dict():
-    with pytest.raises(ConfigError, match="dict"):
-        scalars(3)
 
 
 def test_recorder_writes_every_row_in_order(tmp_path):
@@ -196,32 +173,15 @@ def test_number_of_any_size_can_be_compared():
     assert not is_number(10**400)  # of no float
 
 
-class Broken:
-    """A value on a device that has failed."""
-
-    shape = ()
-    device = types.SimpleNamespace(type="cuda")
-
-    def detach(self):
-        return self
-
-    def clone(self):
-        return self
-
-    def item(self):
-        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
-
-
 def test_recorder_keeps_what_can_be_read_where_a_device_has_failed(tmp_path, caplog):
     recorder = Recorder(str(tmp_path / "m.jsonl"), 1)
     recorder.add({"step": 1})
     for step in (2, 3):
-        recorder.add(scalars({"step": step, "loss": Broken()}, defer=True))
+        recorder.add(scalars({"step": step, "loss": torch.zeros((), device="meta")}, defer=True))
     recorder.close()
     assert [row["metrics"] for row in rows(str(tmp_path / "m.jsonl"))] == [{"step": 1}, {"step": 2}, {"step": 3}]
-    assert caplog.messages == [
-        "metrics on a device that cannot be read are left out: CUDA error: device-side assert triggered"
-    ]
+    (said,) = caplog.messages
+    assert said.startswith("metrics on a device that cannot be read are left out: ")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -7,7 +7,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
 from raykube.inside import checkpoints, loops, tracking
-from raykube.inside.failures import MEMORY_STEP, STARTING, LoopError, explain, is_bug, mark
+from raykube.inside.failures import GPU_MEMORY_STEP, MEMORY_STEP, STARTING, LoopError, explain, is_bug, mark
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.training import Stage, Task
@@ -148,6 +148,13 @@ def test_death_of_the_controller_is_not_taken_for_a_workers():
     failure, _ = explain(lost("class_name: TrainController\nThe actor is dead because of x"))
     assert failure.reason == "ControllerDied"
     assert failure.message == "the controller of the training: The actor is dead because of x"
+
+
+def test_gpu_without_memory_is_named_and_tried_again():
+    full = raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    failure, _ = explain(GroupError({0: raised(RuntimeError("NCCL error")), 1: full}))
+    assert (failure.reason, failure.next_step) == ("GpuOutOfMemory", GPU_MEMORY_STEP)
+    assert not is_bug(full)
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():

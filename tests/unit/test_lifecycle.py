@@ -28,6 +28,7 @@ FAILED = {
     "end_time": 105_000,
 }
 CRASH = "ray.exceptions.WorkerCrashedError"
+FULL = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB."
 RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
 
 
@@ -57,6 +58,13 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
     [
         (["raise value", f"{CRASH}: The worker died"], "WorkerDied", f"{CRASH}: The worker died"),
         ([f"{CRASH}: The worker died", "and I go on"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
+        ([f"torch.{FULL}"], "GpuOutOfMemory", f"torch.{FULL}"),
+        (
+            ["RunFailed: run a failed", f"  why:  {FULL} (worker 0)", "  next: x"],
+            "GpuOutOfMemory",
+            f"{FULL} (worker 0)",
+        ),
+        ([f"torch.{FULL}", "trying half"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
         (['  File "/a/b.py", line 2', "SyntaxError: bad"], "SyntaxError", "SyntaxError: bad (/a/b.py, line 2)"),
     ],
 )

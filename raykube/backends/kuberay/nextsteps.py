@@ -33,6 +33,7 @@ _STEPS = {
     "RunContainerError": "correct command and args of container {container} in the manifest",
     "HeadOOMKilled": "raise limits.memory of the head ({limit} now), and keep work off it with num-cpus: '0'",
     "WorkerOOMKilled": "raise limits.memory of the worker group ({limit} now), or load less data at a time",
+    "GpuOutOfMemory": "use a smaller batch or model, or GPUs with more memory",
     "OutOfMemory": "raise limits.memory of the pod, or run fewer tasks at a time by giving each more num_cpus",
     "WorkerDied": "raise limits.memory of the pod if the kernel killed it for want of memory; else look for a crash of "
     "native code: raykube job logs {name}",

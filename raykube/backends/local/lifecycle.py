@@ -26,6 +26,7 @@ _SEE_LOGS = "raykube job logs {name}"
 _NEXT_STEPS = {
     "EntrypointFailed": _SEE_LOGS,
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "GpuOutOfMemory": "use a smaller batch or model, or a GPU with more memory",
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
     "native code: raykube job logs {name}",
