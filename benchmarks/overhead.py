@@ -91,7 +91,7 @@ QUICK = Sizes(
 )
 
 # A single GPU: with two workers it would not be NCCL.
-GPU = replace(FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=300)
+GPU = replace(FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=200, warmup=30, settle_s=3)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
