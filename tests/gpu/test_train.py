@@ -145,7 +145,8 @@ def test_error_of_a_device_is_told_with_the_loops_own_line_and_rows_are_kept(on_
     with pytest.raises(RunFailed, match="CUDA error") as caught:
         raykube.train(asserts_on_the_device)
     assert any("asserts_on_the_device" in line for line in caught.value.tail)
-    assert [row["metrics"] for row in on_gpu.rows()] == [{"before": 1}, {"step": 2}]
+    # At which call CUDA tells of it is not said: the second row, of a loss that nobody can read, may be there or not.
+    assert [row["metrics"] for row in on_gpu.rows()] in ([{"before": 1}], [{"before": 1}, {"step": 2}])
 
 
 def dies_once(config):
