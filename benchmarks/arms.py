@@ -71,6 +71,27 @@ def run_raykube(config: dict[str, Any]) -> None:
         print(f"note: {note}")
 
 
+def turns_loop(config: dict[str, Any]) -> None:
+    """Give steps with a report and steps without turns, and write the median of their spells, in milliseconds."""
+    import raykube
+
+    arms = {"raykube": raykube.report, "no report": workload.nothing, "no report again": workload.nothing}
+    found: dict[str, Any] = {}
+    for model, batch in MODELS["cpu"].items():
+        settle = 0.0 if found else config["settle_s"]
+        work = workload.Work(model, batch, warmup=config["warmup"], settle_s=settle)
+        spells = workload.turns(work, arms, config["steps"])
+        found[model] = {arm: stats.quantile(seconds, 0.5).value * 1e3 for arm, seconds in spells.items()}
+    Path(config["out"]).write_text(json.dumps({"values": found, "environment": workload.settings()}), encoding="utf-8")
+
+
+def run_turns(config: dict[str, Any]) -> None:
+    """Take turns within one training under raykube, with tracking on; ``steps`` counts the rounds."""
+    import raykube
+
+    raykube.train(turns_loop, config, experiment="overhead")
+
+
 def run_ray(config: dict[str, Any]) -> None:
     """Run the loop as Ray Train's own documentation does."""
     import ray
@@ -100,6 +121,7 @@ ARMS: dict[str, Callable[[dict[str, Any]], None]] = {
     "raykube": run_raykube,
     "ray": run_ray,
     "torchrun": run_torchrun,
+    "turns": run_turns,
 }
 
 

@@ -19,6 +19,7 @@ GOALS = {
     ("ray", "mean"): 1.005,
     ("ray", "p50"): 1.005,
     ("ray", "p99"): 1.02,
+    ("no report", "mean"): 1.005,
 }
 REPORT_P99_US = 50.0
 FIRST_LINE_S = {"cold": 12.0, "warm": 4.0}
@@ -86,6 +87,14 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     ]
 
 
+def turns(rows: Sequence[Row]) -> list[Comparison]:
+    """Return steps with a report against those without that took turns with them."""
+    found = of(rows, "turn")
+    models = sorted({row.case["model"] for row in found}, reverse=True)
+    groups = {model: [row for row in found if row.case["model"] == model] for model in models}
+    return [_compare(model, group, "mean", "raykube", "no report", base="no report") for model, group in groups.items()]
+
+
 def floors(rows: Sequence[Row]) -> list[Comparison]:
     """Return torchrun against itself for every loop and statistic: what this machine can resolve."""
     return [
@@ -103,13 +112,16 @@ def _cases(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
             yield f"{model}, {world} worker{'s' if world > 1 else ''}", group
 
 
-def _compare(case: str, rows: list[Row], statistic: str, arm: str, against: str) -> Comparison:
+def _compare(
+    case: str, rows: list[Row], statistic: str, arm: str, against: str, *, base: str = "torchrun"
+) -> Comparison:
     value = f"{statistic}_ms"
-    ours, base = pairs_of(rows, arm, against, value)
-    again, first = pairs_of(rows, "torchrun again", "torchrun", value)
+    ours, theirs = pairs_of(rows, arm, against, value)
+    again, first = pairs_of(rows, f"{base} again", base, value)
     goal = GOALS.get((against, statistic)) if arm == "raykube" else None
-    ratio, floor = stats.compare(ours, base), stats.noise_floor(first, again)
-    return Comparison(case, statistic, float(np.median(ours)), float(np.median(base)), arm, against, ratio, floor, goal)
+    ratio, floor = stats.compare(ours, theirs), stats.noise_floor(first, again)
+    middle, middle_of_base = float(np.median(ours)), float(np.median(theirs))
+    return Comparison(case, statistic, middle, middle_of_base, arm, against, ratio, floor, goal)
 
 
 @dataclass(frozen=True)

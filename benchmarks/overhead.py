@@ -42,6 +42,7 @@ class Sizes:
         budget_s: no further pair is begun that would end later; 0 for no such bound.
         steps, warmup, settle_s: of one sample.
         cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
+        turns, rounds: processes in which steps with a report and steps without take turns, and how often.
         calls: of report in one submitted run.
         idle_s: seconds for which an idle head is watched; 0 for not at all.
     """
@@ -56,6 +57,8 @@ class Sizes:
     settle_s: float
     cold: int
     warm: int
+    turns: int
+    rounds: int
     calls: int
     idle_s: int
 
@@ -71,6 +74,8 @@ FULL = Sizes(
     settle_s=10,
     cold=6,
     warm=2,
+    turns=10,
+    rounds=150,
     calls=20_000,
     idle_s=60,
 )
@@ -86,6 +91,8 @@ QUICK = Sizes(
     settle_s=3,
     cold=1,
     warm=0,
+    turns=1,
+    rounds=40,
     calls=10_000,
     idle_s=0,
 )
@@ -165,6 +172,16 @@ def _write(session: rows.Session, arm: str, pair: int, at: tuple[str, int], meas
         _tell(session.add("step", arm, pair, case, measured | {"values": values}))
 
 
+def turns(session: rows.Session, sizes: Sizes) -> None:
+    """Measure what a report at every step adds to it, in turns within one process."""
+    for number in range(sizes.turns):
+        measured = sample("turns", 1, replace(sizes, steps=sizes.rounds))
+        _check("raykube", measured, {"told": True})
+        for model, arms in measured["values"].items():
+            for arm, ms in arms.items():
+                _tell(session.add("turn", arm, number, {"model": model}, measured | {"values": {"mean_ms": ms}}))
+
+
 def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
     found = {key: measured["environment"][key] for key in _SAME}
     if same.setdefault("settings", found) != found:
@@ -227,7 +244,7 @@ def busy_cores(seconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few pairs, for a first look")
-    parser.add_argument("--part", choices=("steps", "submissions"), help="only this part of it")
+    parser.add_argument("--part", choices=("steps", "turns", "submissions"), help="only this part of it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps")
     parser.add_argument("--pairs", type=int, help="another number of them, for the steps")
     said = parser.parse_args()
@@ -237,10 +254,9 @@ def main() -> None:
     sizes = replace(sizes, pairs=said.pairs or sizes.pairs)
     session = rows.Session.start("overhead" if said.device == "cpu" else "overhead-gpu", quick=said.quick)
     start = time.monotonic()
-    if said.part != "submissions":
-        steps(session, sizes)
-    if said.part != "steps":
-        submissions(session, sizes)
+    for part in (steps, turns, submissions):
+        if said.part in {None, part.__name__}:
+            part(session, sizes)
     print(
         f"{session.path.relative_to(rows.ROOT)}: rows of {time.monotonic() - start:.0f} s; python -m benchmarks.report"
     )

@@ -11,6 +11,8 @@ _HOW = """Each sample is a process of its own; the arms of a pair were taken nex
 the reverse order. Ratios are of medians over the samples, intervals are 95 %, from 10,000 draws of whole pairs. The
 floor is how far from 1 the interval of torchrun against itself reaches: a goal tighter than it cannot be met on this
 machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
+_TURNS = """Within one training under raykube with MLflow, spells of 50 ms with a report at every step, and without,
+take turns. A sample is the median spell of one process; the floor is that of spells without against themselves."""
 _STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
 _SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
 *cold* is not there yet, *warm* is. Packing is measured by itself; submit holds it, the start of a cold head, and the
@@ -42,7 +44,15 @@ def render(rows: Sequence[Row], figure: str) -> str:
     if kinds := {row.kind for row in rows} - {"measured"}:
         raise ValueError(f"rows of kind {', '.join(sorted(kinds))} do not belong among measured ones")
     parts = [["# Benchmarks", "", *_provenance(rows), "", f"![What was measured]({figure})"]]
-    parts += [_steps(rows), _floors(rows), _reports(rows), _submissions(rows), _starts(rows), _points(rows)]
+    parts += [
+        _turns(rows),
+        _steps(rows),
+        _floors(rows),
+        _reports(rows),
+        _submissions(rows),
+        _starts(rows),
+        _points(rows),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
@@ -74,6 +84,19 @@ _VARYING = ("load_1min", "steal_share")
 def span(interval: stats.Interval, digits: int = 3) -> str:
     """Return the bounds of an interval."""
     return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def _turns(rows: Sequence[Row]) -> list[str]:
+    found = findings.turns(rows)
+    header = ["loop", "with a report, ms", "without, ms", "ratio", "95 % CI", "floor", "goal", "verdict", "n"]
+    lines = [
+        [
+            *(each.case, f"{each.ours:.4f}", f"{each.base:.4f}", f"{each.ratio.value:.4f}", span(each.ratio, 4)),
+            *(f"±{each.floor:.4f}", f"≤ {each.goal}", each.verdict, each.ratio.count),
+        ]
+        for each in found
+    ]
+    return ["## What a report adds to a step", "", _TURNS, "", *table(header, lines)] if found else []
 
 
 def _steps(rows: Sequence[Row]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 OnStep = Callable[[dict[str, Any]], object]
+_SPELL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,46 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     """
     entered = time.time()
     place = device or torch.device("cpu")
+    step_once, size = _trainer(work, place)
+    seconds, first_step = [], 0.0
+    for step in range(work.warmup + work.steps):
+        start = time.perf_counter()
+        on_step({"step": step, "loss": step_once()})
+        _wait_for(place)
+        seconds.append(time.perf_counter() - start)
+        first_step = first_step or time.time()
+        if step == work.warmup // 2:
+            time.sleep(work.settle_s)
+    return Timing(seconds[work.warmup :], entered, first_step, size)
+
+
+def turns(work: Work, arms: Mapping[str, OnStep], rounds: int) -> dict[str, list[float]]:
+    """Train, and let each arm have a short spell in turn; return the seconds a step of its spells.
+
+    One process differs from the next by more than an arm may add, and so does one second from the next on a machine
+    that is shared. A spell is of so many steps as take about 50 ms; every second round is in the reverse order.
+    """
+    step_once, _ = _trainer(work, torch.device("cpu"))
+    steps = iter(range(10**9))
+
+    def spell(on_step: OnStep, length: int) -> float:
+        start = time.perf_counter()
+        for _ in range(length):
+            on_step({"step": next(steps), "loss": step_once()})
+        return (time.perf_counter() - start) / length
+
+    spell(nothing, work.warmup)
+    time.sleep(work.settle_s)
+    length = max(1, round(_SPELL_S / spell(nothing, work.warmup)))
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    for turn in range(rounds):
+        for arm in list(arms)[:: 1 if turn % 2 == 0 else -1]:
+            seconds[arm].append(spell(arms[arm], length))
+    return seconds
+
+
+def _trainer(work: Work, place: torch.device) -> tuple[Callable[[], Tensor], int]:
+    """Return what takes one step and gives its loss, and the size of the gradients in bytes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     bare, shape = network(work.model)
@@ -121,18 +162,8 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     model = DistributedDataParallel(bare) if world() > 1 else bare
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     inputs, labels = data(work.model, work.batch, shape, place)
-    seconds, first_step = [], 0.0
-    for step in range(work.warmup + work.steps):
-        start = time.perf_counter()
-        loss = _optimize(model, optimizer, inputs, labels)
-        on_step({"step": step, "loss": loss})
-        _wait_for(place)
-        seconds.append(time.perf_counter() - start)
-        first_step = first_step or time.time()
-        if step == work.warmup // 2:
-            time.sleep(work.settle_s)
     size = sum(weight.numel() * weight.element_size() for weight in bare.parameters())
-    return Timing(seconds[work.warmup :], entered, first_step, size)
+    return lambda: _optimize(model, optimizer, inputs, labels), size
 
 
 def _optimize(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> Tensor:

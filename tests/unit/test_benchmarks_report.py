@@ -62,6 +62,15 @@ def test_report_shows_both_arms_with_ratio_interval_floor_and_verdict():
     assert cells[2:] == ["10.500", "torchrun", "10.000", "1.050", "1.050 to 1.050", "±0.000", "≤ 1.01", "fail", "10"]
 
 
+def test_report_judges_what_a_report_adds_by_spells_that_took_turns():
+    found = []
+    for number in range(6):
+        for arm, ms in (("raykube", 1.004), ("no report", 1.0), ("no report again", 1.001)):
+            found.append(row("turn", arm, number, {"model": "mlp"}, {"mean_ms": ms * (1 + number)}))
+    cells = line_of(tables.render(found, "x.png"), "| mlp |")
+    assert cells[3:] == ["1.0040", "1.0040 to 1.0040", "±0.0010", "≤ 1.005", "pass", "6"]
+
+
 def test_report_says_pass_when_arms_are_equal():
     cells = line_of(tables.render(list(step_rows()), "x.png"), "mlp, 2 workers", "| mean |", "| ray |")
     assert cells[-2:] == ["pass", "10"]
