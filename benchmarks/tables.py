@@ -12,7 +12,8 @@ the reverse order. Ratios are of medians over the samples, intervals are 95 %, f
 floor is how far from 1 the interval of torchrun against itself reaches: a goal tighter than it cannot be met on this
 machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
 _TURNS = """Within one training under raykube with MLflow, spells of 50 ms with a report at every step, and without,
-take turns. A sample is the median spell of one process; the floor is that of spells without against themselves."""
+take turns; a spell with reports ends when its rows are written. A sample is the median spell of one process; the floor
+is that of spells without against themselves."""
 _STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
 _SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
 *cold* is not there yet, *warm* is. Packing is measured by itself; submit holds it, the start of a cold head, and the

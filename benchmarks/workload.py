@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 OnStep = Callable[[dict[str, Any]], object]
+AtEnd = Callable[[], object]
 _SPELL_S = 0.05
 
 
@@ -108,6 +109,15 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*hidden, nn.Linear(widths[-1], 10)), (widths[0],)
 
 
+def nothing(metrics: dict[str, Any]) -> None:
+    """Do nothing after a step: the floor."""
+    del metrics
+
+
+def idle() -> None:
+    """Do nothing at the end of a spell."""
+
+
 def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None) -> Timing:
     """Train on made-up data and time each step: forward, backward, optimizer, and then `on_step`.
 
@@ -128,8 +138,13 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     return Timing(seconds[work.warmup :], entered, first_step, size)
 
 
-def turns(work: Work, arms: Mapping[str, OnStep], rounds: int) -> dict[str, list[float]]:
+def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> dict[str, list[float]]:
     """Train, and let each arm have a short spell in turn; return the seconds a step of its spells.
+
+    Args:
+        work: what is trained.
+        arms: what happens after each step, and what at the end of each spell, within its time.
+        rounds: spells of each arm.
 
     One process differs from the next by more than an arm may add, and so does one second from the next on a machine
     that is shared. A spell is of so many steps as take about 50 ms; every second round is in the reverse order.
@@ -137,19 +152,20 @@ def turns(work: Work, arms: Mapping[str, OnStep], rounds: int) -> dict[str, list
     step_once, _ = _trainer(work, torch.device("cpu"))
     steps = iter(range(10**9))
 
-    def spell(on_step: OnStep, length: int) -> float:
+    def spell(length: int, on_step: OnStep = nothing, at_end: AtEnd = idle) -> float:
         start = time.perf_counter()
         for _ in range(length):
             on_step({"step": next(steps), "loss": step_once()})
+        at_end()
         return (time.perf_counter() - start) / length
 
-    spell(nothing, work.warmup)
+    spell(work.warmup)
     time.sleep(work.settle_s)
-    length = max(1, round(_SPELL_S / spell(nothing, work.warmup)))
+    length = max(1, round(_SPELL_S / spell(work.warmup)))
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds):
         for arm in list(arms)[:: 1 if turn % 2 == 0 else -1]:
-            seconds[arm].append(spell(arms[arm], length))
+            seconds[arm].append(spell(length, *arms[arm]))
     return seconds
 
 
@@ -217,8 +233,3 @@ def settings() -> dict[str, Any]:
         "worker_omp": os.environ.get("OMP_NUM_THREADS", "unset"),
         "worker_affinity": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
     }
-
-
-def nothing(metrics: dict[str, Any]) -> None:
-    """Do nothing after a step: the floor."""
-    del metrics
