@@ -70,8 +70,10 @@ def _ratios(axis: Any, rows: Sequence[Row]) -> None:
         goal = each.goal or 1.0
         axis.plot([goal, goal], [place - 0.35, place + 0.35], color=_GOAL, label="goal" if place == 0 else None)
     axis.axvline(1, color=_MUTED, linewidth=0.8)
-    axis.set_yticks(range(len(found)), [f"{each.case}\nagainst {each.against}" for each in reversed(found)])
-    axis.set_xlabel(f"raykube / other, 95 % interval, {found[0].ratio.count} pairs (right of 1: raykube is slower)")
+    axis.set_yticks(
+        range(len(found)), [f"{each.case}\nagainst {each.against}, n={each.ratio.count}" for each in reversed(found)]
+    )
+    axis.set_xlabel("raykube / other, 95 % interval, n pairs (right of 1: raykube is slower)")
     axis.legend(frameon=False, loc="best")
     axis.set_title(title, loc="left")
     return None

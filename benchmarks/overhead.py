@@ -1,11 +1,12 @@
 """What raykube costs: the optimizer step against plain Ray Train and torchrun, one report, the way to the first step.
 
-Run: python -m benchmarks.overhead          (about 70 minutes on 2 cores)
+Run: python -m benchmarks.overhead          (about 80 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
-     python -m benchmarks.overhead --device cuda  (steps on one GPU, with NCCL)
+     python -m benchmarks.overhead --device cuda  (steps on one GPU, which has nobody to exchange gradients with)
 
-Every sample is a process of its own. Samples of a pair stand next to each other, and every second pair
-is taken in the reverse order, so that a machine which gets slower is not taken for an arm which is.
+Every sample is a process of its own, but for steps with a report and steps without, which take turns in one.
+Samples of a pair stand next to each other, and every second pair is taken in the reverse order, so that a
+machine which gets slower is not taken for an arm which is.
 """
 
 from __future__ import annotations
@@ -174,12 +175,13 @@ def _write(session: rows.Session, arm: str, pair: int, at: tuple[str, int], meas
 
 def turns(session: rows.Session, sizes: Sizes) -> None:
     """Measure what a report at every step adds to it, in turns within one process."""
+    same: dict[str, Any] = {}
     for number in range(sizes.turns):
         measured = sample("turns", 1, replace(sizes, steps=sizes.rounds))
-        _check("raykube", measured, {"told": True})
+        _check("raykube", measured, same)
         for model, arms in measured["values"].items():
             for arm, ms in arms.items():
-                _tell(session.add("turn", arm, number, {"model": model}, measured | {"values": {"mean_ms": ms}}))
+                _tell(session.add("turn", arm, number, {"model": model}, measured | {"values": {"p50_ms": ms}}))
 
 
 def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
@@ -250,6 +252,8 @@ def main() -> None:
     said = parser.parse_args()
     sizes = QUICK if said.quick else FULL
     if said.device == "cuda":
+        if said.quick or said.part not in {None, "steps"}:
+            parser.error("on a GPU there are the steps alone, and no quick session")
         sizes, said.part = GPU, "steps"
     sizes = replace(sizes, pairs=said.pairs or sizes.pairs)
     session = rows.Session.start("overhead" if said.device == "cpu" else "overhead-gpu", quick=said.quick)

@@ -12,8 +12,9 @@ the reverse order. Ratios are of medians over the samples, intervals are 95 %, f
 floor is how far from 1 the interval of torchrun against itself reaches: a goal tighter than it cannot be met on this
 machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
 _TURNS = """Within one training under raykube with MLflow, spells of 50 ms with a report at every step, and without,
-take turns; a spell with reports ends when its rows are written. A sample is the median spell of one process; the floor
-is that of spells without against themselves."""
+take turns. A sample is the median of one process, and with reports what writing their rows takes, which is else done in
+a thread beside the steps; what the driver does beside them falls on all spells alike, and is not in it. The floor is
+that of spells without against themselves."""
 _STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
 _SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
 *cold* is not there yet, *warm* is. Packing is measured by itself; submit holds it, the start of a cold head, and the
@@ -97,7 +98,9 @@ def _turns(rows: Sequence[Row]) -> list[str]:
         ]
         for each in found
     ]
-    return ["## What a report adds to a step", "", _TURNS, "", *table(header, lines)] if found else []
+    return (
+        ["## What a report adds to a step, in its own process", "", _TURNS, "", *table(header, lines)] if found else []
+    )
 
 
 def _steps(rows: Sequence[Row]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 OnStep = Callable[[dict[str, Any]], object]
 AtEnd = Callable[[], object]
-_SPELL_S = 0.05
+_SPELL_S, _SPELLS_AN_END = 0.05, 10
 
 
 @dataclass(frozen=True)
@@ -138,35 +139,42 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     return Timing(seconds[work.warmup :], entered, first_step, size)
 
 
-def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> dict[str, list[float]]:
-    """Train, and let each arm have a short spell in turn; return the seconds a step of its spells.
+def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> dict[str, float]:
+    """Train, and let each arm have a short spell in turn; return the median seconds a step of each arm.
+
+    One process differs from the next by more than an arm may add, and so does one second from the next on a machine
+    that is shared. A spell is of so many steps as take about 50 ms.
 
     Args:
         work: what is trained.
-        arms: what happens after each step, and what at the end of each spell, within its time.
+        arms: what happens after each step, and what after half a second of them, which counts as well.
         rounds: spells of each arm.
-
-    One process differs from the next by more than an arm may add, and so does one second from the next on a machine
-    that is shared. A spell is of so many steps as take about 50 ms; every second round is in the reverse order.
     """
     step_once, _ = _trainer(work, torch.device("cpu"))
     steps = iter(range(10**9))
 
-    def spell(length: int, on_step: OnStep = nothing, at_end: AtEnd = idle) -> float:
+    def spell(length: int, on_step: OnStep = nothing) -> float:
         start = time.perf_counter()
         for _ in range(length):
             on_step({"step": next(steps), "loss": step_once()})
-        at_end()
         return (time.perf_counter() - start) / length
 
     spell(work.warmup)
     time.sleep(work.settle_s)
     length = max(1, round(_SPELL_S / spell(work.warmup)))
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    spells: dict[str, list[float]] = {arm: [] for arm in arms}
+    ends: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds):
-        for arm in list(arms)[:: 1 if turn % 2 == 0 else -1]:
-            seconds[arm].append(spell(length, *arms[arm]))
-    return seconds
+        # So that each arm comes as often behind each of the others.
+        order = [*arms][turn % len(arms) :] + [*arms][: turn % len(arms)]
+        for arm in order[:: 1 if turn % 2 == 0 else -1]:
+            spells[arm].append(spell(length, arms[arm][0]))
+            if turn % _SPELLS_AN_END == 0:
+                start = time.perf_counter()
+                arms[arm][1]()
+                ends[arm].append((time.perf_counter() - start) / (length * _SPELLS_AN_END))
+    # The first end comes after one spell alone.
+    return {arm: statistics.median(spells[arm]) + statistics.median(ends[arm][1:]) for arm in arms}
 
 
 def _trainer(work: Work, place: torch.device) -> tuple[Callable[[], Tensor], int]:

@@ -25,7 +25,7 @@ from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 from raykube.settings import is_path, setting
-from raykube.wire import Scale
+from raykube.wire import GPU_SHARE, LEAST, Scale, is_gpu_share
 from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
@@ -94,7 +94,9 @@ class Cluster:
         """
         cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
         gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
-        wrong = [*_count_problems(workers), *_below("cpus", cpus, 0), *_below("gpus", gpus, 0)]
+        wrong = [*_count_problems(workers), *_below("cpus", cpus, LEAST)]
+        if not is_gpu_share(gpus):
+            wrong.append(Problem("gpus", f"{gpus!r} is not {GPU_SHARE}"))
         if wrong:
             raise ConfigError.of("no such local cluster can be", wrong)
         spec = {"workers": workers, "cpus": cpus, "gpus": gpus}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
@@ -34,9 +35,11 @@ KNOWN: Mapping[str, str] = {
 _NUMBERS = {
     "idle_timeout_s": "a number of 0 or more",
     "serve_port": "a port from 0 to 65535",
-    "cpus_per_worker": "a number of 0 or more",
-    "gpus_per_worker": "a number of 0 or more",
+    "cpus_per_worker": "a number above 0",
+    "gpus_per_worker": wire.GPU_SHARE,
 }
+#: What a script that runs here has in these variables is its own size, and not that of what it submits.
+_OF_A_RUN = ("cpus_per_worker", "gpus_per_worker")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def _found(name: str, argument: object) -> Setting | None:
     if argument is not None:
         return Setting(name, str(argument), "from the argument")
     variable = f"RAYKUBE_{name.upper()}"
-    if value := os.environ.get(variable):
+    is_own = name in _OF_A_RUN and wire.RUN_NAME in os.environ
+    if not is_own and (value := os.environ.get(variable)):
         return Setting(name, value, f"from {variable}")
     table, path = _project_table(Path.cwd())
     if name not in table:
@@ -101,9 +105,14 @@ def _beside(project: str, name: str, value: str) -> str:
 
 def _is_valid(name: str, text: str) -> bool:
     try:
-        return 0 <= int(text) <= 65535 if name == "serve_port" else 0 <= float(text) < float("inf")
+        number = float(text)
     except ValueError:
         return False
+    if name == "serve_port":
+        return text.strip().isdecimal() and number <= 65535
+    if name == "gpus_per_worker":
+        return wire.is_gpu_share(number)
+    return (wire.LEAST if name == "cpus_per_worker" else 0) <= number < float("inf")
 
 
 def _project_table(folder: Path) -> tuple[Mapping[str, Any], str]:

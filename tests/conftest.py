@@ -14,6 +14,6 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByNeed(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "Ray" if nodeid.startswith(("tests/cluster/", "tests/local/")) else nodeid
+            return "Ray" if nodeid.startswith(("tests/cluster/", "tests/gpu/", "tests/local/")) else nodeid
 
     return ByNeed(config, log)

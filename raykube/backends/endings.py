@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -27,7 +28,7 @@ _OUT_OF_MEMORY = re.compile(
     r"running low on memory|how to address the out of memory issue|exceptions\.OutOfMemoryError"
 )
 # Of PyTorch, on whatever kind of GPU.
-_GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate ")
+_GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate |\bCUDA error: out of memory")
 #: Ray's words for how a job ended without its entrypoint having said so.
 ERROR_TYPES = {
     "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
@@ -118,9 +119,10 @@ def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
 
 def _gpu_memory(_: str, tail: Sequence[str]) -> str:
     """Only the error that a script ended with counts: one may look for the largest batch by trying."""
-    lines = [line.strip() for line in tail]
-    told = [line.removeprefix("why:").strip() for line in lines if line.startswith("why:")]
-    return next((_short(line) for line in [*told, *lines[-1:]] if _GPU_MEMORY.search(line)), "")
+    # The last line, or all that is indented at the end: what an error of ours says of itself.
+    own = [line.strip() for line in itertools.takewhile(lambda line: line[:1].isspace(), reversed(tail))]
+    told = [line.removeprefix("why:").strip() for line in own if line.startswith("why:")]
+    return next((_short(line) for line in [*told, *tail[-1:]] if _GPU_MEMORY.search(line)), "")
 
 
 def _crash(_: str, tail: Sequence[str]) -> str:

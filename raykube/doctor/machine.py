@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raykube import wire
 from raykube.backends.local import head, records
-from raykube.doctor.check import Check
+from raykube.doctor.check import Check, refused
 from raykube.errors import ConfigError
 from raykube.settings import setting
 
@@ -25,7 +25,8 @@ _CUDA_S = 60
 _CUDA = """
 import torch
 try:
-    torch.cuda.init()
+    torch.zeros(1, device="cuda")
+    print(torch.cuda.device_count())
 except (AssertionError, RuntimeError) as error:
     print(error)
 """
@@ -47,33 +48,40 @@ def checks() -> Iterator[Check]:
 
 def gpus(devices: Path = Path("/dev")) -> Check:
     """Look for NVIDIA's GPUs, whether PyTorch can use them, and whether a training on this machine does."""
-    count = len([*devices.glob("nvidia[0-9]*")])
-    if not count:
-        return Check("gpus", True, "none of NVIDIA's")
-    found = f"{count} of NVIDIA's"
-    if why := _cuda_trouble():
+    count, why = _cuda(len([*devices.glob("nvidia[0-9]*"), *devices.glob("dxg")]))
+    if why:
         step = "install a driver and a build of PyTorch that fit: https://pytorch.org/get-started/locally"
-        return Check("gpus", None, f"{found}, which PyTorch cannot use: {why}", step)
-    share = setting("gpus_per_worker")
-    if not float(share.value):
-        step = "export RAYKUBE_GPUS_PER_WORKER=1, or write gpus_per_worker = 1 into [tool.raykube]"
-        return Check("gpus", None, f"{found}; no training on this machine uses them", step)
-    return Check("gpus", True, f"{found}; a worker on this machine gets {share.value} ({share.source})")
-
-
-def _cuda_trouble() -> str:
-    """Return why PyTorch cannot use CUDA, in its words; "" if it can, or is not there."""
-    if not _version("torch"):
-        return ""
-    # Not in this process: a GPU that does not answer would keep it, whatever the signal.
+        return Check("gpus", None, f"PyTorch cannot use NVIDIA's: {why}", step)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CUDA], capture_output=True, text=True, timeout=_CUDA_S, check=False
+        share = setting("gpus_per_worker")
+    except ConfigError as error:
+        return refused("gpus", error)
+    found, each = f"{count or 'none'} of NVIDIA's", float(share.value)
+    if count and not each:
+        step = "export RAYKUBE_GPUS_PER_WORKER=1"
+        return Check("gpus", None, f"{found}; no training on this machine uses them", step)
+    if each > count:
+        step = "ask for fewer" if count else "ask for none, unless there are others than NVIDIA's"
+        return Check(
+            "gpus", False if count else None, f"{found}; a worker is to have {share.value} ({share.source})", step
         )
+    return Check("gpus", True, f"{found}; a worker has {share.value} ({share.source})" if count else found)
+
+
+def _cuda(devices: int) -> tuple[int, str]:
+    """Return how many GPUs PyTorch can use, and why it can use none of those that there are."""
+    if not devices or not _version("torch"):
+        return devices, ""
+    # Not in this process: a GPU that does not answer would keep it, whatever the signal.
+    command = [sys.executable, "-c", _CUDA]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CUDA_S, check=False)
     except subprocess.TimeoutExpired:
-        return f"no answer within {_CUDA_S} s"
-    said = done.stdout if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2]
-    return said.strip().partition("\n")[0]
+        return 0, f"no answer within {_CUDA_S} s"
+    said = done.stdout.partition("\n")[0]
+    if done.returncode:
+        return 0, done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+    return (int(said), "") if said.isdecimal() else (0, said)
 
 
 def bytecode(packages: Sequence[str] = ("ray", "torch", "pandas", "mlflow")) -> Iterator[Check]:

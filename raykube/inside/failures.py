@@ -54,7 +54,13 @@ def is_bug(failure: BaseException) -> bool:
 def is_device_full(failure: BaseException) -> bool:
     """Tell that a GPU had no memory left. It is no bug: what a killed worker held there may not be free yet."""
     kind = type(failure)
-    return kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+    of_torch = kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+    return of_torch or is_gpu_memory(str(failure))
+
+
+def is_gpu_memory(words: str) -> bool:
+    """Tell from the words of PyTorch that a GPU had no memory left: for a tensor, or to be used at all."""
+    return "CUDA out of memory" in words or "CUDA error: out of memory" in words
 
 
 def is_loss(failure: BaseException) -> bool:

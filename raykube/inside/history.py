@@ -20,7 +20,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.inside import storage
-from raykube.inside.scalars import PLAIN, fetched
+from raykube.inside.scalars import fetched
 
 log = logging.getLogger("raykube")
 Row = dict[str, Any]
@@ -73,7 +73,8 @@ class Recorder:
         self._end = threading.Event()
         self._remote = storage.read_from(path) if storage.is_uri(path) else b""
         self._unsent = b""
-        self._failing = self._unread = False
+        self._failing = False
+        self._unread: set[str] = set()
         if not storage.is_uri(path):
             heal(Path(path))
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-history")
@@ -118,13 +119,13 @@ class Recorder:
             yield json.dumps(row) + "\n"
 
     def _read(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        try:
-            return fetched(found)
-        except RuntimeError as error:  # of a GPU that has failed: what the loop raised must not be lost for it
-            if not self._unread:
-                log.warning("metrics on a device that cannot be read are left out: %s", str(error).partition("\n")[0])
-            self._unread = True
-            return [{name: value for name, value in row.items() if type(value) in PLAIN} for row in found]
+        # What the loop itself raises of a GPU that has failed must not be lost for what cannot be read there.
+        done, unread = fetched(found)
+        for name in unread.keys() - self._unread:
+            why = str(unread[name]).partition("\n")[0]
+            log.warning("metric %s is left out where it cannot be read from its device: %s", name, why)
+        self._unread |= unread.keys()
+        return done
 
     def _append(self) -> None:
         if storage.is_uri(self._path):  # object stores cannot append

@@ -88,7 +88,7 @@ class Place:
             scale=wire.Scale(
                 workers=read(wire.WORKERS, one, wire.parse_workers),
                 cpus=read(wire.CPUS, 1.0, _positive),
-                gpus=read(wire.GPUS, 0.0, _not_negative),
+                gpus=read(wire.GPUS, 0.0, _gpus),
                 accelerator=environ.get(wire.ACCELERATOR, ""),
             ),
             trial_workers=read(wire.TRIAL_WORKERS, 1, _count),
@@ -255,7 +255,7 @@ def _note_idle_gpus(scale: wire.Scale) -> None:
     import ray
 
     if not scale.gpus and (idle := ray.cluster_resources().get("GPU")):
-        log.info("no worker uses a GPU, and there is room for %g: %s=1 gives each worker one", idle, wire.GPUS)
+        log.info("%g GPUs here and no worker uses one: %s=1 gives each worker one", idle, wire.GPUS)
 
 
 def room(place: Place, need: int) -> int:
@@ -314,11 +314,13 @@ def _checked(text: str, number: float, low: float, what: str) -> float:
 
 
 def _positive(text: str) -> float:
-    return _checked(text, float(text), 1e-4, "a number above 0")
+    return _checked(text, float(text), wire.LEAST, "a number above 0")
 
 
-def _not_negative(text: str) -> float:
-    return _checked(text, float(text), 0, "a number from 0 on")
+def _gpus(text: str) -> float:
+    if not wire.is_gpu_share(number := float(text)):
+        raise ValueError(f"{wire.GPU_SHARE} is needed, not {text}")
+    return number
 
 
 def _count(text: str) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from raykube.errors import ConfigError, Problem
 
 #: Types that JSON takes as they are.
 PLAIN = frozenset({int, float, str, bool, type(None)})
+_JSON = (int, float, str)
 
 
 def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any]:
@@ -18,13 +20,13 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
     Args:
         metrics: names to numbers, strings, booleans, None, or one-element numpy or torch values.
-        defer: leave a torch value on a device as a detached copy, so that the caller does not wait for
-            the device; :func:`fetched` reads it.
+        defer: leave a torch value that is on a device there, so that the caller does not wait for it;
+            :func:`fetched` reads it.
 
     Raises:
         ConfigError: values that are none of these; every name is listed.
     """
-    if not isinstance(metrics, Mapping):
+    if type(metrics) is not dict and not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics must be a dict of names to numbers, not {type(metrics).__name__}")
     done: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -42,50 +44,99 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 
 def _scalar(value: Any, *, defer: bool) -> Any:
-    shape = tuple(getattr(value, "shape", ()))
-    if math.prod(shape) != 1:
-        raise ValueError(f"shape {shape} is more than one value: report its mean or norm")
-    if defer and _is_on_device(value):
+    if defer and getattr(value, "is_cpu", True) is False:
+        _check_size(value)
         if not value.is_complex():
-            return value.detach().clone()  # the loop may overwrite the tensor in place before it is read
-    else:
-        item = getattr(value, "item", None)
-        plain = item() if callable(item) else value
-        if isinstance(plain, bool | int | float | str):
-            return plain
+            return Deferred.of(value)
+    elif isinstance(plain := _item(value), _JSON):
+        return plain
     raise TypeError(f"{type(value).__name__} is not a number or string: convert it, or put it in the checkpoint")
 
 
-def _is_on_device(value: Any) -> bool:
-    return getattr(getattr(value, "device", None), "type", "cpu") != "cpu" and hasattr(value, "detach")
+def _item(value: Any) -> Any:
+    item = getattr(value, "item", None)
+    if item is None:
+        return value
+    try:
+        return item()
+    except (RuntimeError, ValueError):
+        # Not before: a loop reports at every step, where the caches are cold and whatever is looked at costs time.
+        _check_size(value)
+        raise
 
 
-def fetched(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what :func:`scalars` left on devices as numbers, with one wait for each device and type.
+def _check_size(value: Any) -> None:
+    shape = tuple(getattr(value, "shape", ()))
+    if math.prod(shape) != 1:
+        raise ValueError(f"shape {shape} is more than one value: report its mean or norm") from None
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A number that a device has, or will have once it has done what it was told.
+
+    Attributes:
+        value: a tensor of one element that nobody overwrites.
+        known: an event of CUDA after which it is computed; None where a read waits by itself.
+    """
+
+    value: Any
+    known: Any = None
+
+    @classmethod
+    def of(cls, value: Any) -> Deferred:
+        """Take a copy of a tensor: the loop may overwrite it before it is read."""
+        copy = value.detach().clone()
+        if copy.device.type != "cuda":
+            return cls(copy)
+        import torch
+
+        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop. The loop may
+        # work on a stream of its own, for which a read does not wait.
+        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch's has no types
+        event.record(torch.cuda.current_stream(copy.device))
+        return cls(copy, event)
+
+
+def fetched(found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
+    """Return what :func:`scalars` left on devices as numbers, and the names of those that cannot be read, with why.
 
     A loop runs ahead of its device. To read one value is to wait until the device has done all that it was told so
     far, so whoever reads one after another falls behind a loop that reports at every step.
-
-    Raises:
-        RuntimeError: a device has failed.
     """
     done = [dict(metrics) for metrics in found]
-    waiting: defaultdict[Any, list[tuple[dict[str, Any], str, Any]]] = defaultdict(list)
+    unread: dict[str, Exception] = {}
+    waiting: defaultdict[Any, list[tuple[dict[str, Any], str]]] = defaultdict(list)
     for row in done:
         for name, value in row.items():
-            if _is_on_device(value):
-                waiting[value.device, value.dtype].append((row, name, value))
-    for (device, _), places in waiting.items():
-        numbers = _read(device, [value for _, _, value in places])
-        for (row, name, _), number in zip(places, numbers, strict=True):
-            row[name] = number
-    return done
+            if type(value) is Deferred:
+                waiting[value.value.device, value.value.dtype].append((row, name))
+    for places in waiting.values():
+        numbers = _numbers([row[name] for row, name in places])
+        for (row, name), number in zip(places, numbers, strict=True):
+            if isinstance(number, Exception):
+                unread[name] = number
+                del row[name]
+            else:
+                row[name] = number
+    return done, unread
 
 
-def _read(device: Any, values: list[Any]) -> list[Any]:
+def _numbers(values: list[Deferred]) -> list[Any]:
+    """Return the number of each value, or why it cannot be read."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the loop may work on a stream of its own, which a copy would not wait for
-    numbers: list[Any] = torch.stack([value.reshape(()) for value in values]).tolist()
-    return numbers
+    try:
+        for each in values:
+            if each.known is not None:
+                each.known.synchronize()
+        return list(torch.stack([each.value.reshape(()) for each in values]).tolist())
+    except (RuntimeError, TypeError):  # one of them is of a kind that cannot be put beside others, or the device failed
+        return [_alone(each.value) for each in values]
+
+
+def _alone(value: Any) -> Any:
+    try:
+        return value.item()
+    except (RuntimeError, TypeError) as error:
+        return error

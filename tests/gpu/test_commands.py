@@ -45,7 +45,7 @@ def test_doctor_tells_a_gpu_that_nothing_uses_and_one_that_is_used():
         r"^\S+ +gpus +\d of NVIDIA's; no training on this machine uses them", raykube("doctor"), re.MULTILINE
     )
     used = raykube("doctor", RAYKUBE_GPUS_PER_WORKER="1")
-    assert re.search(r"^ok +gpus +\d of NVIDIA's; a worker on this machine gets 1", used, re.MULTILINE)
+    assert re.search(r"^ok +gpus +\d of NVIDIA's; a worker has 1", used, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_report_judges_what_a_report_adds_by_spells_that_took_turns():
     found = []
     for number in range(6):
         for arm, ms in (("raykube", 1.004), ("no report", 1.0), ("no report again", 1.001)):
-            found.append(row("turn", arm, number, {"model": "mlp"}, {"mean_ms": ms * (1 + number)}))
+            found.append(row("turn", arm, number, {"model": "mlp"}, {"p50_ms": ms * (1 + number)}))
     cells = line_of(tables.render(found, "x.png"), "| mlp |")
     assert cells[3:] == ["1.0040", "1.0040 to 1.0040", "±0.0010", "≤ 1.005", "pass", "6"]
 

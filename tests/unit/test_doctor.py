@@ -260,15 +260,26 @@ def test_package_that_the_first_import_compiles_is_not_named(package, monkeypatc
     assert [*machine.bytecode(["heavy"])] == []
 
 
-def test_gpu_that_pytorch_cannot_use_is_told_with_its_words(tmp_path):
+def test_gpu_that_pytorch_cannot_use_is_told_with_its_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()
     pytest.importorskip("torch")
     check = machine.gpus(tmp_path)
     assert check.ok is None
-    assert re.match(r"2 of NVIDIA's, which PyTorch cannot use: \w+", check.found)
+    assert re.match(r"PyTorch cannot use NVIDIA's: \w+", check.found)
     assert "pytorch.org" in check.next_step
 
 
 def test_machine_without_a_gpu_is_no_fault(tmp_path):
     assert (machine.gpus(tmp_path).ok, machine.gpus(tmp_path).found) == (True, "none of NVIDIA's")
+
+
+@pytest.mark.parametrize(
+    ("share", "ok", "found"), [("1", None, "is to have 1"), ("all", False, "which is not 0, a part")]
+)
+def test_share_of_gpus_that_cannot_be_given_is_told(tmp_path, monkeypatch, share, ok, found):
+    monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", share)
+    check = machine.gpus(tmp_path)
+    assert check.ok is ok
+    assert found in check.found

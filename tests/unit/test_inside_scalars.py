@@ -3,7 +3,7 @@ import json
 import pytest
 
 from raykube.errors import ConfigError
-from raykube.inside.scalars import fetched, scalars
+from raykube.inside.scalars import Deferred, fetched, scalars
 
 np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
@@ -33,12 +33,41 @@ def test_scalars_refuse_complex_numbers_of_a_device_at_once():
         scalars({"loss": torch.zeros((), dtype=torch.complex64, device="meta")}, defer=True)
 
 
+def test_scalars_refuse_several_numbers_of_a_device_at_once():
+    with pytest.raises(ConfigError, match=r"loss: shape \(3,\) is more than one value"):
+        scalars({"loss": torch.zeros(3, device="meta")}, defer=True)
+
+
 def test_scalars_leave_a_copy_of_what_lies_on_a_device():
     loss = torch.ones((1, 1), device="meta", requires_grad=True)
-    left = scalars({"step": 1, "loss": loss}, defer=True)["loss"]
+    left = scalars({"step": 1, "loss": loss}, defer=True)["loss"].value
     assert left is not loss
     assert not left.requires_grad
 
 
 def test_fetched_takes_numbers_as_they_are():
-    assert fetched([{"a": 1, "b": "x"}, {}, {"a": None}]) == [{"a": 1, "b": "x"}, {}, {"a": None}]
+    assert fetched([{"a": 1, "b": "x"}, {}, {"a": None}]) == ([{"a": 1, "b": "x"}, {}, {"a": None}], {})
+
+
+def test_fetched_puts_each_number_where_it_belongs_and_keeps_its_type():
+    def row(step):
+        values = {"half": torch.tensor(step / 2, dtype=torch.bfloat16), "count": torch.tensor([[step]])}
+        return {"step": step} | {
+            name: Deferred(value) for name, value in (values | {"on": values["count"] > 1}).items()
+        }
+
+    found, unread = fetched([row(1), row(2)])
+    assert (found, unread) == (
+        [{"step": 1, "half": 0.5, "count": 1, "on": False}, {"step": 2, "half": 1.0, "count": 2, "on": True}],
+        {},
+    )
+    assert [type(found[0][name]) for name in ("half", "count", "on")] == [float, int, bool]
+
+
+def test_fetched_leaves_out_only_what_cannot_be_read():
+    sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (1,), check_invariants=True)
+    lost = Deferred(torch.zeros((), device="meta"))
+    rows = [{"good": Deferred(torch.tensor(0.5)), "norm": Deferred(sparse), "lost": lost}]
+    (found,), unread = fetched(rows)
+    assert found == {"good": 0.5, "norm": 1.0}
+    assert [*unread] == ["lost"]

@@ -64,6 +64,12 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
             "GpuOutOfMemory",
             f"{FULL} (worker 0)",
         ),
+        (["E: CUDA error: out of memory"], "GpuOutOfMemory", "E: CUDA error: out of memory"),
+        (
+            [f"  why:  {FULL}", "trying half", "ValueError: x"],
+            "EntrypointFailed",
+            "the entrypoint ended with exit code 3",
+        ),
         ([f"torch.{FULL}", "trying half"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
         (['  File "/a/b.py", line 2', "SyntaxError: bad"], "SyntaxError", "SyntaxError: bad (/a/b.py, line 2)"),
     ],

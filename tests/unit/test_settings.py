@@ -64,7 +64,18 @@ def test_setting_project_that_is_no_toml_is_named(project):
 
 
 @pytest.mark.usefixtures("project")
-@pytest.mark.parametrize(("name", "value"), [("serve_port", "80.5"), ("serve_port", "99999"), ("idle_timeout_s", "x")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("serve_port", "80.5"),
+        ("serve_port", "99999"),
+        ("idle_timeout_s", "x"),
+        ("cpus_per_worker", "0"),
+        ("gpus_per_worker", "1.5"),
+        ("gpus_per_worker", "nan"),
+        ("gpus_per_worker", "-1"),
+    ],
+)
 def test_setting_that_is_no_number_says_where_it_came_from(monkeypatch, name, value):
     monkeypatch.setenv(f"RAYKUBE_{name.upper()}", value)
     with pytest.raises(ConfigError, match=f"RAYKUBE_{name.upper()}"):
@@ -75,3 +86,10 @@ def test_setting_that_is_no_number_says_where_it_came_from(monkeypatch, name, va
 def test_setting_unknown_name_is_refused():
     with pytest.raises(ConfigError, match="did you mean storage"):
         setting("storag")
+
+
+def test_size_of_a_run_is_not_that_of_what_it_submits(monkeypatch):
+    monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", "0.5")
+    assert setting("gpus_per_worker").value == "0.5"
+    monkeypatch.setenv("RAYKUBE_RUN_NAME", "outer")
+    assert setting("gpus_per_worker").value == "0"

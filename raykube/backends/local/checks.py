@@ -25,8 +25,9 @@ def refuse_impossible(work: Job | Service, on: Cluster) -> None:
     if isinstance(work, Job) and work.queue:
         step = "leave it out, or name a place in Kubernetes: --on NAME|PATH"
         problems.append(Problem("queue", "is of Kueue, which this machine does not have", step))
-    problems += _too_many_cpus(work, on)
-    if isinstance(work, Service):
+    if isinstance(work, Job):
+        problems += _too_many_cpus(work, on)
+    else:
         problems += [
             Problem(f"apps[{number}].model", *missing)
             for number, app in enumerate(work.apps)
@@ -36,9 +37,9 @@ def refuse_impossible(work: Job | Service, on: Cluster) -> None:
         raise ConfigError.of(f"{work.name} cannot run on this machine", problems)
 
 
-def _too_many_cpus(work: Job | Service, on: Cluster) -> Iterator[Problem]:
+def _too_many_cpus(job: Job, on: Cluster) -> Iterator[Problem]:
     scale, cpus = on.scale, head.cpu_count()
-    driver = (work.entrypoint_num_cpus or 0) if isinstance(work, Job) else 0
+    driver = job.entrypoint_num_cpus or 0
     workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
     if driver > cpus:
         what = f"the driver needs {driver:g} CPUs; this machine has {cpus}"
