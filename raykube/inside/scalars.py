@@ -44,6 +44,9 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 
 def _scalar(value: Any, *, defer: bool) -> Any:
+    if hasattr(value, "placements") and not all(each.is_replicate() for each in value.placements):
+        # To read it, all ranks would have to; only rank 0's metrics are.
+        raise TypeError("is spread over the workers: report its full_tensor(), which every worker calls")
     if defer and getattr(value, "is_cpu", True) is False:
         _check_size(value)
         if not value.is_complex():

@@ -38,6 +38,25 @@ def test_scalars_refuse_several_numbers_of_a_device_at_once():
         scalars({"loss": torch.zeros(3, device="meta")}, defer=True)
 
 
+@pytest.fixture
+def mesh():
+    """Be the only rank of a process group."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of its own parts
+def test_scalars_refuse_what_only_all_workers_together_can_read(mesh):
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    one = torch.ones(())
+    assert scalars({"norm": DTensor.from_local(one, mesh, [Replicate()])}) == {"norm": 1.0}
+    with pytest.raises(ConfigError, match=r"norm: is spread over the workers: report its full_tensor\(\)"):
+        scalars({"norm": DTensor.from_local(one, mesh, [Partial()])}, defer=True)
+
+
 def test_scalars_leave_a_copy_of_what_lies_on_a_device():
     loss = torch.ones((1, 1), device="meta", requires_grad=True)
     left = scalars({"step": 1, "loss": loss}, defer=True)["loss"].value
