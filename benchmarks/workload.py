@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 OnStep = Callable[[dict[str, Any]], object]
 AtEnd = Callable[[], object]
 _SPELL_S, _SPELLS_AN_END = 0.05, 10
+#: Rounds of three arms, one after the other such that each arm comes as often behind each of the others.
+_ORDERS = ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> 
 
     Args:
         work: what is trained.
-        arms: what happens after each step, and what after half a second of them, which counts as well.
+        arms: three of them: what happens after each step, and what after half a second of them, which counts as well.
         rounds: spells of each arm.
     """
     step_once, _ = _trainer(work, torch.device("cpu"))
@@ -165,9 +167,7 @@ def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> 
     spells: dict[str, list[float]] = {arm: [] for arm in arms}
     ends: dict[str, list[float]] = {arm: [] for arm in arms}
     for turn in range(rounds):
-        # So that each arm comes as often behind each of the others.
-        order = [*arms][turn % len(arms) :] + [*arms][: turn % len(arms)]
-        for arm in order[:: 1 if turn % 2 == 0 else -1]:
+        for arm in map([*arms].__getitem__, _ORDERS[turn % len(_ORDERS)]):
             spells[arm].append(spell(length, arms[arm][0]))
             if turn % _SPELLS_AN_END == 0:
                 start = time.perf_counter()

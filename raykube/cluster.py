@@ -25,7 +25,7 @@ from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 from raykube.settings import is_path, setting
-from raykube.wire import GPU_SHARE, LEAST, Scale, is_gpu_share
+from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
 from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
@@ -94,7 +94,9 @@ class Cluster:
         """
         cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
         gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
-        wrong = [*_count_problems(workers), *_below("cpus", cpus, LEAST)]
+        wrong = [*_count_problems(workers)]
+        if not is_cpu_share(cpus):
+            wrong.append(Problem("cpus", f"{cpus!r} is not a number above 0"))
         if not is_gpu_share(gpus):
             wrong.append(Problem("gpus", f"{gpus!r} is not {GPU_SHARE}"))
         if wrong:
@@ -271,11 +273,6 @@ def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
 def _absolute(storage: str) -> str:
     """Return a path from here as one from the root: the head and its workers have other working directories."""
     return storage if "://" in storage or not storage else str(Path(storage).expanduser().absolute())
-
-
-def _below(name: str, value: float, least: float) -> Iterator[Problem]:
-    if value < least:
-        yield Problem(name, f"{value!r} is below {least}")
 
 
 def known() -> set[str]:

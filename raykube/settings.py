@@ -82,7 +82,7 @@ def _found(name: str, argument: object) -> Setting | None:
     if argument is not None:
         return Setting(name, str(argument), "from the argument")
     variable = f"RAYKUBE_{name.upper()}"
-    is_own = name in _OF_A_RUN and wire.RUN_NAME in os.environ
+    is_own = name in _OF_A_RUN and bool(os.environ.get(wire.RUN_NAME))
     if not is_own and (value := os.environ.get(variable)):
         return Setting(name, value, f"from {variable}")
     table, path = _project_table(Path.cwd())
@@ -112,7 +112,7 @@ def _is_valid(name: str, text: str) -> bool:
         return text.strip().isdecimal() and number <= 65535
     if name == "gpus_per_worker":
         return wire.is_gpu_share(number)
-    return (wire.LEAST if name == "cpus_per_worker" else 0) <= number < float("inf")
+    return wire.is_cpu_share(number) or (number == 0 and name != "cpus_per_worker")
 
 
 def _project_table(folder: Path) -> tuple[Mapping[str, Any], str]:

@@ -90,6 +90,11 @@ LEAST = 1e-4
 GPU_SHARE = "0, a part of one as in 0.5, or a whole number"
 
 
+def is_cpu_share(number: float) -> bool:
+    """Tell whether a worker may have so many CPUs."""
+    return LEAST <= number < float("inf")
+
+
 def is_gpu_share(number: float) -> bool:
     """Tell whether Ray gives a worker so many GPUs: of more than one, it gives no parts."""
     return number == 0 or LEAST <= number < 1 or (1 <= number < float("inf") and number == int(number))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -29,6 +28,9 @@ _OUT_OF_MEMORY = re.compile(
 )
 # Of PyTorch, on whatever kind of GPU.
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate |\bCUDA error: out of memory")
+# What it adds to an error of CUDA.
+_GPU_ADVICE = re.compile(r"\s*(?:Search for `cuda|CUDA kernel errors might|For debugging consider|Compile with `TORCH)")
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Failed|Interrupt): ")
 #: Ray's words for how a job ended without its entrypoint having said so.
 ERROR_TYPES = {
     "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
@@ -119,10 +121,11 @@ def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
 
 def _gpu_memory(_: str, tail: Sequence[str]) -> str:
     """Only the error that a script ended with counts: one may look for the largest batch by trying."""
-    # The last line, or all that is indented at the end: what an error of ours says of itself.
-    own = [line.strip() for line in itertools.takewhile(lambda line: line[:1].isspace(), reversed(tail))]
+    lines = [line for line in tail if not _GPU_ADVICE.match(line)]
+    errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    own = [line.strip() for line in lines[max(errors, default=0) :]]
     told = [line.removeprefix("why:").strip() for line in own if line.startswith("why:")]
-    return next((_short(line) for line in [*told, *tail[-1:]] if _GPU_MEMORY.search(line)), "")
+    return next((_short(line) for line in [*told, *own[-1:]] if _GPU_MEMORY.search(line)), "")
 
 
 def _crash(_: str, tail: Sequence[str]) -> str:

@@ -84,8 +84,10 @@ def service_of(name: str, options: Mapping[str, Any]) -> Service:
         problems.append(Problem("--deployment", "says whose replicas are set, and nothing of them is", step))
     of_app = ("import_path", "route_prefix", "model", "env_vars", "args", "deployment")
     app = {key: fields.pop(key) for key in of_app if key in fields} | fields.pop("replicas", {})
-    if "num_gpus" in fields:
-        app["ray_actor_options"] = {"num_gpus": fields.pop("num_gpus")}
+    if (gpus := fields.pop("num_gpus", None)) is not None:
+        app["ray_actor_options"] = {"num_gpus": gpus}
+        if not wire.is_gpu_share(gpus):
+            problems.append(Problem("--num-gpus", f"{gpus:g} is not {wire.GPU_SHARE}"))
     return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 
 

@@ -30,9 +30,7 @@ def service() -> None:
 @click.option("--model", help="run:NAME, a checkpoint's path, or MLflow's models:/NAME/VERSION.")
 @click.option("--route-prefix", default="/", show_default=True, help="Path of its HTTP address.")
 @click.option("--replicas", metavar="N|MIN..MAX", help="A range autoscales. [as the application says]")
-@click.option(
-    "--num-gpus", type=click.FloatRange(min=0), metavar="FLOAT", help="GPUs of one replica. [as the application says]"
-)
+@click.option("--num-gpus", type=float, help="GPUs of one replica. [as the application says]")
 @click.option("--deployment", metavar="NAME", help="Of the application: whose replicas these are. [Model]")
 @click.option("--workers", metavar="N|MIN..MAX", help="Worker pods; a range scales with the load. [as the place says]")
 @click.option("--args", "args_json", metavar="JSON", default="{}", help="More arguments for the application builder.")

@@ -28,7 +28,8 @@ try:
     torch.zeros(1, device="cuda")
     print(torch.cuda.device_count())
 except (AssertionError, RuntimeError) as error:
-    print(error)
+    in_use = "out of memory" in str(error) or "busy or unavailable" in str(error)
+    print(torch.cuda.device_count() if in_use else error)
 """
 
 

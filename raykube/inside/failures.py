@@ -97,10 +97,12 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     rank, cause = worst(failures)
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
-    message = f"{type(cause).__name__}: {cause} (worker {rank})"
+    said = f"{type(cause).__name__}: {cause}"
     reason, step = "LoopFailed", "read the traceback below; it is the loop's own"
     if is_device_full(cause):
-        reason, step = "GpuOutOfMemory", GPU_MEMORY_STEP
+        # CUDA's advice on finding errors, in the lines after the first, does not help here.
+        reason, step, said = "GpuOutOfMemory", GPU_MEMORY_STEP, said.partition("\n")[0]
+    message = f"{said} (worker {rank})"
     return Failure(reason, message, tail=_tail(cause.__dict__.get(_TRACEBACK, "")), next_step=step), cause
 
 

@@ -121,9 +121,9 @@ class Recorder:
     def _read(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # What the loop itself raises of a GPU that has failed must not be lost for what cannot be read there.
         done, unread = fetched(found)
-        for name in unread.keys() - self._unread:
-            why = str(unread[name]).partition("\n")[0]
-            log.warning("metric %s is left out where it cannot be read from its device: %s", name, why)
+        if fresh := sorted(unread.keys() - self._unread):
+            why = str(unread[fresh[0]]).partition("\n")[0]
+            log.warning("left out where they cannot be read from their device: %s: %s", ", ".join(fresh), why)
         self._unread |= unread.keys()
         return done
 

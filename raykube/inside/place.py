@@ -314,7 +314,9 @@ def _checked(text: str, number: float, low: float, what: str) -> float:
 
 
 def _positive(text: str) -> float:
-    return _checked(text, float(text), wire.LEAST, "a number above 0")
+    if not wire.is_cpu_share(number := float(text)):
+        raise ValueError(f"a number above 0 is needed, not {text}")
+    return number
 
 
 def _gpus(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 def _scalar(value: Any, *, defer: bool) -> Any:
     if hasattr(value, "placements") and not all(each.is_replicate() for each in value.placements):
-        # To read it, all ranks would have to; only rank 0's metrics are.
+        # A rank would read its own part of it without a word.
         raise TypeError("is spread over the workers: report its full_tensor(), which every worker calls")
     if defer and getattr(value, "is_cpu", True) is False:
         _check_size(value)
@@ -89,13 +90,14 @@ class Deferred:
     @classmethod
     def of(cls, value: Any) -> Deferred:
         """Take a copy of a tensor: the loop may overwrite it before it is read."""
-        copy = value.detach().clone()
+        own = value.to_local() if hasattr(value, "placements") else value  # all of it, or it was refused
+        copy = own.detach().clone()
         if copy.device.type != "cuda":
             return cls(copy)
         import torch
 
-        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop. The loop may
-        # work on a stream of its own, for which a read does not wait.
+        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop (by the mode
+        # "thread_local", as torch.compile captures). The loop may work on a stream of its own, for which no read waits.
         event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch's has no types
         event.record(torch.cuda.current_stream(copy.device))
         return cls(copy, event)
@@ -104,8 +106,8 @@ class Deferred:
 def fetched(found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
     """Return what :func:`scalars` left on devices as numbers, and the names of those that cannot be read, with why.
 
-    A loop runs ahead of its device. To read one value is to wait until the device has done all that it was told so
-    far, so whoever reads one after another falls behind a loop that reports at every step.
+    A loop runs ahead of its device, and reading takes its turn there: whoever reads one value after another falls
+    behind a loop that reports at every step.
     """
     done = [dict(metrics) for metrics in found]
     unread: dict[str, Exception] = {}
@@ -129,13 +131,25 @@ def _numbers(values: list[Deferred]) -> list[Any]:
     """Return the number of each value, or why it cannot be read."""
     import torch
 
+    device = values[0].value.device
     try:
         for each in values:
             if each.known is not None:
                 each.known.synchronize()
-        return list(torch.stack([each.value.reshape(()) for each in values]).tolist())
+        with _aside(device):
+            return list(torch.stack([each.value.reshape(()) for each in values]).tolist())
     except (RuntimeError, TypeError):  # one of them is of a kind that cannot be put beside others, or the device failed
         return [_alone(each.value) for each in values]
+
+
+def _aside(device: Any) -> Any:
+    """Work on another stream than the loop, where a read would wait for all that the loop has told the device since."""
+    import torch
+
+    if device.type != "cuda":
+        return nullcontext()
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's has no types
+    return torch.cuda.stream(stream)
 
 
 def _alone(value: Any) -> Any:

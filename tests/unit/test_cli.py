@@ -576,6 +576,11 @@ def test_deployment_without_replicas_is_refused():
         args.service_of("a", {"import_path": "hello:app", "deployment": "Hello"})
 
 
+def test_share_of_a_gpu_that_ray_cannot_give_a_replica_is_refused():
+    with pytest.raises(ConfigError, match=r"--num-gpus: 1\.5 is not 0, a part of one"):
+        args.service_of("a", {"import_path": "hello:app", "num_gpus": 1.5})
+
+
 def test_empty_list_has_its_heading(raykube):
     assert raykube("job", "list").stdout.split() == ["NAME", "STATE", "ATTEMPT", "AGE", "PROGRESS"]
     assert json.loads(raykube("job", "list", "--json").stdout) == []

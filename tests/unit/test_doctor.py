@@ -278,8 +278,19 @@ def test_machine_without_a_gpu_is_no_fault(tmp_path):
 @pytest.mark.parametrize(
     ("share", "ok", "found"), [("1", None, "is to have 1"), ("all", False, "which is not 0, a part")]
 )
-def test_share_of_gpus_that_cannot_be_given_is_told(tmp_path, monkeypatch, share, ok, found):
+def test_share_of_gpus_that_are_not_there_is_told(tmp_path, monkeypatch, share, ok, found):
     monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", share)
     check = machine.gpus(tmp_path)
     assert check.ok is ok
     assert found in check.found
+
+
+@pytest.mark.parametrize(
+    ("share", "ok", "found"),
+    [("0", None, "no training on this machine"), ("1", True, "a worker has 1"), ("4", False, "is to have 4")],
+)
+def test_share_of_the_gpus_that_there_are_is_told(monkeypatch, share, ok, found):
+    monkeypatch.setattr(machine, "_cuda", lambda _: (2, ""))
+    monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", share)
+    check = machine.gpus()
+    assert (check.ok, check.found.startswith("2 of NVIDIA's"), found in check.found) == (ok, True, True)

@@ -181,7 +181,7 @@ def test_recorder_keeps_what_can_be_read_where_a_device_has_failed(tmp_path, cap
     recorder.close()
     assert [row["metrics"] for row in rows(str(tmp_path / "m.jsonl"))] == [{"step": 1}, {"step": 2}, {"step": 3}]
     (said,) = caplog.messages
-    assert said.startswith("metric loss is left out where it cannot be read from its device: ")
+    assert said.startswith("left out where they cannot be read from their device: loss: ")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -83,6 +83,21 @@ def test_fetched_puts_each_number_where_it_belongs_and_keeps_its_type():
     assert [type(found[0][name]) for name in ("half", "count", "on")] == [float, int, bool]
 
 
+class Event:
+    """Ends a computation when it is waited for, as CUDA's do."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def synchronize(self):
+        self.value.fill_(7)
+
+
+def test_fetched_waits_until_a_value_is_computed():
+    value = torch.zeros(())
+    assert fetched([{"loss": Deferred(value, Event(value))}]) == ([{"loss": 7.0}], {})
+
+
 def test_fetched_leaves_out_only_what_cannot_be_read():
     sparse = torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (1,), check_invariants=True)
     lost = Deferred(torch.zeros((), device="meta"))

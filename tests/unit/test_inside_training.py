@@ -155,6 +155,8 @@ def test_gpu_without_memory_is_named_and_tried_again():
     failure, _ = explain(GroupError({0: raised(RuntimeError("NCCL error")), 1: full}))
     assert (failure.reason, failure.next_step) == ("GpuOutOfMemory", GPU_MEMORY_STEP)
     assert not is_bug(full)
+    taken, _ = explain(GroupError({0: raised(RuntimeError("CUDA error: out of memory\nFor debugging consider x"))}))
+    assert (taken.reason, taken.message) == ("GpuOutOfMemory", "RuntimeError: CUDA error: out of memory (worker 0)")
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():

@@ -28,6 +28,13 @@ FAILED = {
     "end_time": 105_000,
 }
 CRASH = "ray.exceptions.WorkerCrashedError"
+TAKEN = "torch.AcceleratorError: CUDA error: out of memory"
+ADVICE = [
+    "Search for `cudaErrorMemoryAllocation' in https://docs.nvidia.com for more information.",
+    "CUDA kernel errors might be asynchronously reported at some other API call.",
+    "For debugging consider passing CUDA_LAUNCH_BLOCKING=1",
+    "  Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+]
 FULL = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB."
 RUNNING = {"status": "RUNNING", "message": "Job is currently running.", "start_time": 101_000, "end_time": None}
 
@@ -64,7 +71,8 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
             "GpuOutOfMemory",
             f"{FULL} (worker 0)",
         ),
-        (["E: CUDA error: out of memory"], "GpuOutOfMemory", "E: CUDA error: out of memory"),
+        (["torch.AcceleratorError: CUDA error: out of memory", *ADVICE], "GpuOutOfMemory", TAKEN),
+        (["RunFailed: run a", f"  why:  {TAKEN}", *ADVICE, "[W12 exit.cpp:3] a warning"], "GpuOutOfMemory", TAKEN),
         (
             [f"  why:  {FULL}", "trying half", "ValueError: x"],
             "EntrypointFailed",
