@@ -247,8 +247,16 @@ def require(place: Place, workers: int | tuple[int, int]) -> int:
     raise ConfigError(
         f"{need} workers x {size} do not fit: the cluster has {have}, room for {fits}",
         why="Ray would wait for resources that never come",
-        next_step=f"ask for {fits} workers or a larger cluster" if fits else "ask for smaller workers",
+        next_step=f"ask for {fits} workers or a larger cluster" if fits else _smaller(place.scale),
     )
+
+
+def _smaller(scale: wire.Scale) -> str:
+    import ray
+
+    if scale.gpus and not ray.cluster_resources().get("GPU"):
+        return f"ask for none of the GPUs that it does not have ({wire.GPUS}=0), or for a cluster that has them"
+    return "ask for smaller workers"
 
 
 def _note_idle_gpus(scale: wire.Scale) -> None:

@@ -217,6 +217,15 @@ def test_more_workers_than_fit_are_refused_before_anything_waits(monkeypatch):
         raykube.train(without_checkpoint)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+def test_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv(wire.GPUS, "1")
+    with pytest.raises(ConfigError) as caught:
+        raykube.train(without_checkpoint)
+    assert "RAYKUBE_GPUS_PER_WORKER=0" in caught.value.next_step
+
+
 def test_relative_storage_works(here, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(wire.STORAGE, "relative/runs")
