@@ -39,7 +39,7 @@ _NUMBERS = {
     "gpus_per_worker": wire.GPU_SHARE,
 }
 #: What a script that runs here has in these variables is its own size, and not that of what it submits.
-_OF_A_RUN = ("cpus_per_worker", "gpus_per_worker")
+_SHARES = {"cpus_per_worker": wire.is_cpu_share, "gpus_per_worker": wire.is_gpu_share}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _found(name: str, argument: object) -> Setting | None:
     if argument is not None:
         return Setting(name, str(argument), "from the argument")
     variable = f"RAYKUBE_{name.upper()}"
-    is_own = name in _OF_A_RUN and bool(os.environ.get(wire.RUN_NAME))
+    is_own = name in _SHARES and bool(os.environ.get(wire.RUN_NAME))
     if not is_own and (value := os.environ.get(variable)):
         return Setting(name, value, f"from {variable}")
     table, path = _project_table(Path.cwd())
@@ -105,14 +105,12 @@ def _beside(project: str, name: str, value: str) -> str:
 
 def _is_valid(name: str, text: str) -> bool:
     try:
+        if name == "serve_port":
+            return 0 <= int(text) <= 65535
         number = float(text)
     except ValueError:
         return False
-    if name == "serve_port":
-        return text.strip().isdecimal() and number <= 65535
-    if name == "gpus_per_worker":
-        return wire.is_gpu_share(number)
-    return wire.is_cpu_share(number) or (number == 0 and name != "cpus_per_worker")
+    return _SHARES[name](number) if name in _SHARES else 0 <= number < float("inf")
 
 
 def _project_table(folder: Path) -> tuple[Mapping[str, Any], str]:

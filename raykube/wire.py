@@ -84,20 +84,20 @@ def ranks_file(run: str) -> str:
     return f"raykube-{run}.ranks.json"  # no name of a run has a dot
 
 
-#: The smallest part of a resource that Ray keeps count of.
-LEAST = 1e-4
+# The smallest part of a resource that Ray keeps count of.
+_LEAST = 1e-4
 #: How many GPUs a worker may have, in words.
 GPU_SHARE = "0, a part of one as in 0.5, or a whole number"
 
 
 def is_cpu_share(number: float) -> bool:
     """Tell whether a worker may have so many CPUs."""
-    return LEAST <= number < float("inf")
+    return _LEAST <= number < float("inf")
 
 
 def is_gpu_share(number: float) -> bool:
     """Tell whether Ray gives a worker so many GPUs: of more than one, it gives no parts."""
-    return number == 0 or LEAST <= number < 1 or (1 <= number < float("inf") and number == int(number))
+    return number == 0 or _LEAST <= number < 1 or (1 <= number < float("inf") and number == int(number))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ def is_gpu_memory(words: str) -> bool:
     return "CUDA out of memory" in words or "CUDA error: out of memory" in words
 
 
+def memory_step(words: str) -> str:
+    """Return what to do about memory that ran out, of a machine or of a GPU; "" where the words tell of neither."""
+    if is_memory_kill(words):
+        return MEMORY_STEP
+    return GPU_MEMORY_STEP if is_gpu_memory(words) else ""
+
+
 def is_loss(failure: BaseException) -> bool:
     """Tell a worker that went away, of which Ray speaks, from one that raised."""
     of_ray = any(base.__module__.startswith("ray.") for base in type(failure).__mro__)

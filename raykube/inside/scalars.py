@@ -11,8 +11,8 @@ from typing import Any
 
 from raykube.errors import ConfigError, Problem
 
-#: Types that JSON takes as they are.
-PLAIN = frozenset({int, float, str, bool, type(None)})
+# Types that JSON takes as they are.
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 _JSON = (int, float, str)
 
 
@@ -32,7 +32,7 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
     done: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, value in metrics.items():
-        if type(value) in PLAIN:
+        if type(value) in _PLAIN:
             done[name] = value
             continue
         try:

@@ -12,7 +12,7 @@ from typing import Any
 from raykube import wire
 from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
-from raykube.inside.failures import GPU_MEMORY_STEP, MEMORY_STEP, death, is_gpu_memory, is_memory_kill
+from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, as_reported, rows
 from raykube.inside.place import Place, room
 from raykube.inside.training import Stage, Task, log_start
@@ -234,8 +234,7 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
     best = task.best([(entry, entry["metrics"]) for entry in found if not entry["error"]])
     if best is None:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
-        step = "run the loop once by raykube.train, which shows its traceback"
-        step = MEMORY_STEP if is_memory_kill(why) else GPU_MEMORY_STEP if is_gpu_memory(why) else step
+        step = memory_step(why) or "run the loop once by raykube.train, which shows its traceback"
         raise RunFailed.of(stage.place.run, Failure("AllTrialsFailed", why, next_step=step))
     entry, metrics = best
     return wire.Result(
