@@ -50,6 +50,7 @@ MODULES = {
         ),
         Module("coredns", ("raykube.test/coredns",)),
         Module("kuberay", ("github.com/ray-project/kuberay/ray-operator",)),
+        Module("kuberay-older", ()),  # for its definitions
         Module("pause", ("raykube.test/pause",), about="seconds"),
         Module("kueue", ("sigs.k8s.io/kueue/cmd/kueue",), about="2 min"),
         Module("gateway", ("github.com/traefik/traefik/v3/cmd/traefik",), about="4 min"),

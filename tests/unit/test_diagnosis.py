@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
+from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, OVERDUE_S, UNREADY_S, is_overdue
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_about
 from raykube.backends.kubernetes.fields import seconds
@@ -299,7 +299,9 @@ def test_object_without_status_has_no_operator_unless_it_is_another_controllers(
     owner = {"metadata": {"name": "a", "creationTimestamp": created}, "spec": {}}
     seen = Observed(owner, now=seconds(created) + OPERATOR_S)
     assert cause(seen) is None
-    assert cause(replace(seen, now=seen.now + 1)).reason == "OperatorNotRunning"
+    failure = cause(replace(seen, now=seen.now + 1))
+    assert failure.reason == "OperatorNotRunning"
+    assert cause(replace(seen, now=seen.now + 2)) == failure
     other = {**owner, "spec": {"managedBy": "kueue.x-k8s.io/multikueue"}}
     assert cause(replace(seen, owner=other, now=seen.now + 1)) is None
     assert cause(replace(seen, now=0.0)) is None
@@ -315,7 +317,40 @@ def test_workers_that_are_never_ready_are_named_after_long():
         condition["status"] = "True"
     failure = cause(replace(seen, now=created + INCOMPLETE_S + 9))
     assert failure.reason == "WorkerGroupIncomplete"
-    assert "0 of 2 workers are ready after 18" in failure.message
+    assert f"0 of 2 workers are ready after {INCOMPLETE_S:g} s" in failure.message
+    # Where words change with the time, a follower in a pipe prints a line every half second.
+    assert cause(replace(seen, now=created + INCOMPLETE_S + 10)) == failure
+
+
+def waiting(**status):
+    created = "2026-11-24T12:44:02Z"
+    metadata = {"name": "a", "creationTimestamp": created}
+    owner = {"metadata": metadata, "spec": {"preRunningDeadlineSeconds": 60}, "status": status}
+    return Observed(owner, now=seconds(created) + 60 + OVERDUE_S)
+
+
+@pytest.mark.parametrize("status", [{}, {"jobDeploymentStatus": "Initializing"}, {"jobDeploymentStatus": "Waiting"}])
+def test_job_that_nobody_ends_in_its_time_has_no_operator(status):
+    seen = waiting(**status)
+    later = replace(seen, now=seen.now + 1)
+    assert not is_overdue(seen.owner, seen.now)
+    assert is_overdue(later.owner, later.now)
+    assert cause(later).reason == "OperatorNotRunning"
+    retried = waiting(**status, startTime="2026-11-24T12:45:02Z")
+    assert not is_overdue(retried.owner, later.now)
+
+
+@pytest.mark.parametrize("status", ["Running", "Suspended", "Complete", "Failed"])
+def test_job_that_waits_no_more_or_waits_in_a_queue_is_not_overdue(status):
+    seen = waiting(jobDeploymentStatus=status)
+    assert not is_overdue(seen.owner, seen.now + 1e6)
+
+
+@pytest.mark.parametrize("spec", [{"suspend": True}, {"managedBy": "x.io/y"}, {"preRunningDeadlineSeconds": None}])
+def test_job_that_may_wait_is_not_overdue(spec):
+    seen = waiting()
+    seen.owner["spec"] |= spec
+    assert not is_overdue(seen.owner, seen.now + 1e6)
 
 
 def unready_head(*, restarts=0):

@@ -135,12 +135,14 @@ class KubeRay:
 
     def delete(self, name: str) -> None:
         """Remove a run's objects, which ends it, and what it kept in its storage."""
-        if self._run(name) is None:
+        if (look := self._run(name)) is None:
             services.take_down(self.kube, name)
             return
-        # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down.
+        # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
+        # status was seen by no operator, and there is nothing to be stopped.
         with contextlib.suppress(BackendError):
-            self.stop(name)
+            if look.job.get("status"):
+                self.stop(name)
         job = Look(self.kube, name).job
         with storage.removed_with(self.kube, job):
             jobs.remove(self.kube, job)

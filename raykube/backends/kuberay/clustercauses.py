@@ -16,8 +16,11 @@ OPERATOR_S = 5.0
 INCOMPLETE_S = 180.0
 #: A head that is busy misses a probe now and then.
 UNREADY_S = 30.0
+#: The operator ends what is overdue at its next look, seconds later.
+OVERDUE_S = 30.0
 
 _OPERATOR = ("", "ray.io/kuberay-operator")
+_BEFORE_RUNNING = ("", "Initializing", "Waiting")
 _EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
 _ENDED_FROM_OUTSIDE = ("0", "137", "143")
 _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKilled"}
@@ -103,14 +106,29 @@ def _head_words(seen: Observed, otherwise: str) -> str:
 
 def operator(seen: Observed) -> Failure | None:
     """Whoever works on an object writes its status, at once; a kind that is another controller's is left alone."""
+    if is_overdue(seen.owner, seen.now):
+        words = f"rayjob {seen.name} waits for longer than it may, and nobody ends it"
+        where = f"rayjob/{seen.name}: spec.preRunningDeadlineSeconds"
+        return complete(seen, Failure("OperatorNotRunning", words), where)
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
         if not thing or status_of(thing) or (thing.get("spec") or {}).get("managedBy", "") not in _OPERATOR:
             continue
         age = seen.now - seconds(thing["metadata"].get("creationTimestamp"))
         if seen.now and age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
-            words = f"{kind} {name_of(thing)} is {age:.0f} s old and has no status"
+            words = f"{kind} {name_of(thing)} still has no status {OPERATOR_S:g} s after it was created"
             return complete(seen, Failure("OperatorNotRunning", words), f"{kind}/{name_of(thing)}: status")
     return None
+
+
+def is_overdue(job: Object, now: float) -> bool:
+    """Whether a RayJob waits for longer than it may: who would end it does not run."""
+    spec, status = job.get("spec") or {}, status_of(job)
+    limit = spec.get("preRunningDeadlineSeconds")
+    waits = status.get("jobDeploymentStatus", "") in _BEFORE_RUNNING and not spec.get("suspend")
+    if not (limit and waits and spec.get("managedBy", "") in _OPERATOR):
+        return False
+    since = seconds(status.get("startTime") or job["metadata"].get("creationTimestamp"))
+    return now > since + int(limit) + OVERDUE_S
 
 
 def incomplete(seen: Observed) -> Failure | None:
@@ -123,7 +141,7 @@ def incomplete(seen: Observed) -> Failure | None:
     if pod is head_of(seen.pods):
         found = Failure("HeadNotReady", words)
     else:
-        found = Failure("WorkerGroupIncomplete", f"{_counted(seen)} after {_age(seen, pod):.0f} s: {words}")
+        found = Failure("WorkerGroupIncomplete", f"{_counted(seen)} after {INCOMPLETE_S:g} s: {words}")
     return complete(seen, found, f"pod/{name_of(pod)}: status.conditions[Ready].message", pod=name_of(pod))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from raykube.backends import Status, endings
 from raykube.backends.kuberay import rayhead, runstates
-from raykube.backends.kuberay.clustercauses import is_suspended
+from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
 from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kuberay.rayhead import RayHead
@@ -149,9 +149,20 @@ class Look:
                 for key, (kind, selectors) in _selectors(self.job).items():
                     watching.watch(kind, key=key, **selectors)
                 yield self._seen(watching, ray, away)
+                if not away and is_overdue(self.job, self._kube.now()):
+                    raise self._unended()
             elif away:
                 yield _unseen(self.name, away)
             watching.wait(_TICK_S)
+
+    def _unended(self) -> BackendError:
+        """Nobody will end the run in its time: it would be waited for without an end."""
+        limit = self.job["spec"]["preRunningDeadlineSeconds"]
+        return BackendError(
+            f"run {self.name} has not begun in its {limit} s, and nobody ends it",
+            why="KubeRay's operator, which would have ended it, does not run or does not watch this namespace",
+            next_step=f"start the operator; or take the run back: raykube job delete {self.name}",
+        )
 
     def _take(self, found: list[Object]) -> None:
         if not found:
