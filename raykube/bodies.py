@@ -20,7 +20,13 @@ CODE_FOLDER = ".code"
 #: Of a RayService that has, or once had, code in its storage.
 STORED_ANNOTATION = "raykube.io/code-in-storage"
 _AGENT_PORT = 52365  # unless rayStartParams name another
-_HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "serve": SERVE_PORT, "metrics": 8080}
+_HEAD_PORTS = {
+    "gcs-server": 6379,
+    "dashboard": manifests.DASHBOARD_PORT,
+    "client": 10001,
+    "serve": SERVE_PORT,
+    "metrics": 8080,
+}
 
 
 def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) -> str:
@@ -111,7 +117,10 @@ def _say(head: dict[str, Any], param: str, resource: str) -> None:
 
 
 def _add_ports(container: dict[str, Any]) -> None:
+    names = {number: name for name, number in _HEAD_PORTS.items()}
     known = container.get("ports") or []
+    # KubeRay finds them by their names alone.
+    known = [{"name": names[p["containerPort"]], **p} if p.get("containerPort") in names else p for p in known]
     taken = {port.get("name") for port in known} | {port.get("containerPort") for port in known}
     missing = [(name, port) for name, port in _HEAD_PORTS.items() if not {name, port} & taken]
     container["ports"] = [*known, *({"name": name, "containerPort": port} for name, port in missing)]

@@ -76,6 +76,8 @@ def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:
     elif isinstance(wanted, str) and isinstance(known, str) and ("\n" in wanted or _TEXTS.search(path)):
         if told := of_texts(known, wanted):
             yield f"{path}:\n{told}"
+        elif wanted != known and not _TEXTS.search(path):
+            yield f"{path}: other ends of lines there"
     elif wanted != known:
         yield of_values(path, word(known), word(wanted))
 

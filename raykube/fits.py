@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube import manifest as manifests
+from raykube.bodies import ray_cluster
 from raykube.cluster import Cluster, scaled_group
 from raykube.errors import Problem
 from raykube.specs import Job
@@ -30,8 +31,8 @@ def notes(job: Job, cluster: Cluster) -> Iterator[str]:
     for field, (what, of_pod) in _RESERVED.items():
         driver = getattr(job, field) or 0
         there = sum(of_pod(group) * pods for group, pods in _groups(cluster))
-        if driver and workers * each[field] + driver > there:
-            need = f"{workers} workers x {each[field]:g} {what} and the driver's {driver:g}"
+        if workers * each[field] + driver > there:
+            need = f"{workers} workers x {each[field]:g} {what}" + (f" and the driver's {driver:g}" if driver else "")
             yield f"{field}: {need} are more than the cluster's {there}: a training would wait for ever"
     group, scales = scaled_group(cluster.manifest["spec"]), cluster.manifest["spec"].get("enableInTreeAutoscaling")
     if scales and "groupName" in group and manifests.max_replicas(group) == manifests.UNBOUNDED:
@@ -40,7 +41,7 @@ def notes(job: Job, cluster: Cluster) -> Iterator[str]:
 
 def _groups(cluster: Cluster) -> Iterator[tuple[Mapping[str, Any], int]]:
     """Yield the groups with how many pods each may have."""
-    spec = cluster.manifest["spec"]
+    spec = cluster.manifest["spec"] if cluster.selected else ray_cluster(cluster, "")
     yield spec["headGroupSpec"], 1
     for group in spec.get("workerGroupSpecs") or []:
         yield group, _pods(group, scales=bool(spec.get("enableInTreeAutoscaling"))) * int(group.get("numOfHosts") or 1)

@@ -6,6 +6,7 @@ object nobody looks at. All functions take plain manifests and change nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -23,6 +24,8 @@ MIN_RAY_FOR_HEALTH = (2, 53)
 #: What KubeRay's definition has for a `maxReplicas` that is not given.
 UNBOUNDED = 2**31 - 1
 STORAGE_ANNOTATION = "raykube.io/storage"
+DASHBOARD_PORT = 8265
+_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 #: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
@@ -85,6 +88,7 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
         yield Problem("spec.upgradeStrategy", what, "remove it")
     if isinstance(spec.get("headGroupSpec"), Mapping):
         yield from _group_problems(spec["headGroupSpec"], "spec.headGroupSpec", spec)
+        yield from _dashboard_problems(spec["headGroupSpec"])
     yield from _worker_problems(spec)
 
 
@@ -226,6 +230,19 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
     yield from _quantity_problems(group, path)
 
 
+def _dashboard_problems(head: Manifest) -> Iterator[Problem]:
+    """KubeRay looks for the dashboard by the name of its port, and waits without a word where none has it."""
+    pods = entries(mapping(mapping(mapping(head).get("template")).get("spec")).get("containers"))
+    ports = [mapping(each) for each in entries(mapping(pods[0] if pods else {}).get("ports"))]
+    named = {each.get("name"): each.get("containerPort") for each in ports}
+    for name, port in named.items():
+        if port == DASHBOARD_PORT and name and "dashboard" not in named:
+            path = "spec.headGroupSpec.template.spec.containers[0].ports"
+            yield Problem(
+                path, f"the port {port} is called {name!r}, and KubeRay looks for dashboard", "call it dashboard"
+            )
+
+
 def amount_problems(manifest: Manifest) -> Iterator[Problem]:
     """Yield which groups of a cluster have no number of CPUs or GPUs: the scale of a job is read from these."""
     spec = manifest["spec"]
@@ -239,6 +256,14 @@ def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
         cpus(group), gpus(group)
     except (ValueError, OverflowError) as error:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
+
+
+def metadata(manifest: Manifest) -> dict[str, Any]:
+    """Return what a sound manifest's metadata says: where one was read from a server, without what that has added."""
+    said = {key: manifest["metadata"].get(key) for key in ("namespace", "labels", "annotations")}
+    kept = copy.deepcopy({key: value for key, value in said.items() if value})
+    kept.get("annotations", {}).pop(_APPLIED, None)
+    return kept
 
 
 def container(group: Manifest) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem
 from raykube.notes import of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
-from raykube.runtime_env import literal
+from raykube.runtime_env import literal, text_problem
 from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, WORK_LABEL
 from raykube.specs import App, Job, Service
 from raykube.yamltext import as_yaml
@@ -225,7 +225,8 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     Raises:
         ConfigError: a name that Kubernetes would refuse, no spec, or values of another kind than they have to be.
     """
-    if problems := list(shapes.problems_of_objects(documents)):
+    problems = [*shapes.problems_of_objects(documents)]
+    if problems := problems or [*text_problem((documents[-1].get("spec") or {}).get("runtimeEnvYAML"))]:
         raise ConfigError.of("the manifest cannot be submitted", problems)
     body = tuple(copy.deepcopy({**part, "metadata": part.get("metadata") or {}}) for part in documents)
     metadata = body[-1]["metadata"]
@@ -310,8 +311,8 @@ def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any
 
 def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, Any]:
     """Return the metadata of an object: the manifest's own, with this name and raykube's labels."""
-    kept = copy.deepcopy(dict(cluster.manifest["metadata"]))
-    return kept | {"name": name, "labels": (kept.get("labels") or {}) | _MANAGED_BY | labels}
+    kept = manifests.metadata(cluster.manifest)
+    return kept | {"name": name, "labels": kept.get("labels", {}) | _MANAGED_BY | labels}
 
 
 def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package | None, notes: tuple[str, ...]) -> Plan:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from raykube.errors import Problem
 from raykube.names import nearest
 from raykube.wire import ATTEMPT, RUN_NAME
@@ -33,6 +35,23 @@ _REFUSED = {
     "_ray_commit": "it would replace the Ray of the cluster",
     "_inject_current_ray": "it would replace the Ray of the cluster",
 }
+
+
+def of_rayjob(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment of a RayJob, which is text there; one that :func:`text_problem` has found sound."""
+    return dict(yaml.safe_load(job["spec"].get("runtimeEnvYAML") or "") or {})
+
+
+def text_problem(text: Any) -> Iterator[Problem]:
+    """Yield why a RayJob's ``runtimeEnvYAML`` is none; nothing is one."""
+    try:
+        found = yaml.safe_load(text or "")
+    except (yaml.YAMLError, AttributeError):  # of a mapping that stands there by itself
+        found = text
+    if found is not None and (not isinstance(found, Mapping) or not isinstance(text, str)):
+        yield Problem(
+            "spec.runtimeEnvYAML", "is no text that holds a mapping in YAML", "write runtimeEnvYAML: | above it"
+        )
 
 
 def literal(variables: Mapping[str, str]) -> dict[str, str]:

@@ -35,18 +35,29 @@ _NOT_WORK_LINE = _lines(_NOT_WORK)
 
 
 def plan(body: Sequence[Mapping[str, Any]]) -> str:
-    """Return 16 hexadecimal digits over the body of a plan; equal ones mean that nothing would change."""
-    return _digest(_left(body, _NOT_PLAN, NOT_PLAN_LINE))
+    """Return 16 hexadecimal digits over the body of a plan; equal ones mean that nothing would change.
+
+    Where the objects are is no part of it: a namespace may be said, or be the context's own.
+    """
+    return _digest(_left(_wherever(body), _NOT_PLAN, NOT_PLAN_LINE))
 
 
 def work(body: Sequence[Mapping[str, Any]]) -> str:
     """Return the same without limits (deadlines, retries, how long a cluster is kept): what is done, not how long."""
-    left = _left(body, _NOT_WORK, _NOT_WORK_LINE)
+    left = _left(_wherever(body), _NOT_WORK, _NOT_WORK_LINE)
     for part in left:
         spec = part.get("spec") or {}
         if isinstance(spec.get("entrypoint"), str):
             spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
     return _digest(left)
+
+
+def _wherever(body: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [_nowhere(part) if "apiVersion" in part else part for part in body]
+
+
+def _nowhere(thing: Mapping[str, Any]) -> dict[str, Any]:
+    return {**thing, "metadata": {key: value for key, value in thing["metadata"].items() if key != "namespace"}}
 
 
 def _digest(value: Any) -> str:

@@ -179,6 +179,7 @@ def _rules_above(root: Path) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
     if (root / ".git").exists():
         return ()
+    root = root.resolve()  # a link to a folder of a repository is that folder
     for parent in root.parents:
         add = f"{root.relative_to(parent).as_posix()}/"
         rules += [_Rule("", add, spec) for spec in _specs_of(parent)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,36 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads a date as the text that it is: JSON, in which all is sent, has none."""
+    """Reads what other readers of manifests do: JSON, in which all is sent, has no dates, and a key is text, once.
+
+    Nor is ``22:30`` a number, as it was in YAML 1.1.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._seen: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what a mapping merges. Raises ConstructorError where one key stands twice: the last would win."""
+        if id(node) not in self._seen:  # before what it merges is among its own keys
+            self._seen.add(id(node))
+            _check_keys(node)
+        super().flatten_mapping(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return a mapping, its keys as JSON has them."""
+        found = super().construct_mapping(node, deep=deep)
+        return {key if isinstance(key, str) else json.dumps(key, default=str): value for key, value in found.items()}
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    known: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in known:
+                what = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+            known.add(key.value)
 
 
 #: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.
@@ -34,8 +64,18 @@ def _date(loader: _Loader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int | str:
+    return str(node.value) if ":" in node.value else int(loader.construct_yaml_int(node))
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float | str:
+    return str(node.value) if ":" in node.value else float(loader.construct_yaml_float(node))
+
+
 _Dumper.add_representer(str, _text)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _date)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def as_yaml(value: Any, *, sort_keys: bool = False) -> str:

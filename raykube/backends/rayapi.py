@@ -110,7 +110,11 @@ class RayApi:
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         response = self._send(method, path, json=body)
-        return response.json() if response.text else {}
+        try:
+            return response.json() if response.text and not response.is_redirect else {}
+        except ValueError as error:
+            words = f"{method} {path}: {response.text.strip()[:200]}"
+            raise Unreachable("what answers in the place of the Ray head is none", why=words) from error
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

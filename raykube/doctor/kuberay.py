@@ -126,12 +126,13 @@ def _alive(kube: Kube) -> Check:
         return noticed([*kube.listed("RayJob"), *kube.listed("RayCluster")], time.time())
     if not found:
         return Check("operator alive", None, "it keeps no lease, which is all that tells", _ASK)
-    return leased(found[0]["spec"], time.time())
+    newest = max((lease["spec"] for lease in found), key=lambda spec: seconds(spec.get("renewTime")))
+    return leased(newest, time.time())
 
 
 def leased(lease: Mapping[str, Any], now: float) -> Check:
     """Say what a lease tells about the operator that holds it."""
-    silent = now - seconds(lease["renewTime"])
+    silent = now - seconds(lease.get("renewTime"))
     alive = bool(lease.get("holderIdentity")) and silent < _RENEWED_S
     return Check("operator alive", alive, f"it renewed its lease {max(0, silent):.0f} s ago", f"start it; {_ASK}")
 

@@ -18,6 +18,10 @@ from raykube.errors import Forbidden, NotFound
 _UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
 #: An ``E`` is an exponent where a number follows it, else the unit.
+#: What adding up in binary loses of tenths.
+_ROUNDED = 1e-9
+#: What KubeRay gives its autoscaler where the manifest does not say.
+_AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
 _NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
 _QUANTITY = re.compile(rf"({_NUMBER})({'|'.join(_UNITS)})")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
@@ -133,7 +137,11 @@ def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
         name, status = each["metadata"]["name"], each.get("status") or {}
         hard, used = status.get("hard") or {}, status.get("used") or {}
         left = {key: quantity(hard[key]) - quantity(used.get(key, "0")) for key in hard if key in needed}
-        short = [f"{key}: {needed[key]:g} asked, {left[key]:g} left" for key in left if needed[key] > left[key]]
+        short = [
+            f"{key}: {needed[key]:g} asked, {left[key]:g} left"
+            for key in left
+            if needed[key] > left[key] + _ROUNDED * abs(needed[key])
+        ]
         step = "ask for less in the manifest, or for more quota; clusters of ended jobs: raykube cluster list"
         yield Check(f"quota {name}", not short, "; ".join(short) or "has room for this cluster", step)
 
@@ -143,8 +151,8 @@ def asked(spec: Mapping[str, Any]) -> dict[str, float]:
     total: defaultdict[str, float] = defaultdict(float)
     for group, count in _counted(spec):
         pod = group["template"]["spec"]
-        beside = (spec.get("autoscalerOptions") or {}) if group is spec["headGroupSpec"] else {}
-        sidecar = [beside] if spec.get("enableInTreeAutoscaling") else []
+        beside = {**_AUTOSCALER, **(spec.get("autoscalerOptions") or {})}
+        sidecar = [beside] if spec.get("enableInTreeAutoscaling") and group is spec["headGroupSpec"] else []
         total["pods"] += count
         for container in [*pod["containers"], *sidecar]:
             for key, amount in _of_container(container):

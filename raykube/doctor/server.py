@@ -24,8 +24,9 @@ _ADDRESS = "see that its address in the kubeconfig is right and that this machin
 def checks(kube: Kube) -> Iterator[Check]:
     """Look at the server; when it does not answer, or not to this user, the check ``server`` is the last one."""
     yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
-    begun = time.time()
     try:
+        kube.answer("/version")  # the first takes longer: a connection is made, a plugin may ask somebody to log in
+        begun = time.time()
         answer = kube.answer("/version")
         told = kube.object_of(answer)
     except Unreachable as error:

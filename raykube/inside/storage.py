@@ -190,6 +190,7 @@ if __name__ == "__main__":  # in a pod that reaches the storage; this file's tex
     import sys
 
     verb, target, *more = sys.argv[1:]
+    target = plain(target)
     if verb in ("cat", "newest"):
         found = newest(target, more[0]) if verb == "newest" else target
         # A pod's log has whatever is printed beside this, and may have lost its beginning.

@@ -164,6 +164,12 @@ def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
     assert asked["requests.nvidia.com/gpu"] == 2
 
 
+def test_autoscaler_counts_with_what_kuberay_gives_it_where_the_manifest_does_not_say():
+    asked, alone = named.asked({**CLUSTER, "enableInTreeAutoscaling": True}), named.asked(CLUSTER)
+    assert asked["requests.cpu"] - alone["requests.cpu"] == 0.5
+    assert asked["limits.memory"] - alone["limits.memory"] == 512 * 2**20
+
+
 def quota(hard, **spec):
     used = {"requests.cpu": "1500m"}
     return {"metadata": {"name": "q"}, "spec": spec, "status": {"hard": hard, "used": used}}
@@ -174,6 +180,9 @@ def test_quota_without_room_is_a_fault_that_names_what_is_short():
     (check,) = named.quota([quota({"requests.cpu": "5", "pods": "10"})], asked)
     assert (check.ok, check.found) == (False, "requests.cpu: 4.5 asked, 3.5 left")
     assert [each.ok for each in named.quota([quota({"requests.cpu": "6", "secrets": "1"})], asked)] == [True]
+    # In binary three tenths are not three times a tenth.
+    exact = {"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"cpu": "300m"}, "used": {}}}
+    assert [each.ok for each in named.quota([exact], {"cpu": 0.1 + 0.1 + 0.1})] == [True]
     assert list(named.quota([quota({"pods": "1"}, scopes=["BestEffort"])], asked)) == []
 
 

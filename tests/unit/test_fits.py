@@ -50,3 +50,20 @@ def test_group_that_grows_without_a_bound_is_noted_and_does_not():
 
 def test_cluster_that_may_grow_has_room(two_by_two):
     assert [*fits.notes(job(entrypoint_num_cpus=1), two_by_two.sized((2, 3)))] == []
+
+
+def test_driver_does_not_fit_on_a_head_that_runs_no_work(two_by_two):
+    manifest = copy.deepcopy(dict(two_by_two.manifest))
+    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {}
+    manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "4"}}
+    (problem,) = fits.problems(job(entrypoint_num_cpus=3), Cluster(manifest, "here", "own"))
+    assert problem.what == "is 3, and the largest pod has 2 CPUs"
+
+
+def test_workers_that_have_no_room_by_themselves_are_noted():
+    manifest = copy.deepcopy(dict(Cluster.load("gpu-8xh100").manifest))
+    (group,) = manifest["spec"]["workerGroupSpecs"]
+    group["template"]["spec"]["containers"][0]["resources"] = {"limits": {"cpu": "4", "nvidia.com/gpu": "8"}}
+    group.pop("rayStartParams", None)
+    (note,) = fits.notes(job(), Cluster(manifest, "here", "own"))
+    assert "workers x 1 CPU are more than the cluster's" in note

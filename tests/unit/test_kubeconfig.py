@@ -4,7 +4,9 @@ import json
 import ssl
 import stat
 import traceback
+from pathlib import Path
 
+import certifi
 import httpx
 import pytest
 
@@ -186,3 +188,33 @@ def test_context_without_a_cluster_hurts_only_who_chooses_it(tmp_path, monkeypat
     assert kubeconfig.load().cluster.server
     with pytest.raises(ConfigError, match="context begun names no cluster"):
         kubeconfig.load("begun")
+
+
+def test_user_who_acts_as_another_says_so_with_each_request(tmp_path, monkeypatch):
+    acting = {"as": "alice", "as-uid": "7", "as-groups": ["readers", "team"], "as-user-extra": {"a/b": ["x"]}}
+    path = write(tmp_path / "c", "c", "https://c", token="admin", **acting)
+    (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with kubeconfig.client(kubeconfig.load(), httpx.Timeout(1)) as client:
+        sent = client.build_request("GET", "/").headers
+    assert (sent["Impersonate-User"], sent["Impersonate-Uid"]) == ("alice", "7")
+    assert sent.get_list("Impersonate-Group") == ["readers", "team"]
+    assert sent["Impersonate-Extra-a%2Fb"] == "x"
+
+
+def test_certificate_that_stands_in_the_kubeconfig_comes_before_a_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "https://c")
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = "eA=="
+    path.write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    found = kubeconfig.load().cluster
+    assert (found.certificate_auth, found.certificate_auth_data) == (None, "eA==")
+
+
+def test_server_whose_address_is_none_is_said(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "https://host:port")
+    (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with pytest.raises(ConfigError, match="context c of the kubeconfig cannot be used"):
+        kubeconfig.client(kubeconfig.load(), httpx.Timeout(1))

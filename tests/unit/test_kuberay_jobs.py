@@ -269,6 +269,7 @@ def test_config_map_of_somebody_elses_own_is_left_alone(kept, plan):
         ({"spec": {"ports": [{"port": 1}]}}, {"spec": {"ports": [{"port": 1, "protocol": "TCP"}]}}, True),
         ({"spec": {"ports": [{"port": 1}]}}, {"spec": {"ports": [{"port": 2}]}}, False),
         ({"data": {"a": "x"}}, {"data": {"a": "x", "b": "y"}}, True),
+        ({"data": {"a": "x\ny\n"}}, {"data": {"a": "x\r\ny\r\n"}}, False),
     ],
 )
 def test_object_says_the_same_if_it_says_all_that_is_wanted(wanted, there, is_same):

@@ -11,6 +11,7 @@ import raykube as rk
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import NotFound
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -105,3 +106,21 @@ def test_state_of_a_service_is_the_rayservices_where_its_secret_has_no_token(api
         "/secrets/": (200, {"data": {}}),
     }
     assert rk.attach("hello", on="kubernetes").status().state == "RUNNING"
+
+
+def test_token_of_a_cluster_with_a_long_name_is_where_kuberay_puts_it(api):
+    name = "train-resnet50-imagenet-nightly-2026-11-27-abcd-x7k2p"
+    api.instead = {
+        "/secrets/in-resnet50-imagenet-nightly-2026-11-27-abcd-x7k2p$": (200, {"data": {"auth_token": "dDBrZW4="}}),
+        "/secrets/r9-": (200, {"data": {"auth_token": "bmluZQ=="}}),
+        "/secrets/": said(404, "not found"),
+    }
+    auth = {"authOptions": {"mode": "token"}}
+    assert rayhead.token(Kube(), name, auth) == "t0ken"
+    assert rayhead.token(Kube(), f"aaaa-99-{'b' * 47}", auth) == "nine"
+
+
+@pytest.mark.usefixtures("api")
+def test_rayjob_that_names_no_cluster_has_none():
+    with pytest.raises(NotFound, match="names no cluster"):
+        rayhead.cluster_spec(Kube(), {"metadata": {"name": "a"}, "spec": {"clusterSelector": None}})

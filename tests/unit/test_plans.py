@@ -367,7 +367,7 @@ def test_rayjob_keeps_what_the_manifest_says(code):
     head = cluster.manifest["spec"]["headGroupSpec"]
     head["resources"] = {"CPU": "4"}
     head["template"]["spec"]["containers"][0] |= {
-        "ports": [{"name": "ui", "containerPort": 8265}],
+        "ports": [{"name": "own", "containerPort": 9999}, {"containerPort": 8265}],
         "resources": {"limits": {"nvidia.com/gpu": "1"}},
     }
     cluster.manifest["spec"]["authOptions"] = {"mode": "disabled"}
@@ -377,7 +377,9 @@ def test_rayjob_keeps_what_the_manifest_says(code):
     container = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert spec["headGroupSpec"]["resources"] == {"CPU": "4"}
     assert "rayStartParams" not in spec["headGroupSpec"]
-    assert [port["name"] for port in container["ports"]] == ["ui", "gcs-server", "client", "serve", "metrics"]
+    assert [port["name"] for port in container["ports"]] == [
+        *("own", "dashboard", "gcs-server", "client", "serve", "metrics")
+    ]
     assert "env" not in container
     assert spec["newField"] == {"a": 1}
     assert spec["authOptions"] == {"mode": "disabled"}
@@ -431,7 +433,7 @@ def test_environment_of_an_image_of_its_own_is_not_guarded():
     [
         ({"entrypoint": "python a.py && python b.py"}, ["K8sJobMode", "'&&'"]),
         ({"entrypoint": "python a.py > log", "submissionMode": "SidecarMode"}, ["SidecarMode", "'>'"]),
-        ({"entrypoint": "a", "runtimeEnvYAML": "env_vars: {A: $B, C: `id`}"}, ["runtimeEnvYAML", "$ and `"]),
+        ({"entrypoint": "a", "runtimeEnvYAML": "env_vars: {A: $B, C: '`id`'}"}, ["runtimeEnvYAML", "$ and `"]),
         ({"entrypoint": 'python -c "\nprint(1); 2 > 1 and 3\n"\n', "runtimeEnvYAML": "env_vars: {A: b}"}, []),
         ({"entrypoint": "a && b", "runtimeEnvYAML": "env_vars: {A: $B}", "submissionMode": "HTTPMode"}, []),
         ({"entrypoint": "a; b", "submitterPodTemplate": {"spec": {"containers": [{"command": ["/go"]}]}}}, []),
@@ -525,3 +527,54 @@ def test_localservice_is_the_list_of_serve_applications():
 def test_serve_app_without_numbers_names_no_deployment():
     service = Service(name="s", apps=(App(import_path="a:b"),))
     assert "deployments" not in plans.localservice(service, Cluster.local(), "file:///x.zip")[0]
+
+
+def test_plan_is_the_same_wherever_its_namespace_is_said(code):
+    cluster = bare()
+    said = plans.rayjob(JOB, cluster, code)
+    del cluster.manifest["metadata"]["namespace"]
+    unsaid = plans.rayjob(JOB, cluster, code)
+    labels = [only(plan, "RayJob")["metadata"]["labels"] for plan in (said, unsaid)]
+    assert labels[0] == labels[1]
+    assert said.hash == unsaid.hash
+
+
+def test_manifest_read_from_a_server_is_sent_without_what_that_has_added(code):
+    cluster = bare()
+    cluster.manifest["metadata"] |= {
+        "uid": "u",
+        "resourceVersion": "7",
+        "generation": 2,
+        "creationTimestamp": "2026-11-24T12:00:00Z",
+        "finalizers": ["x"],
+        "ownerReferences": [{"name": "a"}],
+        "managedFields": [{}],
+        "annotations": {"a": "b", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    }
+    for part in plans.rayjob(JOB, cluster, code).body:
+        assert part["metadata"].keys() <= {"name", "namespace", "labels", "annotations"}
+    assert only(plans.rayjob(JOB, cluster, code), "RayJob")["metadata"]["annotations"] == {"a": "b"}
+
+
+@pytest.mark.parametrize("text", [{"pip": ["x"]}, "a: [", "just text", "- a"])
+def test_rayjob_whose_environment_is_no_mapping_in_a_text_is_refused(text):
+    job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "runtimeEnvYAML": text}}
+    with pytest.raises(ConfigError, match="runtimeEnvYAML: is no text that holds a mapping"):
+        plans.manifest([job], Cluster.local())
+
+
+def test_dashboard_by_another_name_is_refused_for_kuberay_would_wait_for_it(code):
+    cluster = bare()
+    cluster.manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"] = [
+        {"name": "ui", "containerPort": 8265}
+    ]
+    with pytest.raises(ConfigError, match="the port 8265 is called 'ui', and KubeRay looks for dashboard"):
+        plans.rayjob(JOB, cluster, code)
+
+
+def test_annotations_of_a_manifest_may_be_empty(code):
+    cluster = bare()
+    cluster.manifest["metadata"]["annotations"] = None
+    service = Service(name="s", apps=[App(import_path="a:b")])
+    annotations = only(plans.rayservice(service, cluster, code), "RayService")["metadata"]["annotations"]
+    assert annotations == {"ray.io/initializing-timeout": "30m"}

@@ -137,11 +137,11 @@ def test_service_without_a_cluster_that_answers_has_nothing_to_forward_to():
         servestates.serving_cluster(recorded("starting")[0])
 
 
-def test_address_of_a_long_name_is_cut_as_kuberay_does():
+def test_address_of_a_long_name_is_whole():
     service, _ = recorded("running")
     service["metadata"]["name"] = "a" * 47
     host = servestates.url_of(service).removeprefix("http://").partition(".")[0]
-    assert host == "a" * 40 + "-serve-svc"
+    assert host == "a" * 47 + "-serve-svc"
 
 
 def test_address_follows_the_manifests_own_service_and_port():
@@ -223,5 +223,12 @@ def test_next_attempt_is_another_runtime_environment_and_nothing_else():
 
 def test_resized_groups_keep_their_replicas_within_the_new_bounds():
     groups = [{"groupName": name, "minReplicas": 0, "maxReplicas": 9, "replicas": 5, "x": 1} for name in ("a", "b")]
-    found = services.resized(groups, [{"groupName": "a", "minReplicas": 1, "maxReplicas": 2}])
+    wanted = {"workerGroupSpecs": [{"groupName": "a", "minReplicas": 1, "maxReplicas": 2}]}
+    found = services.resized({"workerGroupSpecs": groups}, wanted | {"enableInTreeAutoscaling": True})
     assert found == [{**groups[0], "minReplicas": 1, "maxReplicas": 2, "replicas": 2}, groups[1]]
+
+
+def test_resized_groups_without_an_autoscaler_have_as_many_as_are_wanted():
+    groups = [{"groupName": "a", "minReplicas": 0, "maxReplicas": 9, "replicas": 1}]
+    wanted = {"workerGroupSpecs": [{**groups[0], "replicas": 3}]}
+    assert services.resized({"workerGroupSpecs": groups}, wanted) == wanted["workerGroupSpecs"]

@@ -127,6 +127,24 @@ def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(
     assert server.asked == [*words, "deleted"]
 
 
+class Refusing(Answering):
+    """One whose policy lets no such pod be made."""
+
+    def do_POST(self):  # noqa: N802
+        self.rfile.read(int(self.headers["content-length"]))
+        self.answer(422, {"kind": "Status", "code": 422, "message": "ValidatingAdmissionPolicy 'pods' denied"})
+
+
+def test_run_is_deleted_although_a_policy_allows_no_pod_to_read_its_storage(tmp_path, monkeypatch):
+    deleted = []
+    with serving(Refusing) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(BackendError, match="digits is deleted, but not what it kept") as caught:  # noqa: SIM117
+            with storage.removed_with(Kube(), STORED):
+                deleted.append(True)
+    assert (deleted, "'pods' denied" in caught.value.why) == ([True], True)
+
+
 def test_run_is_deleted_although_its_storage_fails_and_what_is_left_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_LIMIT_S", 0.5)
     deleted = []

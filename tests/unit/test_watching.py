@@ -168,3 +168,63 @@ def test_change_is_seen_after_a_version_that_the_server_has_forgotten(tmp_path, 
             assert (found[0]["metadata"]["resourceVersion"], watched.error("RayJob")) == ("10", None)
             server.ended.set()
     assert server.lists == 2
+
+
+class Broken(Quiet):
+    """Ends each watch that goes on from its first list with what is no change, or is an error."""
+
+    def do_GET(self):  # noqa: N802
+        if "watch=1" not in self.path:
+            self.server.lists += 1
+            self.answer(200, {"metadata": {"resourceVersion": str(self.server.lists)}, "items": [JOB]})
+        elif self.server.lists == 1 and isinstance(self.server.says, tuple):
+            self.answer(*self.server.says)
+        else:
+            self.send_response(200)
+            self.end_headers()
+            if self.server.lists == 1:
+                self.wfile.write(f"{self.server.says}\n".encode())
+            else:
+                self.wfile.flush()
+                self.server.ended.wait(20)
+            self.close_connection = True
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "no"}}),
+        "<html>",
+        json.dumps({"type": "MODIFIED"}),
+        (504, {"kind": "Status", "code": 504, "message": "Too large resource version: 1, current: 0"}),
+    ],
+)
+def test_watch_that_cannot_go_on_from_where_it_was_lists_again(tmp_path, monkeypatch, says):
+    with serving(Broken) as server:
+        server.says, server.lists, server.ended = says, 0, threading.Event()
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with contextlib.closing(Watching(Kube())) as watched:
+            watched.watch("RayJob")
+            until(lambda: server.lists == 2 and watched.error("RayJob") is None, "it lists again", 5)
+            assert watched.of("RayJob") == [JOB]
+            server.ended.set()
+
+
+class Busy(Quiet):
+    """Has too many requests at first."""
+
+    def do_GET(self):  # noqa: N802
+        self.server.times += 1
+        busy = self.server.times <= 2
+        self.answer(429 if busy else 200, {"kind": "Status", "code": 429, "message": "busy"} if busy else JOB)
+
+
+def test_server_with_too_many_requests_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_BUSY_S", (0.01, 0.01))
+    with serving(Busy) as server:
+        server.times = 0
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        assert Kube().get("RayJob", "digits") == JOB
+        server.times = -10
+        with pytest.raises(Unreachable, match="cannot do GET"):
+            Kube().get("RayJob", "digits")

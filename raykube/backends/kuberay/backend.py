@@ -30,7 +30,7 @@ from raykube.backends.kuberay import (
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import STORAGE_ANNOTATION, TRACKING_ANNOTATION, Cluster
-from raykube.errors import BackendError, Conflict, Forbidden, NotFound
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -140,7 +140,7 @@ class KubeRay:
             return
         # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
         # status was seen by no operator, and there is nothing to be stopped.
-        with contextlib.suppress(BackendError):
+        with contextlib.suppress(RaykubeError):
             if look.job.get("status"):
                 self.stop(name)
         job = Look(self.kube, name).job

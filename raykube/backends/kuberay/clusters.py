@@ -55,8 +55,8 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
     cluster.check_manifest()
     if problem := name_problem(name, manifests.MAX_CLUSTER_NAME) or _taken(name):
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
-    metadata = copy.deepcopy(dict(cluster.manifest["metadata"]))
-    metadata |= {"name": name, "labels": {**(metadata.get("labels") or {}), **_MANAGED_BY}}
+    metadata = manifests.metadata(cluster.manifest)
+    metadata |= {"name": name, "labels": metadata.get("labels", {}) | _MANAGED_BY}
     spec = ray_cluster(cluster, "", probed=True)
     body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
     metadata["labels"][PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
@@ -252,8 +252,9 @@ def delete(kube: Kube, name: str) -> None:
     cluster = found(kube, name)
     if owner := status_of(seen(cluster, [], [], kube.now())).owner:
         kind, _, owner_name = owner.partition(" ")
-        command = {"RayJob": "job", "RayService": "service"}.get(kind, kind.lower())
-        raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"raykube {command} delete {owner_name}")
+        tool = {"RayJob": "raykube job", "RayService": "raykube service"}.get(kind, f"kubectl -n {kube.namespace}")
+        what = "" if tool.startswith("raykube") else f" {kind.lower()}"
+        raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"{tool} delete{what} {owner_name}")
     # The uid: never delete one that somebody made under the same name meanwhile.
     kube.delete(_KIND, name, propagationPolicy="Background", preconditions={"uid": cluster["metadata"]["uid"]})
     _wait_gone(kube, cluster)

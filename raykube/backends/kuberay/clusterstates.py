@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds
 from raykube.errors import Failure
 
@@ -45,9 +45,7 @@ def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now:
     """Return what is known of one cluster out of a namespace's pods and events, at a time of the server's clock."""
     name = cluster["metadata"]["name"]
     own = tuple(pod for pod in pods if (pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == name)
-    names = {name, *(pod["metadata"]["name"] for pod in own)}
-    about = tuple(event for event in events if event["involvedObject"].get("name") in names)
-    return Observed(cluster=cluster, pods=own, events=about, now=now)
+    return Observed(cluster=cluster, pods=own, events=events_of(events, (cluster, *own)), now=now)
 
 
 def status_of(look: Observed) -> ClusterStatus:

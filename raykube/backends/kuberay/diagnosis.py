@@ -48,6 +48,14 @@ _TRIED = (
 )
 
 
+#: Those of them after which there are no pods, or not even a cluster.
+_BEFORE_THE_CLUSTER = ("RayClusterNotFound", "FailedToCreateRayCluster")
+_BEFORE_PODS = (
+    *("AutoscalerServiceAccountNotFound", "FailedToCreateServiceAccount"),
+    *("FailedToCreateRole", "FailedToCreateRoleBinding"),
+)
+
+
 def cause(seen: Observed) -> Failure | None:
     """Return the one cause for which this does not do what it should; None when nothing is wrong.
 
@@ -93,7 +101,7 @@ def _ended_in_ray(seen: Observed) -> Failure | None:
 
 def _ended_in_kuberay(seen: Observed) -> Failure | None:
     status = status_of(seen.owner)
-    if status.get("jobDeploymentStatus") not in _FAILED:
+    if status.get("jobDeploymentStatus") not in _FAILED and not _is_about_to_fail(seen.owner):
         return None
     reason, where = str(status.get("reason") or "JobFailed"), f"rayjob/{seen.name}: status.message"
     if reason == "ValidationFailed":
@@ -103,6 +111,18 @@ def _ended_in_kuberay(seen: Observed) -> Failure | None:
         return complete(seen, Failure(reason, endings.first_line(words)), where)
     found = endings.ending(words)
     return complete(seen, replace(found, reason=found.reason or reason), where)
+
+
+def _is_about_to_fail(job: Object) -> bool:
+    """Whether KubeRay waits only for the end of its own submitter before it calls a job failed."""
+    status = status_of(job)
+    ends = status.get("jobDeploymentStatus") == "Running" and status.get("jobStatus") == "FAILED"
+    return ends and not is_tried_again(job)
+
+
+def is_tried_again(job: Object) -> bool:
+    """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
+    return int(status_of(job).get("failed") or 0) < int((job.get("spec") or {}).get("backoffLimit") or 0)
 
 
 def _with_pods(seen: Observed, found: Failure) -> Failure:
@@ -223,12 +243,20 @@ def _timeout(seen: Observed) -> Failure | None:
 
 
 def _tried(seen: Observed) -> Failure | None:
-    """Pass on what the operator tries in vain."""
+    """Pass on what the operator tries in vain, unless what comes after it is there."""
     for event in events_about(seen, _owned(seen)):
         words = event.get("message", "")
+        if _has_come(seen, str(event.get("reason"))):
+            continue
         if event.get("reason") in _TRIED and times(event) >= LASTING and "already exists" not in words:
             return not_created(seen, event["reason"], words, event_place(event))
     return None
+
+
+def _has_come(seen: Observed, reason: str) -> bool:
+    if reason in _BEFORE_THE_CLUSTER:
+        return bool(seen.cluster)
+    return bool(seen.ray) or (reason in _BEFORE_PODS and bool(seen.pods))
 
 
 def _views(seen: Observed) -> list[Pod]:

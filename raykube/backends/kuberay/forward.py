@@ -88,11 +88,17 @@ class Forward:
         with listener:
             while not self._stop.is_set():
                 _wait_readable(listener, self._wake)
-                with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                try:
                     caller = Caller(listener.accept()[0])
-                    thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
-                    thread.start()
-                    threads = [each for each in threads if each.is_alive()] + [thread]
+                except (BlockingIOError, ConnectionAbortedError):
+                    continue
+                except OSError as error:  # too many open files: those of other connections end
+                    self._tell(f"a connection is not taken yet: {error}")
+                    self._stop.wait(_PAUSE_S)
+                    continue
+                thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
+                thread.start()
+                threads = [each for each in threads if each.is_alive()] + [thread]
         for thread in threads:
             thread.join()
 

@@ -8,9 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from raykube import differences, plans, wire
+from raykube import differences, plans, runtime_env, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -80,7 +78,12 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
     if any(theirs.get(label) == ours[label] for label in labels):
         return
     name = known["metadata"]["name"]
-    different = [*differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec")][:20]
+    said = {"labels": {**ours, **{label: theirs.get(label) for label in (PLAN_LABEL, WORK_LABEL)}}}
+    said["annotations"] = wanted["metadata"].get("annotations") or {}
+    different = [
+        *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
+        *differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec"),
+    ][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
@@ -91,8 +94,8 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
 def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     """Return the RayJob for a later attempt of the same run."""
     later: dict[str, Any] = copy.deepcopy(dict(job))
-    environment = yaml.safe_load(later["spec"].get("runtimeEnvYAML") or "") or {}
-    if wire.ATTEMPT in environment.get("env_vars", {}):  # a RayJob that somebody has written asks for none
+    environment = runtime_env.of_rayjob(later)
+    if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a RayJob that somebody has written asks for none
         environment["env_vars"][wire.ATTEMPT] = str(attempt)
         later["spec"]["runtimeEnvYAML"] = plans.as_yaml(environment, sort_keys=True)
     later["metadata"].setdefault("annotations", {})[runstates.ATTEMPT_ANNOTATION] = str(attempt)

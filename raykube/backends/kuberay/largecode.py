@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from raykube import bodies, package
+from raykube import bodies, package, runtime_env
 from raykube.backends import Status
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.look import Look
@@ -29,8 +29,10 @@ _log = logging.getLogger("raykube")
 
 def before(kube: Kube, plan: Plan) -> None:
     """Put the code where the pods of the plan will look for it, unless the plan itself carries it."""
-    work, uri = plan.body[-1], _working_dir(plan.body[-1])
-    if plan.package is None or len(plan.body) > 1 or not uri:
+    if plan.package is None or len(plan.body) > 1:
+        return
+    work = plan.body[-1]
+    if not (uri := _working_dir(work)):
         return
     if uri.startswith(_HELD):
         _give(_selected(kube, work), uri, plan.package)
@@ -65,7 +67,7 @@ def after(kube: Kube, plan: Plan, owner: Object) -> None:
         return
     uri = bodies.held_uri(plan.package)
     _give(head, uri, plan.package)
-    environment = yaml.safe_load(spec["runtimeEnvYAML"]) | {"working_dir": uri}
+    environment = runtime_env.of_rayjob({"spec": spec}) | {"working_dir": uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
     try:
         head.api.submit(body | {"metadata": spec.get("metadata", {})} | _reserved(spec))
@@ -88,7 +90,7 @@ def _working_dir(work: Mapping[str, Any]) -> str:
     if "serveConfigV2" in spec:
         applications = yaml.safe_load(spec["serveConfigV2"])["applications"]
         return str(applications[0].get("runtime_env", {}).get("working_dir", ""))
-    return str((yaml.safe_load(spec.get("runtimeEnvYAML") or "") or {}).get("working_dir", ""))
+    return str(runtime_env.of_rayjob(work).get("working_dir", ""))
 
 
 def _give(head: RayHead, uri: str, code: Package) -> None:

@@ -13,7 +13,7 @@ from raykube.backends import Status, endings
 from raykube.backends.kuberay import rayhead, runstates
 from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
 from raykube.backends.kuberay.kueue import Place
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -261,9 +261,8 @@ def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
     workload = next(iter(found.get("workload") or []), {})
     submitter = newest(found.get("submitter") or ())
     whole = (seen.owner, cluster, submitter, *pods)
-    names = {each["metadata"]["name"] for each in whole if each} | set(claims_of(pods))
     events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
-    ours = tuple(each for each in events if each["involvedObject"].get("name") in names)
+    ours = events_of(events, whole, set(claims_of(pods)))
     return replace(seen, cluster=cluster, pods=pods, workload=workload, submitter=submitter, events=ours)
 
 

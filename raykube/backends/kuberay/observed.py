@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from raykube.backends.kubernetes.fields import Object, moment, newest
+from raykube.backends.kubernetes.fields import Object, moment, name_of, newest
 from raykube.manifest import STORAGE_ANNOTATION
 
 
@@ -53,6 +53,17 @@ def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tupl
     about = [each for each in seen.events if each["involvedObject"].get("name") in names]
     found = [each for each in about if not kind or each["involvedObject"].get("kind") == kind]
     return tuple(sorted(found, key=moment, reverse=True))
+
+
+def events_of(events: Iterable[Object], things: Iterable[Object], claims: Collection[str] = ()) -> tuple[Object, ...]:
+    """Return the events about these objects, not about earlier ones of their names, and about claims of these names."""
+    uids = {name_of(thing): thing["metadata"].get("uid") for thing in things if thing}
+
+    def is_ours(about: Object) -> bool:
+        name, uid = about.get("name", ""), about.get("uid")
+        return name in claims or (name in uids and (not uid or not uids[name] or uid == uids[name]))
+
+    return tuple(event for event in events if is_ours(event["involvedObject"]))
 
 
 def head_of(pods: tuple[Object, ...]) -> Object:

@@ -15,6 +15,8 @@ from raykube.errors import BackendError, NotFound, Unreachable
 
 #: KubeRay reads a token from under this key, and puts its own there.
 _KEY = "auth_token"
+#: So much of a cluster's name KubeRay leaves in that of the Secret it makes.
+_CHECKED = 50
 
 
 def service_of(job: Mapping[str, Any]) -> str:
@@ -42,7 +44,7 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     auth = spec.get("authOptions") or {}
     if auth.get("mode") != "token":
         return ""
-    name = auth.get("secretName") or cluster
+    name = auth.get("secretName") or _checked(cluster)
     held = (kube.get("Secret", name).get("data") or {}).get(_KEY)
     if not held:
         raise BackendError(
@@ -53,13 +55,21 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     return base64.b64decode(held).decode().strip()  # a file that it was made from ends in a newline
 
 
+def _checked(name: str) -> str:
+    """Return a name as KubeRay's ``CheckName`` makes it for what belongs to a cluster: its end, behind a letter."""
+    end = name[-_CHECKED:]
+    return end if end[0].isalpha() else f"r{end[1:]}"
+
+
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
     spec = job["spec"]
     own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
     if own is not None:
         return own
-    return dict(kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"])
+    if not (name := (spec.get("clusterSelector") or {}).get("ray.io/cluster")):  # KubeRay takes it for invalid
+        raise NotFound(f"RayJob {job['metadata']['name']} names no cluster, and has none of its own")
+    return dict(kube.get("RayCluster", name)["spec"])
 
 
 class RayHead:

@@ -82,16 +82,10 @@ def state_of(seen: Observed) -> State:
     early = deployment == "Waiting" or (deployment == _STARTS and is_sidecar(seen.owner))
     if deployment == "Running" or (early and seen.ray):
         rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"
-        if rays == "FAILED" and _is_tried_again(seen.owner):
+        if rays == "FAILED" and diagnosis.is_tried_again(seen.owner):
             return "WAITING"
         return next((state for state in _RAY_STATES if state == rays), "PENDING")
     return _DEPLOYMENT_STATES.get(deployment, "WAITING")
-
-
-def _is_tried_again(job: Mapping[str, Any]) -> bool:
-    """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
-    failed = (job.get("status") or {}).get("failed") or 0
-    return int(failed) < int(job["spec"].get("backoffLimit") or 0)
 
 
 def is_stopped(seen: Observed) -> bool:

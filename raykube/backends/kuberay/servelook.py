@@ -11,7 +11,7 @@ from typing import Any
 
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, servestates
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -221,6 +221,5 @@ def _listed(kube: Kube, kind: str, selectors: Mapping[str, str]) -> list[Object]
 def _joined(service: Object, things: Mapping[str, list[Object]], now: float) -> Observed:
     cluster = next(iter(things.get("RayCluster") or []), {})
     pods = tuple(things.get("Pod") or ())
-    names = {name_of(each) for each in (service, cluster, *pods) if each}
-    events = (each for each in things.get("Event") or [] if each["involvedObject"].get("name") in names)
-    return Observed(owner=service, cluster=cluster, pods=pods, events=tuple(events), now=now)
+    events = events_of(things.get("Event") or [], (service, cluster, *pods))
+    return Observed(owner=service, cluster=cluster, pods=pods, events=events, now=now)

@@ -20,7 +20,6 @@ from raykube.bodies import SERVE_PORT
 from raykube.errors import Failure, Unreachable
 
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
-_NAME_LENGTH = 50
 
 Apps = Mapping[str, Mapping[str, Any]]
 
@@ -119,15 +118,9 @@ def url_of(service: Object) -> str:
     """Return the address of a service's first application, inside its Kubernetes."""
     spec, metadata = service["spec"], service["metadata"]
     named = ((spec.get("serveService") or {}).get("metadata") or {}).get("name")
-    host = named or _shortened(f"{metadata['name']}-serve-svc")
+    host = named or f"{metadata['name']}-serve-svc"
     route = next((app.get("route_prefix") for app in wanted(service).values()), None) or "/"
     return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route}"
-
-
-def _shortened(name: str) -> str:
-    """Return a name as KubeRay shortens it: at its beginning, which is a letter afterwards."""
-    end = name[-_NAME_LENGTH:]
-    return end if end[0].isalpha() else f"r{end[1:]}"
 
 
 def serve_port(cluster_spec: Object) -> int:

@@ -26,6 +26,7 @@ from raykube.sameness import PLAN_LABEL
 
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
+_SCALES = "enableInTreeAutoscaling"
 _SERVE_S = 0.3
 #: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
 _SYNCED_S = 100.0
@@ -224,20 +225,19 @@ def next_attempt(service: Object) -> str:
 
 def _resize(kube: Kube, known: Object, wanted: Mapping[str, Any]) -> None:
     """Bring other counts of workers to the clusters that there are: KubeRay does not, for counts alone."""
-    before = known["spec"]["rayClusterConfig"].get("workerGroupSpecs") or []
-    after = wanted["spec"]["rayClusterConfig"].get("workerGroupSpecs") or []
+    before, after = known["spec"]["rayClusterConfig"], wanted["spec"]["rayClusterConfig"]
     if _counts(before) == _counts(after):
         return
     for name in _clusters(known):
         _resize_one(kube, name, after)
 
 
-def _resize_one(kube: Kube, name: str, wanted: list[dict[str, Any]]) -> None:
+def _resize_one(kube: Kube, name: str, wanted: Mapping[str, Any]) -> None:
     for _ in range(_TRIES):
         cluster = kube.find("RayCluster", name)
         if cluster is None:
             return
-        groups = resized(cluster["spec"].get("workerGroupSpecs") or [], wanted)
+        groups = resized(cluster["spec"], wanted)
         # The autoscaler changes the same list, and must not lose what it wrote.
         version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):
@@ -245,16 +245,22 @@ def _resize_one(kube: Kube, name: str, wanted: list[dict[str, Any]]) -> None:
             return
 
 
-def _counts(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [tuple(group.get(key) for key in ("groupName", "minReplicas", "maxReplicas")) for group in groups]
+def _counts(spec: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    keys = ("groupName", "minReplicas", "maxReplicas", *(() if spec.get(_SCALES) else ("replicas",)))
+    return [tuple(group.get(key) for key in keys) for group in spec.get("workerGroupSpecs") or []]
 
 
-def resized(groups: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a cluster's worker groups within the bounds that are wanted of those of the same name."""
-    bounds = {group["groupName"]: group for group in wanted}
-    groups = copy.deepcopy(groups)
+def resized(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a cluster's worker groups with the counts that are wanted of those of the same name.
+
+    Where Ray's autoscaler is on, how many there are within the bounds is its own affair.
+    """
+    bounds = {group["groupName"]: group for group in wanted.get("workerGroupSpecs") or []}
+    groups: list[dict[str, Any]] = copy.deepcopy(spec.get("workerGroupSpecs") or [])
     for group in groups:
-        low, high = (bounds.get(group["groupName"], group).get(key) for key in ("minReplicas", "maxReplicas"))
-        low, high = int(low or 0), int(2**31 - 1 if high is None else high)
-        group.update(minReplicas=low, maxReplicas=high, replicas=min(max(int(group.get("replicas") or 0), low), high))
+        after = bounds.get(group["groupName"], group)
+        low, high = int(after.get("minReplicas") or 0), after.get("maxReplicas")
+        high = int(2**31 - 1 if high is None else high)
+        count = int((group if wanted.get(_SCALES) else after).get("replicas") or 0)
+        group.update(minReplicas=low, maxReplicas=high, replicas=min(max(count, low), high))
     return groups

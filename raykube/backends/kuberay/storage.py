@@ -21,7 +21,7 @@ from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kubernetes.fields import conditions
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_VOLUME
-from raykube.errors import BackendError, NotFound, Unreachable
+from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
 
 _LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
@@ -164,12 +164,22 @@ def _late(pod: Object, what: str) -> BackendError:
 @contextlib.contextmanager
 def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
     """Have a pod that does this for as long as the block runs; give its name."""
-    name = str(kube.create(_body(kube, job, *words))["metadata"]["name"])
+    name = _created(kube, _body(kube, job, *words))
     try:
         yield name
     finally:
         with contextlib.suppress(NotFound):
             kube.delete("Pod", name, gracePeriodSeconds=0)
+
+
+def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
+    try:
+        return str(kube.create(pod)["metadata"]["name"])
+    except ManifestError as error:  # a policy of the cluster, or the manifest's own mistake: no fault of who asks
+        step = "have it allowed a pod like the head's own, or correct the cluster's manifest"
+        raise BackendError(
+            "the cluster refuses the pod that reads the storage", why=str(error), next_step=step
+        ) from error
 
 
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:

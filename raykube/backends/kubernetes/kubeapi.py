@@ -11,6 +11,7 @@ import functools
 import json
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,6 +44,8 @@ _PATHS = {
 _REVIEWS = "authorization.k8s.io/v1"
 _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
+#: A server that has too many requests is asked again after these seconds; it tells 1 itself.
+_BUSY_S = (1.0, 1.0, 2.0, 4.0)
 #: The server sends a bookmark about every minute; a watch that is silent for longer has lost its connection.
 _WATCH_TIMEOUT = httpx.Timeout(90, connect=5)
 #: A log may be silent for days: so many seconds after its last word the kernel asks whether the other side is there,
@@ -149,7 +152,8 @@ class Kube:
         """Yield the changes after a version, as ``{"type": "MODIFIED", "object": …}``, until the server ends it.
 
         Raises:
-            Gone: the version is too old; list again.
+            Gone: the version is too old, or newer than the server; list again.
+            BackendError: the server has ended it with an error, or says what is no change.
         """
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, **selectors}
         with self.stream(self._path(kind), stop, params=params, timeout=_WATCH_TIMEOUT) as response:
@@ -158,10 +162,7 @@ class Kube:
             for line in _lines(response):
                 if stop.is_set():
                     return
-                change = json.loads(line)
-                if change["type"] == "ERROR":
-                    raise _watch_error(change["object"])
-                yield change
+                yield _change(line)
 
     def snapshot(self, kind: str, **selectors: str) -> tuple[list[Object], str]:
         """Return the objects of a kind, and the version from which on a watch tells what changed."""
@@ -188,10 +189,14 @@ class Kube:
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and return what answers it; the errors of the API server are raised."""
-        try:
-            response = self.http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        for wait_s in (*_BUSY_S, None):
+            try:
+                response = self.http.request(method, path, **options)
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from error
+            if wait_s is None or response.status_code != httpx.codes.TOO_MANY_REQUESTS or "/proxy/" in path:
+                break
+            time.sleep(wait_s)  # it has done nothing yet
         if response.is_error:
             raise refusal(method, path, response)
         return response
@@ -284,6 +289,16 @@ class Stop:
 
 def _strict(*, dry_run: bool) -> dict[str, str]:
     return {"fieldValidation": "Strict", "fieldManager": _MANAGER} | ({"dryRun": "All"} if dry_run else {})
+
+
+def _change(line: bytes) -> Object:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        change: Object = json.loads(line)
+        if change["type"] == "ERROR":
+            raise _watch_error(change["object"])
+        if change["object"]["metadata"]["resourceVersion"]:
+            return change
+    raise BackendError("what came in a watch is no change", why=line[:200].decode("utf-8", "replace"))
 
 
 def _watch_error(status: Object) -> BackendError:

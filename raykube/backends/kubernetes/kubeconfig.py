@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -40,10 +41,11 @@ _EXEC: Mapping[str, Any] = {
     "env": [{"name": "", "value": ""}],
 }
 _CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}
+_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}
 _SHAPE = {
     "clusters": [{"name": "", "cluster": _CLUSTER}],
     "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
-    "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | {"exec": _EXEC}}],
+    "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | _ACTING | {"exec": _EXEC}}],
 }
 #: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
 _TOLD = (
@@ -76,6 +78,7 @@ class Config:
         proxy: address of a proxy on the way to the server; "" for that of the environment, if any.
         server_name: that the server's certificate must be for; "" for that of its address.
         manner: in which the user's plugin is asked.
+        impersonated: headers that have the server take requests for those of another user (``as`` and its like).
     """
 
     context: str
@@ -85,6 +88,7 @@ class Config:
     proxy: str = ""
     server_name: str = ""
     manner: Manner = field(default_factory=Manner)
+    impersonated: tuple[tuple[str, str], ...] = ()
 
 
 def load(context: str = "") -> Config:
@@ -93,7 +97,7 @@ def load(context: str = "") -> Config:
     Raises:
         ConfigError: there is none, it cannot be read, or it has no such context.
     """
-    paths = [Path(path).expanduser() for path in _paths() if Path(path).expanduser().is_file()]
+    paths = [path for path in map(Path.expanduser, map(Path, _paths())) if _is_there(path)]
     try:
         joined = _joined(paths)
         found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
@@ -107,7 +111,21 @@ def load(context: str = "") -> Config:
     cluster = _said(joined, "cluster", chosen.context.cluster)
     manner = _manner(_said(joined, "user", chosen.context.user).get("exec") or {}, cluster)
     proxy, name = cluster.get("proxy-url") or "", cluster.get("tls-server-name") or ""
-    return Config(chosen.context_name, chosen.namespace, chosen.cluster, chosen.user or User(), proxy, name, manner)
+    acting = tuple(_impersonated(_said(joined, "user", chosen.context.user)))
+    user = chosen.user or User()
+    return Config(chosen.context_name, chosen.namespace, chosen.cluster, user, proxy, name, manner, acting)
+
+
+def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the headers that have the server take a user's requests for those of somebody else."""
+    for key, header in (("as", "Impersonate-User"), ("as-uid", "Impersonate-Uid")):
+        if user.get(key):
+            yield header, str(user[key])
+    for group in user.get("as-groups") or ():
+        yield "Impersonate-Group", str(group)
+    for key, values in (user.get("as-user-extra") or {}).items():
+        for value in values:
+            yield f"Impersonate-Extra-{quote(key, safe='')}", str(value)
 
 
 def _said(joined: Mapping[str, Any], kind: str, name: str | None) -> Mapping[str, Any]:
@@ -145,9 +163,16 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
             _expect(tls, config.server_name)
         auth, proxy, server = auth_of(config.user, tls, config.manner), _proxy_of(config), config.cluster.server
         return httpx.Client(
-            base_url=server, verify=tls, auth=auth, proxy=proxy, timeout=timeout, limits=_LIMITS, trust_env=False
+            base_url=server,
+            verify=tls,
+            auth=auth,
+            headers=[*config.impersonated],
+            proxy=proxy,
+            timeout=timeout,
+            limits=_LIMITS,
+            trust_env=False,
         )
-    except (LightkubeError, OSError, ValueError, ImportError) as error:
+    except (LightkubeError, OSError, ValueError, ImportError, httpx.InvalidURL) as error:
         raise ConfigError(
             f"context {config.context} of the kubeconfig cannot be used",
             why=str(error),
@@ -199,6 +224,14 @@ def _expect(tls: ssl.SSLContext, name: str) -> None:
 def _paths() -> list[str]:
     said = os.environ.get("KUBECONFIG", "")
     return [path for path in said.split(os.pathsep) if path] or ["~/.kube/config"]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; one that was named and may not be looked for is, and reading it will tell."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return bool(os.environ.get("KUBECONFIG"))
 
 
 def _joined(paths: list[Path]) -> dict[str, Any]:
@@ -280,6 +313,8 @@ def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]
     # A context that was only begun hurts nobody who chooses another.
     inner: dict[str, Any] = {"cluster": ""} if kind == "context" else {}
     inner |= entry[kind] or {}
+    # What stands there itself comes before a file.
+    inner = {key: value for key, value in inner.items() if not (key in _FILES and inner.get(f"{key}-data"))}
     inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
     if os.sep in (command := (inner.get("exec") or {}).get("command", "")):  # else it is looked for on PATH
         inner["exec"] = {**inner["exec"], "command": str(path.parent / command)}

@@ -14,6 +14,7 @@ _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 _FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]*)")?')
 _TAGS = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 _WRITES = ("POST", "PATCH")
+_TOO_NEW = "Too large resource version"
 
 
 class UnknownKind(BackendError):
@@ -21,7 +22,7 @@ class UnknownKind(BackendError):
 
 
 class Gone(BackendError):
-    """The version that a watch should go on from is too old for the server (410)."""
+    """The version that a watch should go on from is too old for the server (410), or too new (504)."""
 
 
 class NoApiServer(Unreachable):
@@ -53,7 +54,9 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
     if code in (400, 422) and method in _WRITES:
         return _refused_manifest(named, words, details)
     if code in _UNAVAILABLE:
-        return Unreachable(f"no answer by way of the API server to {method} {path}", why=words)
+        # Of a server whose store was put back to an earlier state.
+        kind = Gone if _TOO_NEW in words else Unreachable
+        return kind(f"no answer by way of the API server to {method} {path}", why=words)
     # What it has passed on is an answer of a pod, which says it in words of its own.
     if code in _UNABLE and ("/proxy/" not in path or status.get("kind") == "Status"):
         return Unable(f"the API server cannot do {method} {path} now", why=words, next_step="try it again later")

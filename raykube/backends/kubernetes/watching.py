@@ -1,8 +1,9 @@
 """Current copies of Kubernetes objects, kept by watches: one list each, then only what changes.
 
 A watch goes on after dropped connections and restarts of the API server where it stopped. Only a version that the
-server no longer knows (410) makes it list again. A server that has just started refuses what it allows: it answers
-before it has read all its roles. So a refusal ends a watch only when it is the first answer, or lasts.
+server does not know (410), or an error in the watch itself, makes it list again. A server that has just started refuses
+what it allows: it answers before it has read all its roles. So a refusal ends a watch only when it is the first answer,
+or lasts.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class _Kept:
                 if self._is_final(error):  # not ours to see; the rest is told without it
                     self._say(error)
                     return
+                if not isinstance(error, Unreachable):  # of no connection: the server itself will not go on from here
+                    self._version, self._answered = "", False
                 if not self.stop.is_set():
                     self._lost(error)
             pause = _FIRST_PAUSE_S if self._answered else min(2 * pause, _LONGEST_PAUSE_S)

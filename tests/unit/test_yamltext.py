@@ -1,0 +1,24 @@
+"""Manifests are read as other readers of YAML read them."""
+
+import pytest
+import yaml
+
+from raykube.yamltext import documents
+
+
+@pytest.mark.parametrize("text", ["env: [1]\nenv: [2]", "spec:\n  a: 1\n  b: 2\n  a: 3", '{"a": 1, "a": 2}'])
+def test_key_that_stands_twice_is_refused_with_its_place(text):
+    with pytest.raises(yaml.YAMLError, match="is there twice") as caught:
+        list(documents(text))
+    assert caught.value.problem_mark.line == text.count("\n")
+
+
+def test_merged_mapping_may_say_otherwise_wherever_it_is_merged_again():
+    text = "x: {deep: {deeper: &b {<<: &a {k: 1}, k: 2}}}\nc: {<<: *b}\nd: {<<: *a, k: 3}"
+    (found,) = documents(text)
+    assert (found["x"]["deep"]["deeper"], found["c"], found["d"]) == ({"k": 2}, {"k": 2}, {"k": 3})
+
+
+def test_keys_are_text_and_times_are_no_numbers():
+    (found,) = documents("{7: a, true: b, text: 22:30, number: 10, float: 1.5, other: 1:30.5}")
+    assert found == {"7": "a", "true": "b", "text": "22:30", "number": 10, "float": 1.5, "other": "1:30.5"}
