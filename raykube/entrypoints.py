@@ -184,8 +184,10 @@ def _script(name: str, package: _Code) -> _File | None:
     path = posixpath.normpath(name)
     if file := _by_path(package).get(path):
         return file
-    why = _ignored(package.root / name) or f"there is no file {path} in {package.root}"
-    raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=_near(path, package))
+    ignored = _ignored(package.root / name)
+    why = ignored or f"there is no file {path} in {package.root}"
+    step = f"have it sent all the same: --excludes '!{path}'" if ignored else _near(path, package)
+    raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=step)
 
 
 def _module(name: str, package: _Code, *, all_seen: bool) -> _File | None:

@@ -125,6 +125,16 @@ class RunError(RaykubeError):
     """A run did not end well."""
 
 
+def install(extra: str) -> str:
+    """Return the next step where the packages of an extra are missing; raykube is on no package index yet."""
+    return f"in a clone of raykube: pip install '.[{extra}]'"
+
+
+def tail_title(tail: Sequence[str]) -> str:
+    """Return the line above the last lines of a log."""
+    return f"last {len(tail)} lines of its log:" if len(tail) > 1 else "last line of its log:"
+
+
 class RunFailed(RunError):
     """The run ended in FAILED. ``reason``, ``exit_code``, ``evidence``, ``where`` and ``tail`` say why."""
 
@@ -146,9 +156,7 @@ class RunFailed(RunError):
         return error
 
     def __str__(self) -> str:
-        tail = (
-            [f"  last {len(self.tail)} lines of its log:", *(f"    {line}" for line in self.tail)] if self.tail else []
-        )
+        tail = [f"  {tail_title(self.tail)}", *(f"    {line}" for line in self.tail)] if self.tail else []
         seen = [f"  seen: {self.where}"] if self.where else []
         return "\n".join([super().__str__(), *seen, *tail])
 

@@ -44,8 +44,8 @@ def asked_for(name: str, noun: str = "job") -> str:
         return name
     last = name.rpartition("/")[2]
     if last != name and _DNS_1123.fullmatch(last):
-        what, why, step = f"{name!r} is no name", "a name has no '/' in it", f"write {last}, not {name}"
+        what, why, step = f"{name!r} is not a valid name", "a name has no '/' in it", f"write {last}, not {name}"
     else:
-        what = f"{name!r} is no name" if name else f"the name of a {noun} is empty"
-        why, step = "names are of a-z, 0-9, '-' and '.'", f"see the names that there are: raykube {noun} list"
+        what = f"{name!r} is not a valid name" if name else f"the name of a {noun} is empty"
+        why, step = "names are of a-z, 0-9, '-' and '.'", f"list the names that exist: raykube {noun} list"
     raise ConfigError(what, why=why, next_step=step)

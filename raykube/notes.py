@@ -68,5 +68,5 @@ def of_open_dashboard(spec: Mapping[str, Any]) -> Iterator[str]:
     """Say that a RayJob makes a cluster of its own which asks nobody for a token."""
     own = spec.get("rayClusterSpec")
     if own and manifests.auth(own).get("mode") != "token":
-        words = "who reaches its dashboard's port can run code; write authOptions: {mode: token}, which needs Ray 2.52"
+        words = "anyone who can reach its dashboard's port can run code; write authOptions: {mode: token} (Ray 2.52)"
         yield f"rayClusterSpec: {words}"

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -69,12 +69,18 @@ class Package:
 
     def report(self) -> list[str]:
         """Return lines for a reader: files, size, the five largest, what was ignored."""
-        largest = sorted(self.files, key=lambda file: -file.size)[:5]
+        own = [file for file in self.files if file.source.is_relative_to(self.root)]
+        largest = sorted(own, key=lambda file: -file.size)[:5]
         standard = {pattern.rstrip("/") for pattern in CLUTTER}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
-        lines = [f"{len(self.files)} files, {_size(self.size)}, content {self.hash}"]
+        added = len(self.files) - len(own)
+        lines = [f"{_count(own)}{f' and {added} of raykube' * bool(added)}, {_size(self.size)}, content {self.hash}"]
         lines += [f"  {_size(file.size):>10}  {file.path}" for file in largest]
         return lines + ([f"  ignored: {', '.join(told[:5])}{' …' if len(told) > 5 else ''}"] if told else [])
+
+
+def _count(files: Sequence[PackedFile]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
 def collect(working_dir: str | Path, excludes: tuple[str, ...] = ()) -> Package:

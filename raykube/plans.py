@@ -326,14 +326,14 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
 
 def _not_created(titles: Sequence[str]) -> Iterator[str]:
     if titles:
-        yield f"not created, kubectl apply it once if it is not there: {', '.join(titles)}"
+        yield f"raykube does not create these; if they are not there, kubectl apply them: {', '.join(titles)}"
 
 
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
     notes = [*_not_created(cluster.beside), *of_storage(cluster.manifest)]
     if not cluster.storage:
         notes.append(
-            f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results end with the cluster"
+            f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"
         )
     if upload:
         notes.append("the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried")

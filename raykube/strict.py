@@ -21,7 +21,7 @@ class Spec(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             found = tuple(_problems(error, type(self)))
-            raise ConfigError.of(f"this {type(self).__name__} cannot be made", found) from None
+            raise ConfigError.of(f"invalid {type(self).__name__}", found) from None
 
 
 def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:

@@ -34,7 +34,7 @@ class Gone(BackendError):
 def gone(run: str, rank: int, place: str, why: str) -> Gone:
     """Return the error that the output of a rank has ended with a place, and says where else to look."""
     step = f"the driver's log has what Ray showed there: raykube job logs {run}"
-    return Gone(f"the output of rank {rank} of {run} ended with {place}", why=why, next_step=step)
+    return Gone(f"the output of rank {rank} of {run} is gone: it was lost with {place}", why=why, next_step=step)
 
 
 def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:

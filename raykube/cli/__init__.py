@@ -29,7 +29,7 @@ def raykube() -> None:
 @place_options
 @json_option
 def doctor(where: Where, *, as_json: bool) -> None:
-    """Look whether this machine can do what raykube will ask of it.
+    """Check whether this machine can do what raykube will ask of it.
 
     With a place on Kubernetes, by --on, RAYKUBE_ON, -n or --context, also whether that can: server, rights, KubeRay,
     and what a manifest names. Nothing is made there.

@@ -80,8 +80,8 @@ def service_of(name: str, options: Mapping[str, Any]) -> Service:
     """Make the service of ``raykube service deploy``: one application of the service's name."""
     fields, problems = _read(_given(options), _OF_A_SERVICE)
     if options.get("deployment") and not options.get("replicas") and options.get("num_gpus") is None:
-        step = "give --replicas or --num-gpus, or leave it out"
-        problems.append(Problem("--deployment", "says whose replicas are set, and nothing of them is", step))
+        step = "give one of them, or leave it out"
+        problems.append(Problem("--deployment", "has no effect without --replicas or --num-gpus", step))
     of_app = ("import_path", "route_prefix", "model", "env_vars", "args", "deployment")
     app = {key: fields.pop(key) for key in of_app if key in fields} | fields.pop("replicas", {})
     if (gpus := fields.pop("num_gpus", None)) is not None:
@@ -153,7 +153,7 @@ def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Probl
     except ConfigError as error:
         raise ConfigError.of(error.what, [*problems, *error.problems]) from None
     if problems:
-        raise ConfigError.of(f"this {kind.__name__} cannot be made", problems)
+        raise ConfigError.of(f"invalid {kind.__name__}", problems)
     return made
 
 

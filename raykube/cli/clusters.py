@@ -46,14 +46,15 @@ def cluster() -> None:
 @cluster.command()
 @place_options
 @click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the manifest says]")
-@click.option("--timeout-s", type=float, default=900, show_default=True, help="How long to wait until it is ready.")
+@click.option("--timeout-s", type=float, default=900, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
 @click.argument("name")
 def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given: Any) -> None:
-    """Make a cluster of a preset or manifest: raykube cluster create demo --on cpu-small.
+    """Create a cluster from a preset or manifest, and wait until it is ready.
 
-    Again with the same name and manifest it is the same cluster; with another manifest it is refused.
+    Example: raykube cluster create demo --on cpu-small. Repeated with the same name and manifest it changes nothing;
+    with another manifest it is refused.
     """
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
@@ -128,13 +129,13 @@ def why(name: str, where: Where, *, as_json: bool) -> None:
 
 @cluster.command()
 @place_options
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On this machine. [a free one]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine. [a free one]")
 @name_argument
 def forward(name: str, where: Where, port: int) -> None:
     """Give a cluster's head an address on this machine until Ctrl-C, for ray job submit and for the browser.
 
     Prints the lines that a shell needs for Ray's own commands. The token is in a file that only you can read, and that
-    is removed when this ends. After a connection has dropped the next one works again.
+    is removed when this ends. A connection that drops does not end it: connect again.
     """
     from raykube.backends.kuberay import clusters
     from raykube.backends.kuberay.forward import Forward

@@ -46,12 +46,21 @@ PATH = click.Path(path_type=Path, readable=False)
 
 #: The options that named the place of this command: what is told to be typed next needs them, too.
 _SAID: list[str] = []
+_QUOTED = "    "
 _COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
 
 
 def with_place(text: str) -> str:
-    """Return a text in which each raykube command is told with the options that name this command's place."""
-    return _COMMAND.sub(lambda found: shlex.join([*found.group().split(), *_SAID]), text) if _SAID else text
+    """Return a text in which each raykube command is told with the options that name this command's place.
+
+    Not in lines of a log, which are told further in: they are somebody else's words.
+    """
+    lines = text.split("\n") if _SAID else ()
+    return "\n".join(line if line.startswith(_QUOTED) else _COMMAND.sub(_placed, line) for line in lines) or text
+
+
+def _placed(found: re.Match[str]) -> str:
+    return shlex.join([*found.group().split(), *_SAID])
 
 
 def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
@@ -122,9 +131,11 @@ _PLACE = joined(
         help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [RAYKUBE_ON, else local]",
     ),
     click.option(
-        "-n", "--namespace", help="In Kubernetes. [RAYKUBE_NAMESPACE, else the manifest's, else the context's]"
+        "-n",
+        "--namespace",
+        help="Namespace there. [RAYKUBE_NAMESPACE, else the manifest's, else the context's]",
     ),
-    click.option("--context", help="Of the kubeconfig. [RAYKUBE_CONTEXT, else the current one]"),
+    click.option("--context", help="Context of the kubeconfig. [RAYKUBE_CONTEXT, else the current one]"),
 )
 
 
@@ -156,7 +167,7 @@ code_options = joined(
     # A text, not a path, which would make s3:/b of s3://b: the spec says what is wrong with that.
     click.option("--working-dir", metavar="PATH", help="Folder to pack and send. [.]"),
     click.option(
-        "--excludes", multiple=True, metavar="PATTERN", help="What not to send, as in .gitignore; repeatable."
+        "--excludes", multiple=True, metavar="PATTERN", help="Files not to send, as in .gitignore; repeatable."
     ),
     click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
     click.option("--runtime-env", type=PATH, help="YAML file with a Ray runtime environment."),
@@ -245,7 +256,7 @@ def check_plan_options(dry_run: str | None, output: str | None) -> None:
     """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
     if output and not dry_run:
         raise click.UsageError(
-            "-o says how --dry-run=client prints; add that (or =server), or write --json for the result as JSON"
+            "-o sets the format of --dry-run; add --dry-run=client (or server), or use --json for the result"
         )
 
 
@@ -271,7 +282,7 @@ def screen(*, as_json: bool) -> Screen:
     from raykube.cli import follow
 
     kind = follow.LiveScreen if sys.stderr.isatty() else follow.Screen
-    return kind(tell if as_json else click.echo, tell)
+    return kind(functools.partial(click.echo, err=as_json), tell)
 
 
 def follow_run(run: Run, *, as_json: bool) -> None:

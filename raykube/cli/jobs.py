@@ -76,26 +76,29 @@ def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
     "--entrypoint-memory", type=int, help="Bytes of memory that the driver itself reserves; not on Kubernetes."
 )
 @click.option("--entrypoint-resources", metavar="JSON", help="Custom resources that the driver itself reserves.")
-@click.option("--metadata-json", metavar="JSON", help="Words of your own, kept with the run.")
+@click.option("--metadata-json", metavar="JSON", help="Your own keys and values, kept with the run.")
 @click.option(
     "--max-retries",
     type=int,
-    help="Start it again so often when it fails; it resumes if its script asks for its checkpoint. [0]",
+    help="How often to start it again when it fails; it resumes if its script loads its checkpoint. [0]",
 )
 @click.option(
     "--timeout-s",
     type=float,
     help="Seconds from submission, waiting and retries included, after which it is ended as failed. [none]",
 )
-@click.option("--pending-timeout-s", type=float, help="How long it may wait for its cluster. [900]")
-@click.option("--keep-cluster-s", type=float, help="Keep the cluster so long after the end. [300]")
+@click.option("--pending-timeout-s", type=float, help="Seconds it may wait for its cluster. [900]")
+@click.option("--keep-cluster-s", type=float, help="Seconds to keep the cluster after the end. [300]")
 @click.option("--queue", help="Kueue's local queue.")
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
 @json_option
 @click.argument("entrypoint", nargs=-1, type=click.UNPROCESSED)
 def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
-    """Run a command: raykube job submit --on local -- python -m jobs.digits --epochs 20."""
+    """Submit a command and follow it.
+
+    Example: raykube job submit --on local -- python -m jobs.digits --epochs 20
+    """
     from raykube import api
 
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
@@ -160,8 +163,8 @@ def status(name: str, where: Where, *, as_json: bool) -> None:
     metavar="driver|rank-N|autoscaler|events",
     default="driver",
     show_default=True,
-    help="Whose log. rank-N: all that this training worker printed. On Kubernetes only: autoscaler, of Ray; "
-    "events, what is noted about the run's objects.",
+    help="Which log: driver, what the script printed; rank-N, all that training worker N printed; on Kubernetes also "
+    "autoscaler, Ray's, and events, of the run's objects.",
 )
 @name_argument
 def logs(name: str, where: Where, source: str, *, follow: bool) -> None:
@@ -180,7 +183,10 @@ def logs(name: str, where: Where, source: str, *, follow: bool) -> None:
 @json_option
 @name_argument
 def wait(name: str, where: Where, timeout_s: float | None, *, as_json: bool) -> None:
-    """Wait for the end of a run; the exit code says how it ended."""
+    """Wait for the end of a run.
+
+    Exit code 0: it went well; 1: it failed, was stopped, or has not ended in --timeout-s seconds.
+    """
     run = common.find_run(name, where)
     shown = common.screen(as_json=as_json)
     try:
@@ -213,7 +219,7 @@ def result(name: str, where: Where, *, as_json: bool) -> None:
 @json_option
 @name_argument
 def why(name: str, where: Where, *, as_json: bool) -> None:
-    """Say in one cause and one next step why a run is where it is."""
+    """Explain why a run is in its state: one cause, one next step."""
     common.print_value(common.find_run(name, where).why(), as_json=as_json)
 
 

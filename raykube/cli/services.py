@@ -29,20 +29,23 @@ def service() -> None:
 @place_options
 @click.option("--model", help="run:NAME, a checkpoint's path, or MLflow's models:/NAME/VERSION.")
 @click.option("--route-prefix", default="/", show_default=True, help="Path of its HTTP address.")
-@click.option("--replicas", metavar="N|MIN..MAX", help="A range autoscales. [as the application says]")
+@click.option("--replicas", metavar="N|MIN..MAX", help="Replicas; a range autoscales. [as the application says]")
 @click.option("--num-gpus", type=float, help="GPUs of one replica. [as the application says]")
-@click.option("--deployment", metavar="NAME", help="Of the application: whose replicas these are. [Model]")
+@click.option("--deployment", metavar="NAME", help="The deployment that --replicas and --num-gpus are for. [Model]")
 @click.option("--workers", metavar="N|MIN..MAX", help="Worker pods; a range scales with the load. [as the place says]")
 @click.option("--args", "args_json", metavar="JSON", default="{}", help="More arguments for the application builder.")
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the replicas; repeatable.")
 @code_options
-@click.option("--timeout-s", type=float, default=600, show_default=True, help="How long to wait until it answers.")
+@click.option("--timeout-s", type=float, default=600, show_default=True, help="Seconds to wait until it answers.")
 @plan_options
 @json_option
 @click.argument("name")
 @click.argument("import_path")
 def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given: Any) -> None:
-    """Serve an application: raykube service deploy digits jobs.digits_app:app --model run:digits-a1."""
+    """Serve an application and wait until it answers.
+
+    Example: raykube service deploy digits jobs.digits_app:app --model run:digits-a1
+    """
     from raykube import api
     from raykube.cli import args
 
@@ -91,16 +94,16 @@ def service_status(name: str, where: Where, *, as_json: bool) -> None:
 @json_option
 @name_argument
 def service_why(name: str, where: Where, *, as_json: bool) -> None:
-    """Say in one cause and one next step why a service is where it is."""
+    """Explain why a service is in its state: one cause, one next step."""
     common.print_value(common.find_endpoint(name, where).why(), as_json=as_json)
 
 
 @service.command("forward")
 @place_options
-@click.option("--port", type=int, default=0, help="Of this machine. [a free one]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine. [a free one]")
 @name_argument
 def service_forward(name: str, where: Where, port: int) -> None:
-    """Carry a port of this machine to a service on Kubernetes; prints its address and goes on until Ctrl-C."""
+    """Forward a port of this machine to a service on Kubernetes, until Ctrl-C; prints its address."""
     from raykube.backends.kuberay import servelook, servestates
     from raykube.backends.kuberay.forward import Forward
     from raykube.backends.kubernetes.kubeapi import Kube

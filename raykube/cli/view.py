@@ -1,4 +1,4 @@
-"""What the command line shows: statuses, runs and events as text. Pure; cli.py prints."""
+"""What the command line shows: statuses, runs and events as text. Pure; the commands print it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from raykube.errors import Failure
+from raykube.errors import Failure, tail_title
 from raykube.handles import Status
 from raykube.wire import Result
 
@@ -66,7 +66,7 @@ def failure_text(failure: Failure) -> str:
     """Return a cause, its evidence and the next step."""
     lines = [f"{failure.reason}: {failure.message}", *([f"  seen: {failure.where}"] if failure.where else [])]
     if failure.tail:
-        lines += [f"  last {len(failure.tail)} lines of its log:", *(f"    {line}" for line in failure.tail)]
+        lines += [f"  {tail_title(failure.tail)}", *(f"    {line}" for line in failure.tail)]
     return "\n".join([*lines, *([f"  next: {failure.next_step}"] if failure.next_step else [])])
 
 

@@ -36,7 +36,7 @@ def checks(kube: Kube) -> Iterator[Check]:
     try:
         found = kube.json("GET", _DEPLOYMENTS, params=_OPERATOR)["items"]
     except Forbidden:
-        yield Check("operator", None, "its version and settings are not for this user to see", _ASK)
+        yield Check("operator", None, "you may not see its version and settings", _ASK)
     else:
         yield from installed(found, kube.namespace)
     yield from looked("operator alive", lambda: [_alive(kube)])
@@ -125,9 +125,13 @@ def _alive(kube: Kube) -> Check:
     except Forbidden:
         return noticed([*kube.listed("RayJob"), *kube.listed("RayCluster")], time.time())
     if not found:
-        return Check("operator alive", None, "it keeps no lease, which is all that tells", _ASK)
-    newest = max((lease["spec"] for lease in found), key=lambda spec: seconds(spec.get("renewTime")))
-    return leased(newest, time.time())
+        return Check("operator alive", None, "no leader lease is found, so whether it runs is not known", _ASK)
+    return leased(newest_lease(found), time.time())
+
+
+def newest_lease(found: list[Object]) -> Mapping[str, Any]:
+    """Return the lease that was renewed last: an operator that was moved leaves its old one behind."""
+    return max((dict(lease["spec"]) for lease in found), key=lambda spec: seconds(spec.get("renewTime")))
 
 
 def leased(lease: Mapping[str, Any], now: float) -> Check:
@@ -146,5 +150,7 @@ def noticed(things: list[Object], now: float) -> Check:
             found = f"{each['metadata']['name']} has waited {age:.0f} s for the operator to look at it"
             return Check("operator alive", False, found, f"have it started, or watch this namespace; {_ASK}")
     if len(things) > len(waits):
-        return Check("operator alive", None, "it has worked in this namespace; whether it runs now, a job will show")
+        return Check(
+            "operator alive", None, "it has worked in this namespace; whether it runs now is not known until a job does"
+        )
     return Check("operator alive", None, "nothing in this namespace tells; the first job will", _ASK)

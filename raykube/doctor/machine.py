@@ -15,7 +15,7 @@ from pathlib import Path
 from raykube import wire
 from raykube.backends.local import head, records
 from raykube.doctor.check import Check, refused
-from raykube.errors import ConfigError
+from raykube.errors import ConfigError, install
 from raykube.settings import setting
 
 #: The Ray releases that the tests run on.
@@ -52,12 +52,12 @@ def gpus(devices: Path = Path("/dev")) -> Check:
     count, why = _cuda(len([*devices.glob("nvidia[0-9]*"), *devices.glob("dxg")]))
     if why:
         step = "install a driver and a build of PyTorch that fit: https://pytorch.org/get-started/locally"
-        return Check("gpus", None, f"PyTorch cannot use NVIDIA's: {why}", step)
+        return Check("gpus", None, f"PyTorch cannot use the NVIDIA GPUs: {why}", step)
     try:
         share = setting("gpus_per_worker")
     except ConfigError as error:
         return refused("gpus", error)
-    found, each = f"{count or 'none'} of NVIDIA's", float(share.value)
+    found, each = f"{count or 'no'} NVIDIA GPU{'' if count == 1 else 's'}", float(share.value)
     if count and not each:
         step = "export RAYKUBE_GPUS_PER_WORKER=1"
         return Check("gpus", None, f"{found}; no training on this machine uses them", step)
@@ -111,7 +111,7 @@ def _is_compiled(path: str) -> bool:
 
 def _optional(package: str, extra: str) -> Check:
     found = _version(package)
-    return Check(package, bool(found) or None, found or "not installed", f"pip install 'raykube[{extra}]'")
+    return Check(package, bool(found) or None, found or "not installed", install(extra))
 
 
 def _home() -> Check:
@@ -130,7 +130,7 @@ def _disk() -> Check:
 def _ray() -> Check:
     found = _version("ray")
     if not found:
-        return Check("ray", None, "not installed; needed to run on this machine", "pip install 'raykube[local]'")
+        return Check("ray", None, "not installed; needed to run on this machine", install("local"))
     tested = any(found.startswith(f"{minor}.") for minor in TESTED_RAY)
     return Check("ray", tested or None, found, f"raykube is tested on Ray {', '.join(TESTED_RAY)}; others may work")
 

@@ -54,7 +54,7 @@ def storage(cluster: Cluster) -> Check:
         return Check("storage", None, bare, "add a volume to each template, and its volumeMount to the first container")
     if cluster.storage:
         return Check("storage", True, cluster.storage)
-    found = "none: checkpoints, logs and results end with the cluster, and a retry starts anew"
+    found = "none: checkpoints, logs and results are lost with the cluster, and a retry starts anew"
     step = (
         f"name a folder of a volume that all pods mount, or a bucket: annotation {STORAGE_ANNOTATION} of {cluster.name}"
     )
@@ -111,7 +111,7 @@ def _there(kube: Kube, kind: str, name: str) -> Iterator[Check]:
         yield Check(title, False, found, f"create it, or correct its name in the manifest: {look}")
     except Forbidden:
         # A job that waits for it says so itself.
-        yield Check(title, None, "whether it is there is not for this user to see", f"an administrator sees it: {look}")
+        yield Check(title, None, "you may not see whether it is there", f"an administrator sees it: {look}")
 
 
 def bound(title: str, thing: Object, namespace: str) -> Check:

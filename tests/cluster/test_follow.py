@@ -214,7 +214,11 @@ def test_rank_autoscaler_and_events_are_followed_over_cuts_and_read_after_the_en
     copy, away = "/shared/trains/train-1/rank-0.log", "/shared/away.log"
     words = ("exec", workloads.ready_head(namespace), "--", "mv")
     kubectl.kubectl(*words, copy, away, namespace=namespace)
-    until(lambda: refusal(run) == "the output of rank 0 of trains ended with its node", "its node is gone", 60)
+    until(
+        lambda: refusal(run) == "the output of rank 0 of trains is gone: it was lost with its node",
+        "its node is gone",
+        60,
+    )
     kubectl.kubectl(*words, away, copy, namespace=namespace)
     assert list(run.logs(source="rank-0")) == seen
 

@@ -214,7 +214,9 @@ def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     assert weights("\n".join(trained.logs())) == fingerprint
     assert trained.status().state == "SUCCEEDED"
     assert list(rk.attach("mission-slow").logs(source="rank-1")) == ["printed once by 1", "warned by 1"]
-    with pytest.raises(rk.BackendError, match="the output of rank 1 of mission-train ended with the head"):
+    with pytest.raises(
+        rk.BackendError, match="the output of rank 1 of mission-train is gone: it was lost with the head"
+    ):
         list(trained.logs(source="rank-1"))
 
 

@@ -65,7 +65,7 @@ def test_home_folder_is_sent_only_when_it_is_named(raykube, code):
         refused(raykube(*words, "--", "python", "hello.py", HOME=str(home)), f"be {code}", "name the folder: --work")
     refused(raykube("service", "deploy", "a", "hello:app", "--dry-run=client", HOME=str(code)), f"would be {code}")
     done = raykube(*words, "--working-dir", ".", "--", "python", "hello.py", HOME=str(code))
-    assert (done.stdout, " files, " in done.stderr) == ("a\n", True)
+    assert (done.stdout, " of raykube, " in done.stderr) == ("a\n", True)
 
 
 def test_unknown_preset_names_the_nearest(raykube, code):
@@ -572,7 +572,7 @@ def test_replicas_are_those_of_the_deployment_that_is_named(raykube, words, depl
 
 
 def test_deployment_without_replicas_is_refused():
-    with pytest.raises(ConfigError, match="--deployment: says whose replicas are set, and nothing"):
+    with pytest.raises(ConfigError, match="--deployment: has no effect without --replicas or --num-gpus"):
         args.service_of("a", {"import_path": "hello:app", "deployment": "Hello"})
 
 
@@ -626,9 +626,9 @@ NAMED = [
 ]
 ELSEWHERE = [
     ("", "is empty", "raykube {group} list"),
-    ("rayjob/digits", "'rayjob/digits' is no name", "write digits, not rayjob/digits"),
-    ("digits/", "'digits/' is no name", "raykube {group} list"),
-    ("?", "'?' is no name", "raykube {group} list"),
+    ("rayjob/digits", "'rayjob/digits' is not a valid name", "write digits, not rayjob/digits"),
+    ("digits/", "'digits/' is not a valid name", "raykube {group} list"),
+    ("?", "'?' is not a valid name", "raykube {group} list"),
 ]
 
 

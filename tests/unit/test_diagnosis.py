@@ -9,7 +9,7 @@ import pytest
 
 from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, OVERDUE_S, UNREADY_S, is_overdue
 from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed, events_about
+from raykube.backends.kuberay.observed import Observed, events_about, events_of
 from raykube.backends.kubernetes.fields import seconds
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())
@@ -76,7 +76,7 @@ def test_recorded_state_has_its_cause_and_nothing_else(name):
         ("working_dir", "rayjob/unpack", "No such file or directory: '/nope.zip'", "runtime_env"),
         ("syntax", "rayjob/syn", "SyntaxError: invalid syntax (/app/syn.py, line 2)", "correct the line"),
         ("submitter beside the head ended", "[ray-job-submitter].state.terminated", "exit code 0", "HTTPMode"),
-        ("evicted", "event Evicted", 'Usage of EmptyDir volume "v" exceeds', "the room that the message names"),
+        ("evicted", "event Evicted", 'Usage of EmptyDir volume "v" exceeds', "to what the message names"),
     ],
 )
 def test_cause_says_where_it_was_seen_whose_words_it_has_and_one_thing_to_do(name, where, message, step):
@@ -409,3 +409,45 @@ def test_events_are_the_newest_first_by_whichever_time_they_have():
     new = {**about, "eventTime": "2026-11-24T12:00:01.123456Z"}
     newest = {**about, "series": {"count": 2, "lastObservedTime": "2026-11-24T12:00:02.000000Z"}}
     assert events_about(Observed(events=(old, newest, new)), ("a",)) == (newest, new, old)
+
+
+def test_driver_that_ray_finds_no_place_for_is_told_to_ask_for_less():
+    owner = {"metadata": {"name": "a"}, "spec": {}, "status": {"jobDeploymentStatus": "Running"}}
+    ray = {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "message": "unschedulable"}
+    failure = cause(Observed(owner, ray=ray))
+    assert (failure.reason, "--entrypoint-num-cpus" in failure.next_step) == ("Unschedulable", True)
+
+
+def test_job_that_failed_is_explained_while_kuberay_waits_for_its_submitter():
+    status = {"jobDeploymentStatus": "Running", "jobStatus": "FAILED", "message": EXITED}
+    owner = {"metadata": {"name": "a"}, "spec": {"backoffLimit": 0}, "status": status}
+    assert cause(Observed(owner)).reason == "EntrypointFailed"
+    assert cause(Observed({**owner, "spec": {"backoffLimit": 1}})) is None
+
+
+EXITED = "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars):\nx"
+
+
+def test_warning_of_the_operator_is_over_once_what_it_failed_to_make_is_there():
+    owner = {"metadata": {"name": "a"}, "spec": {}, "status": {"jobDeploymentStatus": "Running"}}
+    about = {"involvedObject": {"kind": "RayJob", "name": "a"}, "count": 50, "message": "no"}
+    cluster, pod = {"metadata": {"name": "c"}}, observed("noise: new head is ready").pods[0]
+
+    def told(reason, **more):
+        found = cause(Observed(owner, events=({**about, "reason": reason},), **more))
+        return found and found.reason
+
+    assert told("RayClusterNotFound") == "RayClusterNotFound"
+    assert told("RayClusterNotFound", cluster=cluster) is None
+    assert told("FailedToCreateRole", cluster=cluster) == "FailedToCreateRole"
+    assert told("FailedToCreateRole", cluster=cluster, pods=(pod,)) is None
+    assert told("FailedToCreateService", cluster=cluster, pods=(pod,)) == "FailedToCreateService"
+    assert told("FailedToCreateService", cluster=cluster, ray={"status": "RUNNING"}) is None
+
+
+def test_events_of_an_earlier_object_of_the_name_are_not_its_own():
+    now, before = ({"kind": "RayCluster", "name": "c", "uid": uid} for uid in ("2", "1"))
+    claim = {"kind": "PersistentVolumeClaim", "name": "shared", "uid": "9"}
+    events = [{"involvedObject": each} for each in (now, before, claim, {"name": "other", "uid": "2"})]
+    cluster = {"metadata": {"name": "c", "uid": "2"}}
+    assert [each["involvedObject"] for each in events_of(events, (cluster, {}), {"shared"})] == [now, claim]

@@ -48,7 +48,7 @@ def test_every_cause_in_the_guides_table_has_a_next_step():
     table = re.findall(r"^\| (`[A-Z].*?) \|", docs.GUIDE.read_text(), re.MULTILINE)
     named = {word for cell in table for word in re.findall(r"`([A-Z]\w+[a-z]\w+)`", cell)}
     assert len(named) > 25
-    assert named - nextsteps._STEPS.keys() == {"Unschedulable"}  # whose step is made of the pod's own requests
+    assert named <= nextsteps._STEPS.keys()
 
 
 def command_lines(page):

@@ -3,6 +3,7 @@
 import compileall
 import re
 import sys
+import time
 
 import pytest
 
@@ -164,6 +165,14 @@ def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
     assert asked["requests.nvidia.com/gpu"] == 2
 
 
+def test_newest_lease_counts():
+    times = (NOW - 3 * 86400, NOW - 5)
+    made = [time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(each)) for each in times]
+    items = [{"spec": {"holderIdentity": "a", "renewTime": each}} for each in made]
+    for found in (items, items[::-1]):
+        assert kuberay.newest_lease(found) == items[1]["spec"]
+
+
 def test_autoscaler_counts_with_what_kuberay_gives_it_where_the_manifest_does_not_say():
     asked, alone = named.asked({**CLUSTER, "enableInTreeAutoscaling": True}), named.asked(CLUSTER)
     assert asked["requests.cpu"] - alone["requests.cpu"] == 0.5
@@ -276,12 +285,12 @@ def test_gpu_that_pytorch_cannot_use_is_told_with_its_words(tmp_path, monkeypatc
     pytest.importorskip("torch")
     check = machine.gpus(tmp_path)
     assert check.ok is None
-    assert re.match(r"PyTorch cannot use NVIDIA's: \w+", check.found)
+    assert re.match(r"PyTorch cannot use the NVIDIA GPUs: \w+", check.found)
     assert "pytorch.org" in check.next_step
 
 
 def test_machine_without_a_gpu_is_no_fault(tmp_path):
-    assert (machine.gpus(tmp_path).ok, machine.gpus(tmp_path).found) == (True, "none of NVIDIA's")
+    assert (machine.gpus(tmp_path).ok, machine.gpus(tmp_path).found) == (True, "no NVIDIA GPUs")
 
 
 @pytest.mark.parametrize(
@@ -302,4 +311,4 @@ def test_share_of_the_gpus_that_there_are_is_told(monkeypatch, share, ok, found)
     monkeypatch.setattr(machine, "_cuda", lambda _: (2, ""))
     monkeypatch.setenv("RAYKUBE_GPUS_PER_WORKER", share)
     check = machine.gpus()
-    assert (check.ok, check.found.startswith("2 of NVIDIA's"), found in check.found) == (ok, True, True)
+    assert (check.ok, check.found.startswith("2 NVIDIA GPUs"), found in check.found) == (ok, True, True)

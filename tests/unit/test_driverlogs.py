@@ -242,7 +242,7 @@ def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, w
     world.driver = "node-0"
     assert whole(kube) == []
     world.end()
-    with pytest.raises(BackendError, match="ended with the node that it was on"):
+    with pytest.raises(BackendError, match="was lost with the node that it was on"):
         whole(kube)
 
 

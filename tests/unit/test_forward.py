@@ -1,7 +1,11 @@
 """Where a forwarded port leads, from a server that plays an API server and has no pods."""
 
+import contextlib
 import itertools
+import os
+import resource
 import socket
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from raykube.backends.kuberay.forward import Forward
@@ -29,3 +33,27 @@ def test_port_leads_to_the_cluster_that_serves_when_a_connection_is_made(tmp_pat
         ):
             until(lambda: len(server.asked) > 1, "it is tried again", 10)
     assert server.asked[:2] == ["ray.io/cluster=hello-old", "ray.io/cluster=hello-new"]
+
+
+def another():
+    """Return another descriptor; None when there is none."""
+    with contextlib.suppress(OSError):
+        return os.dup(0)
+    return None
+
+
+def test_forward_outlives_a_moment_without_files(tmp_path, monkeypatch, caplog):
+    with serving(Api) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with Forward(Kube(), lambda: "hello", remote="serve") as there, socket.socket() as caller:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1, hard))
+            taken = [*iter(another, None)]
+            try:
+                caller.connect(("127.0.0.1", there.port))
+                until(lambda: "a connection is not taken yet" in caplog.text, "it is told", 10)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for each in taken:
+                    os.close(each)
+            until(lambda: server.asked, "the connection is taken", 10)

@@ -87,7 +87,7 @@ def test_code_that_is_waited_to_be_given_says_what_for(submitted, tmp_path, monk
     monkeypatch.setattr(Api, "job", {**JOB, "status": {"jobDeploymentStatus": "Initializing"}})
     with pytest.raises(BackendError, match="did not answer within 1 s"):
         largecode.after(Kube(), plan(tmp_path, pending_timeout_s=1), JOB)
-    assert caplog.messages == ["big gets its code once its head answers: KubeRay makes its cluster"]
+    assert caplog.messages == ["big gets its code once its head answers: waiting for KubeRay to create its cluster"]
     assert submitted == []
 
 

@@ -128,7 +128,7 @@ def test_waiting_run_tells_what_its_pods_are_at():
         return runstates.status_of(Observed(owner=job("Initializing"), pods=pods), {}).detail
 
     running, waiting = {"running": {}}, {"waiting": {"reason": "ContainerCreating"}}
-    assert detail() == "KubeRay makes its cluster"
+    assert detail() == "waiting for KubeRay to create its cluster"
     pods = pod(placed=False), pod(state=waiting), pod(), pod(state=waiting, init=running), pod(state=running)
     others = "1 looking for a node, 2 getting image and volumes, 1 in an init container, 1 starting Ray"
     pods += (pod(ready=True, state=running),)

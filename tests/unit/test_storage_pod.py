@@ -214,7 +214,7 @@ def accompanied(tmp_path, monkeypatch):
 
 def test_pod_has_ended_with_its_own_container_whatever_goes_on_beside_it(accompanied):
     assert accompanied({"terminated": {"exitCode": 0}}) == b"hello"
-    with pytest.raises(BackendError, match="the storage says no") as caught:
+    with pytest.raises(BackendError, match="failed in the storage") as caught:
         accompanied({"terminated": {"exitCode": 1}})
     assert caught.value.why == "<aGVsbG8=>"
 

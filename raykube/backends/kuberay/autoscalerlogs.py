@@ -41,7 +41,7 @@ def _whole(kube: Kube, look: Look) -> Iterator[str]:
         yield from PodLog(kube, _CONTAINER).rest(pod)
     elif look.status().is_terminal:
         raise BackendError(
-            f"the autoscaler's log of {look.name} ended with its cluster",
+            f"the autoscaler's log of {look.name} is gone: it was lost with its cluster",
             why="Kubernetes keeps it with the head's pod",
             next_step="give a longer --keep-cluster-s, or follow it with -f while the run goes on",
         )

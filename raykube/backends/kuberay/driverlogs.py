@@ -111,7 +111,7 @@ def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -
     if not started or not look.status().is_terminal:
         return b""
     raise BackendError(
-        f"the log of {look.name} ended with the node that it was on",
+        f"the log of {look.name} is gone: it was lost with the node that it was on",
         why="the cluster names no storage that would have kept it"
         if not storage_of(look.job)
         else f"there is no {wire.LOG_FILE} in {storage_of(look.job)}",

@@ -44,7 +44,7 @@ def start(kube: Kube, plan: Plan) -> None:
                     objects.claim(kube, part, owner)
                 largecode.after(kube, plan, owner)
             return
-    raise Conflict(f"{plan.name} is started and deleted by others at once", next_step="submit it again")
+    raise Conflict(f"others are creating and deleting {plan.name} at the same time", next_step="submit it again")
 
 
 def _check_free(kube: Kube, name: str) -> None:

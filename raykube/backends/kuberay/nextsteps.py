@@ -21,6 +21,7 @@ _STEPS = {
     "ImageNotFound": _PULL,
     "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
     "ImagePullFailed": "see to it that the nodes reach the registry, or name an image that they have",
+    "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
     "Inadmissible": "correct the label kueue.x-k8s.io/queue-name: kubectl -n {namespace} get localqueues",
@@ -37,7 +38,7 @@ _STEPS = {
     "OutOfMemory": "raise limits.memory of the pod, or run fewer tasks at a time by giving each more num_cpus",
     "WorkerDied": "raise limits.memory of the pod if the kernel killed it for want of memory; else look for a crash of "
     "native code: raykube job logs {name}",
-    "Evicted": "give the pod the room that the message names, as requests in its resources",
+    "Evicted": "raise the requests in the pod's resources to what the message names",
     "EntrypointFailed": _LOGS,
     "SyntaxError": "correct the line that the message names and submit again",
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",

@@ -149,7 +149,7 @@ def _waiting(seen: Observed) -> str:
     if deployment == "Running":
         return "retrying"
     if not seen.pods:
-        return "KubeRay makes its cluster"
+        return "waiting for KubeRay to create its cluster"
     stages = Counter(_stage(pod) for pod in seen.pods)
     others = ", ".join(f"{stages[stage]} {stage}" for stage in _STAGES if stages[stage])
     return f"{stages['']} of {len(seen.pods)} pods ready" + (f": {others}" if others else "")

@@ -122,7 +122,7 @@ def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
             time.sleep(_POLL_S)
         text = kube.pod_log(name, container=_CONTAINER)
     if not well:
-        raise BackendError(f"the storage says no ({verb} {path})", why=text.strip()[-1000:])
+        raise BackendError(f"{verb} {path} failed in the storage", why=text.strip()[-1000:])
     return text
 
 

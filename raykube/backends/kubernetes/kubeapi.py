@@ -211,7 +211,7 @@ class Kube:
 
     def _one(self, kind: str, name: str) -> str:
         if not name:
-            raise ConfigError(f"the name of a {kind} is empty", why="so would be asked for all of them")
+            raise ConfigError(f"the name of a {kind} is empty", why="that would address all of them")
         return f"{self._path(kind)}/{name}"
 
     def _path(self, kind: str) -> str:

@@ -120,7 +120,7 @@ def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> Man
     error = ManifestError(
         f"the API server refused {named or 'the manifest'}",
         why=words if causes or unknown else "",
-        next_step="correct the manifest, or install the KubeRay that knows the field",
+        next_step=f"correct the manifest{', or install the KubeRay that knows the field' if unknown else ''}",
     )
     error.problems = tuple(problems)
     return error

@@ -33,6 +33,7 @@ _NEXT_STEPS = {
     "SyntaxError": "correct the line that the message names and submit again",
     "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "Refused": "correct what the head says and submit again",
+    "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
 }
@@ -161,7 +162,7 @@ def _overrun(record: Record, status: Status, noted: float, now: float) -> Failur
 
     A run's time is that of all its attempts; each may wait as long as the first, whether Ray knows it yet or not.
     """
-    bounds = [(record.timeout_s, record.submitted, "DeadlineExceeded", "not through within")]
+    bounds = [(record.timeout_s, record.submitted, "DeadlineExceeded", "did not end within")]
     if status.state == "PENDING":
         since = status.started or noted
         bounds.insert(0, (record.pending_timeout_s, since, "PreRunningDeadlineExceeded", "PENDING for more than"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from raykube import wire
 from raykube.backends.local import head, observe, records
 from raykube.backends.local.head import Head
-from raykube.errors import BackendError, ConfigError, Unreachable
+from raykube.errors import BackendError, ConfigError, Unreachable, install
 from raykube.settings import setting
 
 START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started anew
@@ -82,7 +82,7 @@ def _answers(running: Head) -> bool:
 def _check_can_start() -> None:
     """Refuse what is sure to fail before starting anything."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("psutil") is None:
-        raise ConfigError("running on this machine needs Ray", next_step="pip install 'raykube[local]'")
+        raise ConfigError("running on this machine needs Ray", next_step=install("local"))
     port = int(setting("serve_port").value)
     if port and not _is_free(port):
         raise ConfigError(
