@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from raykube import manifest as manifests
@@ -19,6 +20,12 @@ CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
 #: Of a RayService that has, or once had, code in its storage.
 STORED_ANNOTATION = "raykube.io/code-in-storage"
+#: Of a pod, and of its container: where it may stand, and what it can reach there.
+_STANDS = (
+    *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
+    *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
+)
+_SEES = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 _AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {
     "gcs-server": 6379,
@@ -37,6 +44,20 @@ def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) 
     """
     folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/{name}/{CODE_FOLDER}"
     return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
+
+
+def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a pod has of the head's template that sees the same storage."""
+    said, pod = template.get("metadata") or {}, template["spec"]
+    # By KubeRay's own labels it would be taken for one of the cluster's; others may be what has a volume put in.
+    labels = {key: value for key, value in (said.get("labels") or {}).items() if not key.startswith("ray.io/")}
+    container = {key: copy.deepcopy(pod["containers"][0][key]) for key in _SEES if key in pod["containers"][0]}
+    container["volumeMounts"] = [each for each in container.get("volumeMounts") or [] if each["name"] != CODE_VOLUME]
+    kept = {key: copy.deepcopy(pod[key]) for key in _STANDS if key in pod}
+    # Without the code: that is not there yet, or not any more.
+    kept["volumes"] = [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME]
+    metadata = {"labels": labels, "annotations": dict(said.get("annotations") or {})}
+    return {"metadata": metadata, "spec": {**kept, "containers": [container]}}
 
 
 def held_uri(package: Package) -> str:

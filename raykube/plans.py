@@ -20,11 +20,11 @@ from raykube import manifest as manifests
 from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
-from raykube.names import name_problem
+from raykube.names import name_problem, nearest
 from raykube.notes import of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import literal, text_problem
-from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, WORK_LABEL
+from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 from raykube.specs import App, Job, Service
 from raykube.yamltext import as_yaml
 
@@ -43,6 +43,7 @@ __all__ = [
 RUN_KEY = "raykube.run"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
 #: Kinds that may stand beside a RayJob in its file.
+_MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 #: The label selector of what raykube made.
@@ -199,10 +200,13 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
-    labels = {_QUEUE_LABEL: job.queue} if job.queue else {}
+    metadata = _metadata(job.name, cluster, {_QUEUE_LABEL: job.queue} if job.queue else {})
     if upload:
         spec["jobId"] = f"{job.name}-1"
-    work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": _metadata(job.name, cluster, labels), "spec": spec}
+    if cluster.selected and cluster.storage:
+        template = bodies.storage_template(cluster.manifest["spec"]["headGroupSpec"]["template"])
+        metadata.setdefault("annotations", {})[POD_ANNOTATION] = json.dumps(template, sort_keys=True)
+    work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
     return _plan(
         cluster,
         (*([code] if code else []), work),
@@ -242,6 +246,9 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
             part["metadata"]["namespace"] = on.namespace
         part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
     spec = body[-1]["spec"]
+    if (mode := spec.get("submissionMode") or _MODES[0]) not in _MODES:
+        what = f"spec.submissionMode {mode!r} is not known, and KubeRay would wait for ever"
+        raise ConfigError(what, next_step=nearest(str(mode), _MODES))
     notes = (*_not_created(left_out), *of_submitter(spec), *of_open_dashboard(spec))
     return _plan(on, body, None, notes)
 
@@ -321,6 +328,8 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
         part["metadata"]["labels"][PLAN_LABEL] = digest
     if body[-1]["kind"] == "RayJob":
         body[-1]["metadata"]["labels"][WORK_LABEL] = work
+        if package:
+            body[-1]["spec"]["metadata"][wire.WORK_KEY] = work
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 

@@ -47,6 +47,9 @@ TRACKING = "RAYKUBE_TRACKING"
 GIT_COMMIT = "RAYKUBE_GIT_COMMIT"
 MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
+#: Key of Ray's job metadata: a hash of what a run does, by which its storage tells it from another of its name.
+WORK_KEY = "raykube.work"
+
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"
 #: Of a stage: what ``raykube.report`` is told, and, written by another process, what plain ``ray.train.report`` is.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 from collections.abc import Callable, Sequence
 
 from raykube.errors import Failure
@@ -10,6 +12,7 @@ from raykube.errors import Failure
 #: How many lines of a log are told.
 TAIL_LINES = 20
 _LONGEST = 400
+_KILLED = ": the kernel kills for want of memory, or somebody did"
 
 _Meanings = Sequence[tuple[str, Callable[[str, Sequence[str]], str]]]
 
@@ -63,7 +66,7 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
 def tail_of(log: str) -> tuple[str, ...]:
     """Return the last lines of a log, without Ray's own lines at its beginning and without colours."""
     lines = _COLOUR.sub("", log).rstrip().splitlines()
-    return tuple(line for line in lines if not _OF_RAY.search(line))[-TAIL_LINES:]
+    return tuple(_short(line) for line in lines if not _OF_RAY.search(line))[-TAIL_LINES:]
 
 
 def mismatch(text: str) -> tuple[str, str] | None:
@@ -143,7 +146,15 @@ def _syntax(_: str, tail: Sequence[str]) -> str:
 
 def _entrypoint(message: str, _: Sequence[str]) -> str:
     found = _EXIT.match(message)
-    return found.group(0).partition(",")[0].strip() if found else ""
+    return found.group(0).partition(",")[0].strip() + _signal(int(found.group(1))) if found else ""
+
+
+def _signal(code: int) -> str:
+    """Name the signal that an exit code tells of: a shell adds its number to 128."""
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code if code < 0 else code - 128).name
+        return f" ({name}{_KILLED if name == 'SIGKILL' else ''})"
+    return ""
 
 
 def _head_gone(message: str, _: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -151,7 +150,8 @@ def forward(name: str, where: Where, port: int) -> None:
     with _kept(clusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
-        threading.Event().wait()
+        there.gone.wait()
+    raise NotFound(f"cluster {name} is gone, and so is what was forwarded", next_step="see: raykube cluster list")
 
 
 @cluster.command()

@@ -52,7 +52,8 @@ _TIMED_OUT = 124  # as timeout(1) says it
 class Run:
     """Which run this is: its folder, its first attempt of this submission, how many more it may have, and how long.
 
-    KubeRay starts a run again under the same id of Ray's submission, and takes a new one for each RayJob.
+    KubeRay starts a run again under the same id of Ray's submission, and takes a new one for each RayJob. `work` is a
+    hash of what is done.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Run:
     retries: int
     timeout_s: float = math.inf
     submission: str = ""
+    work: str = ""
 
     @classmethod
     def from_environ(cls, retries: int) -> Run:
@@ -68,7 +70,9 @@ class Run:
         name = os.environ[wire.RUN_NAME]
         base = storage.plain(os.environ.get(wire.STORAGE) or wire.default_storage())
         first, limit = int(os.environ.get(wire.ATTEMPT) or 1), float(os.environ.get(wire.TIMEOUT) or math.inf)
-        return cls(name, storage.join(base, name), first, retries, limit, _submission())
+        told = _metadata()
+        submission, work = (str(told.get(key) or "") for key in ("job_submission_id", wire.WORK_KEY))
+        return cls(name, storage.join(base, name), first, retries, limit, submission, work)
 
     def after(self, rows: list[dict[str, Any]]) -> Run:
         """Return the run as it begins now: what other submissions of it did takes no retry of this one."""
@@ -79,6 +83,10 @@ class Run:
         """Return the attempts of this submission."""
         starts = [row for row in rows if "started" in row]
         return {row["attempt"] for row in starts if row.get("submission", self.submission) == self.submission}
+
+    def is_anothers(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether the folder has attempts of other work: its results are not this run's, nor is it to be ended."""
+        return bool(self.work) and any(row.get("work", self.work) != self.work for row in rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what is noted of the run's attempts: a row for each start and each end."""
@@ -114,6 +122,12 @@ class Attempts:
             Path(self._run.path).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._stop)
         rows = self._run.rows()
+        if self._run.is_anothers(rows):
+            _say(
+                f"{self._run.path} is of another run of this name, with other code or another command; choose another "
+                f"--name, or remove what that run has kept: raykube job delete {self._run.name}"
+            )
+            return 1
         self._run = self._run.after(rows)
         known = self._run.own(rows)
         self.attempt = max([self._run.first, *(number + 1 for number in known)])
@@ -141,7 +155,7 @@ class Attempts:
             self._note(self._start())
 
     def _start(self) -> dict[str, Any]:
-        whose = {"submission": self._run.submission, "host": os.uname().nodename}
+        whose = {"submission": self._run.submission, "work": self._run.work, "host": os.uname().nodename}
         return {"attempt": self.attempt, "started": time.time(), **whose}
 
     def _once(self, command: str) -> int:
@@ -272,10 +286,10 @@ def _say(text: str, stream: TextIO = sys.stdout) -> None:
         os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
 
 
-def _submission() -> str:
-    """Return the id by which Ray knows this submission; "" where Ray does not say."""
+def _metadata() -> dict[str, Any]:
+    """Return what Ray tells a job of itself: the id of its submission, and what raykube has said; {} elsewhere."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return str((config.get("metadata") or {}).get("job_submission_id") or "")
+    return dict(config.get("metadata") or {})
 
 
 def _end(attempt: int, code: int | None, reason: str) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def test_forward_outlives_a_moment_without_files(tmp_path, monkeypatch, caplog):
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with Forward(Kube(), lambda: "hello", remote="serve") as there, socket.socket() as caller:
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1, hard))
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1, hard)
+            )
             taken = [*iter(another, None)]
             try:
                 caller.connect(("127.0.0.1", there.port))
@@ -57,3 +59,20 @@ def test_forward_outlives_a_moment_without_files(tmp_path, monkeypatch, caplog):
                 for each in taken:
                     os.close(each)
             until(lambda: server.asked, "the connection is taken", 10)
+
+
+class Empty(Quiet):
+    """Has neither pods nor clusters."""
+
+    def do_GET(self):  # noqa: N802
+        details = {"kind": "rayclusters", "name": "hello"}
+        missing = {"kind": "Status", "code": 404, "message": "not found", "details": details}
+        self.answer(*((404, missing) if "/rayclusters/" in self.path else (200, {"items": []})))
+
+
+def test_forward_to_a_cluster_that_is_gone_says_so(tmp_path, monkeypatch, caplog):
+    with serving(Empty) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
+            assert there.gone.wait(10)
+            until(lambda: "cluster hello is gone" in caplog.text, "it is told", 10)

@@ -301,3 +301,17 @@ def test_log_is_kept_once_when_the_volume_took_a_part_of_it(start, storage, tmp_
     (tmp_path / "space").touch()
     assert process.wait(timeout=30) == 0
     assert kept(storage) == log.read_text()
+
+
+def of_work(work):
+    return {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"metadata": {"job_submission_id": work, "raykube.work": work}})}
+
+
+def test_folder_of_other_work_is_neither_gone_on_with_nor_written_to(finished, storage):
+    assert finished("echo mine", **of_work("one"))[0] == 0
+    before = rows(storage), kept(storage)
+    code, log, told = finished("echo yours", 2, **of_work("two"))
+    assert (code, "yours" in log, "mine" in log, told) == (1, False, False, {})
+    assert "is of another run of this name" in log
+    assert "raykube job delete a" in log
+    assert (rows(storage), kept(storage)) == before

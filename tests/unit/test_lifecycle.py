@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from raykube.backends import endings
 from raykube.backends.local import lifecycle
 from raykube.backends.local.records import Ending, Record
 
@@ -219,3 +220,14 @@ def test_lost_run_failed_because_its_head_died():
 def test_unknown_error_type_still_gives_a_reason():
     failure = lifecycle.failure_of("a", {"status": "FAILED", "message": "odd", "error_type": "NEW_ONE"}, [])
     assert (failure.reason, failure.message) == ("JobFailed", "odd")
+
+
+@pytest.mark.parametrize(("code", "told"), [(137, "(SIGKILL: the kernel kills"), (139, "(SIGSEGV)"), (3, "code 3")])
+def test_signal_that_ended_an_entrypoint_is_named(code, told):
+    found = endings.ending(f"Job entrypoint command failed with exit code {code}, last available logs:\nKilled")
+    assert told in found.message
+
+
+def test_line_of_megabytes_is_told_in_short():
+    (line,) = endings.tail_of("x" * 5_000_000)
+    assert len(line) < 500

@@ -2,6 +2,7 @@ import base64
 import copy
 import dataclasses
 import io
+import json
 import os
 import re
 import shlex
@@ -89,7 +90,7 @@ def only(plan, kind):
 
 def normal(text, package):
     text = re.sub(rf"(?m)^(  {package.hash}\.zip: ).*$", r"\1BYTES", text)
-    text = re.sub(r"(raykube\.io/(plan|work): ).*", lambda found: f"{found[1]}{found[2].upper()}", text)
+    text = re.sub(r"(raykube(?:\.io/|\.)(plan|work): ).*", lambda found: f"{found[1]}{found[2].upper()}", text)
     return text.replace(package.hash, "HASH")
 
 
@@ -578,3 +579,29 @@ def test_annotations_of_a_manifest_may_be_empty(code):
     service = Service(name="s", apps=[App(import_path="a:b")])
     annotations = only(plans.rayservice(service, cluster, code), "RayService")["metadata"]["annotations"]
     assert annotations == {"ray.io/initializing-timeout": "30m"}
+
+
+def test_run_tells_its_storage_what_work_it_is_apart_from_its_limits(code):
+    def work(job):
+        return only(plans.rayjob(job, bare(), code), "RayJob")["spec"]["metadata"]["raykube.work"]
+
+    longer, other = (JOB.model_copy(update=each) for each in ({"timeout_s": 7200}, {"env_vars": {"A": "c"}}))
+    assert work(JOB) == work(longer) != work(other)
+
+
+def test_run_on_a_cluster_that_stays_notes_what_its_storage_is_read_with(code):
+    cluster = dataclasses.replace(stored(mounted(bare(), "/shared"), "/shared"), selected=True)
+    job = only(plans.rayjob(JOB, cluster, code), "RayJob")
+    noted = json.loads(job["metadata"]["annotations"]["raykube.io/storage-pod"])
+    (container,) = noted["spec"]["containers"]
+    assert (container["image"], container["volumeMounts"][0]["mountPath"]) == ("r", "/shared")
+    cluster.manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = "newer"
+    again = only(plans.rayjob(JOB, cluster, code), "RayJob")
+    assert again["metadata"]["labels"] == job["metadata"]["labels"]
+
+
+def test_rayjob_of_an_unknown_mode_is_refused_with_the_nearest():
+    job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "submissionMode": "HttpMode"}}
+    with pytest.raises(ConfigError, match="KubeRay would wait for ever") as caught:
+        plans.manifest([job], Cluster.local())
+    assert caught.value.next_step == "did you mean HTTPMode?"

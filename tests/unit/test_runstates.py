@@ -144,3 +144,18 @@ def test_status_tells_workers_and_storage(workers):
     assert (status.workers, status.storage) == (workers, "/shared/a")
     own = runstates.status_of(seen("Running"), {})  # of a RayJob that somebody has written
     assert (own.workers, own.storage) == ("", "")
+
+
+def test_suspended_run_names_its_suspension_and_how_to_end_it():
+    held = seen("Suspended")
+    held.owner["spec"]["suspend"] = True
+    found = runstates.status_of(held, {}).failure
+    assert (found.reason, found.where) == ("Suspended", "rayjob/a: spec.suspend")
+    assert """kubectl -n default patch rayjob a --type merge -p '{"spec":{"suspend":false}}'""" in found.next_step
+
+
+def test_run_for_a_standing_cluster_or_by_hand_says_what_it_waits_for():
+    handed = seen("Initializing")
+    handed.owner["spec"]["clusterSelector"] = {"ray.io/cluster": "demo"}
+    assert runstates.status_of(handed, {}).detail == "waiting for KubeRay to hand it to cluster demo"
+    assert "InteractiveMode" in runstates.status_of(seen("Waiting"), {}).detail

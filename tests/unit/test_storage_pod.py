@@ -13,7 +13,8 @@ import pytest
 from raykube.backends.kuberay import largecode, storage
 from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError
+from raykube.bodies import storage_template
+from raykube.errors import BackendError, NotFound
 from raykube.inside import storage as inside
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -47,7 +48,7 @@ def test_pod_runs_the_inside_planes_module_in_the_heads_image():
     made = storage._container(CONTAINER, ("receive", "/shared"))
     assert made["command"] == ["python", "-c", inspect.getsource(inside), "receive", "/shared"]
     assert made["image"] == "ray:1"
-    assert "ports" not in made
+    assert "ports" not in storage_template(HEAD["template"])["spec"]["containers"][0]
 
 
 def test_newest_file_of_a_name_is_found_in_whichever_folder(tmp_path):
@@ -292,3 +293,24 @@ def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, m
     receiver.join(timeout=10)
     assert not receiver.is_alive()
     assert (tmp_path / "shared" / "code.zip").read_bytes() == b"zip"
+
+
+def test_storage_of_a_cluster_that_is_gone_is_read_with_what_was_noted_of_its_head(tmp_path, monkeypatch):
+    spec = {"clusterSelector": {"ray.io/cluster": "demo"}}
+    job = {"kind": "RayJob", "metadata": {"name": "digits", "annotations": {}}, "spec": spec}
+    with serving(Gone) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(NotFound, match="the cluster is gone that digits ran on") as caught:
+            storage._body(Kube(), job, "cat", "x")
+        assert "raykube cluster create" in caught.value.next_step
+        job["metadata"]["annotations"]["raykube.io/storage-pod"] = json.dumps(storage_template(HEAD["template"]))
+        (container,) = storage._body(Kube(), job, "cat", "x")["spec"]["containers"]
+    assert (container["image"], container["command"][-2:]) == ("ray:1", ["cat", "x"])
+
+
+class Gone(Quiet):
+    """Has no cluster any more."""
+
+    def do_GET(self):  # noqa: N802
+        details = {"kind": "rayclusters", "name": "demo"}
+        self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": details})

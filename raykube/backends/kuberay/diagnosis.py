@@ -181,6 +181,15 @@ def _queued(seen: Observed) -> Failure | None:
     return None
 
 
+def _suspended(seen: Observed) -> Failure | None:
+    """Somebody has it wait; where Kueue does, `_queued` tells."""
+    spec, held = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus") == "Suspended"
+    if not held or not spec.get("suspend") or seen.workload:
+        return None
+    words = "spec.suspend is true: KubeRay makes no cluster as long as it is"
+    return complete(seen, Failure("Suspended", words), f"rayjob/{seen.name}: spec.suspend")
+
+
 def _place(before: int) -> str:
     return f"{before} before it" if before else "It is the first"
 
@@ -278,6 +287,7 @@ _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     _invalid,
     _timeout,
     _queued,
+    _suspended,
     _pods,
     clustercauses.replicas,
     clustercauses.deleted,

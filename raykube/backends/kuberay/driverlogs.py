@@ -115,7 +115,8 @@ def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -
         why="the cluster names no storage that would have kept it"
         if not storage_of(look.job)
         else f"there is no {wire.LOG_FILE} in {storage_of(look.job)}",
-        next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s",
+        next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s "
+        "(of a RayJob of your own: ttlSecondsAfterFinished)",
     )
 
 

@@ -59,6 +59,8 @@ class Forward:
         self._remote = remote
         self._told = ""
         self._stop = Stop()
+        #: Set once a connection was asked for to a cluster that there is not any more.
+        self.gone = threading.Event()
         self._wake, self._waker = socket.socketpair()
         self._stop.take(self._waker)
 
@@ -152,6 +154,9 @@ class Forward:
         live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         head = dict(head_of(tuple(live)))
         phase = head.get("status", {}).get("phase", "")
+        if not head and self._kube.find("RayCluster", cluster) is None:
+            self.gone.set()
+            raise NotFound(f"cluster {cluster} is gone", next_step="see: raykube cluster list")
         if phase != "Running":
             raise Unreachable(
                 f"the head of {cluster} does not run",

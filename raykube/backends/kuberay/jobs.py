@@ -16,7 +16,7 @@ from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
-from raykube.sameness import PLAN_LABEL, WORK_LABEL
+from raykube.sameness import PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 
 _TRIES = 5
 
@@ -79,7 +79,8 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
         return
     name = known["metadata"]["name"]
     said = {"labels": {**ours, **{label: theirs.get(label) for label in (PLAN_LABEL, WORK_LABEL)}}}
-    said["annotations"] = wanted["metadata"].get("annotations") or {}
+    noted = wanted["metadata"].get("annotations") or {}
+    said["annotations"] = {key: value for key, value in noted.items() if key != POD_ANNOTATION}
     different = [
         *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
         *differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec"),
@@ -118,6 +119,11 @@ def stop(kube: Kube, look: Look) -> None:
         raise BackendError(
             f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
             next_step=f"stop it once it runs, or: raykube job delete {look.name}",
+        )
+    if (look.job.get("status") or {}).get("jobDeploymentStatus") == "Waiting":  # which it leaves only for Ray's job
+        raise BackendError(
+            f"run {look.name} waits to be submitted by hand (InteractiveMode), and KubeRay does not suspend it then",
+            next_step=f"end it: raykube job delete {look.name}",
         )
     _hold_back(kube, look)
 

@@ -24,6 +24,7 @@ _STEPS = {
     "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
+    "Suspended": """kubectl -n {namespace} patch rayjob {name} --type merge -p '{{"spec":{{"suspend":false}}}}'""",
     "Inadmissible": "correct the label kueue.x-k8s.io/queue-name: kubectl -n {namespace} get localqueues",
     "VolumeClaimMissing": "create the claim, or correct claimName in the manifest: kubectl -n {namespace} get pvc",
     "VolumeClaimUnbound": "see why no volume is bound: kubectl -n {namespace} describe pvc {claim}",
@@ -48,9 +49,10 @@ _STEPS = {
     "InvalidRayClusterSpec": "correct what the message names in the manifest, delete the run and submit again",
     "InvalidRayJobSpec": "correct what the message names, delete the run and submit again",
     "InvalidRayServiceSpec": "correct what the message names and deploy again",
-    "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
-    "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
-    "HeadLost": "wait for the new head; a job runs again there and goes on from its last complete checkpoint",
+    "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s "
+    "(of a RayJob of your own: preRunningDeadlineSeconds)",
+    "DeadlineExceeded": "give it a longer --timeout-s (of a RayJob of your own: activeDeadlineSeconds), or less to do",
+    "HeadLost": "wait for the new head, on which it starts again; a job goes on from its last complete checkpoint",
     "DriverDied": "submit it again under the same name: it goes on from its last complete checkpoint",
     "SubmissionFailed": "see what its submitter says: kubectl -n {namespace} logs -l job-name={name} --tail=20",
     "SubmitterEnded": "see what became of the job: kubectl -n {namespace} logs {pod} -c {container}; delete it, and "

@@ -5,7 +5,7 @@ Once node or cluster are gone, the copy in the run's storage is read.
 
 from __future__ import annotations
 
-import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,10 +42,18 @@ def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
 
 
 def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
-    """Return the lines that the run's storage has of a rank; raise `gone` where it has none."""
+    """Return the lines that the run's storage has of a rank, none for one that printed nothing.
+
+    Raises:
+        Gone: that is `gone`, where the storage knows of no rank.
+        ConfigError: there was none of this number.
+    """
     if text := storage.read_newest(kube, look.job, wire.rank_log(rank)):
         return text.decode("utf-8", "replace").splitlines()
-    raise gone
+    if not (ranks := storage.read(kube, look.job, wire.RANKS_FILE)):
+        raise gone
+    sources.place_of([tuple(each) for each in json.loads(ranks)], rank, look.name)
+    return []
 
 
 def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:
@@ -68,8 +76,10 @@ def _followed(kube: Kube, name: str, rank: int) -> Iterator[str]:
 
     def find() -> tuple[list[LogFile], bool]:
         ended = run.ended.is_set()  # before the look: what comes with the end is then seen
-        with contextlib.suppress(BackendError):  # none known yet, or its node is gone
+        try:
             known[:] = _files(run.head, name, run.details, rank)
+        except BackendError:  # none known yet, or its node is gone, and the driver may be on another
+            run.refresh()
         return known, ended
 
     try:

@@ -148,6 +148,10 @@ def _waiting(seen: Observed) -> str:
         return deployment.lower()
     if deployment == "Running":
         return "retrying"
+    if deployment == "Waiting":
+        return "its cluster is ready; with InteractiveMode KubeRay waits until somebody submits the job there"
+    if selected := seen.owner["spec"].get("clusterSelector"):
+        return f"waiting for KubeRay to hand it to cluster {selected.get('ray.io/cluster')}"
     if not seen.pods:
         return "waiting for KubeRay to create its cluster"
     stages = Counter(_stage(pod) for pod in seen.pods)

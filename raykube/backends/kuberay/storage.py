@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
+import json
 import re
 import secrets
 import time
@@ -18,10 +18,12 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends.kuberay.observed import storage_of
+from raykube.backends.kuberay.rayhead import cluster_spec
 from raykube.backends.kubernetes.fields import conditions
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.bodies import CODE_VOLUME
+from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
+from raykube.sameness import POD_ANNOTATION
 
 _LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
@@ -31,11 +33,6 @@ _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNe
 _PORT = 8080
 _CONTAINER = "storage"
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
-_KEPT = (
-    *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
-    *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
-)
-_KEPT_IN_CONTAINER = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
 
 def read(kube: Kube, job: Object, file: str) -> bytes:
@@ -184,9 +181,7 @@ def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
 
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
     metadata, template = job["metadata"], _template(kube, job)
-    said, pod = template.get("metadata") or {}, template["spec"]
-    # By KubeRay's own it would be taken for one of the cluster's; others may be what has a volume or a secret put in.
-    labels = {key: value for key, value in (said.get("labels") or {}).items() if not key.startswith("ray.io/")}
+    said, pod = template["metadata"], template["spec"]
     own = {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]}
     owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
@@ -194,14 +189,12 @@ def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
         "kind": "Pod",
         "metadata": {
             "name": f"{metadata['name']}-storage-{secrets.token_hex(3)}",
-            "labels": labels | own,
-            "annotations": said.get("annotations") or {},
+            "labels": said["labels"] | own,
+            "annotations": said["annotations"],
             "ownerReferences": owner if "uid" in metadata else [],
         },
         "spec": {
-            **{key: copy.deepcopy(pod[key]) for key in _KEPT if key in pod},
-            # Without the code: that is not there yet, or not any more.
-            "volumes": [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME],
+            **pod,
             "restartPolicy": "Never",
             "activeDeadlineSeconds": _LIMIT_S,
             "automountServiceAccountToken": "serviceAccountName" in pod,
@@ -211,20 +204,28 @@ def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
 
 
 def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pod template of the head that runs a job, or would."""
+    """Return the pod template of the head that runs a job, or would, as far as a pod needs it that reads the storage.
+
+    Raises:
+        NotFound: the cluster that it ran on is gone, and nobody has noted what its head saw.
+    """
     spec = job["spec"]
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
-    if cluster is None:
-        cluster = kube.get("RayCluster", spec["clusterSelector"]["ray.io/cluster"])["spec"]
-    return dict(cluster["headGroupSpec"]["template"])
+    try:
+        cluster = cluster or cluster_spec(kube, job)
+    except NotFound as error:
+        if noted := (job["metadata"].get("annotations") or {}).get(POD_ANNOTATION):
+            return dict(json.loads(noted))
+        step = "make a cluster of that name again, from its manifest: raykube cluster create"
+        what = f"the cluster is gone that {job['metadata']['name']} ran on, and with it the way to its storage"
+        raise NotFound(what, why=error.why or error.what, next_step=step) from error
+    return storage_template(cluster["headGroupSpec"]["template"])
 
 
 def _container(head: Mapping[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
-    kept = {key: copy.deepcopy(head[key]) for key in _KEPT_IN_CONTAINER if key in head}
     return {
-        **kept,
+        **head,
         "name": _CONTAINER,
-        "volumeMounts": [each for each in head.get("volumeMounts") or [] if each["name"] != CODE_VOLUME],
         "command": ["python", "-c", _MODULE.read_text(encoding="utf-8"), *words],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
     }
