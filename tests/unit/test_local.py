@@ -197,6 +197,10 @@ class Dashboard(Quiet):
     """A head. Its jobs run until asked for thrice; its Serve refuses what says so, and gives no answer to silence."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
+        if self.path == "/api/version" and self.server.refused:
+            self.server.asked.append(self.path)
+            self.answer(self.server.refused.pop(), {})
+            return
         if self.path.startswith("/api/jobs/"):
             self.server.asked.append(self.path)
         state = "RUNNING" if len(self.server.asked) < 3 else "STOPPED"
@@ -210,14 +214,34 @@ class Dashboard(Quiet):
 
 
 @pytest.fixture
-def dashboard(running, monkeypatch):
-    """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
+def served(running, monkeypatch):
+    """Run such a head."""
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
     head.home().mkdir()
     with serving(Dashboard) as server:
         ours = dict.fromkeys(("keeper_born", "ray_born"), head.born(os.getpid()))
         head.write_state(replace(running, address=f"http://127.0.0.1:{server.server_port}", **ours))
-        yield server.asked
+        yield server
+
+
+@pytest.fixture
+def dashboard(served):
+    """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
+    return served.asked
+
+
+def test_living_head_that_gives_no_answer_once_is_asked_again(served):
+    served.refused.add(503)
+    assert starting.ensure() == head.current()
+    assert served.asked == ["/api/version"]
+
+
+def test_living_head_that_gives_no_answer_for_long_is_left_alone(served, monkeypatch):
+    monkeypatch.setattr(observe, "PATIENCE_S", 0)
+    served.refused.update((502, 503, 504))
+    with pytest.raises(Unreachable, match=r"next: .*raykube cluster delete local"):
+        starting.ensure()
+    assert head.current() is not None
 
 
 def service(code, name, word="accept"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import socket
 import threading
 import time
@@ -64,14 +65,27 @@ class Kube:
         self.server: str = config.cluster.server
         self.context = config.context
         self.namespace: str = namespace or config.namespace
-        self.http = kubeconfig.client(config, _TIMEOUT)
-        clock = Clock()
+        self._config = config
+        self._clock = Clock()
         #: The time by the server's clock, in Unix seconds.
-        self.now = clock.now
-        self.http.event_hooks = {"response": [clock.compare]}
+        self.now = self._clock.now
+        self._clients = {os.getpid(): self._client()}
+
+    @property
+    def http(self) -> httpx.Client:
+        """The client of this process: a child of a fork would read its parent's answers from connections of both."""
+        pid = os.getpid()
+        if pid not in self._clients:
+            self._clients[pid] = self._client()
+        return self._clients[pid]
+
+    def _client(self) -> httpx.Client:
+        made = kubeconfig.client(self._config, _TIMEOUT)
+        made.event_hooks = {"response": [self._clock.compare]}
         # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.
         # Nor to be closed at it, under threads that are still at work: they would say so in tracebacks.
-        weakref.finalize(self, self.http.close).atexit = False
+        weakref.finalize(self, made.close).atexit = False
+        return made
 
     def get(self, kind: str, name: str) -> Object:
         """Return one object. Raises NotFound."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from raykube import wire
 from raykube.backends import Status
@@ -20,6 +20,8 @@ from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+
+_Answer = TypeVar("_Answer")
 
 #: How long a head may give no answer before that is an error.
 PATIENCE_S = 30.0
@@ -42,8 +44,8 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
 
-def answers(ask: Callable[[], Status]) -> Iterator[Status | None]:
-    """Yield the status again and again, and None while the head gives no answer: it may be about to be found dead.
+def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
+    """Ask again and again; yield what is answered, and None for no answer: the head may be about to be found dead.
 
     Raises:
         Unreachable: it has given none for a while.

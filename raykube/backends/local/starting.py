@@ -21,6 +21,7 @@ from raykube.errors import BackendError, ConfigError, Unreachable, install
 from raykube.settings import setting
 
 START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started anew
+_PAUSE_S = 0.2
 
 #: The keepers that this process started. They outlive it on purpose; forgetting one would be warned about.
 _keepers: list[subprocess.Popen[bytes]] = []
@@ -33,6 +34,7 @@ def ensure() -> Head:
     Raises:
         BackendError: it did not start; the end of its own log says why.
         ConfigError: the Serve port asked for is taken, or Ray is not installed.
+        Unreachable: it lives and gives no answer; it is left alone, for runs on it may be well.
     """
     adopt_if_orphaned()
     running = head.current()
@@ -73,10 +75,19 @@ def retire(gone: Head) -> None:
 
 
 def _answers(running: Head) -> bool:
+    """Whether a head answers, now or before long; False when its Ray has ended. Raises Unreachable."""
     try:
-        return bool(head.api(running).version())
-    except Unreachable:
-        return False
+        for answer in observe.answers(lambda: head.api(running).version()):
+            if answer is not None:
+                return True
+            if not head.alive(running.ray_pid, running.ray_born):
+                return False
+            time.sleep(_PAUSE_S)
+    except Unreachable as error:
+        if head.alive(running.ray_pid, running.ray_born):
+            step = "try again; or end it with all that runs on it: raykube cluster delete local"
+            raise Unreachable(error.what, why=error.why, next_step=step) from error
+    return False
 
 
 def _check_can_start() -> None:
