@@ -23,6 +23,7 @@ from raykube.cli.names import Name
 from raykube.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from raykube.handles import Run
     from raykube.plans import Plan
 
 
@@ -248,7 +249,19 @@ def delete(names: tuple[str, ...], where: Where) -> None:
     """Stop runs and remove all that was kept of them, checkpoints too. Registered models stay."""
 
     def act(name: str) -> None:
-        common.find_run(name, where).delete()
+        _run_to_delete(name, where).delete()
         click.echo(f"{name} deleted")
 
     common.each(names, act)
+
+
+def _run_to_delete(name: str, where: Where) -> Run:
+    """Find a run, also one of this machine whose record cannot be read."""
+    from raykube import handles
+    from raykube.backends import backend_for
+    from raykube.backends.local.records import Unreadable
+
+    try:
+        return common.find_run(name, where)
+    except Unreadable:
+        return handles.Run(name, backend_for(where.cluster()))

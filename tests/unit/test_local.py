@@ -17,6 +17,7 @@ from raykube.backends.local import disk, head, keeper, observe, records, service
 from raykube.backends.local.backend import Local
 from raykube.errors import Failure, NotFound, Unreachable
 from tests.servers import Quiet, serving
+from tests.support import typed
 
 
 class Ray:
@@ -355,6 +356,28 @@ def test_delete_waits_while_ray_runs_what_is_noted_to_have_ended(dashboard, reco
     assert dashboard == ["/api/jobs/a-n-1"] * 3
     assert not storage.exists()
     assert records.every() == []
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize("file", ["record.json", "final.json"])
+def test_delete_removes_what_cannot_be_read(code, file, caplog):
+    (records.folder("a") / file).write_text("")
+    assert typed("job", "list", cwd=code).returncode == 0
+    assert "a is left out" in caplog.text
+    done = typed("job", "delete", "a", cwd=code)
+    assert (done.returncode, done.stdout) == (0, "a deleted\n")
+    assert not records.folder("a").exists()
+
+
+def test_code_of_a_record_that_cannot_be_read_is_kept(record, home, code):
+    (home / "packages").mkdir()
+    zips = [home / "packages" / f"{name}.zip" for name in ("of-b", "of-nobody")]
+    for path in zips:
+        path.touch()
+    records.save(replace(record, name="b"))
+    (records.folder("b") / "record.json").write_text('{"plan_yaml": "of-b.zip"')
+    assert typed("job", "delete", "a", cwd=code).returncode == 0
+    assert [path.exists() for path in zips] == [True, False]
 
 
 def test_process_lives_on_when_the_clock_is_set(monkeypatch):

@@ -40,6 +40,41 @@ def test_record_of_a_version_that_knew_no_first_attempt_is_read():
     assert records.load("a").first == 1
 
 
+def test_record_of_a_later_version_is_read_without_what_only_that_knows():
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED", failure=Failure("EntrypointFailed", "x")))
+    for name in ("record.json", "final.json"):
+        path = records.folder("a") / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"later": 1}))
+    assert records.load("a") == record()
+    assert records.final("a").failure.reason == "EntrypointFailed"
+
+
+UNREADABLE = {"empty": "", "half": '{"name": "a", "ki', "foreign": '{"name": "a"}', "a list": "[]"}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
+def test_record_that_cannot_be_read_is_named_with_what_to_do(text):
+    records.save(record())
+    (records.folder("a") / "record.json").write_text(text)
+    with pytest.raises(BackendError, match=r"cannot read .*/records/a/record\.json\n.*\n.*raykube job delete a"):
+        records.load("a")
+
+
+@pytest.mark.parametrize("file", ["record.json", "attempt", "final.json", "stop"])
+def test_record_that_cannot_be_read_is_left_out_with_one_warning(file, caplog):
+    for name in ("torn", "whole"):
+        records.save(replace(record(name), head="h"))
+    (records.folder("torn") / file).write_text("{")
+    records._warn.cache_clear()
+    for _ in range(2):
+        assert [each.name for each in records.every()] == ["whole"]
+        assert [each.name for each in records.unfinished("h")] == ["whole"]
+    (warning,) = caplog.messages
+    assert f"torn/{file}" in warning
+    assert "raykube job delete torn" in warning
+
+
 def test_record_is_its_owners_alone(home, monkeypatch):
     monkeypatch.setenv("RAYKUBE_HOME", str(home / "new"))
     records.ensure_home()

@@ -139,14 +139,20 @@ class Local:
 
     def delete(self, name: str) -> None:
         """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
+        try:
+            self._end(name)
+        except records.Unreadable as error:
+            _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
+        with head.lock():
+            records.remove(name)
+            _remove_unused_code()
+
+    def _end(self, name: str) -> None:
         record = records.load(name)
         self.stop(name)
         if record.kind == "job":
             _wait_for_ray(record)
             disk.remove_tree(Path(record.storage) / name)
-        with head.lock():
-            records.remove(name)
-            _remove_unused_code()
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all jobs or services, oldest first."""
@@ -187,7 +193,7 @@ def _code_folder() -> Path:
 
 def _remove_unused_code() -> None:
     """Remove the zips that no record names. The caller holds the lock, as those do who write both."""
-    plans_of_all = "".join(record.plan_yaml for record in records.every())
+    plans_of_all = "".join(records.texts())
     for path in _code_folder().glob("*.zip"):
         if path.name not in plans_of_all:
             path.unlink()

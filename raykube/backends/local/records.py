@@ -14,20 +14,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raykube import wire
 from raykube.backends import Kind, Status
 from raykube.backends.local import disk
-from raykube.errors import ConfigError, Failure, NotFound
+from raykube.errors import BackendError, ConfigError, Failure, NotFound
 
 #: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
 _ROOM = 1 << 20
+_Kind = TypeVar("_Kind")
+_log = logging.getLogger("raykube")
+
+
+class Unreadable(BackendError):
+    """A file of a record is torn, as a full disk or a lost power leaves one, or of another version of raykube."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +116,55 @@ def load(name: str) -> Record:
 
     Raises:
         NotFound: there is none of that name.
+        Unreadable: it is no record, or no longer.
     """
+    path = folder(name) / "record.json"
     try:
-        text = (folder(name) / "record.json").read_text(encoding="utf-8")
+        with _reading(path):
+            return _made(Record, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise NotFound(
             f"nothing is called {name!r} here", next_step="raykube job list; raykube service list"
         ) from error
-    return Record(**json.loads(text))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a file holds instead of what it should into Unreadable."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        why = f"it is torn, or of another version of raykube ({error})"
+        step = f"raykube job delete {path.parent.name} removes it, with the logs beside it"
+        raise Unreadable(f"cannot read {path}", why=why, next_step=step) from error
+
+
+def _made(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
+    """Make it of what was written, without fields that only a later version knows."""
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{key: value for key, value in said.items() if key in known})
+
+
+def texts() -> Iterator[str]:
+    """Yield each record as it is written, what cannot be read as a record too."""
+    for path in _files():
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def every(kind: Kind | None = None) -> list[Record]:
-    """Return all records, oldest first."""
-    names = [path.parent.name for path in (wire.home() / "records").glob("*/record.json")]
-    records = [record for record in _present(names) if kind in (None, record.kind)]
+    """Return all records, oldest first, without those that cannot be read."""
+    records = [record for record in _present(ended=True) if kind in (None, record.kind)]
     return sorted(records, key=lambda record: record.submitted)
 
 
 def unfinished(head: str) -> list[Record]:
     """Return the records on that head that have not ended. Ended ones are not read anew: they may be thousands."""
-    folders = [path.parent for path in (wire.home() / "records").glob("*/record.json")]
-    names = [path.name for path in folders if not _has_ended(path)]
-    return [record for record in _present(names) if record.head == head]
+    return [record for record in _present(ended=False) if record.head == head]
+
+
+def _files() -> list[Path]:
+    return list((wire.home() / "records").glob("*/record.json"))
 
 
 def _has_ended(path: Path) -> bool:
@@ -153,17 +187,37 @@ def _version(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _present(names: list[str]) -> Iterator[Record]:
-    """Load records, leaving out those that were deleted since their names were listed."""
-    for name in names:
-        with contextlib.suppress(NotFound):
-            yield load(name)
+def _present(*, ended: bool) -> Iterator[Record]:
+    """Load records, leaving out those that are deleted meanwhile or cannot be read, and, if asked to, ended ones."""
+    found = (_found(path.parent.name, ended=ended) for path in _files())
+    yield from (record for record in found if record)
+
+
+def _found(name: str, *, ended: bool) -> Record | None:
+    try:
+        if _has_ended(folder(name)):
+            return load(name) if ended else None
+        attempt(name), ending(name)  # these would stop whoever looks after it
+        return load(name)
+    except NotFound:
+        return None
+    except Unreadable as error:
+        _warn(f"{name} is left out: {error.what}: {error.why}; {error.next_step}")
+        return None
+
+
+@functools.cache
+def _warn(words: str) -> None:
+    """Warn once, for a keeper looks every second."""
+    _log.warning(words)
 
 
 def attempt(name: str) -> int:
     """Return which attempt of the run is the current one, from 1."""
+    path = folder(name) / "attempt"
     try:
-        return int((folder(name) / "attempt").read_text())
+        with _reading(path):
+            return int(path.read_text())
     except FileNotFoundError:
         return 1
 
@@ -196,12 +250,15 @@ class Ending:
 
 def ending(name: str) -> Ending | None:
     """Return why the run is to end before its time; None when it is not."""
+    path = folder(name) / "stop"
     try:
-        fields = json.loads((folder(name) / "stop").read_text(encoding="utf-8") or "{}")
+        with _reading(path):
+            fields = json.loads(path.read_text(encoding="utf-8") or "{}")
+            failure = fields.get("failure")
+            why = _made(Failure, failure | {"tail": tuple(failure["tail"])}) if failure else None
+            return Ending(why, fields.get("since"))
     except FileNotFoundError:
         return None
-    failure = fields.get("failure")
-    return Ending(Failure(**failure | {"tail": tuple(failure["tail"])}) if failure else None, fields.get("since"))
 
 
 def set_ending(name: str, why: Ending) -> None:
@@ -224,11 +281,12 @@ def final(name: str) -> Status | None:
 def _last_status(path: Path) -> Status | None:
     """Read a last status, of whatever attempt; None when there is none."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        with _reading(path):
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            failure = _made(Failure, fields["failure"]) if fields["failure"] else None
+            return _made(Status, fields | {"earlier": tuple(fields["earlier"]), "failure": failure})
     except FileNotFoundError:
         return None
-    failure, earlier = fields.pop("failure"), tuple(fields.pop("earlier"))
-    return Status(**fields, earlier=earlier, failure=Failure(**failure) if failure else None)
 
 
 def reopen(name: str, number: int) -> None:
