@@ -13,6 +13,7 @@ from raykube.sameness import NOT_PLAN_LINE
 from raykube.yamltext import as_yaml
 
 _MOST_LINES = 20
+_MOST_FILES = 5
 _VARIABLES = "env_vars"
 _OURS = "RAYKUBE_"
 _TEXTS = re.compile(r"\.(runtimeEnvYAML|serveConfigV2)$")
@@ -63,6 +64,13 @@ def _told(name: str, value: Any, other: Any, where: str) -> Any:
     if name.startswith(_OURS):
         return value
     return "(as there)" if value == other else f"(the value {where})"
+
+
+def of_files(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return which files differ, each of two mappings being from paths to what stands for a file's content."""
+    told = [f"{path} is only {'here' if path in here else 'there'}" for path in sorted(there.keys() ^ here.keys())]
+    told = [f"{path} differs" for path in sorted(there.keys() & here.keys()) if there[path] != here[path]] + told
+    return ", ".join(told[:_MOST_FILES]) + (f", and {more} more" if (more := len(told) - _MOST_FILES) > 0 else "")
 
 
 def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:

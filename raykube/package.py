@@ -23,7 +23,7 @@ from raykube.entrypoints import check_code
 from raykube.errors import BackendError, ConfigError, Problem
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
-__all__ = ["Package", "PackedFile", "check_code", "collect", "write", "zipped"]
+__all__ = ["Package", "PackedFile", "check_code", "collect", "contents", "write", "zipped"]
 
 MAX_FILES = 20_000
 MAX_BYTES = 500 * 2**20
@@ -251,6 +251,16 @@ def _write_whole(package: Package, path: Path) -> None:
         except BaseException:
             Path(partial.name).unlink(missing_ok=True)
             raise
+
+
+def contents(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the files of a zip that was written here, each with what changes with its content and its mode.
+
+    Raises:
+        BadZipFile: it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename.removeprefix(f"{_TOP}/"): (info.CRC, info.external_attr) for info in archive.infolist()}
 
 
 def _zip_into(stream: IO[bytes], package: Package, top: str) -> None:

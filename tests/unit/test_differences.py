@@ -31,6 +31,14 @@ def test_environment_variables_are_named_without_their_values():
     ]
 
 
+def test_files_that_differ_are_named_and_many_are_counted():
+    there, here = {"a.py": 1, "b.log": 1, "old.py": 1}, {"a.py": 1, "b.log": 2, "new.py": 1}
+    assert differences.of_files(there, here) == "b.log differs, new.py is only here, old.py is only there"
+    assert differences.of_files(there, there) == ""
+    many = {f"{number}.log": number for number in range(7)}
+    assert differences.of_files(dict.fromkeys(many, 9), many).endswith(", 4.log differs, and 2 more")
+
+
 def test_variable_of_a_container_is_named_without_its_value():
     def pod(value):
         return {"containers": [{"env": [{"name": "PASSWORD", "value": value}]}]}

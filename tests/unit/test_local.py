@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 import raykube as rk
-from raykube import handles
+from raykube import handles, package
 from raykube.backends import Status
-from raykube.backends.local import disk, head, keeper, observe, records, services, starting
+from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
-from raykube.errors import Failure, NotFound, Unreachable
+from raykube.errors import Conflict, Failure, NotFound, Unreachable
 from tests.servers import Quiet, serving
 from tests.support import typed
 
@@ -378,6 +378,19 @@ def test_code_of_a_record_that_cannot_be_read_is_kept(record, home, code):
     (records.folder("b") / "record.json").write_text('{"plan_yaml": "of-b.zip"')
     assert typed("job", "delete", "a", cwd=code).returncode == 0
     assert [path.exists() for path in zips] == [True, False]
+
+
+def test_conflict_over_changed_code_names_the_files(home, code):
+    def plan():
+        return rk.plan(rk.Job(entrypoint="python hello.py", name="a", working_dir=code), "local")
+
+    (code / "dw1.log").write_text("one\n")
+    first = plan()
+    package.write(first.package, home / "packages")
+    records.save(replace(backend._record(first), head="gone"))
+    (code / "dw1.log").write_text("two\n")
+    with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
+        Local().start(plan())
 
 
 def test_process_lives_on_when_the_clock_is_set(monkeypatch):

@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile
 
 from raykube import differences, package, plans, sameness, wire
 from raykube.backends import Kind, Status, sources
@@ -220,11 +221,23 @@ def _submit(plan: Plan) -> None:
     if not ended or not _is_same(known, plan, limits_too=not again):
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
-            why=differences.of_texts(known.plan_yaml, plan.yaml()),
+            why=_difference(known, plan),
             next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
         )
     if again:
         _send(_record(plan), ended.attempt + 1)
+
+
+def _difference(known: Record, plan: Plan) -> str:
+    """Say in what a plan is another one than that of a run or service: of code, in which files."""
+    texts = differences.of_texts(known.plan_yaml, plan.yaml())
+    if known.kind == "service":
+        return texts
+    uris = [body.get("runtime_env", {}).get("working_dir", "") for body in (known.body, plan.body[0])]
+    files = ""
+    with contextlib.suppress(OSError, BadZipFile):  # there is none, or none any more
+        files = differences.of_files(*(package.contents(_code_folder() / PurePosixPath(uri).name) for uri in uris))
+    return f"{texts}\nin the code: {files}" if files else texts
 
 
 def _is_same(known: Record, plan: Plan, *, limits_too: bool) -> bool:
