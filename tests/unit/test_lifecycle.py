@@ -53,6 +53,12 @@ def test_failure_names_exit_code_and_tail():
     assert status.failure.next_step == "raykube job logs a"
 
 
+def test_detail_of_a_failed_job_is_a_sentence_without_what_leads_to_a_log():
+    message = "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars):\nboom"
+    status = lifecycle.status_of(RECORD, 1, FAILED | {"message": message}, ["boom"])
+    assert status.detail == "Job entrypoint command failed with exit code 3"
+
+
 def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
     monitor = "2 worker(s) were killed due to the node running low on memory."
     tail = [f"(raylet) {monitor}", "RunFailed: run a failed", f"  why:  worker 0: {monitor}", "  next: x"]

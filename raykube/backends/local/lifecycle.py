@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from raykube.backends import State, Status
-from raykube.backends.endings import ERROR_TYPES, last_words, opening
+from raykube.backends import State, Status, endings
 from raykube.backends.local.records import Ending, Record
 from raykube.errors import Failure
 
@@ -54,11 +53,12 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
     if job is None:
         return status
     state: State = job["status"]
+    words = job.get("message") or ""
     failure = failure_of(record.name, job, tail) if state == "FAILED" else None
     return replace(
         status,
         state=state,
-        detail=opening(job.get("message") or ""),
+        detail=endings.ending(words).message if failure else endings.opening(words),
         failure=failure,
         started=_seconds(job.get("start_time")),
         ended=_seconds(job.get("end_time")) if state in ("FAILED", "STOPPED", "SUCCEEDED") else None,
@@ -67,10 +67,10 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
 
 def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failure:
     """Say why Ray's job failed, from its error type, exit code and message."""
-    reason = ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
+    reason = endings.ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
     code = job.get("driver_exit_code")
-    message = f"the entrypoint ended with exit code {code}" if code else opening(job.get("message") or "")
-    reason, message = last_words(tail) or (reason, message)
+    message = f"the entrypoint ended with exit code {code}" if code else endings.opening(job.get("message") or "")
+    reason, message = endings.last_words(tail) or (reason, message)
     return Failure(reason, message, code, tuple(tail), next_step(reason, name))
 
 
