@@ -12,6 +12,7 @@ import yaml
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
+from raykube.runtime_env import REMOTE
 from raykube.specs import Job, Service, Spec
 from raykube.yamltext import documents
 
@@ -35,12 +36,14 @@ def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[
 def manifest_of(path: Path) -> list[dict[str, Any]]:
     """Read the documents of ``-f FILE``: a job's fields, or Kubernetes objects of which one is a RayJob, put last.
 
+    A relative ``working_dir`` is one from the file's folder: the file says it, wherever it is submitted from.
+
     Raises:
         ConfigError: it holds neither.
     """
     found = [each for each in _yaml_documents(path) if each is not None]
     if len(found) == 1 and isinstance(found[0], dict) and "kind" not in found[0]:
-        return found
+        return [_from_its_folder(found[0], path)]
     jobs = [each for each in found if isinstance(each, dict) and each.get("kind") == "RayJob"]
     if len(jobs) != 1 or not all(isinstance(each, dict) for each in found):
         kinds = [each.get("kind") if isinstance(each, dict) else type(each).__name__ for each in found]
@@ -48,6 +51,15 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
         step = "give a file with one RayJob, or with a job's fields: entrypoint, name, …"
         raise ConfigError(what, next_step=step + (_of_a_cluster(path) if "RayCluster" in kinds else ""))
     return [*(each for each in found if each is not jobs[0]), jobs[0]]
+
+
+def _from_its_folder(fields: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """Take the ``working_dir`` of a job's fields, and of its ``runtime_env``, from the folder of their file."""
+    where = fields.get("working_dir")
+    if isinstance(where, str) and path.is_file() and not (REMOTE.match(where) or where.startswith("~")):
+        fields = fields | {"working_dir": str(path.parent / where)}
+    env = fields.get("runtime_env")
+    return fields | {"runtime_env": _from_its_folder(env, path)} if isinstance(env, dict) else fields
 
 
 def _of_a_cluster(path: Path) -> str:

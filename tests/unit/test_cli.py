@@ -4,11 +4,13 @@ Wrong input gives one clear error and exit code 2, before anything is started.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
@@ -511,9 +513,31 @@ def test_every_field_of_a_job_can_stand_in_a_file(tmp_path):
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(FIELDS))
     made = args.job_of((), {}, args.manifest_of(tmp_path / "job.yaml")[0])
     assert FIELDS.keys() == Job.model_fields.keys()
-    assert made == Job(**FIELDS)
+    assert made == Job(**FIELDS | {"working_dir": tmp_path / "code"})
     plain = Job(entrypoint="true")
     assert [key for key in FIELDS if getattr(made, key) == getattr(plain, key)] == []
+
+
+@pytest.mark.parametrize("form", ["{{working_dir: {}}}", "{{runtime_env: {{working_dir: {}}}}}"])
+@pytest.mark.parametrize(
+    ("said", "meant"), [("sub", "jobs/sub"), (".", "jobs"), ("../x", "jobs/../x"), ("/abs", "/abs"), ("~/x", "~/x")]
+)
+def test_working_directory_in_a_file_is_one_from_the_file_s_folder(tmp_path, monkeypatch, form, said, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "job.yaml").write_text(form.format(said))
+    (fields,) = args.manifest_of(Path("jobs/job.yaml"))
+    assert args.job_of(("true",), {}, fields).working_dir == Path(meant)
+    assert args.job_of(("true",), {"working_dir": "here"}, fields).working_dir == Path("here")
+
+
+def test_working_directory_of_a_piped_file_is_one_from_the_shell_s_folder():
+    reading, writing = os.pipe()
+    os.write(writing, b"working_dir: sub")
+    os.close(writing)
+    (fields,) = args.manifest_of(Path(f"/dev/fd/{reading}"))
+    os.close(reading)
+    assert fields == {"working_dir": "sub"}
 
 
 def test_options_win_over_a_file_and_over_its_runtime_env():
