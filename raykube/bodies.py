@@ -85,7 +85,7 @@ def ray_job_spec(job: Job) -> dict[str, Any]:
 
 
 def _whole(seconds: float) -> int:
-    return max(1, math.ceil(seconds))  # Kubernetes counts in whole seconds, and refuses 0
+    return math.ceil(seconds)  # Kubernetes counts in whole seconds, and refuses 0
 
 
 def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> dict[str, Any]:

@@ -32,7 +32,6 @@ __all__ = [
     "Limits",
     "Plan",
     "as_yaml",
-    "code_uri",
     "localjob",
     "localservice",
     "manifest",

@@ -54,13 +54,12 @@ class Setting:
         return f"{self.name} = {self.value!r} ({self.source})"
 
 
-def setting(name: str, argument: object = None, default: str | None = None) -> Setting:
+def setting(name: str, argument: object = None) -> Setting:
     """Find one setting.
 
     Args:
         name: one of ``KNOWN``.
         argument: what the caller was given; None when nothing.
-        default: in place of the one in ``KNOWN``.
 
     Raises:
         ConfigError: an unknown name or key, a pyproject.toml that cannot be read, or a value that is no number
@@ -68,7 +67,7 @@ def setting(name: str, argument: object = None, default: str | None = None) -> S
     """
     if name not in KNOWN:
         raise ConfigError(f"there is no setting {name!r}", next_step=nearest(name, KNOWN))
-    found = _found(name, argument) or Setting(name, KNOWN[name] if default is None else default, "default")
+    found = _found(name, argument) or Setting(name, KNOWN[name], "default")
     if name in _NUMBERS and not _is_valid(name, found.value):
         raise ConfigError(
             f"{name} is {found.value!r}, which is not {_NUMBERS[name]}",

@@ -21,9 +21,6 @@ from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
 from raykube.runtime_env import REMOTE, TYPED, problems_of, variable_problem
 from raykube.strict import Spec
-from raykube.wire import Scale
-
-__all__ = ["App", "Autoscaling", "Job", "Scale", "Service", "Spec", "name_problem", "nearest"]
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")

@@ -125,20 +125,6 @@ class Scale:
         sizes = {WORKERS: workers, CPUS: f"{self.cpus:g}", GPUS: f"{self.gpus:g}"}
         return sizes | ({ACCELERATOR: self.accelerator} if self.accelerator else {})
 
-    @staticmethod
-    def from_environ(environ: Mapping[str, str] = os.environ) -> Scale:
-        """Read the scale that :meth:`environ` wrote; unset variables keep the defaults.
-
-        Raises:
-            ValueError: a variable does not hold a number (or ``MIN..MAX`` for the workers).
-        """
-        return Scale(
-            workers=parse_workers(environ.get(WORKERS, "1")),
-            cpus=float(environ.get(CPUS, "1")),
-            gpus=float(environ.get(GPUS, "0")),
-            accelerator=environ.get(ACCELERATOR, ""),
-        )
-
 
 def parse_workers(text: str) -> int | tuple[int, int]:
     """Read ``"8"`` or ``"2..8"``.

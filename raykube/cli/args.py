@@ -13,7 +13,8 @@ import yaml
 from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.runtime_env import REMOTE
-from raykube.specs import Job, Service, Spec
+from raykube.specs import Job, Service
+from raykube.strict import Spec
 from raykube.yamltext import documents
 
 _Spec = TypeVar("_Spec", bound=Spec)

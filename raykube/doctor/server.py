@@ -25,9 +25,11 @@ def checks(kube: Kube) -> Iterator[Check]:
     """Look at the server; when it does not answer, or not to this user, the check ``server`` is the last one."""
     yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
     try:
-        kube.answer("/version")  # the first takes longer: a connection is made, a plugin may ask somebody to log in
+        kube.send(
+            "GET", "/version"
+        )  # takes longer: a connection is made, a plugin may ask for a login
         begun = time.time()
-        answer = kube.answer("/version")
+        answer = kube.send("GET", "/version")
         told = kube.object_of(answer)
     except Unreachable as error:
         yield refused("server", error) if isinstance(error, (NoCredential, NoApiServer)) else unreachable(error)

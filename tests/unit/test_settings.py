@@ -24,11 +24,6 @@ def test_setting_precedence_is_argument_environment_project_default(project, mon
     assert (setting("on", "c").value, setting("on", "c").source) == ("c", "from the argument")
 
 
-@pytest.mark.usefixtures("project")
-def test_setting_default_of_the_caller_wins_over_the_table():
-    assert setting("storage", default="here").value == "here"
-
-
 def test_setting_passes_over_projects_that_say_nothing(project):
     project.write_text('[tool.raykube]\non = "far"\n')
     (project.parent / "a" / "pyproject.toml").write_text("[project]\nname = 'x'\n")

@@ -131,9 +131,9 @@ class Kube:
         with self.stream(path, stop, params=params, timeout=None) as response:
             yield from _lines(response)
 
-    def proxy(self, service: str, port: str = "dashboard") -> str:
-        """Return the path below which the API server passes requests on to a service's port."""
-        return f"{self._path('Service')}/{service}:{port}/proxy"
+    def proxy(self, service: str) -> str:
+        """Return the path below which the API server passes requests on to a head's dashboard."""
+        return f"{self._path('Service')}/{service}:dashboard/proxy"
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
         """Return whether this user may do something here, to a resource such as ``pods`` or ``pods/log``."""
@@ -141,10 +141,6 @@ class Kube:
         asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
         body = {"apiVersion": _REVIEWS, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}
         return bool(self.json("POST", f"/apis/{_REVIEWS}/selfsubjectaccessreviews", body)["status"].get("allowed"))
-
-    def answer(self, path: str) -> httpx.Response:
-        """Return all that answers a GET, its headers too."""
-        return self.send("GET", path)
 
     @contextlib.contextmanager
     def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
