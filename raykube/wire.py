@@ -49,6 +49,8 @@ MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
 #: Key of Ray's job metadata: a hash of what a run does, by which its storage tells it from another of its name.
 WORK_KEY = "raykube.work"
+#: What a run says that finds another's folder in its storage.
+NAME_TAKEN = "is of another run of this name, with other code or another command"
 
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Sequence
 
+from raykube import wire
 from raykube.errors import Failure
 
 #: How many lines of a log are told.
@@ -136,6 +137,11 @@ def _crash(_: str, tail: Sequence[str]) -> str:
     return tail[-1] if tail and tail[-1].startswith("ray.exceptions.WorkerCrashedError: ") else ""
 
 
+def _taken(_: str, tail: Sequence[str]) -> str:
+    last = tail[-1] if tail else ""
+    return last.removeprefix("raykube: ") if last.endswith(wire.NAME_TAKEN) else ""
+
+
 def _syntax(_: str, tail: Sequence[str]) -> str:
     """Only the last line counts: a program may print such words and go on."""
     if not tail or not _SYNTAX.match(tail[-1]):
@@ -166,6 +172,7 @@ _LAST_WORDS: _Meanings = (
     ("OutOfMemory", out_of_memory),
     ("GpuOutOfMemory", _gpu_memory),
     ("WorkerDied", _crash),
+    ("NameTaken", _taken),
     ("SyntaxError", _syntax),
 )
 #: The same for a failed job's message, which has the end of its log.

@@ -25,9 +25,7 @@ def checks(kube: Kube) -> Iterator[Check]:
     """Look at the server; when it does not answer, or not to this user, the check ``server`` is the last one."""
     yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
     try:
-        kube.send(
-            "GET", "/version"
-        )  # takes longer: a connection is made, a plugin may ask for a login
+        kube.send("GET", "/version")  # takes longer: a connection is made, a plugin may ask for a login
         begun = time.time()
         answer = kube.send("GET", "/version")
         told = kube.object_of(answer)

@@ -123,10 +123,7 @@ class Attempts:
         signal.signal(signal.SIGTERM, self._stop)
         rows = self._run.rows()
         if self._run.is_anothers(rows):
-            _say(
-                f"{self._run.path} is of another run of this name, with other code or another command; choose another "
-                f"--name, or remove what that run has kept: raykube job delete {self._run.name}"
-            )
+            _say(f"{self._run.path} {wire.NAME_TAKEN}")
             return 1
         self._run = self._run.after(rows)
         known = self._run.own(rows)

@@ -10,6 +10,7 @@ import pytest
 import raykube as rk
 from raykube import api
 from raykube.errors import Conflict, NotFound, RunStopped, WaitTimeout
+from raykube.names import MAX_NAME
 from tests.support import run
 
 WAIT_S = 120
@@ -48,7 +49,8 @@ class BackendContract:
         names = []
 
         def submit(script, *args, **fields):
-            name = fields.pop("name", f"c-{uuid.uuid4().hex[:8]}")
+            # As long as one may be: KubeRay shortens what is longer by its own ending.
+            name = fields.pop("name", f"c-{uuid.uuid4().hex[:8]}-".ljust(MAX_NAME, "x"))
             names.append(name)
             return rk.submit(
                 rk.Job(entrypoint=" ".join(["python", script, *args]), name=name, working_dir=code, **fields), place

@@ -41,6 +41,7 @@ _STEPS = {
     "native code: raykube job logs {name}",
     "Evicted": "raise the requests in the pod's resources to what the message names",
     "EntrypointFailed": _LOGS,
+    "NameTaken": "choose another --name, or remove what that run has kept: raykube job delete {name}",
     "SyntaxError": "correct the line that the message names and submit again",
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "RayVersionMismatch": "give all groups one image, and rayVersion the version of Ray in it",
