@@ -16,6 +16,7 @@ A run's folder, below the place's storage::
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
     STORAGE/RUN/STAGE/metrics.jsonl.plain  the same of plain ray.train.report
     STORAGE/RUN/STAGE/rank-N.log         what the worker of that rank printed, over all its starts
+    STORAGE/RUN/STAGE/work.json          whose stage it is: {"work", "attempt", "process"}
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
 
@@ -53,6 +54,7 @@ WORK_KEY = "raykube.work"
 NAME_TAKEN = "is of another run of this name, with other code or another command"
 
 RESULT_FILE = "result.json"
+WORK_FILE = "work.json"
 METRICS_FILE = "metrics.jsonl"
 #: Of a stage: what ``raykube.report`` is told, and, written by another process, what plain ``ray.train.report`` is.
 METRICS_FILES = (METRICS_FILE, f"{METRICS_FILE}.plain")

@@ -71,6 +71,20 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
     _send(plain, checkpoint, storage.join(session.path, name))
 
 
+def refuse_within(verb: str) -> None:
+    """Refuse `verb` to a loop: it would take the files of the stage that the loop is of for its own.
+
+    Raises:
+        ConfigError: this is a worker that runs a loop.
+    """
+    if _session is not None:
+        raise ConfigError(
+            f"raykube.{verb} was called within a training loop",
+            why="every worker would start it, and it would take the files of this training for its own",
+            next_step="call it in the script, before or after the training; for a search over it, raykube.sweep",
+        )
+
+
 def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
     import ray.train
 

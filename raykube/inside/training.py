@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raykube import wire
-from raykube.errors import ConfigError, Conflict, RunFailed
+from raykube.errors import ConfigError, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
-from raykube.inside.history import Narrator, Row, as_reported, following, is_number, rows
+from raykube.inside.history import Narrator, Row, as_reported, following, is_number
 from raykube.inside.loops import Loop, report, takes_config
-from raykube.inside.place import Place, require
+from raykube.inside.place import require
+from raykube.inside.stages import Stage, Work
 
 __all__ = ["Task", "fit", "report", "train"]
 
@@ -25,7 +26,6 @@ log = logging.getLogger("raykube")
 #: So often a training on a range of workers sees whether it can grow, which is a look at what Ray has reserved for it;
 #: growing is a restart from the last checkpoint. Ray's own is 60 s.
 _RESIZE_S = 5.0
-_UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
 
 @dataclass(frozen=True)
@@ -56,68 +56,6 @@ class Task:
         return choose(valid, key=lambda pair: pair[1][self.metric or ""]) if valid else None
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One call of ``train`` or ``sweep``, or one trial: where its files lie."""
-
-    place: Place
-    name: str
-    parent: str
-
-    @property
-    def path(self) -> str:
-        """Folder or URI of this stage."""
-        return storage.join(self.parent, self.name)
-
-    @property
-    def metrics(self) -> str:
-        """Its metrics file."""
-        return storage.join(self.path, wire.METRICS_FILE)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Its metrics files: of ``raykube.report``, and the controller's, of what plain ``ray.train.report`` says."""
-        return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
-
-    def rows(self) -> list[Row]:
-        """Return all that was reported, oldest first."""
-        return sorted((row for path in self.files for row in rows(path)), key=lambda row: row["time"])
-
-    def finished(self) -> wire.Result | None:
-        """Return the result of a stage that an earlier attempt of this run ended well.
-
-        Raises:
-            Conflict: the stage is finished, and this is not a retry but a new run of the same name.
-        """
-        text = storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
-        if not text:
-            return None
-        if self.place.attempt > 1:
-            log.info("%s of run %s is finished, its result is kept", self.name, self.place.run)
-            # The attempt may have ended between its two writes; and the run's result is that of its last stage.
-            storage.write_text(storage.join(self.parent, wire.RESULT_FILE), text)
-            return wire.Result.from_json(text)
-        raise Conflict(
-            f"run {self.place.run} has finished",
-            why=f"{self.path} holds its result",
-            next_step="choose another name, or delete it",
-        )
-
-    def finish(self, result: wire.Result) -> wire.Result:
-        """Write the result; from here on this stage counts as finished."""
-        for folder in (self.path, self.parent):
-            storage.write_text(storage.join(folder, wire.RESULT_FILE), result.to_json())
-        return result
-
-    def conclude(self, result: wire.Result, tracker: tracking.Tracker, model: tracking.Loader | None) -> wire.Result:
-        """Write the result, have its model registered, and write it again with what came of that.
-
-        What was trained is kept when the loader of the model, or MLflow, raises.
-        """
-        self.finish(replace(result, notes=(*result.notes, _UNREGISTERED)) if model else result)
-        return self.finish(tracker.conclude(result, model))
-
-
 def train(
     loop: Callable[..., Any],
     config: Mapping[str, Any] | None = None,
@@ -143,14 +81,13 @@ def train(
 
     Raises:
         ConfigError: wrong arguments or environment, or more workers than the cluster fits.
-        Conflict: a run of this name has finished.
+        Conflict: a run of this name has finished, or another script of this run trains, too.
         RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
     """
     task = Task(loop, dict(config or {}), metric, mode)
-    place = Place.from_environ(experiment)
-    place.prepare()
-    stage = Stage(place, place.next_stage("train"), place.path)
-    if done := stage.finished():
+    stage = Stage.next("train", experiment)
+    place = stage.place
+    if done := stage.begin(Work.of("train", loop, metric, mode)):
         return done
     log_start(stage)
     with place.connect():

@@ -12,7 +12,8 @@ from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row, scored
 from raykube.inside.place import Place, apply_environ, settle
-from raykube.inside.training import Stage, Task, fit, last_metrics
+from raykube.inside.stages import Stage
+from raykube.inside.training import Task, fit, last_metrics
 
 log = logging.getLogger("raykube")
 

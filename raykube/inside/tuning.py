@@ -15,7 +15,8 @@ from raykube.inside import storage, tracking
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, as_reported, rows
 from raykube.inside.place import Place, room
-from raykube.inside.training import Stage, Task, log_start
+from raykube.inside.stages import Stage, Work
+from raykube.inside.training import Task, log_start
 from raykube.inside.trials import TRAIN, Trials, run_trial
 
 __all__ = ["sweep"]
@@ -54,15 +55,14 @@ def sweep(
 
     Raises:
         ConfigError: wrong arguments or environment, or one trial does not fit the cluster.
-        Conflict: a run of this name has finished.
+        Conflict: a run of this name has finished, or another script of this run searches, too.
         RunFailed: every trial failed; the first one's failure.
     """
     task = Task(loop, dict(space), metric, mode)
     _check(space, trials, metric)
-    place = Place.from_environ(experiment)
-    place.prepare()
-    stage = Stage(place, place.next_stage("sweep"), place.path)
-    if done := stage.finished():
+    stage = Stage.next("sweep", experiment)
+    place = stage.place
+    if done := stage.begin(Work.of("sweep", loop, metric, mode)):
         return done
     log_start(stage)
     _hush()

@@ -8,8 +8,8 @@ import pytest
 from raykube import wire
 from raykube.inside import entities, tracking
 from raykube.inside.place import Place
+from raykube.inside.stages import Stage
 from raykube.inside.tracking import MlflowTracker, Subject
-from raykube.inside.training import Stage
 from raykube.inside.trials import CONFIG_FILE, Trials
 from tests.cluster.shell import until, write
 from tests.servers import Quiet, serving

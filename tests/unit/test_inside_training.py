@@ -1,5 +1,10 @@
 import functools
+import os
 import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +15,8 @@ from raykube.inside import checkpoints, loops, tracking
 from raykube.inside.failures import GPU_MEMORY_STEP, MEMORY_STEP, STARTING, LoopError, explain, is_bug, mark
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
-from raykube.inside.training import Stage, Task
+from raykube.inside.stages import Stage, Work
+from raykube.inside.training import Task
 
 torch = pytest.importorskip("torch")
 
@@ -90,6 +96,67 @@ def test_retry_gives_the_run_the_result_of_its_last_stage(tmp_path):
     (tmp_path / "demo" / wire.RESULT_FILE).unlink()  # as where the first attempt ended between its two writes
     stage.finished()
     assert wire.Result.from_json((tmp_path / "demo" / wire.RESULT_FILE).read_text()) == result
+
+
+TRAINING = Work.of("train", nothing, "loss", "min")
+
+
+def of_a_script(tmp_path, attempt):
+    """Let another process begin the first stage of a run."""
+    stage = Stage(Place("demo", str(tmp_path), attempt=attempt), "train-1", str(tmp_path / "demo"))
+    names = "from raykube.inside.stages import Place, Stage, Work; from raykube.wire import Scale"
+    code = f"{names}; {stage!r}.begin({TRAINING!r})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("changed", [{"loop": "other.loop"}, {"metric": "accuracy"}, {"mode": "max"}])
+def test_stage_of_another_script_is_refused_in_every_attempt(tmp_path, changed):
+    stage = Stage(Place("demo", str(tmp_path)), "train-1", str(tmp_path / "demo"))
+    assert stage.begin(TRAINING) is None
+    stage.finish(wire.Result("train", "demo", stage.path))
+    for attempt in (1, 2, 3):
+        later = replace(stage, place=replace(stage.place, attempt=attempt))
+        with pytest.raises(Conflict, match="second script of this run calls train"):
+            later.begin(replace(TRAINING, **changed))
+    assert later.begin(TRAINING) == wire.Result("train", "demo", stage.path)
+
+
+def test_stage_of_the_same_call_in_a_second_script_is_refused_in_a_retry(tmp_path):
+    assert of_a_script(tmp_path, 1).returncode == 0
+    stage, _ = stage_with_result(tmp_path, attempt=2)
+    assert of_a_script(tmp_path, 2).returncode == 0
+    with pytest.raises(Conflict, match="second script"):
+        stage.begin(TRAINING)
+    assert "has finished" in of_a_script(tmp_path, 1).stderr
+
+
+def test_unfinished_stage_goes_on_in_any_process(tmp_path):
+    assert [of_a_script(tmp_path, attempt).stderr for attempt in (1, 1, 2)] == ["", "", ""]
+
+
+@pytest.mark.parametrize(("command", "name"), [(["-m", "pack.script"], "pack.script"), (["pack/script.py"], "script")])
+def test_loop_of_a_script_is_named_after_the_script(tmp_path, command, name):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "script.py").write_text(
+        "import functools\nfrom raykube.inside.stages import Work\n"
+        "def loop(config, n): pass\n"
+        "print(Work.of('train', functools.partial(loop, n=1), None, 'min').loop)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(raykube.__file__).parents[1])}
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"{name}.loop\n"
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch, verb):
+    monkeypatch.setenv(wire.STORAGE, str(tmp_path))
+    asked = {"trials": 1, "metric": "loss", "mode": "min"} if verb == "sweep" else {}
+    monkeypatch.setattr(loops, "_session", loops._Session(None, "nowhere"))
+    with pytest.raises(ConfigError, match=rf"raykube\.{verb} was called within a training loop"):
+        getattr(raykube, verb)(lambda config: config, {"x": type("Domain", (), {})()}, **asked)
+    assert list(tmp_path.iterdir()) == []
 
 
 class BrokenTracker(tracking.Tracker):

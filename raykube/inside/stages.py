@@ -1,0 +1,169 @@
+"""A stage of a run: one call of ``train`` or ``sweep``, or one trial; its files, and whose they are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raykube import wire
+from raykube.errors import Conflict
+from raykube.inside import storage, tracking
+from raykube.inside.history import Row, rows
+from raykube.inside.loops import refuse_within
+from raykube.inside.place import Place
+
+log = logging.getLogger("raykube")
+_PROCESS = secrets.token_hex(8)  # what tells this process from another one of the same attempt
+_UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does, as far as it is the same in all attempts of a run.
+
+    A stage is numbered in its process, so that of a second script has the number of the first one's. The values of
+    the config are no part of it: who goes on with a run by hand may do so with another number of epochs.
+
+    Attributes:
+        kind: ``"train"`` or ``"sweep"``.
+        loop: the loop's name and that of its module.
+        metric, mode: by which the best checkpoint is chosen.
+    """
+
+    kind: str
+    loop: str
+    metric: str | None = None
+    mode: str = "min"
+
+    @staticmethod
+    def of(kind: str, loop: Callable[..., Any], metric: str | None, mode: str) -> Work:
+        """Return what a call with these arguments does."""
+        return Work(kind, _name(loop), metric, mode)
+
+    def told(self) -> dict[str, Any]:
+        """Return this as JSON has it."""
+        return asdict(self)
+
+
+def _words(told: Mapping[str, Any]) -> str:
+    best = f", best by {told['mode']} of {told['metric']}" if told["metric"] else ""
+    return f"{told['kind']}({told['loop']}){best}"
+
+
+def _name(loop: Any) -> str:
+    while isinstance(loop, functools.partial):
+        loop = loop.func
+    module = loop.__module__
+    if module == "__main__":  # of every script; where it lies is not the same in each attempt, what it is called is
+        main = sys.modules[module]
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec else Path(getattr(main, "__file__", None) or module).stem
+    return f"{module}.{getattr(loop, '__qualname__', type(loop).__qualname__)}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of ``train`` or ``sweep``, or one trial: where its files lie."""
+
+    place: Place
+    name: str
+    parent: str
+
+    @classmethod
+    def next(cls, kind: str, experiment: str) -> Stage:
+        """Return the next stage of this process, its run's folder made.
+
+        Raises:
+            ConfigError: the environment does not hold what it should, or this is called within a loop.
+        """
+        refuse_within(kind)
+        place = Place.from_environ(experiment)
+        place.prepare()
+        return cls(place, place.next_stage(kind), place.path)
+
+    @property
+    def path(self) -> str:
+        """Folder or URI of this stage."""
+        return storage.join(self.parent, self.name)
+
+    @property
+    def metrics(self) -> str:
+        """Its metrics file."""
+        return storage.join(self.path, wire.METRICS_FILE)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its metrics files: of ``raykube.report``, and the controller's, of what plain ``ray.train.report`` says."""
+        return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
+
+    def rows(self) -> list[Row]:
+        """Return all that was reported, oldest first."""
+        return sorted((row for path in self.files for row in rows(path)), key=lambda row: row["time"])
+
+    def begin(self, work: Work) -> wire.Result | None:
+        """Take this stage for `work`; return its result where an earlier attempt of this run ended it well.
+
+        Raises:
+            Conflict: the stage is other work's; or it is finished, and this is not a retry but a new run of the same
+                name.
+        """
+        path = storage.join(self.path, wire.WORK_FILE)
+        before = json.loads(storage.read_from(path) or "{}")  # none: new, or of an older raykube
+        told = before.get("work", work.told())
+        if told != work.told():
+            raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work.told())}")
+        done = self.finished()
+        if done and before.get("attempt") == self.place.attempt and before["process"] != _PROCESS:
+            raise self._taken(f"another process of attempt {self.place.attempt} had the result in {self.path}")
+        now = {"work": work.told(), "attempt": self.place.attempt, "process": _PROCESS}
+        storage.write_text(path, json.dumps(now))
+        return done
+
+    def _taken(self, why: str) -> Conflict:
+        verb = self.name.partition("-")[0]
+        return Conflict(
+            f"a second script of this run calls {verb}, or {self.place.run} was another run's name",
+            why=why,
+            next_step="make the calls in one script, or give each script a run, and so a name, of its own",
+        )
+
+    def finished(self) -> wire.Result | None:
+        """Return the result of a stage that an earlier attempt of this run ended well.
+
+        Raises:
+            Conflict: the stage is finished, and this is not a retry but a new run of the same name.
+        """
+        text = storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
+        if not text:
+            return None
+        if self.place.attempt > 1:
+            log.info("%s of run %s is finished, its result is kept", self.name, self.place.run)
+            # The attempt may have ended between its two writes; and the run's result is that of its last stage.
+            storage.write_text(storage.join(self.parent, wire.RESULT_FILE), text)
+            return wire.Result.from_json(text)
+        raise Conflict(
+            f"run {self.place.run} has finished",
+            why=f"{self.path} holds its result",
+            next_step="choose another name, or delete it; what two scripts of one run train, one script can",
+        )
+
+    def finish(self, result: wire.Result) -> wire.Result:
+        """Write the result; from here on this stage counts as finished."""
+        for folder in (self.path, self.parent):
+            storage.write_text(storage.join(folder, wire.RESULT_FILE), result.to_json())
+        return result
+
+    def conclude(self, result: wire.Result, tracker: tracking.Tracker, model: tracking.Loader | None) -> wire.Result:
+        """Write the result, have its model registered, and write it again with what came of that.
+
+        What was trained is kept when the loader of the model, or MLflow, raises.
+        """
+        self.finish(replace(result, notes=(*result.notes, _UNREGISTERED)) if model else result)
+        return self.finish(tracker.conclude(result, model))
