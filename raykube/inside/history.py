@@ -75,6 +75,7 @@ class Recorder:
         self._unsent = b""
         self._failing = False
         self._unread: set[str] = set()
+        self._refused = self._lost = 0
         if not storage.is_uri(path):
             heal(Path(path))
         self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-history")
@@ -87,9 +88,7 @@ class Recorder:
     def flush(self) -> None:
         """Write the rows that were added so far."""
         with self._lock:
-            data = "".join(self._lines([self._rows.popleft() for _ in range(len(self._rows))])).encode()
-            if len(self._unsent) < _UNSENT_MAX:
-                self._unsent += data
+            self._keep([self._rows.popleft() for _ in range(len(self._rows))])
             if not self._unsent:
                 return
             try:
@@ -101,22 +100,41 @@ class Recorder:
                 self._failing = True
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write what is left and end the thread; say what is missing."""
         self._end.set()
         self._thread.join(timeout=_REMOTE_S)
         self.flush()
         if self._unsent:
             log.warning("the last metrics are missing in %s", self._path)
+        if self._lost or self._refused:
+            told = "%d rows are missing in %s: %d that it did not take for too long, %d that JSON cannot say"
+            log.warning(told, self._lost + self._refused, self._path, self._lost, self._refused)
 
     def _run(self) -> None:
         while not self._end.wait(_REMOTE_S if storage.is_uri(self._path) else _FLUSH_S):
             self.flush()
 
+    def _keep(self, added: list[tuple[float, dict[str, Any], str | None]]) -> None:
+        lines = list(self._lines(added))
+        if len(self._unsent) < _UNSENT_MAX:
+            self._unsent += "".join(lines).encode()
+            return
+        if lines and not self._lost:
+            log.warning("rows are lost from now on: too many wait for %s, which cannot be written", self._path)
+        self._lost += len(lines)
+
     def _lines(self, added: list[tuple[float, dict[str, Any], str | None]]) -> Iterator[str]:
         read = self._read([metrics for _, metrics, _ in added])
         for (when, _, checkpoint), metrics in zip(added, read, strict=True):
             row = {"time": when, "attempt": self._attempt, "metrics": metrics, "checkpoint": checkpoint}
-            yield json.dumps(row) + "\n"
+            try:
+                line = json.dumps(row)
+            except (TypeError, ValueError) as error:  # this row's alone: the others must not be lost for it
+                if not self._refused:
+                    log.warning("a row is left out, it cannot be written: %s", error)
+                self._refused += 1
+                continue
+            yield line + "\n"
 
     def _read(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # What the loop itself raises of a GPU that has failed must not be lost for what cannot be read there.

@@ -50,7 +50,8 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
             ``ray.train.Checkpoint``, in storage when this returns.
 
     Raises:
-        ConfigError: called outside of a loop, or a metric is not a single number or string.
+        ConfigError: called outside of a loop, or a metric is not a single number or string, or its
+            name no text.
     """
     session = _session
     if session is None:

@@ -25,22 +25,25 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
             :func:`fetched` reads it.
 
     Raises:
-        ConfigError: values that are none of these; every name is listed.
+        ConfigError: values that are none of these, or names that are no text; every name is listed.
     """
     if type(metrics) is not dict and not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics must be a dict of names to numbers, not {type(metrics).__name__}")
     done: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, value in metrics.items():
+        if type(name) is not str and not isinstance(name, str):
+            problems.append(Problem(repr(name), "this name is not text", f"write {str(name)!r}"))
+            continue
         if type(value) in _PLAIN:
             done[name] = value
             continue
         try:
             done[name] = _scalar(value, defer=defer)
         except (TypeError, ValueError) as error:
-            problems.append(Problem(str(name), str(error)))
+            problems.append(Problem(name, str(error)))
     if problems:
-        raise ConfigError.of("these metrics are not single numbers or strings", problems)
+        raise ConfigError.of("these metrics cannot be reported", problems)
     return done
 
 

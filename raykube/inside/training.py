@@ -178,8 +178,7 @@ def _scaling(scale: wire.Scale) -> Any:
 
 
 def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
-    plain = {name: _plain(value) for name, value in task.config.items()}
-    result = wire.Result("train", stage.place.run, stage.path, params=plain)
+    result = wire.Result("train", stage.place.run, stage.path, params=published(task.config))
     kept = [(checkpoint, dict(metrics)) for checkpoint, metrics in outcome.best_checkpoints or []]
     if outcome.checkpoint is None:
         return replace(result, metrics=last_metrics(stage))
@@ -200,8 +199,18 @@ def last_metrics(stage: Stage) -> dict[str, Any]:
     return dict(found[-1]["metrics"]) if found else {}
 
 
+def published(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a config as JSON has it: all names are text, and what JSON does not know is words."""
+    return {str(name): _plain(value) for name, value in config.items()}
+
+
 def _plain(value: Any) -> Any:
     try:
+        json.dumps(value, skipkeys=True, default=str)  # which finds what holds itself
+        if isinstance(value, Mapping):
+            return published(value)
+        if isinstance(value, list | tuple):
+            return [_plain(each) for each in value]
         json.dumps(value)
     except (TypeError, ValueError):
         return str(value)

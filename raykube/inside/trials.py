@@ -13,7 +13,7 @@ from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row, scored
 from raykube.inside.place import Place, apply_environ, settle
 from raykube.inside.stages import Stage
-from raykube.inside.training import Task, fit, last_metrics
+from raykube.inside.training import Task, fit, last_metrics, published
 
 log = logging.getLogger("raykube")
 
@@ -35,7 +35,7 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
 
     apply_environ()
     folder = storage.join(sweep, tune.get_context().get_trial_id())
-    storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(task.config, default=str))
+    storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
     stage = Stage(place, TRAIN, folder)
     relay = Relay(task)
     settle()

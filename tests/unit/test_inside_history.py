@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from raykube import wire
+from raykube.inside import history
 from raykube.inside.history import (
     Follower,
     Recorder,
@@ -82,6 +83,30 @@ def test_rows_that_a_full_storage_took_in_part_are_whole_when_there_is_room_agai
     assert not taken.endswith(b"\n")
     assert [row["metrics"]["step"] for row in wire.read_rows(path)] == list(range(6))
     assert caplog.text.count("cannot be written now") == 1
+
+
+def test_row_that_cannot_be_written_is_the_only_one_that_is_lost(tmp_path, caplog):
+    recorder = Recorder(str(tmp_path / "m.jsonl"), attempt=1)
+    for metrics in ({"step": 1}, {"step": 10**5000}, {"step": 2}, {(0, 1): 1}, {"step": 3}):
+        recorder.add(metrics)
+    recorder.flush()
+    recorder.add({"step": 4})
+    recorder.close()
+    assert steps(rows(str(tmp_path / "m.jsonl"))) == [1, 2, 3, 4]
+    assert caplog.text.count("a row is left out") == 1
+    assert "2 rows are missing" in caplog.text
+
+
+def test_rows_beyond_what_is_kept_are_counted(tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(history, "_UNSENT_MAX", 100)
+    recorder = Recorder(str(tmp_path / "file" / "m.jsonl"), attempt=1)
+    for step in range(5):
+        recorder.add({"step": step})
+        recorder.flush()
+    recorder.close()
+    assert caplog.text.count("rows are lost from now on") == 1
+    assert "3 rows are missing" in caplog.text
 
 
 def test_half_a_line_of_a_killed_writer_is_cut_off(tmp_path):

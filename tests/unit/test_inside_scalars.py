@@ -23,6 +23,15 @@ def test_scalars_name_every_value_that_is_none():
     assert [problem.path for problem in caught.value.problems] == ["list", "array", "tensor", "object"]
 
 
+def test_scalars_name_every_name_that_is_no_text():
+    with pytest.raises(ConfigError) as caught:
+        scalars({"good": 1, 0: 0.5, ("a", 1): 2})
+    assert [(problem.path, problem.next_step) for problem in caught.value.problems] == [
+        ("0", "write '0'"),
+        ("('a', 1)", """write "('a', 1)\""""),
+    ]
+
+
 def test_scalars_want_a_dict():
     with pytest.raises(ConfigError, match="dict"):
         scalars(3)

@@ -16,7 +16,7 @@ from raykube.inside.failures import GPU_MEMORY_STEP, MEMORY_STEP, STARTING, Loop
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, Work
-from raykube.inside.training import Task
+from raykube.inside.training import Task, published
 
 torch = pytest.importorskip("torch")
 
@@ -157,6 +157,26 @@ def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch
     with pytest.raises(ConfigError, match=rf"raykube\.{verb} was called within a training loop"):
         getattr(raykube, verb)(lambda config: config, {"x": type("Domain", (), {})()}, **asked)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_config_of_any_names_is_published(tmp_path):
+    holds_itself = {}
+    holds_itself["me"] = holds_itself
+    config = {
+        0: {1: "a", "out": 2, ("x", 2): [{None: 3}]},
+        "kept": (1, 0.5, True, None, "word"),
+        "object": Path("here"),
+        "me": holds_itself,
+    }
+    stage, _ = stage_with_result(tmp_path, attempt=2)
+    result = stage.finish(wire.Result("train", "demo", stage.path, params=published(config)))
+    assert stage.finished() == result
+    assert result.params == {
+        "0": {"1": "a", "out": 2, "('x', 2)": [{"None": 3}]},
+        "kept": [1, 0.5, True, None, "word"],
+        "object": "here",
+        "me": "{'me': {...}}",
+    }
 
 
 class BrokenTracker(tracking.Tracker):
