@@ -41,6 +41,47 @@ class LoopError(Exception):
         self.failures = dict(failures)
 
 
+class StandIn(Exception):
+    """What an exception of a loop said, where pickle does not bring it itself to the driver."""
+
+    def __init__(self, said: str, *, bug: bool = False) -> None:
+        super().__init__(said)
+        self.bug = bug
+
+
+def brought(error: BaseException) -> BaseException:
+    """Return a marked exception of a loop, or what stands for it where pickle does not bring it to the driver.
+
+    Ray takes a worker whose exception it cannot read for a dead one.
+    """
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # noqa: BLE001 # whatever the exception's own methods raise
+        stand_in = StandIn(said(error), bug=is_bug(error))
+        mark(stand_in, error.__dict__[_TRACEBACK])
+        return stand_in
+    return error
+
+
+def said(failure: BaseException) -> str:
+    """Return the kind and the words of an exception; of a bug in a task of Ray, those of the task's own."""
+    own = _own(failure)
+    return str(own) if isinstance(own, StandIn) else f"{type(own).__name__}: {own}"
+
+
+def _own(failure: BaseException) -> BaseException:
+    """Return what a task of Ray raised that a loop has called; else the exception itself."""
+    while _is_of_task(failure) and isinstance(cause := getattr(failure, "cause", None), BaseException):
+        failure = cause
+    return failure
+
+
+def _is_of_task(failure: BaseException) -> bool:
+    return any((base.__module__, base.__name__) == ("ray.exceptions", "RayTaskError") for base in type(failure).__mro__)
+
+
 def mark(error: BaseException, text: str) -> None:
     """Note on an exception of a loop the traceback `text`, which pickle would lose on its way to the driver."""
     error.__dict__[_TRACEBACK] = text
@@ -48,7 +89,8 @@ def mark(error: BaseException, text: str) -> None:
 
 def is_bug(failure: BaseException) -> bool:
     """Tell an exception that would come again on a retry from a worker or a device that died."""
-    return isinstance(failure, _BUGS)
+    own = _own(failure)
+    return isinstance(own, _BUGS) or (isinstance(own, StandIn) and own.bug)
 
 
 def is_device_full(failure: BaseException) -> bool:
@@ -71,9 +113,9 @@ def memory_step(words: str) -> str:
 
 
 def is_loss(failure: BaseException) -> bool:
-    """Tell a worker that went away, of which Ray speaks, from one that raised."""
+    """Tell a worker that went away, of which Ray speaks, from one that raised: itself, or in a task that it called."""
     of_ray = any(base.__module__.startswith("ray.") for base in type(failure).__mro__)
-    return of_ray and _TRACEBACK not in failure.__dict__
+    return of_ray and not _is_of_task(failure) and _TRACEBACK not in failure.__dict__
 
 
 def worst(failures: Mapping[int, BaseException]) -> tuple[int, BaseException]:
@@ -104,13 +146,13 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     rank, cause = worst(failures)
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
-    said = f"{type(cause).__name__}: {cause}"
+    words = said(cause)
     reason, step = "LoopFailed", "read the traceback below; it is the loop's own"
     if is_device_full(cause):
         # CUDA's advice on finding errors, in the lines after the first, does not help here.
-        reason, step, said = "GpuOutOfMemory", GPU_MEMORY_STEP, said.partition("\n")[0]
-    message = f"{said} (worker {rank})"
-    return Failure(reason, message, tail=_tail(cause.__dict__.get(_TRACEBACK, "")), next_step=step), cause
+        reason, step, words = "GpuOutOfMemory", GPU_MEMORY_STEP, words.partition("\n")[0]
+    told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # which has the task's own
+    return Failure(reason, f"{words} (worker {rank})", tail=_tail(told), next_step=step), cause
 
 
 def _tail(text: str) -> list[str]:

@@ -16,9 +16,12 @@ from typing import Any
 from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import checkpoints, outputs, storage
-from raykube.inside.failures import mark
+from raykube.inside.failures import brought, mark
 from raykube.inside.history import Recorder, scored
 from raykube.inside.scalars import scalars
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
 class _Session:
@@ -142,33 +145,39 @@ class Loop:
         os.environ[wire.ATTEMPT] = str(self.attempt)
         with _recording(self.path, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
-                return self.body(config) if takes_config(self.body) else self.body()
+                return self.body(config) if takes_config(self.body, config) else self.body()
             except BaseException as error:
                 mark(error, traceback.format_exc())
+                if (told := brought(error)) is not error:
+                    raise told from error
                 raise
 
 
-def takes_config(body: Callable[..., Any]) -> bool:
-    """Tell whether a loop wants its config.
+def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
+    """Tell whether a loop is called with `config`: one that may do without it is not with an empty one.
 
     Raises:
-        ConfigError: it takes more than one argument, or is no function.
+        ConfigError: it takes more than one argument, or none by its place where there is a config; or it is no
+            function.
     """
     if not callable(body):
         raise ConfigError(f"the loop must be a function, not {type(body).__name__}")
-    needed = [
-        name
-        for name, parameter in inspect.signature(body).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
-    ]
+    parameters = inspect.signature(body).parameters.values()
+    needed = [each for each in parameters if each.default is each.empty and each.kind not in _ANY]
+    placed = [each for each in parameters if each.kind not in _NAMED]
     if len(needed) > 1:
         raise ConfigError(
-            f"the loop takes {len(needed)} arguments ({', '.join(needed)})",
+            f"the loop takes {len(needed)} arguments ({', '.join(each.name for each in needed)})",
             why="a loop is called with its config, or with nothing",
             next_step="put all settings into the config",
         )
-    return bool(needed)
+    if not placed and (needed or config):
+        raise ConfigError(
+            f"the loop takes no config: {getattr(body, '__name__', body)}{inspect.signature(body)}",
+            why="a loop is called with its config as its one argument, not by a name",
+            next_step="write def loop(config), or leave the config out",
+        )
+    return bool(needed or (config and placed))
 
 
 @contextmanager

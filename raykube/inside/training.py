@@ -45,7 +45,7 @@ class Task:
     mode: str = "min"
 
     def __post_init__(self) -> None:
-        takes_config(self.loop)
+        takes_config(self.loop, self.config)
         if self.mode not in {"min", "max"}:
             raise ConfigError(f"mode is {self.mode!r}", next_step='write "min" or "max"')
 
@@ -72,7 +72,7 @@ def train(
 
     Args:
         loop: a Ray Train loop: a function of its config, or of nothing, that each worker calls.
-        config: handed to the loop and recorded as parameters.
+        config: handed to the loop, if it is not empty or the loop cannot do without, and recorded as parameters.
         experiment: under which runs are grouped, and the name of the registered model.
         metric: by which the best checkpoint is chosen; None means the last one.
         mode: whether a small (``"min"``) or large (``"max"``) metric is good.

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
 from raykube.inside import checkpoints, loops, tracking
-from raykube.inside.failures import GPU_MEMORY_STEP, MEMORY_STEP, STARTING, LoopError, explain, is_bug, mark
+from raykube.inside.failures import (
+    GPU_MEMORY_STEP,
+    MEMORY_STEP,
+    STARTING,
+    LoopError,
+    brought,
+    explain,
+    is_bug,
+    mark,
+)
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, Work
@@ -51,11 +61,35 @@ def test_report_of_other_ranks_is_dropped_before_it_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("loop", "takes"),
-    [(nothing, False), (lambda config: config, True), (functools.partial(lambda a, b: (a, b), 1), True)],
+    ("loop", "config", "takes"),
+    [
+        (nothing, {}, False),
+        (lambda config: config, {}, True),
+        (lambda config: config, {"lr": 1}, True),
+        (lambda config=None: config, {}, False),
+        (lambda config=None: config, {"lr": 1}, True),
+        (lambda *given, **named: (given, named), {"lr": 1}, True),
+        (functools.partial(lambda a, b: (a, b), 1), {}, True),
+        (functools.partial(lambda config: config, config={}), {}, False),
+    ],
 )
-def test_loop_takes_its_config_or_nothing(loop, takes):
-    assert takes_config(loop) is takes
+def test_loop_takes_its_config_or_nothing(loop, config, takes):
+    assert takes_config(loop, config) is takes
+
+
+@pytest.mark.parametrize(
+    ("loop", "config"),
+    [
+        (nothing, {"lr": 1}),
+        (lambda *, config: config, {}),
+        (lambda *, config: config, {"lr": 1}),
+        (lambda *, config=None: config, {"lr": 1}),
+        (lambda **named: named, {"lr": 1}),
+    ],
+)
+def test_loop_that_cannot_take_its_config_is_refused(loop, config):
+    with pytest.raises(ConfigError, match="takes no config"):
+        Task(loop, config)
 
 
 def test_loop_of_two_arguments_is_refused():
@@ -244,6 +278,54 @@ def test_gpu_without_memory_is_named_and_tried_again():
     assert not is_bug(full)
     taken, _ = explain(GroupError({0: raised(RuntimeError("CUDA error: out of memory\nFor debugging consider x"))}))
     assert (taken.reason, taken.message) == ("GpuOutOfMemory", "RuntimeError: CUDA error: out of memory (worker 0)")
+
+
+class TwoArguments(LookupError):
+    """One that pickle cannot make again."""
+
+    def __init__(self, code, detail):
+        super().__init__(f"{code}: {detail}")
+
+
+class Locked(Exception):
+    """One that pickle cannot send."""
+
+    def __init__(self, words):
+        super().__init__(words)
+        self.lock = threading.Lock()
+
+
+def arrived(error):
+    """Return an exception of a loop as it arrives in the driver, by what the worker sends for it."""
+    mark(error, f"Traceback\n  line\n{type(error).__name__}: {error}")
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    return cloudpickle.loads(cloudpickle.dumps(brought(error)))
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "bug"),
+    [
+        (TwoArguments(3, "gone"), "TwoArguments: 3: gone", True),
+        (Locked("shut"), "Locked: shut", False),
+        (KeyError("lr"), "KeyError: 'lr'", True),
+    ],
+)
+def test_exception_that_pickle_does_not_bring_is_told_in_its_words(error, words, bug):
+    failure, cause = explain(GroupError({0: arrived(error)}))
+    assert (failure.reason, failure.message) == ("LoopFailed", f"{words} (worker 0)")
+    assert failure.tail == ["Traceback", "  line", words]
+    assert is_bug(cause) is bug
+
+
+@pytest.mark.parametrize("form", [lambda error: error.as_instanceof_cause(), lambda error: error])
+def test_bug_in_a_task_that_a_loop_calls_is_told_in_the_tasks_words(form):
+    exceptions = pytest.importorskip("ray.exceptions")
+    text = "ray::task()\n  line\nValueError: bad"
+    error = arrived(form(exceptions.RayTaskError("task", text, ValueError("bad"), "ray::task", 1, "127.0.0.1")))
+    failure, _ = explain(GroupError({0: raised(RuntimeError("connection closed")), 1: error}))
+    assert (failure.reason, failure.message) == ("LoopFailed", "ValueError: bad (worker 1)")
+    assert any("ValueError: bad" in line for line in failure.tail)
+    assert is_bug(error)
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():

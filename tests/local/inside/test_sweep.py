@@ -29,7 +29,7 @@ def loop(config):
         raykube.report({"epoch": epoch, "score": config["x"] + 0.1 * epoch}, {"epoch": epoch, "x": config["x"]})
 
 
-def silent():
+def silent(_config):
     raykube.report({"other": 1.0})
 
 

@@ -197,6 +197,25 @@ def test_bug_in_a_loop_fails_at_once_with_the_loops_own_words(tmp_path):
     assert len(notes(tmp_path / "lives")) <= 2  # two workers, one life
 
 
+class NoRate(ValueError):
+    def __init__(self, name, value):
+        super().__init__(f"{name} is {value}")
+
+
+def buggy_by_its_own_exception(config=None):
+    note(config["lives"], life=1)
+    raise NoRate("rate", 0)
+
+
+@pytest.mark.usefixtures("here")
+def test_exception_that_pickle_cannot_make_again_fails_at_once_with_its_words(tmp_path):
+    with pytest.raises(RunFailed) as caught:
+        raykube.train(buggy_by_its_own_exception, {"lives": str(tmp_path / "lives")})
+    assert caught.value.evidence.startswith("NoRate: rate is 0 (worker ")
+    assert any("in buggy_by_its_own" in line for line in caught.value.tail)
+    assert len(notes(tmp_path / "lives")) <= 2
+
+
 def unequal():
     rank = ray.train.get_context().get_world_rank()
     for step in range(2 - rank):
