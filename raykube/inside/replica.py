@@ -7,14 +7,20 @@ from typing import Any
 
 from ray import serve
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
-from raykube.inside.serving import Predict, Refused, open_model, predict_each, read_instances
+from raykube.inside.serving import Predict, answer, as_text, open_model, predict_each, read_instances
 from raykube.inside.tracking import Loader
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
+class Answer(Response):
+    """JSON as :func:`raykube.inside.serving.as_text` writes it."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return as_text(content)
 
 
 class Replica:
@@ -32,20 +38,18 @@ class Replica:
         # In a thread, so that requests are still accepted, and health checks answered, meanwhile.
         return await asyncio.to_thread(predict_each, self._predict, self._model, instances)
 
-    async def __call__(self, request: Request) -> JSONResponse:
+    async def __call__(self, request: Request) -> Answer:
         """Answer one HTTP request."""
         if request.method == "GET":
-            return JSONResponse({"model": self._resolved})
+            return Answer({"model": self._resolved})
         if request.method != "POST":
-            return JSONResponse({"error": f"{request.method} is not known: use GET or POST"}, 405)
+            return Answer({"error": f"{request.method} is not known: use GET or POST"}, 405)
         try:
             instances = read_instances(await request.body())
         except ValueError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return Answer({"error": str(error)}, 400)
         found = await asyncio.gather(*(self._together(instance) for instance in instances))
-        if refused := [f"instances[{i}]: {one.reason}" for i, one in enumerate(found) if isinstance(one, Refused)]:
-            return JSONResponse({"error": "; ".join(refused[:5])}, 400)
-        return JSONResponse({"predictions": [_plain(one) for one in found]})
+        return Answer(*answer(found))
 
 
 # Ray's default of 5 requests at once would be the largest batch; the name is what plans address.

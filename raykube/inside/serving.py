@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from raykube.errors import ConfigError, NotFound, Problem
 from raykube.inside import entities, storage, tracking
 from raykube.inside.place import Place
 
-log = logging.getLogger("raykube")
+# `raykube service logs` shows what goes there.
+_serve_log = logging.getLogger("ray.serve")
 Predict = Callable[[Any, list[Any]], Sequence[Any]]
 
 _DEFAULTS: dict[str, Any] = {"model": "", "max_batch_size": 32, "batch_wait_timeout_s": 0.005}
 _BAD_INPUT = (ValueError, TypeError, LookupError)
+#: So many instances at fault are told of one request.
+_TOLD = 5
 
 
 def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, Any]], Any]:
@@ -33,8 +37,9 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
 
     Args:
         load: makes the model from a checkpoint's folder.
-        predict: (model, instances) to as many JSON values; raises ValueError for an instance that it
-            cannot take, which answers that request with HTTP 400 and leaves the others of the batch alone.
+        predict: (model, instances) to as many JSON values; raises ValueError, TypeError or LookupError for an
+            instance that it cannot take, which answers that request with HTTP 400, and whatever else with 500; either
+            leaves the others of the batch alone. A prediction that is NaN or infinite is answered as null.
     """
 
     def app(args: dict[str, Any]) -> Any:
@@ -141,23 +146,69 @@ def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] 
 
 @dataclass(frozen=True)
 class Refused:
-    """An instance that `predict` could not take, and why."""
+    """An instance that `predict` could not take, why, and the HTTP status that says whose fault that is."""
 
     reason: str
+    status: int = 400
 
 
 def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
-    """Return one prediction an instance, or :class:`Refused` for those that are at fault themselves."""
+    """Return one prediction an instance, or :class:`Refused` for those that it fails on alone."""
     try:
-        found = list(predict(model, instances))
-    except _BAD_INPUT as error:
+        return _predicted(predict, model, instances)
+    except Exception as error:  # noqa: BLE001 - PyTorch says a wrong shape by RuntimeError, others by their own
         if len(instances) == 1:
-            return [Refused(f"{type(error).__name__}: {error}")]
+            return [_refused(error)]
         # The batch holds instances of several requests: find the bad one, answer the others.
         return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
+
+
+def _predicted(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
+    found = list(predict(model, instances))
     if len(found) != len(instances):
         raise RuntimeError(f"predict gave {len(found)} predictions for {len(instances)} instances")
     return found
+
+
+def _refused(error: Exception) -> Refused:
+    bad_input = isinstance(error, _BAD_INPUT)
+    if not bad_input:  # it may as well be the model's fault: whoever serves it needs to see where
+        _serve_log.error("predict failed on an instance", exc_info=error)
+    return Refused(f"{type(error).__name__}: {error}", 400 if bad_input else 500)
+
+
+def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
+    """Return what a request is answered, for the outcome of each of its instances, and the HTTP status."""
+    refused = [(index, one) for index, one in enumerate(found) if isinstance(one, Refused)]
+    if refused:
+        said = "; ".join(f"instances[{index}]: {one.reason}" for index, one in refused[:_TOLD])
+        return {"error": said}, max(one.status for _, one in refused)
+    return {"predictions": [one.tolist() if hasattr(one, "tolist") else one for one in found]}, 200
+
+
+def as_text(body: Any) -> bytes:
+    """Return the JSON text of an answer.
+
+    A number that JSON has not, as NaN, is null, as JavaScript and pandas write it: what else the answer holds is sound,
+    and ``NaN`` as it is would make the whole of it unreadable for strict readers.
+    """
+    try:
+        return _dump(body)
+    except ValueError:  # looked for only then: most answers have none, and may be large
+        return _dump(_finite(body))
+
+
+def _dump(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None in place of each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_instances(body: bytes) -> list[Any]:

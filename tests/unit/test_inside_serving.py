@@ -1,4 +1,5 @@
 import json
+import math
 import traceback
 
 import pytest
@@ -49,9 +50,37 @@ def test_bad_instance_spoils_no_other():
     assert found == [2, serving.Refused("ValueError: not a number"), 6]
 
 
+def multiplied(_model, instances):
+    if any(len(instance) != 2 for instance in instances):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)")
+    return [sum(instance) for instance in instances]
+
+
+def test_instance_of_a_wrong_shape_spoils_no_other_and_is_logged(caplog):
+    found = serving.predict_each(multiplied, None, [[1, 2], [1, 2, 3], [3, 4]])
+    wrong = serving.Refused("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)", 500)
+    assert found == [3, wrong, 7]
+    assert "in multiplied" in caplog.text
+
+
 def test_predict_must_answer_every_instance():
-    with pytest.raises(RuntimeError, match="1 predictions for 2"):
-        serving.predict_each(lambda _model, instances: instances[:1], None, [1, 2])
+    found = serving.predict_each(lambda _model, instances: [one for one in instances if one], None, [1, 0])
+    assert found == [1, serving.Refused("RuntimeError: predict gave 0 predictions for 1 instances", 500)]
+
+
+def test_answer_says_which_instances_failed_and_whose_fault_it_is():
+    bad, worse = serving.Refused("ValueError: no"), serving.Refused("RuntimeError: oh", 500)
+    assert serving.answer([1, bad]) == ({"error": "instances[1]: ValueError: no"}, 400)
+    assert serving.answer([worse, bad]) == (
+        {"error": "instances[0]: RuntimeError: oh; instances[1]: ValueError: no"},
+        500,
+    )
+
+
+def test_number_that_json_has_not_is_answered_as_null():
+    body, status = serving.answer([{"p": [0.5, math.nan]}, (math.inf, 1), "é"])
+    assert serving.as_text(body) == '{"predictions":[{"p":[0.5,null]},[null,1],"é"]}'.encode()
+    assert status == 200
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow and its dependencies warn of each other's deprecations

@@ -71,5 +71,20 @@ def test_bad_instance_gets_400_with_the_reason(url):
     assert "instances[1]" in answer.json()["error"]
 
 
+def test_instance_that_the_model_fails_on_gets_500_with_the_reason_and_spoils_no_other(url):
+    with ThreadPoolExecutor(2) as pool:
+        wrong, right = pool.map(lambda instance: post(url, {"instances": [instance]}), [{"a": 1}, 1])
+    assert (wrong.status_code, wrong.json()) == (
+        500,
+        {"error": "instances[0]: RuntimeError: Could not infer dtype of dict"},
+    )
+    assert (right.status_code, right.json()["predictions"][0]["value"]) == (200, 3.0)
+
+
+def test_number_that_json_has_not_is_answered_as_null(url):
+    answer = post(url, {"instances": [1e39]})
+    assert (answer.status_code, answer.json()["predictions"][0]["value"]) == (200, None)
+
+
 def test_body_without_instances_gets_400(url):
     assert post(url, {"inputs": [1]}).status_code == 400
