@@ -114,12 +114,16 @@ def _registered(reference: str, environ: Mapping[str, str]) -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    name, at, alias = reference.removeprefix("models:/").partition("@")
-    if not at:
-        return reference
     uri = _registry(environ)
+    client = MlflowClient(uri, registry_uri=uri)
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    name, _, version = name.partition("/")
     try:
-        version = MlflowClient(uri, registry_uri=uri).get_model_version_by_alias(name, alias).version
+        if at:
+            version = client.get_model_version_by_alias(name, alias).version
+        elif version.isdecimal():  # else `latest`, or a stage, which MLflow itself reads as it loads
+            # Each replica would find out by itself, and try again, that there is none.
+            client.get_model_version(name, version)
     except MlflowException as error:
         why = entities.shown(str(error), uri)
     else:

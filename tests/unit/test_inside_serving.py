@@ -1,12 +1,15 @@
 import json
 import math
 import traceback
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound
 from raykube.inside import serving
+from tests.servers import Quiet
+from tests.servers import serving as serving_by
 from tests.support import BIN, run
 
 
@@ -93,6 +96,28 @@ def test_password_of_a_registry_that_does_not_answer_is_not_told(monkeypatch, tm
     assert "127.0.0.1" in told.value.why
     assert "hush" not in "".join(traceback.format_exception(told.value))
     assert not list(tmp_path.iterdir())  # MLflow makes a store in the working directory if it is told of none
+
+
+class Registry(Quiet):
+    """Answers as MLflow's server does, of a model with one version."""
+
+    def do_GET(self):  # noqa: N802 - the name that http.server calls
+        asked = parse_qs(urlsplit(self.path).query)
+        if asked == {"name": ["digits"], "version": ["1"]}:
+            self.answer(200, {"model_version": {"name": "digits", "version": "1"}})
+        else:
+            missing = f"Model Version (name={asked['name'][0]}, version={asked['version'][0]}) not found"
+            self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": missing})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_version_that_the_registry_has_not_is_refused():
+    with serving_by(Registry) as server:
+        environ = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_port}"}
+        assert serving.resolve("models:/digits/1", environ) == "models:/digits/1"
+        with pytest.raises(NotFound, match="no model models:/digits/9") as told:
+            serving.resolve("models:/digits/9", environ)
+    assert "version=9) not found" in told.value.why
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"instances": 3}', b'{"instances": [], "more": 1}'])
