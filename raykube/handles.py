@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykube.backends import Backend, State, Status, sources
+from raykube.backends import Backend, State, Status, serveapps, sources
 from raykube.errors import BackendError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
@@ -149,7 +149,8 @@ class Endpoint(_Handle):
         """Wait until every application of the service answers, and return the endpoint.
 
         Raises:
-            BackendError: an application failed to deploy; Serve's own words are in ``why``.
+            BackendError: an application failed to deploy; Serve's own words are in ``why``. After an update of a
+                service it says so where what was deployed before goes on serving.
             WaitTimeout: not ready in time; Serve goes on trying.
         """
         last = self._watch(lambda status: status.state not in _NOT_YET, timeout_s, on_event)
@@ -160,8 +161,7 @@ class Endpoint(_Handle):
             raise WaitTimeout(
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
             )
-        why = self.why()
-        raise BackendError(f"service {self.name} is not up: {why.reason}", why=why.message, next_step=why.next_step)
+        raise _not_up(self.name, self.why())
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
@@ -170,6 +170,15 @@ class Endpoint(_Handle):
     def delete(self) -> None:
         """Take the service down and forget it."""
         self.backend.delete(self.name)
+
+
+def _not_up(name: str, why: Failure) -> BackendError:
+    what = f"service {name} is not up: {why.reason}"
+    if why.reason == serveapps.UPDATE_FAILED:
+        what = f"the update of {name} failed; {serveapps.GOES_ON}"
+    # An error has no room for the lines that led to it.
+    more = f"; all that Serve says: raykube service why {name}" if why.tail else ""
+    return BackendError(what, why=why.message, next_step=f"{why.next_step}{more}")
 
 
 def statuses(handles: Sequence[Run | Endpoint]) -> list[Status]:

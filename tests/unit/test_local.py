@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,8 @@ class Dashboard(Quiet):
         if self.path == "/api/version" and self.server.refused:
             self.server.asked.append(self.path)
             self.answer(self.server.refused.pop(), {})
+        if self.path == "/api/serve/applications/":
+            self.answer(200, {"applications": self.server.applications})
             return
         if self.path.startswith("/api/jobs/"):
             self.server.asked.append(self.path)
@@ -217,6 +220,8 @@ class Dashboard(Quiet):
 @pytest.fixture
 def served(running, monkeypatch):
     """Run such a head."""
+def answering(running, monkeypatch):
+    """Run such a head, and give its server."""
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
     head.home().mkdir()
     with serving(Dashboard) as server:
@@ -243,6 +248,9 @@ def test_living_head_that_gives_no_answer_for_long_is_left_alone(served, monkeyp
     with pytest.raises(Unreachable, match=r"next: .*raykube cluster delete local"):
         starting.ensure()
     assert head.current() is not None
+def dashboard(answering):
+    """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
+    return answering.asked
 
 
 def service(code, name, word="accept"):
@@ -273,6 +281,58 @@ def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(dashbo
         services.deploy(service(code, "late", "silence"))
     assert records.load("late").head == "h"
     assert dashboard == [["late"]]
+
+
+def of_serve(name, record, began):
+    """Return what Serve once told of an application, with its running replicas begun so long after a record."""
+    (app,) = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())[name].values()
+    for deployment in app["deployments"].values():
+        for replica in deployment["replicas"]:
+            replica["start_time_s"] = record.submitted + began
+    return {"good": app}
+
+
+@pytest.mark.parametrize(
+    ("name", "began", "what", "why"),
+    [
+        ("failed", 1, "service good is not up: DeployFailed", "RuntimeError: weights do not fit"),
+        ("update", 1, "service good is not up: DeployFailed", "raykube.errors.NotFound: no checkpoint at /x"),
+        (
+            *("update", -1),
+            "the update of good failed; what was deployed before goes on serving",
+            "raykube.errors.NotFound",
+        ),
+        ("unbuilt", -1, "service good is not up: DeployFailed", "ValueError: args no"),
+    ],
+)
+def test_deploy_that_failed_says_why_and_whether_the_service_goes_on(answering, code, name, began, what, why):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve(name, records.load("good"), began)
+    with pytest.raises(rk.BackendError) as told:
+        rk.attach("good", "local").wait_ready()
+    assert told.value.what == what
+    assert told.value.why.startswith(why)
+    assert "raykube service why good" in told.value.next_step
+
+
+def test_service_goes_on_while_its_new_code_cannot_be_loaded_and_processes_of_the_old_are_there(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("unbuilt", records.load("good"), -1)
+    replica = ["ray::ServeReplica:good:Model", "-c", "input()"]
+    with subprocess.Popen(replica, executable=sys.executable, stdin=subprocess.PIPE, start_new_session=True) as process:
+        head.write_state(replace(head.current(), ray_pid=process.pid, ray_born=head.born(process.pid)))
+        found = rk.attach("good", "local").status()
+        process.communicate(b"\n")
+    assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")
+    assert found.detail == "the update failed; what was deployed before goes on serving: good DEPLOY_FAILED"
+
+
+def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("retrying", records.load("good"), 1)
+    found = rk.attach("good", "local").status()
+    assert (found.state, found.failure.reason) == ("PENDING", "ReplicaFailed")
+    assert found.detail == "good DEPLOYING; ReplicaFailed: RuntimeError: weights do not fit"
 
 
 class Answering(Local):

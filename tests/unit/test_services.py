@@ -13,6 +13,7 @@ from raykube.backends.kuberay.observed import Observed
 from raykube.errors import Unreachable
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())
+SERVE = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())
 NOW = 1795526200.0
 READY = {"metadata": {"name": "hello-dmm26"}, "status": {"conditions": [{"type": "HeadPodReady", "status": "True"}]}}
 
@@ -73,9 +74,37 @@ def test_service_whose_serve_may_not_be_asked_is_as_kuberay_says():
 def test_service_that_failed_says_so_in_serves_own_words():
     found = status(*recorded("failed"))
     assert (found.state, found.failure.reason) == ("FAILED", "DeployFailed")
-    assert found.failure.message.endswith("ValueError: args ['wrod'] are not known")
-    assert found.failure.next_step == "raykube service logs hello"
-    assert found.detail.endswith("... ValueError: args ['wrod'] are not known")
+    assert found.failure.message == "ValueError: args ['wrod'] are not known"
+    assert "hello.py" in found.failure.tail[-2]
+    assert found.failure.next_step == "correct the application as the message says and deploy again"
+    assert found.detail == "DeployFailed: ValueError: args ['wrod'] are not known"
+
+
+def of_a_replica(name):
+    """Return a service whose one deployment Serve tells of as it once did of another."""
+    service, apps = recorded("running")
+    (echo,) = SERVE[name].values()
+    return service, {"hello": apps["hello"] | copy.deepcopy(echo)}
+
+
+@pytest.mark.parametrize("name", ["failed", "retrying"])
+def test_service_whose_replica_does_not_start_says_what_the_replica_said(name):
+    found = status(*of_a_replica(name))
+    state, reason = {"failed": ("FAILED", "DeployFailed"), "retrying": ("PENDING", "ReplicaFailed")}[name]
+    assert (found.state, found.failure.reason) == (state, reason)
+    assert found.detail == f"{reason}: RuntimeError: weights do not fit"
+
+
+def test_service_whose_update_failed_goes_on_with_the_replicas_of_before():
+    found = status(*of_a_replica("update"))
+    assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")
+    assert found.detail.startswith("the update failed; what was deployed before goes on serving: raykube.errors.")
+
+
+def test_service_whose_new_cluster_failed_goes_on_with_the_old_one():
+    service, apps = of_a_replica("failed")
+    service["status"]["pendingServiceStatus"] = {"rayClusterName": "hello-new"}
+    assert status(service, apps).failure.reason == "UpdateFailed"
 
 
 def test_service_that_kuberay_gave_up_is_failed():

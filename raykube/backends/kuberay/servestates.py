@@ -6,22 +6,20 @@ are still those on the code before: alone it would call an update done that has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from raykube.backends import State, Status, endings
+from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes.fields import Object, conditions, is_ready, seconds, status_of
 from raykube.bodies import SERVE_PORT
 from raykube.errors import Failure, Unreachable
 
-_UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
-
-Apps = Mapping[str, Mapping[str, Any]]
+Apps = serveapps.Apps
 
 
 def service_status(seen: Observed, serve: Apps | None) -> Status:
@@ -52,7 +50,7 @@ def state_of(seen: Observed, apps: Apps) -> State:
     if _is_true(found, "Suspended"):
         return "STOPPED"
     given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
-    if given_up or any(app["status"] in _UNDONE for app in apps.values()):
+    if given_up or any(map(serveapps.is_undone, apps.values())):
         return "FAILED"
     if not _is_true(conditions(seen.cluster), "HeadPodReady") and not _pair(status):
         return "WAITING"
@@ -99,7 +97,8 @@ def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any
 
 def lacks(app: Mapping[str, Any], file: str) -> bool:
     """Whether an application failed because a file had not come to its pod yet."""
-    return app["status"] in _UNDONE and file in (words := _words("", app)) and "No such file" in words
+    words = serveapps.words("", app)
+    return serveapps.is_undone(app) and file in words and "No such file" in words
 
 
 def has_begun(app: Mapping[str, Any]) -> bool:
@@ -180,26 +179,18 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     """Return why it is FAILED, or what keeps it from running."""
     if state in ("RUNNING", "STOPPED"):
         return None
-    if words := "\n".join(_words(name, app) for name, app in apps.items() if app["status"] in _UNDONE):
-        return _undeployed(seen.name, words)
+    goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
+    if found := serveapps.failure(seen.name, apps, goes_on=goes_on):
+        return found
     return diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
 
 
-def _undeployed(name: str, words: str) -> Failure:
-    return Failure("DeployFailed", words.strip(), tail=endings.tail_of(words), next_step=f"raykube service logs {name}")
-
-
-def _words(name: str, app: Mapping[str, Any]) -> str:
-    """Return what Serve says of an application that failed."""
-    inner = [f"{each}: {message}" for each, message in _messages(app)]
-    return str(app.get("message") or "") or "\n".join(inner) or f"{name} is {app['status']}"
-
-
-def _messages(app: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    deployments = app.get("deployments") or app.get("serveDeploymentStatuses") or {}
-    for name, each in deployments.items():
-        if message := str(each.get("message") or "").strip():
-            yield name, message
+def _goes_on(service: Object, apps: Apps) -> bool:
+    """Whether what was deployed before an update that failed still serves: its cluster, or its replicas on the same."""
+    failed = [app for app in apps.values() if serveapps.is_undone(app)]
+    return _pair(status_of(service)) or all(
+        serveapps.runs_of_before(app, app.get("last_deployed_time_s") or 0.0) for app in failed
+    )
 
 
 def _without_applications(service: Object) -> dict[str, Any]:
@@ -214,11 +205,13 @@ def _without_applications(service: Object) -> dict[str, Any]:
 
 
 def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
+    if failure and failure.reason == serveapps.UPDATE_FAILED:
+        return f"the update failed; {serveapps.GOES_ON}: {endings.summary(failure.message)}"
     if failure:
         return f"{failure.reason}: {endings.summary(failure.message)}"
     if state == "WAITING" or (state == "PENDING" and _pair(status_of(seen.owner))):
         return _waiting(seen)
-    return ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items()) or "no application"
+    return serveapps.line(apps) or "no application"
 
 
 def _waiting(seen: Observed) -> str:
@@ -227,11 +220,3 @@ def _waiting(seen: Observed) -> str:
         return f"KubeRay makes {which}"
     ready = sum(map(is_ready, seen.pods))
     return f"{ready} of {len(seen.pods)} pods of {which} ready"
-
-
-def _replicas(app: Mapping[str, Any]) -> str:
-    """Return how many replicas of an application run, as in `` (2 replicas)``."""
-    deployments = (app.get("deployments") or {}).values()
-    every = [replica for each in deployments for replica in each.get("replicas") or []]
-    count = sum(1 for replica in every if replica.get("state") == "RUNNING")
-    return f" ({count} replica{'s' if count != 1 else ''})" if count else ""

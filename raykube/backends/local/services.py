@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykube.backends import Status
+from raykube.backends import Status, endings, serveapps
 from raykube.backends.local import head, observe, records, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
 
-_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 _POLL_S = 0.2
 
 
@@ -90,30 +90,38 @@ def status(record: Record) -> Status:
     names = [app["name"] for app in record.body]
     seen = head.api(running).serve_status()["applications"]
     apps = {name: seen.get(name, {"status": "NOT_STARTED", "message": ""}) for name in names}
-    return replace(_joined(unknown, apps), url=_url(record, running))
+    failed = {name: app for name, app in apps.items() if serveapps.is_undone(app)}
+    goes_on = bool(failed) and all(_serves(*each, record, running) for each in failed.items())
+    return replace(_joined(unknown, apps, goes_on=goes_on), url=_url(record, running))
 
 
-def _joined(base: Status, apps: dict[str, dict[str, Any]]) -> Status:
+def _joined(base: Status, apps: serveapps.Apps, *, goes_on: bool) -> Status:
     """Join the states of a service's applications to one."""
-    detail = ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items())
-    failed = [name for name, app in apps.items() if app["status"] in _FAILED]
-    if failed:
-        words = "\n".join(apps[name]["message"] for name in failed)
-        why = Failure("DeployFailed", words.strip(), next_step=f"raykube service logs {base.name}")
+    detail, why = serveapps.line(apps), serveapps.failure(base.name, apps, goes_on=goes_on)
+    if any(map(serveapps.is_undone, apps.values())):
+        detail = f"the update failed; {serveapps.GOES_ON}: {detail}" if goes_on else detail
         return replace(base, state="FAILED", detail=detail, failure=why)
     ready = all(app["status"] == "RUNNING" for app in apps.values())
-    return replace(base, state="RUNNING" if ready else "PENDING", detail=detail)
+    detail = f"{detail}; {why.reason}: {endings.summary(why.message)}" if why else detail
+    return replace(base, state="RUNNING" if ready else "PENDING", detail=detail, failure=why)
 
 
-def _replicas(app: dict[str, Any]) -> str:
-    """Return how many replicas of an application run, as in `` (2 replicas)``."""
-    replicas = [
-        replica
-        for deployment in app.get("deployments", {}).values()
-        for replica in deployment.get("replicas", [])
-        if replica.get("state") == "RUNNING"
-    ]
-    return f" ({len(replicas)} replica{'s' if len(replicas) != 1 else ''})" if replicas else ""
+def _serves(name: str, app: Mapping[str, Any], record: Record, running: Head) -> bool:
+    """Whether replicas of an application that failed to deploy still serve what was deployed before."""
+    if app.get("deployments") or app["status"] != "DEPLOY_FAILED":
+        return serveapps.runs_of_before(app, record.submitted)
+    # Of code that cannot be loaded Serve has begun nothing, and tells no more what it has; its processes do.
+    return any(title.startswith(f"ray::ServeReplica:{name}:") for title in _titles(running))
+
+
+def _titles(running: Head) -> Iterator[str]:
+    """Yield the titles of a head's processes, which Ray gives its workers."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == running.ray_pid:
+                yield " ".join(process.cmdline())
 
 
 def _url(record: Record, running: Head) -> str:

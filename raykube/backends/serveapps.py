@@ -1,0 +1,103 @@
+"""What Ray Serve tells of applications, on whatever place: what keeps them from running. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raykube.backends import endings
+from raykube.errors import Failure
+
+Apps = Mapping[str, Mapping[str, Any]]
+
+#: The reason of a failure that leaves what was deployed before as it was.
+UPDATE_FAILED = "UpdateFailed"
+GOES_ON = "what was deployed before goes on serving"
+
+_UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
+_MARK = "Error:\n"  # of a deployment's message that tells of a replica which did not start
+_UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def is_undone(app: Mapping[str, Any]) -> bool:
+    """Whether an application has failed to deploy, or got unwell."""
+    return app["status"] in _UNDONE
+
+
+def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | None:
+    """Return why a service's applications are not up, in the words of Serve; None while it tells of no fault.
+
+    Args:
+        service: its name.
+        apps: its applications, as Serve tells of them.
+        goes_on: whether what was deployed before still serves.
+    """
+    failed = {name: app for name, app in apps.items() if is_undone(app)}
+    if failed:
+        found = _of(UPDATE_FAILED if goes_on else "DeployFailed", [words(*each) for each in failed.items()])
+        has_run = all(app["status"] == "UNHEALTHY" for app in failed.values())  # else its replicas have logged nothing
+        return replace(found, next_step=f"raykube service logs {service}") if has_run else found
+    tries = [text for app in apps.values() if app["status"] == "DEPLOYING" and _MARK in (text := _of_deployments(app))]
+    return _of("ReplicaFailed", tries) if tries else None
+
+
+def words(name: str, app: Mapping[str, Any]) -> str:
+    """Return what Serve says of an application: of its deployments if it can, else all that is said is which failed."""
+    return _of_deployments(app) or str(app.get("message") or "").strip() or f"{name} is {app['status']}"
+
+
+def runs_of_before(app: Mapping[str, Any], since: float) -> bool:
+    """Whether each deployment of an application that failed to deploy has a replica from before `since`."""
+    deployments = (app.get("deployments") or {}).values()
+    return (
+        bool(deployments) and app["status"] == "DEPLOY_FAILED" and all(_has_older(each, since) for each in deployments)
+    )
+
+
+def line(apps: Apps) -> str:
+    """Return the state of each application, and how many of its replicas run."""
+    return ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items())
+
+
+def _replicas(app: Mapping[str, Any]) -> str:
+    every = [replica for each in (app.get("deployments") or {}).values() for replica in each.get("replicas") or []]
+    count = sum(1 for replica in every if replica.get("state") == "RUNNING")
+    return f" ({count} replica{'s' if count != 1 else ''})" if count else ""
+
+
+def _has_older(deployment: Mapping[str, Any], since: float) -> bool:
+    running = (each for each in deployment.get("replicas") or [] if each.get("state") == "RUNNING")
+    return any((each.get("start_time_s") or since) < since for each in running)
+
+
+def _of_deployments(app: Mapping[str, Any]) -> str:
+    """Return what is said of the deployments that are not well; of others it tells of no fault, as of their number."""
+    deployments = (app.get("deployments") or app.get("serveDeploymentStatuses") or {}).values()
+    unwell = [each for each in deployments if each.get("status") in (*_UNDONE, "UPDATING")]
+    return "\n".join(text for each in unwell if (text := str(each.get("message") or "").strip()))
+
+
+def _of(reason: str, said: Sequence[str]) -> Failure:
+    """Make a failure of what is said of each application: an exception's own words, and what led to them as tail."""
+    plain = [_COLOUR.sub("", text) for text in said]
+    parts = [_parted(text) for text in plain]
+    message = "\n".join(own for _, own in parts)
+    tail = endings.tail_of("\n".join(led for led, _ in parts))
+    return Failure(reason, message, tail=tail, next_step=_next_step(plain))
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Part a text before its last line that is not indented: there an exception's own words begin."""
+    lines = text.strip().splitlines()
+    begin = max((number for number, line in enumerate(lines) if line[:1].strip()), default=0)
+    return "\n".join(lines[:begin]), "\n".join(lines[begin:])
+
+
+def _next_step(said: Sequence[str]) -> str:
+    if found := next((match[1] for text in said if (match := _UNKNOWN.search(text))), ""):
+        names = " or ".join(re.findall(r"'([^']+)'", found))
+        return f"say whose replicas are set: --deployment {names}; in Python: App(deployment=...)"
+    return "correct the application as the message says and deploy again"

@@ -1,0 +1,67 @@
+"""What Serve tells of applications that do not come up, on answers that a real one gave."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from raykube.backends import serveapps
+
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())
+
+
+def recorded(name):
+    return copy.deepcopy(RECORDED[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "message"),
+    [
+        ("failed", "DeployFailed", "RuntimeError: weights do not fit"),
+        ("retrying", "ReplicaFailed", "RuntimeError: weights do not fit"),
+        ("unbuilt", "DeployFailed", "ValueError: args no"),
+    ],
+)
+def test_cause_is_the_last_line_of_what_the_replica_said(name, reason, message):
+    found = serveapps.failure("echo", recorded(name))
+    assert (found.reason, found.message) == (reason, message)
+    assert 'own.py", line' in found.tail[-2]
+    assert not any("\x1b" in line for line in found.tail)
+    assert found.next_step == "correct the application as the message says and deploy again"
+
+
+def test_cause_of_several_lines_is_whole():
+    said = "raykube.errors.NotFound: no checkpoint at /x\n  why:  because\n  next: write run:NAME"
+    assert serveapps.failure("echo", recorded("gone")).message == said
+
+
+def test_application_that_gets_more_replicas_has_no_fault():
+    echo = {"status": "HEALTHY", "message": "Upscaling from 1 to 2 replicas."}
+    assert serveapps.failure("echo", {"echo": {"status": "DEPLOYING", "deployments": {"Echo": echo}}}) is None
+
+
+def test_application_that_is_unwell_has_logs():
+    echo = {"status": "UNHEALTHY", "message": "A replica's health check failed."}
+    app = {"status": "UNHEALTHY", "message": "The deployments ['Echo'] are UNHEALTHY.", "deployments": {"Echo": echo}}
+    found = serveapps.failure("a", {"a": app})
+    assert (found.message, found.next_step) == ("A replica's health check failed.", "raykube service logs a")
+
+
+def test_deployment_that_is_not_there_is_told_with_the_option_that_names_another():
+    found = serveapps.failure("echo", recorded("unknown"))
+    assert found.message == "ValueError: Deployment 'Model' does not exist. Available: ['Echo']"
+    assert found.next_step.startswith("say whose replicas are set: --deployment Echo;")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("update", True), ("gone", False), ("failed", False), ("unbuilt", False)]
+)
+def test_replicas_of_before_are_known_by_when_they_began(name, expected):
+    app = recorded(name)["echo"]
+    assert serveapps.runs_of_before(app, app["last_deployed_time_s"]) is expected
+    assert not serveapps.runs_of_before(app, 0.0)
+
+
+def test_update_that_failed_is_not_called_a_service_that_is_down():
+    assert serveapps.failure("echo", recorded("update"), goes_on=True).reason == "UpdateFailed"
