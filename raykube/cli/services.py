@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -59,7 +60,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         return
     common.tell_plan(plan)
     endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
-    with shown:
+    with _detach_hint(name), shown:
         endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
     if as_json:
         common.print_value(endpoint.status(), as_json=True)
@@ -67,6 +68,20 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     click.echo(endpoint.url)
     if not cluster.is_local:
         common.tell(f"known inside its Kubernetes; to ask it from here: raykube service forward {name}")
+
+
+@contextlib.contextmanager
+def _detach_hint(name: str) -> Iterator[None]:
+    """After Ctrl-C, say that the deployment goes on, how to look at it and how to end it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        common.tell(
+            f"\ndetached; the deployment of {name} goes on",
+            f"  look at it:   raykube service status {name}",
+            f"  take it down: raykube service delete {name}",
+        )
+        raise
 
 
 @service.command("list")

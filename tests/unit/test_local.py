@@ -213,7 +213,7 @@ class Dashboard(Quiet):
     def do_PUT(self):  # noqa: N802 - http.server calls it so
         apps = json.loads(self.rfile.read(int(self.headers["content-length"])))["applications"]
         self.server.asked.append([app["name"] for app in apps])
-        words = {app["runtime_env"]["env_vars"]["WORD"] for app in apps}
+        words = {app["runtime_env"]["env_vars"].get("WORD") for app in apps}
         self.answer(400 if "refuse" in words else 503 if "silence" in words else 200, {})
 
 
@@ -333,6 +333,20 @@ def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answeri
     found = rk.attach("good", "local").status()
     assert (found.state, found.failure.reason) == ("PENDING", "ReplicaFailed")
     assert found.detail == "good DEPLOYING; ReplicaFailed: RuntimeError: weights do not fit"
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
+    def pressed(_record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(services, "status", pressed)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
+    assert done.returncode == 130
+    assert "the deployment of good goes on" in done.stderr
+    assert "raykube service status good" in done.stderr
+    assert "raykube service delete good" in done.stderr
+    assert records.load("good").head == "h"
 
 
 class Answering(Local):
