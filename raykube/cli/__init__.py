@@ -1,13 +1,17 @@
 """The command line. Only this package prints: data on stdout, progress and errors on stderr.
 
-Exit codes: 0 success, 1 the run failed, 2 wrong use or a place that said no, 130 after Ctrl-C.
+Exit codes: 0 success, 1 the run failed, 2 wrong use or a place that said no, 130 after Ctrl-C, and
+where the reader of the output went away.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -19,7 +23,33 @@ INTERRUPTED = 130
 _MARKS = {True: "ok  ", False: "FAIL", None: "--  "}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _ReaderGone(Exception):
+    """The reader of our output went away, as `head` does."""
+
+
+class _Commands(click.Group):
+    """Tells that the reader went away by an error of its own: click itself would exit with 1, as for a failed run."""
+
+    def make_context(self, *words: Any, **options: Any) -> click.Context:
+        """Read the command line; ``--help`` is printed here."""
+        with _reader_watched():
+            return super().make_context(*words, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_watched():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _reader_watched() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="raykube")
 def raykube() -> None:
     """Run Ray jobs and services, on this machine or on KubeRay, by the same commands."""
@@ -69,7 +99,7 @@ def main() -> None:
         sys.exit(exit_code(error))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does; flushing again at exit would complain.
+    except _ReaderGone:
+        # Flushing again at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(INTERRUPTED)
