@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube import Cluster, ConfigError
+from raykube import Cluster, ConfigError, bodies
 from raykube.wire import Scale
 
 PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
@@ -353,3 +353,17 @@ def test_presets_of_raykube_are_found_from_everywhere_and_yield_to_a_project_s_o
     (tmp_path / "cluster-configs").mkdir()
     (tmp_path / "cluster-configs" / "cpu-small.yaml").write_text(Path(shipped.source).read_text())
     assert Path(Cluster.load("cpu-small").source).parent.parent == tmp_path
+
+
+def test_workers_whose_manifest_shares_a_part_with_the_head_get_nothing_that_is_the_heads(loaded):
+    spec = copy.deepcopy(Cluster.load("cpu-small").manifest["spec"])
+    spec["headGroupSpec"]["template"] = spec["workerGroupSpecs"][0]["template"]  # one object: an anchor and its use
+    text = yaml.safe_dump({**Cluster.load("cpu-small").manifest, "spec": spec})
+    assert "&id001" in text
+    made = bodies.ray_cluster(loaded(text), "")
+    head, worker = (
+        group["template"]["spec"]["containers"][0] for group in (made["headGroupSpec"], *made["workerGroupSpecs"])
+    )
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in head["env"]
+    assert head["ports"]
+    assert {"env", "ports"} & worker.keys() == set()

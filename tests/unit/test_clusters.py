@@ -13,8 +13,9 @@ import yaml
 
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.backends.kuberay.backend import KubeRay
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
-from raykube.errors import ConfigError
+from raykube.errors import ConfigError, Conflict
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, typed
 
@@ -296,6 +297,22 @@ class Api(Quiet):
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
         self.answer(200, self.server.cluster)
+
+    def do_DELETE(self):  # noqa: N802
+        self.server.asked.append(self.path)
+        self.answer(403, {"kind": "Status", "code": 403, "message": "no"})
+
+
+def test_cluster_that_belongs_to_a_job_is_not_deleted(tmp_path, monkeypatch):
+    with serving(Api) as server:
+        server.cluster = body()
+        server.cluster["metadata"]["uid"] = "u"
+        server.cluster["metadata"]["ownerReferences"] = [{"kind": "RayJob", "name": "digits", "uid": "other"}]
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(Conflict, match="cluster demo belongs to RayJob digits") as caught:
+            clusters.delete(Kube(), "demo")
+    assert caught.value.next_step == "raykube job delete digits"
+    assert server.asked == []
 
 
 def test_cluster_for_jobs_has_no_annotations_but_raykubes_own(tmp_path, monkeypatch):

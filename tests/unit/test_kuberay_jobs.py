@@ -56,9 +56,11 @@ class Api(Quiet):
         self.answer(200, self.server.kept[path])
 
     def do_DELETE(self):  # noqa: N802
-        self._body()
-        self.server.kept.pop(urlsplit(self.path).path, None)
-        self.answer(200, {})
+        path, wanted = urlsplit(self.path).path, self._body().get("preconditions") or {}
+        if path in self.server.kept and wanted.get("uid") not in (None, self.server.kept[path]["metadata"]["uid"]):
+            return self.answer(409, {"code": 409, "message": "Precondition failed", "details": self._details(path)})
+        self.server.kept.pop(path, None)
+        return self.answer(200, {})
 
     def _body(self):
         return json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -340,3 +342,12 @@ def test_wait_for_new_code_outlives_a_server_that_is_unable_for_a_moment(api):
     api.unable = 1
     services._arrive(Kube(), "hello", "new.zip")
     assert api.unable == 0
+
+
+def test_object_that_has_taken_the_name_of_one_that_is_deleted_stays(kept):
+    job = {"kind": "RayJob", "metadata": {"name": "digits"}}
+    kept[f"{RAY}/rayjobs/digits"] = keep(job, uid="new")
+    objects.delete(Kube(), keep(job, uid="old"))
+    assert [*kept] == [f"{RAY}/rayjobs/digits"]
+    objects.delete(Kube(), keep(job, uid="new"))
+    assert kept == {}

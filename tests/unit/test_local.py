@@ -1,7 +1,9 @@
 """The backend of this machine, as far as it needs no Ray."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -500,3 +502,14 @@ def test_limit_of_a_container_bounds_its_cpus(tmp_path, files, cpus):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert head._quota(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("is_ours", "code"), [(True, -signal.SIGKILL), (False, 7)])
+def test_session_of_a_stranger_that_has_the_number_of_a_dead_head_lives_on(running, is_ours, code):
+    words = ["sh", "-c", "read word; exit 7"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as leader:
+        birth = head.born(leader.pid) if is_ours else "another"
+        head.kill_processes(replace(running, id=f"none-{leader.pid}", ray_pid=leader.pid, ray_born=birth))
+        with contextlib.suppress(BrokenPipeError):
+            leader.communicate(b"go\n")
+    assert leader.returncode == code

@@ -314,3 +314,50 @@ class Gone(Quiet):
     def do_GET(self):  # noqa: N802
         details = {"kind": "rayclusters", "name": "demo"}
         self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": details})
+class Deleting(Answering):
+    """One that notes which pods are deleted."""
+
+    def do_DELETE(self):  # noqa: N802
+        self.server.asked.append(self.path.rpartition("/")[2].partition("?")[0])
+        super().do_DELETE()
+
+
+def test_pod_goes_with_its_work_also_when_that_is_interrupted(tmp_path, monkeypatch):
+    with serving(Deleting) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with storage._pod(Kube(), STORED, "cat", "/shared") as name:
+            assert server.asked == []
+        assert server.asked == [name]
+        with pytest.raises(KeyboardInterrupt), storage._pod(Kube(), STORED, "cat", "/shared"):
+            raise KeyboardInterrupt
+        assert server.asked == [name, name]
+
+
+class Imageless(Api):
+    """An API server that cannot pull the image of its pods, and notes how often it was asked for one."""
+
+    def do_GET(self):  # noqa: N802
+        if "/proxy/" in self.path:
+            super().do_GET()
+            return
+        self.server.asked.append(self.path)
+        state = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
+        status = {"phase": "Pending", "containerStatuses": [{"name": "storage", "state": state}]}
+        self.answer(200, {"metadata": {}, "status": status})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: storage.read(Kube(), STORED, "driver.log"),
+        lambda: storage.write(Kube(), JOB, "/shared/code.zip", b"zip"),
+    ],
+    ids=["read", "write"],
+)
+def test_pod_whose_image_cannot_be_pulled_is_not_waited_for(ask, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_LIMIT_S", 2)
+    with serving(Imageless) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(BackendError, match="could not be reached"):
+            ask()
+    assert len(server.asked) == 1
