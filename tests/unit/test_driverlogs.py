@@ -1,6 +1,7 @@
 """A run's log over the loss of heads, nodes and answers: from a server that plays an API server and its Ray."""
 
 import base64
+import contextlib
 import json
 import threading
 from urllib.parse import parse_qs, urlsplit
@@ -11,7 +12,7 @@ from raykube import wire
 from raykube.backends.kuberay import driverlogs, logfiles
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 from raykube.wire import Result
@@ -191,6 +192,16 @@ def test_file_whose_node_has_gone_is_read_once_more_and_no_more(kube, ray, world
     until(lambda: not following._readers[file].is_alive(), "it is given up", 10)
     assert world.asked.count("file replica") == 1
     lines.close()
+
+
+def test_file_goes_on_behind_what_was_read_of_it_however_many_parts_that_comes_in(kube, ray, world):
+    world.nodes["node-1"]["replica"] = b"x" * 300_000 + b"the rest"
+    file = logfiles.LogFile("a-c", "node-1", "replica", ray)
+    with contextlib.closing(logfiles.chunks(kube, file, 300_000, Stop())) as chunks:
+        fresh = b""
+        while len(fresh) < 8:
+            fresh += next(chunks)
+    assert fresh == b"the rest"
 
 
 def whole(kube):

@@ -1,5 +1,6 @@
 """The module that makes a run's attempts in the head's pod, as a child process with its output in a file."""
 
+import contextlib
 import json
 import os
 import resource
@@ -178,6 +179,23 @@ def test_deadline_ends_the_entrypoint_and_starts_no_other(start, storage):
     process, log = start("echo up; sleep 60", retries=3, RAYKUBE_TIMEOUT_S="1")
     assert process.wait(timeout=30) == 124
     assert log.read_text() == "up\nraykube: attempt 1 ends after 1 s (timeout_s)\n"
+    assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
+
+
+IMPATIENT = (
+    "import sys; from raykube.inside import attempts; attempts._END_S = 0.2; sys.exit(attempts.main(0, sys.argv[1]))"
+)
+
+
+def test_deadline_ends_an_entrypoint_that_does_not_listen(storage):
+    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage), wire.TIMEOUT: "1"}
+    words = [sys.executable, "-c", IMPATIENT, "trap '' TERM; sleep 60"]
+    with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
+        try:
+            assert process.wait(timeout=10) == -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
 
 

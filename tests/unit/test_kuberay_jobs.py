@@ -1,5 +1,7 @@
 """What starting and stopping asks of the API server, from a real server that keeps objects."""
 
+import copy
+import dataclasses
 import json
 import threading
 from urllib.parse import urlsplit
@@ -13,6 +15,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.errors import Conflict, Forbidden, ManifestError
 from raykube.plans import MANAGED_BY
+from raykube.sameness import PLAN_LABEL
 from tests.servers import Quiet, serving, write_kubeconfig
 
 OURS = dict([MANAGED_BY.split("=")])
@@ -52,8 +55,11 @@ class Api(Quiet):
 
     def do_PATCH(self):  # noqa: N802
         path, change = urlsplit(self.path).path, self._body()
+        known, based_on = self.server.kept[path]["metadata"], change.get("metadata", {}).get("resourceVersion")
+        if based_on not in (None, known.get("resourceVersion")):
+            return self.answer(409, {"code": 409, "message": "has been modified", "details": self._details(path)})
         self.server.kept[path] = merged(self.server.kept[path], change)
-        self.answer(200, self.server.kept[path])
+        return self.answer(200, self.server.kept[path])
 
     def do_DELETE(self):  # noqa: N802
         path, wanted = urlsplit(self.path).path, self._body().get("preconditions") or {}
@@ -351,3 +357,50 @@ def test_object_that_has_taken_the_name_of_one_that_is_deleted_stays(kept):
     assert [*kept] == [f"{RAY}/rayjobs/digits"]
     objects.delete(Kube(), keep(job, uid="new"))
     assert kept == {}
+
+
+def test_run_that_is_being_deleted_is_not_joined_but_made_anew_once_it_is_gone(kept, plan):
+    jobs.start(Kube(), plan)
+    path = f"{RAY}/rayjobs/digits"
+    kept[path]["metadata"] |= {"uid": "leaving", "deletionTimestamp": "2026-11-24T12:00:00Z"}
+    threading.Timer(0.3, kept.pop, (path,)).start()
+    jobs.start(Kube(), plan)
+    assert kept[path]["metadata"]["uid"] != "leaving"
+
+
+def test_run_whose_making_is_interrupted_is_not_left_unless_it_was_there(kept):
+    owner = keep({"kind": "RayJob", "metadata": {"name": "digits"}})
+    kept[f"{RAY}/rayjobs/digits"] = owner
+    with pytest.raises(KeyboardInterrupt), objects.needed_by(Kube(), owner, is_new=False):
+        raise KeyboardInterrupt
+    assert [*kept] == [f"{RAY}/rayjobs/digits"]
+    with pytest.raises(KeyboardInterrupt), objects.needed_by(Kube(), owner, is_new=True):
+        raise KeyboardInterrupt
+    assert kept == {}
+
+
+def test_service_with_another_count_of_workers_has_the_cluster_that_serves_resized(kept, service):
+    services.deploy(Kube(), service)
+    path = f"{RAY}/rayservices/hello"
+    kept[path]["status"] = {"activeServiceStatus": {"rayClusterName": "hello-c"}}
+    spec = kept[path]["spec"]["rayClusterConfig"]
+    cluster = {"kind": "RayCluster", "metadata": {"name": "hello-c", "resourceVersion": "1"}, "spec": spec}
+    kept[f"{RAY}/rayclusters/hello-c"] = keep(cluster)
+    *code, larger = copy.deepcopy(service.body)
+    larger["metadata"]["labels"][PLAN_LABEL] = "larger"
+    larger["spec"]["rayClusterConfig"]["workerGroupSpecs"][0] |= {"replicas": 3, "maxReplicas": 3}
+    services.deploy(Kube(), dataclasses.replace(service, body=(*code, larger)))
+    (group,) = kept[f"{RAY}/rayclusters/hello-c"]["spec"]["workerGroupSpecs"]
+    assert (group["replicas"], group["maxReplicas"]) == (3, 3)
+
+
+def test_service_that_somebody_has_deployed_anew_meanwhile_is_not_tried_again(kept, service):
+    services.deploy(Kube(), service)
+    path = f"{RAY}/rayservices/hello"
+    failed = copy.deepcopy(kept[path])
+    failed["metadata"]["resourceVersion"] = "1"
+    kept[path]["metadata"]["resourceVersion"] = "2"
+    kept[path]["metadata"]["labels"][PLAN_LABEL] = "newer"
+    newer = copy.deepcopy(kept[path])
+    services._try_again(Kube(), failed)
+    assert kept[path] == newer

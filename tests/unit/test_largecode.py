@@ -109,3 +109,19 @@ def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_p
         with pytest.raises(Forbidden, match="may not create"):
             largecode.before(Kube(), planned)
     assert server.asked == []
+
+
+class Given(Api):
+    """Was given the job by another client a moment ago."""
+
+    def do_POST(self):  # noqa: N802
+        self.server.asked.append(json.loads(self._read()))
+        words = "ValueError: Job with submission_id big-1 already exists. Please use a different submission_id."
+        self.answer(500, {"message": words})
+
+
+def test_job_whose_code_another_client_has_uploaded_meanwhile_is_joined(tmp_path, monkeypatch):
+    with serving(Given) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        largecode.after(Kube(), plan(tmp_path), JOB)
+    assert [body["submission_id"] for body in server.asked] == ["big-1"]

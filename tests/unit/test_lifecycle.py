@@ -174,6 +174,12 @@ def test_pending_beyond_its_timeout_is_stopped_with_the_deadline_as_reason():
     assert ended.failure.reason == "PreRunningDeadlineExceeded"
 
 
+def test_pending_is_counted_from_when_ray_took_the_attempt():
+    late = {"status": "PENDING", "message": "waiting", "start_time": 120_000}
+    assert action(late, now=131.0).do == "wait"
+    assert action(late, now=151.0).failure.reason == "PreRunningDeadlineExceeded"
+
+
 def test_pending_beyond_the_timeout_of_the_run_is_stopped_for_that():
     pending = {"status": "PENDING", "message": "waiting", "start_time": 101_000}
     ended = action(pending, now=161.0, record=replace(RECORD, pending_timeout_s=None))

@@ -173,6 +173,14 @@ def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, runnin
     assert observe.settle_lost(record, running).state == "STOPPED"
 
 
+def test_logs_of_all_attempts_outlive_the_head(record, running):
+    for attempt in (1, 2):
+        running.driver_log(record.submission_id(attempt)).write_text(f"attempt {attempt}\n")
+    observe.settle(record, Status("a", "job", "FAILED", attempt=2), running)
+    head.remove_files(running)
+    assert [observe.tail(record, attempt, None) for attempt in (1, 2)] == [["attempt 1"], ["attempt 2"]]
+
+
 @pytest.mark.parametrize("call", ["rmdir", "unlink"])
 def test_folder_is_removed_whatever_appears_in_it_or_vanishes_from_it_meanwhile(tmp_path, monkeypatch, call):
     folder, act, once = tmp_path / "run", getattr(os, call), iter([True])

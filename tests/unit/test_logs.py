@@ -148,6 +148,18 @@ def test_growing_files_are_read_together_also_those_that_come_later(tmp_path):
     assert found == ["one", "two", "begun and ended", "rest"]
 
 
+def test_file_is_read_to_its_end_also_what_was_written_just_before_its_writer_ended(tmp_path):
+    path = tmp_path / "one"
+    path.write_text("one\n")
+
+    def is_open():
+        with path.open("a") as file:
+            file.write("two\n")
+        yield False
+
+    assert list(observe.lines(lambda: [path], is_open=is_open())) == ["one", "two"]
+
+
 def test_pods_of_another_run_whose_name_begins_with_this_ones_are_not_its():
     own = [
         event("RayJob", "mine", "Created RayCluster team/mine-x1234"),

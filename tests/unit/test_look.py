@@ -1,17 +1,21 @@
 """What is said of a run where less than everything answers, from a real server with recorded answers."""
 
 import base64
+import contextlib
+import itertools
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import rayhead
+from raykube.backends.kuberay import jobs, look, rayhead
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import NotFound
+from raykube.errors import NotFound, Unreachable
+from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -118,6 +122,35 @@ def test_token_of_a_cluster_with_a_long_name_is_where_kuberay_puts_it(api):
     auth = {"authOptions": {"mode": "token"}}
     assert rayhead.token(Kube(), name, auth) == "t0ken"
     assert rayhead.token(Kube(), f"aaaa-99-{'b' * 47}", auth) == "nine"
+
+
+def test_stop_of_a_run_in_ray_whose_head_does_not_answer_says_so_and_holds_nothing_back(api):
+    api.instead = {"/proxy/": said(503, "no endpoints available for service")}
+    with pytest.raises(Unreachable, match="the Ray head does not answer"):
+        jobs.stop(Kube(), Look(Kube(), "a"))
+
+
+def test_wait_for_a_run_gives_up_where_no_server_answers_for_long(api, monkeypatch):
+    monkeypatch.setattr(look, "_TICK_S", 0.05)
+    monkeypatch.setattr(look, "_GIVE_UP_S", 0.1)
+    seen = Look(Kube(), "a")
+    api.instead = {"": said(503, "apiserver is shutting down")}
+    with contextlib.closing(seen.changes()) as changes:
+        assert next(changes).failure.reason == "ApiServerUnreachable"
+        with pytest.raises(Unreachable):
+            [*itertools.islice(changes, 100)]
+
+
+def asking():
+    return [thread for thread in threading.enumerate() if thread.name == "raykube-ray"]
+
+
+def test_ray_is_asked_for_a_run_no_longer_than_somebody_waits_for_it(api):
+    api.instead = {r"/rayjobs\?": (200, {**EMPTY, "items": [JOB]})}
+    with contextlib.closing(Look(Kube(), "a").changes()) as changes:
+        assert next(changes).state == "RUNNING"
+        assert asking()
+    until(lambda: not asking(), "nobody asks", 5)
 
 
 @pytest.mark.usefixtures("api")

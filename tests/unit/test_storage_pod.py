@@ -274,14 +274,36 @@ def listens(port):
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, monkeypatch):
+@pytest.fixture
+def receiver(tmp_path):
+    """Run what receives a file in a storage, and give its thread and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (tmp_path / "shared").touch()  # a file where a folder must be
-    receiver = threading.Thread(target=inside.receive, args=(str(tmp_path / "shared" / "code.zip"), port), daemon=True)
-    receiver.start()
+    path = tmp_path / "shared" / "code.zip"
+    thread = threading.Thread(target=inside.receive, args=(str(path), port), daemon=True)
+    thread.start()
     until(lambda: listens(port), "it listens", 10)
+    return thread, port
+
+
+def test_file_of_which_only_a_part_came_is_not_taken_and_all_may_read_the_whole_one(tmp_path, receiver):
+    thread, port = receiver
+    with socket.create_connection(("127.0.0.1", port)) as sender:
+        sender.sendall(b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nwho")
+        sender.shutdown(socket.SHUT_WR)
+        assert sender.recv(1) == b""
+    there = f"http://127.0.0.1:{port}"
+    assert httpx.get(there, trust_env=False).status_code == 404
+    assert httpx.post(there, content=b"whole", trust_env=False).status_code == 201
+    thread.join(timeout=10)
+    path = tmp_path / "shared" / "code.zip"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"whole", 0o644)
+
+
+def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, monkeypatch, receiver):
+    receiver, port = receiver
+    (tmp_path / "shared").touch()  # a file where a folder must be
     with serving(Passing) as server:
         server.pod = f"http://127.0.0.1:{port}"
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))

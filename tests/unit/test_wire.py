@@ -66,3 +66,9 @@ def test_last_metrics_are_empty_where_the_last_line_cannot_be_read(tmp_path, lin
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / wire.METRICS_FILE).write_text(line + "\n")
     assert wire.last_metrics(tmp_path) == {}
+
+
+def test_rows_leave_out_the_line_being_written(tmp_path):
+    path = tmp_path / wire.METRICS_FILE
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}')
+    assert [*wire.read_rows(path)] == [{"step": 1}, {"step": 2}]
