@@ -212,6 +212,7 @@ class Dashboard(Quiet):
         if self.path == "/api/version" and self.server.refused:
             self.server.asked.append(self.path)
             self.answer(self.server.refused.pop(), {})
+            return
         if self.path == "/api/serve/applications/":
             self.answer(200, {"applications": self.server.applications})
             return
@@ -228,8 +229,6 @@ class Dashboard(Quiet):
 
 
 @pytest.fixture
-def served(running, monkeypatch):
-    """Run such a head."""
 def answering(running, monkeypatch):
     """Run such a head, and give its server."""
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
@@ -240,24 +239,21 @@ def answering(running, monkeypatch):
         yield server
 
 
-@pytest.fixture
-def dashboard(served):
-    """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
-    return served.asked
-
-
-def test_living_head_that_gives_no_answer_once_is_asked_again(served):
-    served.refused.add(503)
+def test_living_head_that_gives_no_answer_once_is_asked_again(answering):
+    answering.refused.add(503)
     assert starting.ensure() == head.current()
-    assert served.asked == ["/api/version"]
+    assert answering.asked == ["/api/version"]
 
 
-def test_living_head_that_gives_no_answer_for_long_is_left_alone(served, monkeypatch):
+def test_living_head_that_gives_no_answer_for_long_is_left_alone(answering, monkeypatch):
     monkeypatch.setattr(observe, "PATIENCE_S", 0)
-    served.refused.update((502, 503, 504))
+    answering.refused.update((502, 503, 504))
     with pytest.raises(Unreachable, match=r"next: .*raykube cluster delete local"):
         starting.ensure()
     assert head.current() is not None
+
+
+@pytest.fixture
 def dashboard(answering):
     """Run such a head, and give what it was asked: jobs, and configurations as names of their applications."""
     return answering.asked

@@ -336,6 +336,8 @@ class Gone(Quiet):
     def do_GET(self):  # noqa: N802
         details = {"kind": "rayclusters", "name": "demo"}
         self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": details})
+
+
 class Deleting(Answering):
     """One that notes which pods are deleted."""
 
