@@ -58,8 +58,9 @@ class _Handle:
     def why(self) -> Failure:
         """Say in one cause and one next step why it is where it is."""
         status = self.status()
-        next_step = f"raykube {status.kind} logs {self.name}"
-        return status.failure or Failure(status.state, status.detail, next_step=next_step)
+        # Before it runs there is no log.
+        verb = "status" if status.state in _NOT_YET else "logs"
+        return status.failure or Failure(status.state, status.detail, next_step=f"raykube {status.kind} {verb} {self.name}")
 
     def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
         """Follow the changes until `done` or the time is over; return the last status seen."""

@@ -218,7 +218,7 @@ def test_proxy_that_cannot_be_used_is_said(context, address, words):
 def test_proxy_that_does_not_answer_is_no_answer_of_the_server(context):
     context(**{"proxy-url": "http://127.0.0.1:1"})
     with pytest.raises(Unreachable):
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
 
 
 def test_certificate_file_that_is_missing_is_said(context):
@@ -249,7 +249,7 @@ def test_token_file_is_read_for_each_request(context, tmp_path):
 def test_token_file_that_is_missing_is_waited_for(context):
     context(user={"tokenFile": "nowhere"})
     with pytest.raises(NoCredential, match="No such file"):
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
 
 
 def test_plugin_is_asked_again_only_when_its_token_is_refused(context, plugin, api, tmp_path):
@@ -285,7 +285,7 @@ def test_plugin_whose_answer_stays_refused_is_a_user_whom_the_server_does_not_kn
     api.refused.add("one")
     context(user=plugin({"token": "one"}))
     with pytest.raises(Forbidden):
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_plugin_that_gives_nothing_is_named_with_its_hint(context, command, word
     version = "client.authentication.k8s.io/v1"
     context(user={"exec": {"apiVersion": version, "command": command, "installHint": "install it so"}})
     with pytest.raises(NoCredential, match=words) as told:
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
     assert command in told.value.what
     assert told.value.next_step == "install it so"
     *_, check = server.checks(Kube())  # what doctor says
@@ -306,7 +306,7 @@ def test_plugin_that_fails_is_told_without_its_arguments(context):
     command = {"command": "false", "args": ["--client-secret", "SECRET"]}
     context(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", **command}})
     with pytest.raises(NoCredential, match="exit status 1") as told:
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
     assert "SECRET" not in "".join(traceback.format_exception(told.value))
 
 
@@ -340,7 +340,7 @@ def test_plugin_has_the_terminal_unless_it_wants_none(context, plugin, tmp_path,
 def test_plugin_that_has_to_ask_somebody_is_refused_without_a_terminal(context, plugin):
     context(plugin({"token": "t"}, interactiveMode="Always"))
     with pytest.raises(NoCredential, match="not a terminal") as told:
-        Kube().answer("/version")
+        Kube().send("GET", "/version")
     assert "in a terminal" in told.value.next_step
 
 
