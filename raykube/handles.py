@@ -60,7 +60,8 @@ class _Handle:
         status = self.status()
         # Before it runs there is no log.
         verb = "status" if status.state in _NOT_YET else "logs"
-        return status.failure or Failure(status.state, status.detail, next_step=f"raykube {status.kind} {verb} {self.name}")
+        next_step = f"raykube {status.kind} {verb} {self.name}"
+        return status.failure or Failure(status.state, status.detail, next_step=next_step)
 
     def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
         """Follow the changes until `done` or the time is over; return the last status seen."""
