@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import string
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,25 +17,11 @@ from typing import Any, TypeVar
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.inside import storage
+from raykube.inside import joining, storage
 
 log = logging.getLogger("raykube")
 T = TypeVar("T")
 
-RAY_ENVIRON = {
-    # It logs what a worker prints besides printing it, and so shows every line twice.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # The controller takes one report a poll: at Ray's 2 s every report waits 2 s and a run ends 4 s late.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # Without a limit, ranks that report unequally often wait for each other for ever.
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
-    # Relative paths in a loop mean what they meant in the driver.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-_AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _JOINING_S = 60.0
 _stages: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
@@ -133,12 +118,15 @@ class Place:
 
         The own instance is ended on the way out, whatever happened. A Ray that runs on this machine
         for others is neither used nor touched. What dead controllers have reserved is freed meanwhile.
+
+        Raises:
+            BackendError: Ray cannot be started, or does not answer.
         """
-        apply_environ()
-        show_progress()
-        before, joined = {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}, False
+        joining.apply_environ()
+        joining.show_progress()
+        before, joined = joining.auth(), False
         try:
-            joined = not _start()
+            joined = not joining.start()
             from raykube.inside.deaths import orphans_removed
 
             settle()
@@ -146,61 +134,7 @@ class Place:
                 yield
         finally:
             if not joined:
-                _end(before)
-
-
-def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Set the variables of Ray that raykube relies on, unless they are set."""
-    for name, value in RAY_ENVIRON.items():
-        environ.setdefault(name, value)
-
-
-def show_progress() -> None:
-    """Send raykube's log lines to stdout, unless the script has set up logging itself."""
-    if log.handlers or logging.root.handlers:
-        return
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("raykube: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-
-
-def _start() -> bool:
-    """Connect to Ray if this process is not; return whether that started an instance of our own."""
-    early = "ray" not in sys.modules
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    if early and not joins:
-        # Ray caches the mode while it is imported; with a token of our own it writes none below HOME.
-        os.environ.setdefault(_AUTH_MODE, "token")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    if joins:
-        ray.init(logging_level=logging.WARNING)
-        return False
-    os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
-    # It would warn that a token is now needed, where nobody but this process needs one.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Nobody is told of its dashboard, which is one more process to start.
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
-    return True
-
-
-def _end(environ: Mapping[str, str | None]) -> None:
-    """End an instance of our own, and give the variables in `environ` the values they had before it."""
-    import ray
-
-    ray.shutdown()
-    for name, value in environ.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    # This process would go on with a token that the processes of its next Ray are not told. The loader is
-    # an inner thing of Ray, which may move; only such a next Ray would miss it.
-    if loader := getattr(sys.modules.get("ray._raylet"), "AuthenticationTokenLoader", None):
-        loader.instance().reset_cache()
+                joining.end(before)
 
 
 def settle() -> None:

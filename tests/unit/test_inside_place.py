@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,28 @@ def test_slots_take_fractions():
 def test_slots_take_no_parts_of_two_gpus():
     assert slots([node(64, 8)], wire.Scale(cpus=1, gpus=0.4)) == 16
     assert slots([node(64, 8)], wire.Scale(cpus=1, gpus=0.1)) == 64
+
+
+def ended(code, **environ):
+    """Run code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environ}, capture_output=True, text=True, check=False
+    )
+
+
+def test_progress_is_shown_once_when_another_library_sets_up_logging_later():
+    code = (
+        "import logging; from raykube.inside.joining import show_progress; "
+        "show_progress(); logging.basicConfig(); logging.getLogger('raykube').warning('told')"
+    )
+    found = ended(code)
+    assert (found.stdout, found.stderr) == ("raykube: told\n", "")
+
+
+def test_ray_that_cannot_start_is_told_with_a_next_step(tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "file").write_text("")
+    code = f"from raykube.inside.place import Place\nwith Place('x', {str(tmp_path)!r}).connect(): pass"
+    found = ended(code, RAY_TMPDIR=str(tmp_path / "file" / "x"), RAY_ADDRESS="")
+    assert "BackendError: Ray cannot be started on this machine\n  why:  NotADirectoryError" in found.stderr
+    assert "next: run raykube doctor" in found.stderr

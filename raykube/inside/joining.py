@@ -1,0 +1,110 @@
+"""How a process comes to Ray, and what it says on the way: the cluster of the job that it is, else a Ray of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from raykube.errors import BackendError
+
+log = logging.getLogger("raykube")
+
+RAY_ENVIRON = {
+    # It logs what a worker prints besides printing it, and so shows every line twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # The controller takes one report a poll: at Ray's 2 s every report waits 2 s and a run ends 4 s late.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Without a limit, ranks that report unequally often wait for each other for ever.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    # Relative paths in a loop mean what they meant in the driver.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+_AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+
+
+def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+    """Set the variables of Ray that raykube relies on, unless they are set."""
+    for name, value in RAY_ENVIRON.items():
+        environ.setdefault(name, value)
+
+
+def show_progress() -> None:
+    """Send raykube's log lines to stdout, unless the script has set up logging itself."""
+    if log.handlers or logging.root.handlers:
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("raykube: %(message)s"))
+    log.addHandler(handler)
+    # MLflow gives the root logger a handler of its own later, which would show every line again.
+    log.propagate = False
+    log.setLevel(logging.INFO)
+
+
+def auth() -> dict[str, str | None]:
+    """Return the variables that say how Ray is asked, for :func:`end`."""
+    return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
+
+
+def start() -> bool:
+    """Connect to Ray if this process is not; return whether that started an instance of our own.
+
+    Raises:
+        BackendError: Ray cannot be started, or does not answer.
+    """
+    early = "ray" not in sys.modules
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if early and not joins:
+        # Ray caches the mode while it is imported; with a token of our own it writes none below HOME.
+        os.environ.setdefault(_AUTH_MODE, "token")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if joins:
+        _init()
+        return False
+    os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
+    # It would warn that a token is now needed, where nobody but this process needs one.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Nobody is told of its dashboard, which is one more process to start.
+    _init(address="local", include_dashboard=False)
+    return True
+
+
+def _init(**asked: Any) -> None:
+    import ray
+
+    try:
+        ray.init(logging_level=logging.WARNING, **asked)
+    except Exception as error:  # Ray's own are of any kind, some bare
+        address = os.environ.get("RAY_ADDRESS")
+        raise BackendError(
+            f"no Ray answers at RAY_ADDRESS={address}" if address else "Ray cannot be started on this machine",
+            why=f"{type(error).__name__}: {error}",
+            next_step="unset RAY_ADDRESS for a Ray of its own, or set it to one that runs"
+            if address
+            else "run raykube doctor; Ray's logs are in session_latest/logs below RAY_TMPDIR, else /tmp/ray",
+        ) from error
+
+
+def end(environ: Mapping[str, str | None]) -> None:
+    """End an instance of our own, and give the variables in `environ` the values they had before it."""
+    import ray
+
+    ray.shutdown()
+    for name, value in environ.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # This process would go on with a token that the processes of its next Ray are not told. The loader is
+    # an inner thing of Ray, which may move; only such a next Ray would miss it.
+    if loader := getattr(sys.modules.get("ray._raylet"), "AuthenticationTokenLoader", None):
+        loader.instance().reset_cache()
