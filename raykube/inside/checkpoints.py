@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,21 @@ from typing import Any
 from raykube.errors import ConfigError, NotFound
 from raykube.inside import storage
 
+log = logging.getLogger("raykube")
 STATE_FILE = "state.pt"
 _DRAFT = ".draft"
+_OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
+_LIST = "checkpoint_manager_snapshot.json"  # of Ray, in the stage
+
+
+def new_name(now: float) -> str:
+    """Return a name that no other checkpoint of this stage has, and that says that its row is recorded."""
+    return f"checkpoint_{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1e6):06d}"
+
+
+def is_ours(name: str) -> bool:
+    """Tell the folder of a checkpoint that ``raykube.report`` has named."""
+    return bool(_OURS.match(name))
 
 
 def save(state: Mapping[str, Any], directory: str | Path) -> Path:
@@ -43,6 +60,27 @@ def remove_drafts(stage: str) -> None:
     if not storage.is_uri(stage):
         for draft in Path(stage).glob(f".checkpoint_*{_DRAFT}"):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_unheard(stage: str, goes_on: str) -> None:
+    """Remove the checkpoints of a stage that a worker wrote and, killed, did not bring to the ears of Ray's controller.
+
+    Nobody would remove them later. All that is there when rank 0 starts is of an earlier start: it has named none yet.
+
+    Args:
+        stage: its folder or URI.
+        goes_on: the name of the checkpoint that this start goes on from, which Ray's controller has listed last. A list
+            without it cannot be read, or is an old one as a network file system may show: nothing is removed by that.
+    """
+    try:
+        listed = storage.read_from(storage.join(stage, _LIST)).decode()
+        if goes_on not in listed or "checkpoint_results" not in json.loads(listed):
+            return
+        for name in storage.folders(stage):
+            if is_ours(name) and name not in listed:
+                storage.remove(storage.join(stage, name))
+    except (OSError, ValueError) as error:  # they take room, no more: the training goes on
+        log.warning("checkpoints of killed workers may be left in %s: %s", stage, error)
 
 
 def load(checkpoint: Any, map_location: str = "cpu", *, trusted: bool = False) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raykube import wire
-from raykube.inside import deaths, snapshots, spared, storage
+from raykube.inside import checkpoints, deaths, snapshots, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder, as_reported
 from raykube.inside.scalars import scalars
@@ -23,12 +22,6 @@ except ImportError:  # an inner place of Ray, which may move; nobody then knows 
     WorkerGroupCallback = UserCallback
 
 log = logging.getLogger("raykube")
-_OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
-
-
-def checkpoint_name(now: float) -> str:
-    """Return a name that no other checkpoint of this stage has, and that says that its row is recorded."""
-    return f"checkpoint_{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1e6):06d}"
 
 
 class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no types
@@ -63,7 +56,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""
         del run_context
         name = checkpoint.path.rpartition("/")[2] if checkpoint else None
-        if name and _OURS.match(name):
+        if name and checkpoints.is_ours(name):
             return
         # Made here, not in the constructor: this object travels to the controller by pickle.
         self._recorder = self._recorder or Recorder(self._path, self._attempt)

@@ -68,7 +68,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
             session.recorder.add(scalars(metrics, defer=True))
         return
     plain = scalars(metrics)
-    name = _checkpoint_name(time.time())
+    name = checkpoints.new_name(time.time())
     session.add(plain, name)
     if session.recorder is not None:
         session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
@@ -114,12 +114,6 @@ def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
         checkpoint_upload_mode=mode.ASYNC if uploads else mode.NO_UPLOAD,
         delete_local_checkpoint_after_upload=uploads,
     )
-
-
-def _checkpoint_name(now: float) -> str:
-    from raykube.inside.controller import checkpoint_name
-
-    return checkpoint_name(now)
 
 
 @dataclass(frozen=True)
@@ -190,6 +184,8 @@ def _recording(path: str, attempt: int) -> Iterator[None]:
     if rank == 0:
         recorder = Recorder(path, attempt)
         checkpoints.remove_drafts(stage)
+        if goes_on := ray.train.get_checkpoint():
+            checkpoints.remove_unheard(stage, goes_on.path.rpartition("/")[2])
     _session = _Session(recorder, stage)
     try:
         with outputs.kept(storage.join(stage, wire.rank_log(rank))):

@@ -1,4 +1,5 @@
 import functools
+import json
 import os
 import pickle
 import subprocess
@@ -371,6 +372,45 @@ def test_drafts_of_a_killed_writer_are_removed_and_checkpoints_kept(tmp_path):
     (tmp_path / ".checkpoint_2.abc.draft").mkdir()
     checkpoints.remove_drafts(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_1"]
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """Return a stage with a checkpoint that Ray lists, one that a killed worker left, and one by another name."""
+    names = [checkpoints.new_name(when) for when in (1.5, 2.5)]
+    for name in (*names, "checkpoint_of_mine"):
+        checkpoints.save({"epoch": 1}, tmp_path / name)
+    listed = {"checkpoint_results": [{"checkpoint_dir_name": names[0], "metrics": {}}]}
+    (tmp_path / checkpoints._LIST).write_text(json.dumps(listed))
+    return tmp_path, *names
+
+
+def folders(stage):
+    return {path.name for path in stage.iterdir() if path.is_dir()}
+
+
+def test_checkpoint_that_ray_did_not_hear_of_is_removed(killed):
+    stage, listed, _ = killed
+    checkpoints.remove_unheard(str(stage), listed)
+    assert folders(stage) == {listed, "checkpoint_of_mine"}
+
+
+@pytest.mark.parametrize("known", [None, "", '{"checkpoint_results": [{"checkpoint_dir_name": "NAME', '"NAME"', "{}"])
+def test_no_checkpoint_is_removed_by_a_list_that_cannot_be_read(killed, known):
+    stage, listed, _ = killed
+    before = folders(stage)
+    (stage / checkpoints._LIST).unlink()
+    if known is not None:
+        (stage / checkpoints._LIST).write_text(known.replace("NAME", listed))
+    checkpoints.remove_unheard(str(stage), listed)
+    assert folders(stage) == before
+
+
+def test_no_checkpoint_is_removed_by_a_list_older_than_the_start(killed):
+    stage, _, newer = killed
+    before = folders(stage)
+    checkpoints.remove_unheard(str(stage), newer)
+    assert folders(stage) == before
 
 
 def test_checkpoint_that_is_not_there_is_named(tmp_path):

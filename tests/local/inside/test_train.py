@@ -167,12 +167,15 @@ def dying(config):
         note(config["lives"], first=first)
     for step in range(first, 10):
         if step == 5 and first == 0 and rank == 1:
+            checkpoints.save({"step": -1}, config["unheard"])  # as rank 0 does, which may be killed before it reports
             os.kill(os.getpid(), signal.SIGKILL)
         raykube.report({"step": step}, {"step": step})
 
 
 def test_training_goes_on_after_a_worker_was_killed(here, tmp_path):
-    result = raykube.train(dying, {"lives": str(tmp_path / "lives")})
+    unheard = here.folder / "train-1" / checkpoints.new_name(1.0)
+    result = raykube.train(dying, {"lives": str(tmp_path / "lives"), "unheard": str(unheard)})
+    assert not unheard.exists()
     lives = [fact["first"] for fact in notes(tmp_path / "lives")]
     assert len(lives) == 2
     assert 1 <= lives[1] <= 5  # from a checkpoint, and from none that was never complete
