@@ -184,6 +184,16 @@ def test_loop_of_a_script_is_named_after_the_script(tmp_path, command, name):
     assert ended.stdout == f"{name}.loop\n"
 
 
+@pytest.mark.parametrize(("kind", "asked"), [("train", {}), ("sweep", {"trials": 1, "metric": "x", "mode": "min"})])
+def test_call_whose_stage_is_another_scripts_is_refused_before_ray_is_asked(tmp_path, monkeypatch, kind, asked):
+    run = f"second-{kind}"
+    monkeypatch.setenv(wire.STORAGE, str(tmp_path))
+    monkeypatch.setenv(wire.RUN_NAME, run)
+    Stage(Place(run, str(tmp_path)), f"{kind}-1", str(tmp_path / run)).begin(replace(TRAINING, kind=kind))
+    with pytest.raises(Conflict, match=rf"second script of this run calls {kind}"):
+        getattr(raykube, kind)(lambda config: config, {"x": type("Domain", (), {})()}, **asked)
+
+
 @pytest.mark.parametrize("verb", ["train", "sweep"])
 def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch, verb):
     monkeypatch.setenv(wire.STORAGE, str(tmp_path))
