@@ -15,7 +15,7 @@ import string
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
@@ -235,6 +235,7 @@ class App(Spec):
 
     Attributes:
         import_path: ``module:attribute`` of the application or of its builder.
+        name: that of the service, where this is its only application and says no other.
         args: what the builder gets; strict there.
         model: a model reference (``run:NAME``, a checkpoint's path or URI, ``models:/NAME/VERSION`` or
             ``models:/NAME@ALIAS``); reaches the builder as ``args["model"]``.
@@ -309,6 +310,14 @@ class Service(_Code):
 
     name: Annotated[str, Field(min_length=1)]
     apps: tuple[App, ...]
+
+    @field_validator("apps")
+    @classmethod
+    def _name_app(cls, apps: tuple[App, ...], info: ValidationInfo) -> tuple[App, ...]:
+        """Name the application as `raykube service deploy` does: on one machine no two services may have one name."""
+        if len(apps) != 1 or "name" in apps[0].model_fields_set or "name" not in info.data:
+            return apps
+        return (apps[0].model_copy(update={"name": info.data["name"]}),)
 
     @model_validator(mode="after")
     def _check_apps(self) -> Service:

@@ -135,6 +135,12 @@ def test_service_refuses_names_and_routes_taken_twice():
     assert set(found) == {"apps[1].name", "apps[1].route_prefix"}
 
 
+def test_one_application_has_the_name_of_its_service_unless_it_says_another():
+    service = Service(name="s", apps=[{"import_path": "a:b"}])
+    assert service == Service(name="s", apps=[App(import_path="a:b", name="s")])
+    assert Service(name="s", apps=[{"import_path": "a:b", "name": "app"}]).apps[0].name == "app"
+
+
 def test_service_error_has_the_path_of_each_app():
     found = problems(Service, name="s", apps=[{"import_path": "a:b"}, {"import_pth": "a:c"}])
     assert set(found) == {"apps[1].import_path", "apps[1].import_pth"}
