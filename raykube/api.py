@@ -34,7 +34,7 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
         ConfigError: what cannot work, every problem at once.
     """
     if not isinstance(work, (Job, Service)):
-        raise ConfigError(f"{work!r} is no Job or Service", next_step="write rk.Job.module('jobs.digits')")
+        raise _is_no("Job or Service", work, "write rk.Job.module('jobs.digits')")
     if "working_dir" not in work.model_fields_set:
         package.check_implied(Path.cwd())
     cluster = cluster_of(on)
@@ -120,8 +120,17 @@ def deploy(
 
 def _only(work: _Work, kind: type[_Work], other: str) -> _Work:
     if not isinstance(work, kind):
-        raise ConfigError(f"{work!r} is no {kind.__name__}", next_step=f"write {other}, or give a {kind.__name__}")
+        raise _is_no(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
     return work
+
+
+def _is_no(kind: str, work: object, step: str) -> ConfigError:
+    """Return the error for what is no spec of a kind. Another spec is not told whole: it may fill the screen."""
+    if not isinstance(work, str):
+        return ConfigError(f"a {type(work).__name__} is no {kind}", next_step=step)
+    app = f"rk.Service(name='a-name', apps=[rk.App(import_path={work!r})])"
+    written = app if kind == "Service" else f"rk.Job(entrypoint={work!r})"
+    return ConfigError(f"the text {work!r} is no {kind}", next_step=f"write {written}")
 
 
 def runs(on: str | Cluster | None = None) -> list[Run]:

@@ -155,9 +155,23 @@ def test_service_without_apps_is_refused():
     [
         (rk.submit, rk.Service(name="a", apps=[rk.App(import_path="app:application")]), "rk.deploy"),
         (rk.deploy, rk.Job(entrypoint="python x.py"), "rk.submit"),
-        (rk.submit, "python x.py", "is no Job"),
     ],
 )
-def test_work_of_the_other_kind_names_the_verb_for_it(verb, work, other):
-    with pytest.raises(rk.ConfigError, match=other):
+def test_work_of_the_other_kind_names_the_verb_for_it_and_is_not_told_whole(verb, work, other):
+    with pytest.raises(rk.ConfigError, match=other) as told:
         verb(work)
+    assert "working_dir" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "step"),
+    [
+        (rk.submit, "python x.py", "write rk.Job(entrypoint='python x.py')"),
+        (rk.plan, "python x.py", "write rk.Job(entrypoint='python x.py')"),
+        (rk.deploy, "x:app", "write rk.Service(name='a-name', apps=[rk.App(import_path='x:app')])"),
+    ],
+)
+def test_text_in_place_of_work_is_told_as_the_spec_that_it_may_mean(verb, text, step):
+    with pytest.raises(rk.ConfigError, match=f"the text '{text}' is no") as told:
+        verb(text)
+    assert told.value.next_step == step
