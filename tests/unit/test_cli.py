@@ -19,12 +19,13 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 import raykube as rk
+from raykube.backends import Status
 from raykube.backends.local import records
 from raykube.cli import args, common, names
 from raykube.cli import raykube as raykube_command
 from raykube.cli.jobs import submit
 from raykube.entrypoints import check_import_path
-from raykube.errors import BackendError, ConfigError, RunFailed
+from raykube.errors import BackendError, ConfigError, Failure, RunFailed
 from raykube.package import collect
 from raykube.specs import Job
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -574,6 +575,41 @@ def test_problems_of_a_service_are_told_at_once():
         "--env",
         "apps[0].import_path",
     }
+
+
+@pytest.mark.parametrize(
+    ("place", "option", "text", "key", "value"),
+    [
+        ("local", "--entrypoint-num-cpus", "0.5", "entrypoint_num_cpus", 0.5),
+        ("local", "--entrypoint-num-gpus", "0.5", "entrypoint_num_gpus", 0.5),
+        ("local", "--entrypoint-memory", "1024", "entrypoint_memory", 1024),
+        ("local", "--entrypoint-resources", '{"disk": 2}', "entrypoint_resources", {"disk": 2}),
+        ("gpu-t4", "--entrypoint-num-cpus", "2", "entrypointNumCpus", 2),
+        ("gpu-t4", "--entrypoint-num-gpus", "1", "entrypointNumGpus", 1),
+        ("gpu-t4", "--entrypoint-resources", '{"disk": 2}', "entrypointResources", '{"disk": 2.0}'),
+    ],
+)
+def test_what_a_driver_reserves_is_in_its_plan(raykube, place, option, text, key, value):
+    words = ("--on", place, option, text, "--dry-run=client", "-o", "json", "--", "python", "hello.py")
+    planned = json.loads(raykube("job", "submit", *words).stdout)[-1]
+    assert planned.get("spec", planned)[key] == value
+
+
+def test_arguments_and_path_of_an_application_are_in_its_plan(raykube):
+    words = ("--args", '{"word": "hi"}', "--route-prefix", "/hello", "--dry-run=client", "-o", "json")
+    (app,) = json.loads(raykube("service", "deploy", "a", "hello:app", *words).stdout)
+    assert (app["args"], app["route_prefix"]) == ({"word": "hi"}, "/hello")
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [("SUCCEEDED", 0), ("FAILED", 1)])
+def test_end_of_a_run_that_was_waited_for_is_told_as_json(raykube, tmp_path, monkeypatch, state, exit_code):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "home"))
+    records.save(record("a"))
+    failure = Failure("EntrypointFailed", "exit code 3", 3) if exit_code else None
+    records.set_final(Status("a", "job", state, failure=failure))
+    done = raykube("job", "wait", "a", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["name"], told["state"], told["result"]) == (exit_code, "a", state, None)
 
 
 def test_service_without_replicas_names_no_deployment(raykube):

@@ -42,6 +42,14 @@ def test_time_is_the_server_s(api, behind):
     assert kube.now() == pytest.approx(time.time() - behind, abs=2)
 
 
+def test_time_of_a_pod_that_the_server_passes_requests_on_to_is_not_the_server_s(api):
+    kube = Kube()
+    kube.find("RayJob", "a")
+    api.behind = 3600
+    kube.send("GET", f"{kube.proxy('head')}/api/version")
+    assert kube.now() == pytest.approx(time.time(), abs=2)
+
+
 def test_clocks_that_agree_are_this_machine_s(api):  # noqa: ARG001 - it is asked
     kube = Kube()
     kube.find("RayJob", "a")

@@ -367,3 +367,42 @@ def test_workers_whose_manifest_shares_a_part_with_the_head_get_nothing_that_is_
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in head["env"]
     assert head["ports"]
     assert {"env", "ports"} & worker.keys() == set()
+
+
+def test_group_whose_replicas_are_several_pods_has_a_worker_in_each(manifest, loaded):
+    manifest["spec"]["workerGroupSpecs"][0]["numOfHosts"] = 4
+    cluster = loaded(manifest)
+    assert (cluster.scale.workers, cluster.sized(12).scale.workers) == (8, 12)
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        cluster.sized(6)
+
+
+def test_slices_of_a_gpu_are_gpus(manifest, loaded):
+    container = manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    container["resources"] = {"limits": {"cpu": 4, "nvidia.com/mig-1g.5gb": 2}}
+    assert loaded(manifest).scale == Scale(4, 2, 1)
+
+
+@pytest.fixture
+def of_version(manifest, loaded):
+    """Return a function that loads a manifest with a version of Ray, whose images tell none."""
+
+    def load(version):
+        manifest["spec"]["rayVersion"] = version
+        for path in (HEAD, GROUP):
+            edit(*path, *CONTAINER, "image", value="me/image")(manifest)
+        return loaded(manifest)
+
+    return load
+
+
+def test_ray_has_tokens_from_2_52_on(of_version):
+    with pytest.raises(ConfigError, match=r"2\.51\.2 knows no tokens"):
+        of_version("2.51.2")
+    assert of_version("2.52.0").manifest["spec"]["rayVersion"] == "2.52.0"
+
+
+@pytest.mark.parametrize(("version", "is_asked"), [("2.52.1", False), ("2.53.0", True)])
+def test_agent_of_ray_is_asked_whether_it_is_well_from_2_53_on(of_version, version, is_asked):
+    head = bodies.ray_cluster(of_version(version), "", probed=True)["headGroupSpec"]
+    assert ("readinessProbe" in head["template"]["spec"]["containers"][0]) is is_asked

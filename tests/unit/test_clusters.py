@@ -1,7 +1,11 @@
 """What is sent for a long-lived cluster, how two differ, what one is doing; and the commands, without Kubernetes."""
 
+import base64
 import copy
+import itertools
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -296,7 +300,8 @@ class Api(Quiet):
     """Has the cluster that the test says."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        self.answer(200, self.server.cluster)
+        secret = {"data": {"auth_token": base64.b64encode(b"t0ken").decode()}}
+        self.answer(200, secret if "/secrets/" in self.path else self.server.cluster)
 
     def do_DELETE(self):  # noqa: N802
         self.server.asked.append(self.path)
@@ -313,6 +318,25 @@ def test_cluster_that_belongs_to_a_job_is_not_deleted(tmp_path, monkeypatch):
             clusters.delete(Kube(), "demo")
     assert caught.value.next_step == "raykube job delete digits"
     assert server.asked == []
+
+
+@pytest.mark.parametrize(("number", "own"), [(signal.SIGTERM, ""), (signal.SIGHUP, "mine")])
+def test_forward_that_is_ended_takes_its_token_file_along(tmp_path, number, own):
+    with serving(Api) as server:
+        server.cluster = body()
+        environ = {"KUBECONFIG": write_kubeconfig(server, tmp_path / "kubeconfig"), "RAYKUBE_HOME": str(tmp_path)}
+        environ = {**os.environ, **environ, "RAY_AUTH_TOKEN": own}
+        words = [sys.executable, "-m", "raykube", "cluster", "forward", "demo", "-n", "default"]
+        with subprocess.Popen(
+            words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            lines = [*itertools.takewhile(lambda line: not line.startswith("carrying"), process.stdout)]
+            kept = [path.read_text() for path in (tmp_path / "tokens").iterdir()]
+            process.send_signal(number)
+            rest = process.communicate(timeout=30)[0]
+    assert [line for line in lines if line.startswith("unset")] == (["unset RAY_AUTH_TOKEN\n"] if own else [])
+    assert (kept, [*(tmp_path / "tokens").iterdir()]) == (["t0ken"], [])
+    assert "Traceback" not in rest
 
 
 def test_cluster_for_jobs_has_no_annotations_but_raykubes_own(tmp_path, monkeypatch):

@@ -67,3 +67,12 @@ def test_workers_that_have_no_room_by_themselves_are_noted():
     group.pop("rayStartParams", None)
     (note,) = fits.notes(job(), Cluster(manifest, "here", "own"))
     assert "workers x 1 CPU are more than the cluster's" in note
+
+
+def test_pods_of_a_replica_of_several_all_have_room(two_by_two):
+    manifest = copy.deepcopy(dict(two_by_two.manifest))
+    manifest["spec"]["workerGroupSpecs"][0]["numOfHosts"] = 2
+    cluster = Cluster(manifest, "here", "own")
+    assert [*fits.notes(job(), cluster)] == []
+    (note,) = fits.notes(job(entrypoint_num_cpus=1), cluster)
+    assert "4 workers x 2 CPU and the driver's 1 are more than the cluster's 8" in note

@@ -192,7 +192,7 @@ def test_deadline_ends_an_entrypoint_that_does_not_listen(storage):
     words = [sys.executable, "-c", IMPATIENT, "trap '' TERM; sleep 60"]
     with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
         try:
-            assert process.wait(timeout=10) == -signal.SIGKILL
+            assert process.wait(timeout=30) == -signal.SIGKILL
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -525,6 +525,20 @@ def test_localservice_is_the_list_of_serve_applications():
     assert plans.Plan("s", "local", (app,)).is_service
 
 
+def test_serve_app_carries_its_bounds_of_requests():
+    service = Service(name="s", apps=(App(import_path="a:b", max_ongoing_requests=5, max_queued_requests=7),))
+    (app,) = plans.localservice(service, Cluster.local(), "file:///x.zip")
+    assert app["deployments"] == [{"name": "Model", "max_ongoing_requests": 5, "max_queued_requests": 7}]
+
+
+@pytest.mark.parametrize(("own", "found"), [({}, "30m"), ({"ray.io/initializing-timeout": "2h"}, "2h")])
+def test_service_is_given_up_after_the_manifests_own_time_if_it_says_one(code, own, found):
+    cluster = bare()
+    cluster.manifest["metadata"]["annotations"] = own
+    metadata = only(plans.rayservice(SERVICE, cluster, code), "RayService")["metadata"]
+    assert metadata["annotations"]["ray.io/initializing-timeout"] == found
+
+
 def test_serve_app_without_numbers_names_no_deployment():
     service = Service(name="s", apps=(App(import_path="a:b"),))
     assert "deployments" not in plans.localservice(service, Cluster.local(), "file:///x.zip")[0]

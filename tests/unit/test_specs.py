@@ -105,6 +105,7 @@ def test_environment_that_raykube_sets_is_refused(key):
         ({"import_path": "jobs/app.py"}, "import_path"),
         ({"route_prefix": "api"}, "route_prefix"),
         ({"route_prefix": "/api/"}, "route_prefix"),
+        ({"route_prefix": "/{model}"}, "route_prefix"),
         ({"ray_actor_options": {"num_cpu": 1}}, "ray_actor_options.num_cpu"),
         ({"num_replicas": 0}, "num_replicas"),
         ({"num_replicas": 1, "autoscaling_config": {}}, "num_replicas"),

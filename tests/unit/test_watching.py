@@ -109,6 +109,13 @@ def test_server_that_takes_connections_and_does_not_answer_is_told(api, monkeypa
         until(lambda: watched.of("RayJob") == [JOB] and watched.error("RayJob") is None, "it is mended", 5)
 
 
+def test_watch_that_is_silent_for_longer_than_a_server_is_begins_anew(api, watched, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_WATCH_TIMEOUT", httpx.Timeout(0.3))
+    watched.watch("RayJob")
+    until(lambda: api.watches == 2, "it watches again", 5)
+    assert (watched.of("RayJob"), watched.error("RayJob")) == ([JOB], None)
+
+
 def test_server_that_fails_is_told_until_it_answers(api, watched):
     api.fails.set()
     watched.watch("RayJob")
