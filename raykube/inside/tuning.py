@@ -15,6 +15,7 @@ from raykube.inside import storage, tracking
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, as_reported, rows
 from raykube.inside.place import Place, room
+from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, Work
 from raykube.inside.training import Task, log_start
 from raykube.inside.trials import TRAIN, Trials, run_trial
@@ -98,25 +99,13 @@ def _name(outcome: Any) -> str:
 
 
 def _check(space: Mapping[str, Any], trials: int, metric: str) -> None:
-    problems = [
-        Problem(f"space.{name}", "is a grid, which Optuna does not search", "write tune.choice([...])")
-        for name, value in space.items()
-        if isinstance(value, Mapping) and "grid_search" in value
-    ]
-    if not problems and not any(_is_domain(value) for value in space.values()):
-        problems.append(Problem("space", "has nothing to search", "give a key a domain: tune.loguniform(1e-4, 1e-1)"))
+    problems = unsearchable(space)
     if trials < 1:
         problems.append(Problem("trials", f"{trials} is not a number of trials", "write 1 or more"))
     if not metric:
         problems.append(Problem("metric", "is empty", "name a number that the loop reports"))
     if problems:
         raise ConfigError.of("this sweep cannot be run", problems)
-
-
-def _is_domain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_is_domain(inner) for inner in value.values())
-    return any(base.__name__ == "Domain" for base in type(value).__mro__)
 
 
 def trial_place(place: Place) -> Place:
