@@ -99,7 +99,8 @@ def load(checkpoint: Any, map_location: str = "cpu", *, trusted: bool = False) -
     if hasattr(checkpoint, "as_directory"):
         with checkpoint.as_directory() as folder:
             return _read(Path(folder), map_location, trusted=trusted)
-    return _read(Path(storage.local_copy(storage.plain(str(checkpoint)))), map_location, trusted=trusted)
+    with storage.local_copy(storage.plain(str(checkpoint))) as folder:
+        return _read(Path(folder), map_location, trusted=trusted)
 
 
 def latest(map_location: str = "cpu") -> dict[str, Any] | None:

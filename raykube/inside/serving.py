@@ -36,7 +36,7 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
     GET gives ``{"model": ...}``, what is served.
 
     Args:
-        load: makes the model from a checkpoint's folder.
+        load: makes the model from a checkpoint's folder, which may be gone once it has returned.
         predict: (model, instances) to as many JSON values; raises ValueError, TypeError or LookupError for an
             instance that it cannot take, which answers that request with HTTP 400, and whatever else with 500; either
             leaves the others of the batch alone. A prediction that is NaN or infinite is answered as null.
@@ -139,7 +139,8 @@ def _registry(environ: Mapping[str, str]) -> str:
 def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] = os.environ) -> Any:
     """Return the model that :func:`resolve` found: by `load` from a checkpoint, or, on the CPU, from MLflow."""
     if not resolved.startswith("models:/"):
-        return load(storage.local_copy(resolved))
+        with storage.local_copy(resolved) as folder:
+            return load(folder)
     import mlflow
     import mlflow.pytorch
 

@@ -6,6 +6,8 @@ import base64
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -92,19 +94,17 @@ def write_bytes(path: str, data: bytes) -> None:
         raise
 
 
-def local_copy(path: str) -> str:
-    """Return a folder on this machine that holds what is at `path`; itself when it is one already."""
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """Give a folder on this machine that holds what is at `path`: itself if it is one, else a copy, for the block."""
     if not is_uri(path):
-        return path
+        yield path
+        return
     from pyarrow import fs
 
-    folder = tempfile.mkdtemp(prefix="raykube-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="raykube-", ignore_cleanup_errors=True) as folder:
         fs.copy_files(path, folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
+        yield folder
 
 
 def folders(path: str) -> list[str]:

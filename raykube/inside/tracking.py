@@ -271,8 +271,8 @@ class MlflowTracker(Tracker):
             del self._params[:_PARAMS_BATCH]
 
     def _register(self, result: wire.Result, model: Loader) -> str:
-        module = model(storage.local_copy(result.checkpoint or ""))
-        return registry.register(module, self._subject.experiment, self._run_id, self._uri)
+        with storage.local_copy(result.checkpoint or "") as folder:
+            return registry.register(model(folder), self._subject.experiment, self._run_id, self._uri)
 
 
 def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:

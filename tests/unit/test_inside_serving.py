@@ -2,6 +2,9 @@ import json
 import math
 import traceback
 from urllib.parse import parse_qs, urlsplit
+import tempfile
+import traceback
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from raykube.errors import ConfigError, NotFound
 from raykube.inside import serving
 from tests.servers import Quiet
 from tests.servers import serving as serving_by
+from raykube.inside import checkpoints, serving, storage
 from tests.support import BIN, run
 
 
@@ -46,6 +50,23 @@ def test_run_reference_is_its_best_checkpoint(tmp_path):
 def test_reference_to_nothing_is_refused(reference, tmp_path):
     with pytest.raises(NotFound):
         serving.resolve(reference, {wire.STORAGE: str(tmp_path)})
+
+
+def test_model_behind_a_uri_leaves_no_copy(tmp_path, monkeypatch):
+    (copies := tmp_path / "copies").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    checkpoints.save({"epoch": 3}, tmp_path / "checkpoint_1")
+    uri = (tmp_path / "checkpoint_1").as_uri()
+
+    def load(folder):
+        assert Path(folder).parent == copies
+        return checkpoints.load(folder)
+
+    assert serving.open_model(uri, load) == {"epoch": 3}
+    monkeypatch.setattr(storage, "plain", str)  # which leaves other URIs as they are
+    assert checkpoints.load(uri) == {"epoch": 3}
+    assert list(copies.iterdir()) == []
+    assert (tmp_path / "checkpoint_1" / checkpoints.STATE_FILE).exists()
 
 
 def test_bad_instance_spoils_no_other():
