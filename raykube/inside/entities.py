@@ -16,6 +16,8 @@ from raykube.inside.place import Place
 
 _NAME_MAX = 250
 _VALUE_MAX = 6000
+_FOLDER_MAX = 60
+_STEP_MAX = 2**63 - 1
 
 
 def tags(place: Place, path: str, parent: str) -> dict[str, str]:
@@ -37,29 +39,35 @@ def params(values: Mapping[Any, Any]) -> list[Any]:
     """Return `values` as MLflow's params."""
     from mlflow.entities import Param
 
-    return [Param(name, str(value)[:_VALUE_MAX]) for name, value in named(values).items()]
+    return [Param(name, str(value)[:_VALUE_MAX]) for name, value in Names().named(values).items()]
 
 
-def points(found: Sequence[Row], before: int) -> Iterator[Any]:
+def points(found: Sequence[Row], before: int, names: Names) -> Iterator[Any]:
     """Yield the numbers in rows as MLflow's metrics; a row that tells no step is counted, on from `before`."""
     from mlflow.entities import Metric
 
     for number, row in enumerate(found, start=before + 1):
         when, step = _milliseconds(row), row["metrics"].get("step", number)
-        step = step if isinstance(step, int) else number
-        numbers = {name: value for name, value in row["metrics"].items() if name != "step" and _is_finite(value)}
-        for name, value in named(numbers).items():
+        step = step if isinstance(step, int) and abs(step) <= _STEP_MAX else number
+        for name, value in names.named(_numbers(row)).items():
             yield Metric(name, float(value), when, step)
 
 
-def unsent(files: Sequence[str], attempt: int, run: Any) -> list[Row]:
+def _numbers(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row["metrics"].items() if name != "step" and _is_finite(value)}
+
+
+def unsent(files: Sequence[str], attempt: int, run: Any, names: Names) -> list[Row]:
     """Return the rows of earlier attempts that MLflow's run has not: those after the last that it shows.
 
     It shows the value of the highest step, so some that it has may be sent again, which changes nothing there.
+    `names` learns under which ones they were sent.
     """
     last = max((metric.timestamp for metric in run.data.to_proto().metrics), default=0)
-    earlier = (row for file in files for row in _sound(file) if row["attempt"] < attempt)
-    return sorted((row for row in earlier if _milliseconds(row) > last), key=_milliseconds)
+    earlier = sorted((row for file in files for row in _sound(file) if row["attempt"] < attempt), key=_milliseconds)
+    for row in earlier:
+        names.named(_numbers(row))
+    return [row for row in earlier if _milliseconds(row) > last]
 
 
 def _sound(file: str) -> list[Row]:
@@ -73,20 +81,38 @@ def _milliseconds(row: Row) -> int:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # of a whole number beyond what a float can hold
+        return False
 
 
-def named(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return `values` under names that MLflow allows: of a call with one that it does not, it takes nothing.
+class Names:
+    """Names that MLflow allows: of a call with one that it does not, it takes nothing.
 
-    Names that it allows stay as they are. Where another becomes the same, a number is put behind it.
+    Names that it allows stay as they are. Where another becomes the same, a number is put behind the later one. What
+    was given once has the same name from then on, so that two never share a history.
     """
-    done: dict[str, Any] = {}
-    for given in sorted(values, key=lambda given: _allowed(given) != given):
-        name = _allowed(given)
+
+    def __init__(self) -> None:
+        self._sent: dict[Any, str] = {}
+
+    def named(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return `values` under such names."""
+        fresh = [given for given in values if given not in self._sent]
+        for given in sorted(fresh, key=lambda given: _allowed(given) != given):
+            self._sent[given] = self._free(_allowed(given))
+        return {self._sent[given]: value for given, value in values.items()}
+
+    def _free(self, name: str) -> str:
         numbered = (f"{name[: _NAME_MAX - 5]}_{number}" for number in count(2))
-        done[next(free for free in chain([name], numbered) if free not in done)] = values[given]
-    return done
+        taken = set(self._sent.values())
+        return next(free for free in chain([name], numbered) if free not in taken)
+
+
+def folder(experiment: str) -> str:
+    """Return the name of an experiment's folder; what lies there has names of its own, so two may share one."""
+    return re.sub(r"^\.+|[^\w.\- ]", "_", experiment)[:_FOLDER_MAX]
 
 
 def _allowed(name: Any) -> str:

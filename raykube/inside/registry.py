@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from raykube.inside import storage
 
-def register(module: Any, name: str, run_id: str, uri: str) -> str:
-    """Log a ``torch.nn.Module`` in a run and register it, on the CPU; return the URI of its version."""
+_NAME_MAX = 250
+
+
+def register(model: Callable[[str], Any], checkpoint: str, experiment: str, run_id: str, uri: str) -> str:
+    """Log the ``torch.nn.Module`` that `model` makes of a checkpoint in a run and register it, on the CPU.
+
+    Returns:
+        The URI of its version.
+    """
     # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
     import mlflow.pytorch
     import torch
 
-    with _fluent(uri), mlflow.start_run(run_id=run_id):
-        info = mlflow.pytorch.log_model(
-            module.cpu(),  # else only a replica with a GPU could read what a driver with one has written
-            name="model",
-            registered_model_name=name,
-            # Named, because MLflow would find them out by loading the model in a fresh process.
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-            serialization_format="pickle",
-        )
+    name = model_name(experiment)
+    with storage.local_copy(checkpoint) as folder:
+        module = model(folder).cpu()  # else only a replica with a GPU could read what a driver with one has written
+        with _fluent(uri), mlflow.start_run(run_id=run_id):
+            info = mlflow.pytorch.log_model(
+                module,
+                name="model",
+                registered_model_name=name,
+                # Named, because MLflow would find them out by loading the model in a fresh process.
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+                serialization_format="pickle",
+            )
     return f"models:/{name}/{info.registered_model_version}"
+
+
+def model_name(experiment: str) -> str:
+    """Return the name of an experiment's registered model: without what MLflow refuses there."""
+    name = re.sub(r"[/:]", "_", experiment)[:_NAME_MAX]
+    return re.sub(r"^\.+", "_", name) if name == "." or name.startswith("..") else name
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import shutil
 import tempfile
@@ -105,6 +106,14 @@ def local_copy(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="raykube-", ignore_cleanup_errors=True) as folder:
         fs.copy_files(path, folder)
         yield folder
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Have nobody else in the same block, by a file on this machine."""
+    with Path(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def folders(path: str) -> list[str]:

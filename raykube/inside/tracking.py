@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -13,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -35,7 +34,8 @@ _SEND_S = 1.0
 _AGAIN_S = 20.0
 _PATIENCE_S = 45.0
 _LEAST_PATIENCE_S = 5.0
-_RUN, _PARAMS = "run", "params"  # what can be missing in MLflow
+_RUN, _PARAMS, _MODEL = "run", "params", "model"  # what can be missing in MLflow
+_UNREGISTERED = "did not register the model (its checkpoint is kept: serve it as run:{}, or register it by hand)"
 # MLflow's own defaults retry for minutes; nobody's training should wait for that at its end.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
@@ -45,7 +45,7 @@ class Subject:
     """What is recorded: one training, one sweep, or one trial of a sweep.
 
     Attributes:
-        experiment: MLflow's experiment, and the name of the registered model.
+        experiment: MLflow's experiment, which also names the registered model.
         path: folder or URI of its stage.
         params: of the loop.
         name: of the MLflow run.
@@ -107,6 +107,7 @@ class MlflowTracker(Tracker):
         self._count = 0
         self._run_id = ""
         self._kept = False
+        self._names = entities.Names()
         self._params: list[Any] = []
         self._client: Any = None
         self._troubles: dict[str, str] = {}
@@ -128,12 +129,14 @@ class MlflowTracker(Tracker):
         self._queue.put(None)
         self.wait()
         if model is not None and result.checkpoint and _RUN not in self._troubles:
-            result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model)))
-        if self._troubles:
-            troubles = "; ".join(self._troubles.values())
-            note = f"MLflow at {self._shown(self._uri)} does not have all of this run: {troubles}"
-            result = replace(result, notes=(*result.notes, note))
-        return result
+            result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model), _MODEL))
+        return replace(result, notes=(*result.notes, *self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        if troubles := "; ".join(text for what, text in self._troubles.items() if what != _MODEL):
+            yield f"MLflow at {self._shown(self._uri)} does not have all of this run: {troubles}"
+        if trouble := self._troubles.get(_MODEL):
+            yield f"MLflow at {self._shown(self._uri)} {_UNREGISTERED.format(self._place.run)}: {trouble}"
 
     def leave(self, status: str) -> None:
         """Have MLflow's run closed once all is sent."""
@@ -165,9 +168,10 @@ class MlflowTracker(Tracker):
 
     def _complain(self, text: str, missing: str = _RUN) -> None:
         trouble = self._shown(text).strip().partition("\n")[0][:300]
-        if not self._troubles:
-            where = self._shown(self._uri)
-            log.warning("MLflow at %s does not take this run, training goes on: %s", where, trouble)
+        if missing == _MODEL:
+            log.warning("MLflow at %s %s: %s", self._shown(self._uri), _UNREGISTERED.format(self._place.run), trouble)
+        elif not self._troubles:
+            log.warning("MLflow at %s does not take this run, training goes on: %s", self._shown(self._uri), trouble)
         self._troubles[missing] = trouble
 
     def _shown(self, text: str) -> str:
@@ -230,7 +234,7 @@ class MlflowTracker(Tracker):
             self._open()
         if not self._kept:
             self._keep()
-        metrics = entities.points(self._pending, self._count)
+        metrics = entities.points(self._pending, self._count, self._names)
         while batch := list(islice(metrics, _BATCH)):
             self._client.log_batch(self._run_id, metrics=batch)
         self._count += len(self._pending)
@@ -256,7 +260,7 @@ class MlflowTracker(Tracker):
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
         # Rows without a step go on from the last one: MLflow shows the highest as the final one.
         self._count = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
-        self._pending = [*entities.unsent(self._subject.files, self._place.attempt, run), *self._pending]
+        self._pending[:0] = entities.unsent(self._subject.files, self._place.attempt, run, self._names)
         self._run_id, self._kept = str(run.info.run_id), bool(known)
 
     def _keep(self) -> None:
@@ -271,8 +275,7 @@ class MlflowTracker(Tracker):
             del self._params[:_PARAMS_BATCH]
 
     def _register(self, result: wire.Result, model: Loader) -> str:
-        with storage.local_copy(result.checkpoint or "") as folder:
-            return registry.register(model(folder), self._subject.experiment, self._run_id, self._uri)
+        return registry.register(model, result.checkpoint or "", self._subject.experiment, self._run_id, self._uri)
 
 
 def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:
@@ -330,7 +333,7 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
         return str(found.experiment_id)
     # A server decides by itself where artifacts go; beside the own database they lie beside it.
     own = uri == f"sqlite:///{place.storage}/mlflow.db"
-    location = Path(place.storage, "mlartifacts", name).as_uri() if own else None
+    location = Path(place.storage, "mlartifacts", entities.folder(name)).as_uri() if own else None
     return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -339,11 +342,7 @@ def _run_id(path: str) -> str:
     return str(json.loads(text)["run_id"]) if text else ""
 
 
-@contextmanager
-def _one_at_a_time(place: Place, uri: str) -> Iterator[None]:
+def _one_at_a_time(place: Place, uri: str) -> AbstractContextManager[None]:
     if not uri.startswith("sqlite:") or storage.is_uri(place.storage):
-        yield
-        return
-    with Path(place.storage, ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        return nullcontext()
+    return storage.locked(storage.join(place.storage, ".mlflow.lock"))

@@ -2,11 +2,12 @@ import json
 import sqlite3
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from raykube import wire
-from raykube.inside import entities, tracking
+from raykube.inside import entities, registry, tracking
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage
 from raykube.inside.tracking import MlflowTracker, Subject
@@ -69,6 +70,17 @@ def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+class Run:
+    """A run of MLflow without metrics."""
+
+    class data:  # noqa: N801 - MLflow calls it so
+        @staticmethod
+        def to_proto():
+            from mlflow.entities import RunData
+
+            return RunData().to_proto()
 
 
 def select(database, words):
@@ -162,7 +174,7 @@ def test_name_is_one_that_mlflow_allows_and_the_same_if_it_was(name):
         validation._validate_metric(text, 1.0, 1, 1)
         validation._validate_param(text, "1")
 
-    (found,) = entities.named({name: 1})
+    (found,) = entities.Names().named({name: 1})
     check(found)
     try:
         check(name)
@@ -174,8 +186,24 @@ def test_name_is_one_that_mlflow_allows_and_the_same_if_it_was(name):
 
 def test_names_that_become_one_are_told_apart():
     same = {"acc@1": 1, "acc_1": 2, "acc#1": 3, 4: 4}
-    assert entities.named(same) == {"acc_1": 2, "acc_1_2": 1, "acc_1_3": 3, "4": 4}
-    assert len(entities.named({"x" * 300: 1, "x" * 301: 2})) == 2
+    assert entities.Names().named(same) == {"acc_1": 2, "acc_1_2": 1, "acc_1_3": 3, "4": 4}
+    assert len(entities.Names().named({"x" * 300: 1, "x" * 301: 2})) == 2
+
+
+def test_name_stays_the_same_for_a_run_s_length(tmp_path):
+    names = entities.Names()
+    earlier = json.dumps({"attempt": 1, **rows({"acc@1": 0.5})[0]}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(earlier)
+    assert len(entities.unsent([str(tmp_path / "metrics.jsonl")], 2, Run(), names)) == 1
+    told = entities.points(rows({"acc#1": 1.0}, {"acc@1": 2.0, "acc_1": 3.0}, {"acc#1": 4.0}), 0, names)
+    assert [(metric.key, metric.value) for metric in told] == [
+        *(("acc_1_2", 1.0), ("acc_1", 2.0), ("acc_1_3", 3.0), ("acc_1_2", 4.0)),
+    ]
+
+
+def test_numbers_beyond_what_mlflow_holds_are_left_out():
+    told = entities.points(rows({"huge": 10**400, "loss": 1.0, "step": 2**63}), 4, entities.Names())
+    assert [(metric.key, metric.value, metric.step) for metric in told] == [("loss", 1.0, 5)]
 
 
 def test_name_that_mlflow_refuses_keeps_nothing_back(database, tmp_path):
@@ -188,6 +216,54 @@ def test_name_that_mlflow_refuses_keeps_nothing_back(database, tmp_path):
         "lr_head": "0.1",
         "lr_head_2": "0.2",
     }
+
+
+EXPERIMENTS = ["digits", "v1.2 größe-x", "/Users/me/exp", "team/exp:2", "..", ".", "..a", "../../up", "x" * 400]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_artifacts_of_an_experiment_lie_in_one_folder_of_the_storage(experiment):
+    name = entities.folder(experiment)
+    assert Path("/runs", "mlartifacts", name).resolve().parent == Path("/runs/mlartifacts")
+    assert len(name.encode()) < 255
+    assert (name == experiment) == (experiment in EXPERIMENTS[:2])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_model_s_name_is_one_that_mlflow_allows_and_its_experiment_s_if_it_may_be(experiment):
+    from mlflow.utils.validation import _validate_model_name
+
+    _validate_model_name(name := registry.model_name(experiment))
+    assert (name == experiment) == (experiment in EXPERIMENTS[:2])
+
+
+def test_experiment_named_like_a_path_keeps_its_artifacts_in_the_storage(database, tmp_path):
+    place = Place("demo", str(tmp_path))
+    store = tmp_path / "mlflow.db"
+    store.write_bytes(database.read_bytes())
+    with tracking.record(place, Subject("/Users/me/exp", place.path)) as tracker:
+        assert tracker.conclude(wire.Result("train", "demo", place.path)).notes == ()
+    (found,) = select(store, "select artifact_location from experiments where name = '/Users/me/exp'")
+    assert found[0] == (tmp_path / "mlartifacts" / "_Users_me_exp").as_uri()
+
+
+def test_registration_that_fails_is_told_and_the_run_has_ended_well(server, tmp_path, caplog):
+    server.refused.add("registered")
+    tracker = begin(server, tmp_path)
+    tracker.rows(rows({"loss": 1.0}))
+
+    def load(folder):
+        raise OSError(f"no weights in {folder}")
+
+    result = tracker.conclude(wire.Result("train", "demo", str(tmp_path), checkpoint=str(tmp_path)), load)
+    tracker.end("FINISHED")
+    assert result.model_uri is None
+    assert "did not register the model" in result.notes[0]
+    assert "run:demo" in result.notes[0]
+    assert f"no weights in {tmp_path}" in result.notes[0]
+    assert "training goes on" not in caplog.text
+    assert calls(server, "runs/update", "FINISHED")
+    assert calls(server, "runs/update", "FAILED") == []
 
 
 def test_params_that_mlflow_refuses_are_apart_from_the_run(server, tmp_path):
