@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import threading
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from raykube.errors import ConfigError
@@ -20,6 +23,11 @@ log = logging.getLogger("raykube")
 
 TRAIN = "train-1"
 CONFIG_FILE = "config.json"
+STARTED_FILE = "started"
+#: The metric's name in Tune, whatever its name in the loop.
+METRIC = "metric"
+#: At these counts ASHA compares trials: at its grace period, and at each power of its reduction factor, both 3.
+RUNGS = frozenset(3**power for power in range(1, 20))
 _LOOK_S = 0.5
 
 
@@ -36,14 +44,16 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
 
     apply_environ()
     folder = storage.join(sweep, tune.get_context().get_trial_id())
+    if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # an attempt before this one began it
+        storage.write_text(stamp, repr(time.time()))
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
     stage = Stage(place, TRAIN, folder)
-    relay = Relay(task)
+    relay = Relay(task, reached(stage.rows(), task.metric))
     settle()
     fit(stage, task, [relay])
-    if not relay.count and (earlier := relay.valid(stage.rows())):
+    if relay.silent and (earlier := valid(stage.rows(), task.metric)):
         tune.report(relay.told(earlier[-1]))  # it was through before the sweep was interrupted, and Tune did not know
-    elif not relay.count:
+    elif relay.silent:
         names = ", ".join(last_metrics(stage)) or "nothing"
         raise ConfigError(
             f"no report held the metric {task.metric!r}; reported were: {names}",
@@ -51,30 +61,76 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
         )
 
 
-class Relay:
-    """Hands the rows that hold the metric on to Ray Tune, and so to ASHA."""
+def as_json(config: Mapping[str, Any]) -> str:
+    """Return a config as JSON, with text for parts that JSON does not hold, or for a value whose keys it does not."""
+    return json.dumps({name: _sayable(value) for name, value in config.items()})
 
-    def __init__(self, task: Task) -> None:
+
+def _sayable(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def started(path: str) -> float:
+    """Return when the trial whose folder is `path` began, by the clock; infinity if it never did."""
+    text = storage.read_from(storage.join(path, STARTED_FILE))
+    return float(text) if text else math.inf
+
+
+class Relay:
+    """Tells Ray Tune, and so ASHA, of the rows that hold the metric.
+
+    Of a row it tells the metric and our own count, no more and under names of our own: Tune ends a trial that reports
+    "done", and knows more such words.
+
+    Args:
+        task: whose metric it is.
+        count: of rows that hold the metric, at the checkpoint from which this attempt goes on.
+
+    Attributes:
+        silent: whether it has told nothing yet.
+    """
+
+    def __init__(self, task: Task, count: int = 0) -> None:
         self._metric, self._mode = task.metric or "", task.mode
-        self.count = 0
+        self._count = count
+        self.silent = True
 
     def __call__(self, rows: list[Row]) -> None:
-        """Report rows with a checkpoint, and otherwise the newest: Tune takes far fewer than a loop can report."""
+        """Tell of rows that ASHA compares or with a checkpoint, otherwise of the newest: Tune takes few a second."""
         from ray import tune
 
-        valid = self.valid(rows)
-        for row in valid:
-            if row["checkpoint"] or row is valid[-1]:
-                self.count += 1
+        found = valid(rows, self._metric)
+        for row in found:
+            self._count += 1
+            if row["checkpoint"] or row is found[-1] or self._count in RUNGS:
+                self.silent = False
                 tune.report(self.told(row))
 
     def told(self, row: Row) -> dict[str, Any]:
         """Return what Tune is told of a row: Optuna learns nothing of NaN, and ASHA does not end a trial for it."""
-        return scored(row["metrics"], self._metric, self._mode)
+        return {**scored({METRIC: row["metrics"][self._metric]}, METRIC, self._mode), "training_iteration": self._count}
 
-    def valid(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that hold the metric."""
-        return [row for row in rows if isinstance(row["metrics"].get(self._metric), int | float)]
+
+def valid(rows: list[Row], metric: str | None) -> list[Row]:
+    """Return the rows that hold the metric."""
+    return [row for row in rows if isinstance(row["metrics"].get(metric), int | float)]
+
+
+def reached(rows: list[Row], metric: str | None) -> int:
+    """Return how many rows of earlier attempts hold the metric, without those that the next attempt reports again.
+
+    Each attempt goes on from the last checkpoint of those before; without one, it begins again.
+    """
+    count = kept = attempt = 0
+    for row in rows:
+        if row["attempt"] != attempt:
+            count, attempt = kept, row["attempt"]
+        count += len(valid([row], metric))
+        kept = count if row["checkpoint"] else kept
+    return kept
 
 
 class Trials:

@@ -13,12 +13,12 @@ from raykube import wire
 from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import death, memory_step
-from raykube.inside.history import Recorder, as_reported, rows
+from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.place import Place, room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, Work
 from raykube.inside.training import Task, log_start
-from raykube.inside.trials import TRAIN, Trials, run_trial
+from raykube.inside.trials import METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
 
 __all__ = ["sweep"]
 
@@ -41,9 +41,9 @@ def sweep(
     Optuna proposes configs, ASHA ends hopeless trials early. As many trials run at once as the cluster
     fits, with ``RAYKUBE_TRIAL_WORKERS`` workers each. A failed trial does not end the sweep.
 
-    ASHA counts reports that hold `metric`: every one with a checkpoint, and of those without the newest
-    of each batch, of about a quarter of a second. It compares trials at their 3rd, 9th, 27th … count. So
-    report `metric` once an epoch, best with its checkpoint: then counts are epochs.
+    ASHA compares trials at their 3rd, 9th, 27th … report that holds `metric`. So report `metric` once an
+    epoch, best with its checkpoint: then counts are epochs, and those of a trial that goes on after the
+    sweep was interrupted count from its checkpoint.
 
     Args:
         loop: as for ``train``; it reports `metric` now and then, best with a checkpoint.
@@ -51,7 +51,7 @@ def sweep(
         trials: how many configs are tried.
         metric: the name of the reported number to optimise.
         mode: ``"min"`` or ``"max"``.
-        experiment: under which runs are grouped, and the name of the registered model.
+        experiment: under which runs are grouped, and the registered model's name, with _ for / and colons.
         model: as for ``train``; the best trial's model is registered.
 
     Raises:
@@ -73,7 +73,7 @@ def sweep(
         subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
         with tracking.record(place, subject) as tracker:
             grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
-            tracker.rows(_record(stage, found := _found(stage, task, grid)))
+            tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
             return stage.conclude(_best(stage, task, found, watch.troubles), tracker, model)
 
 
@@ -132,12 +132,12 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
         trainable,
         param_space=task.config,
         tune_config=tune.TuneConfig(
-            metric=task.metric,
+            metric=METRIC,
             mode=task.mode,
             num_samples=trials,
             max_concurrent_trials=at_once,
             search_alg=OptunaSearch(seed=_SEED),
-            scheduler=ASHAScheduler(max_t=10**6, grace_period=3, reduction_factor=3),
+            scheduler=ASHAScheduler(max_t=3 * max(RUNGS), grace_period=3, reduction_factor=3),
             trial_dirname_creator=_trial_id,
         ),
         run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0),
@@ -162,7 +162,7 @@ def _trial_id(trial: Any) -> str:
 def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
     """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial, in the order of their start."""
     found = []
-    for outcome in grid:
+    for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
         training = Stage(stage.place, TRAIN, storage.join(stage.path, trial))
         best = task.best(_kept(training.path))
@@ -170,18 +170,18 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
             {
                 "trial": trial,
                 "params": _params(stage, trial),
-                "metrics": dict(best[1]) if best else as_reported(_reported(training, outcome), task.metric),
+                "metrics": dict(best[1]) if best else _reported(training, task),
                 "checkpoint": best[0] if best else None,
                 "error": reason(outcome.error) if outcome.error else None,
             }
         )
-    return tuple(sorted(found, key=lambda entry: str(entry["trial"])))
+    return tuple(found)
 
 
-def _reported(training: Stage, outcome: Any) -> dict[str, Any]:
-    """Return the last metrics of a trial without those that Tune adds."""
-    names = {name for row in training.rows() for name in row["metrics"]}
-    return {name: value for name, value in (outcome.metrics or {}).items() if name in names}
+def _reported(training: Stage, task: Task) -> dict[str, Any]:
+    """Return the metrics of a trial's last row that holds the metric."""
+    found = valid(training.rows(), task.metric)
+    return dict(found[-1]["metrics"]) if found else {}
 
 
 def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -220,29 +220,46 @@ def reason(error: BaseException) -> str:
 def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles: tuple[str, ...]) -> wire.Result:
     failed = [entry for entry in found if entry["error"]]
     notes = (f"{len(failed)} of {len(found)} trials failed",) if failed else ()
-    best = task.best([(entry, entry["metrics"]) for entry in found if not entry["error"]])
+    best = _chosen(task, found)
     if best is None:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
         step = memory_step(why) or "run the loop once by raykube.train, which shows its traceback"
         raise RunFailed.of(stage.place.run, Failure("AllTrialsFailed", why, next_step=step))
-    entry, metrics = best
     return wire.Result(
         "sweep",
         stage.place.run,
         stage.path,
-        metrics=dict(metrics),
-        checkpoint=entry["checkpoint"],
-        params=entry["params"],
+        metrics=dict(best["metrics"]),
+        checkpoint=best["checkpoint"],
+        params=best["params"],
         trials=found,
         notes=notes + troubles,
     )
 
 
-def _record(stage: Stage, found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """Write one row a trial into the sweep's metrics file; return the new rows."""
+def _chosen(task: Task, found: tuple[dict[str, Any], ...]) -> dict[str, Any] | None:
+    best = task.best([(entry, entry["metrics"]) for entry in found if not entry["error"]])
+    return best[0] if best else None
+
+
+def _best_last(task: Task, found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    """Return the trials with the best one last: a run's last row is what its progress and MLflow show of it."""
+    best = _chosen(task, found)
+    return sorted(found, key=lambda entry: entry is best)
+
+
+def _record(stage: Stage, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write one row a trial into the sweep's metrics file; return the new rows, for MLflow.
+
+    There they are counted: by their own steps, the trial that made the most of them would be the last.
+    """
     before = len(rows(stage.metrics))
     recorder = Recorder(stage.metrics, stage.place.attempt)
     for entry in found:
         recorder.add({"trial": entry["trial"], **entry["metrics"]}, entry["checkpoint"])
     recorder.close()
-    return rows(stage.metrics)[before:]
+    return [_without_step(row) for row in rows(stage.metrics)[before:]]
+
+
+def _without_step(row: Row) -> Row:
+    return {**row, "metrics": {name: value for name, value in row["metrics"].items() if name != "step"}}

@@ -1,13 +1,58 @@
+import json
+import math
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from raykube.errors import RunFailed
+from raykube.inside import history, tuning
+from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
-from raykube.inside.training import Task
-from raykube.inside.trials import Relay
+from raykube.inside.training import Stage, Task
+from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, as_json, reached, valid
 from raykube.inside.tuning import reason
+from tests.cluster.shell import write
+
+
+def reported(checkpoint=None, attempt=1, **metrics):
+    """Return a row as it stands in a metrics file."""
+    return {"time": 1.0, "attempt": attempt, "metrics": metrics, "checkpoint": checkpoint}
+
+
+class Sweep:
+    """A sweep that has ended, as its trials leave it on disk, and what Tune says of them."""
+
+    task = Task(lambda: None, {}, "loss")
+
+    def __init__(self, folder):
+        self.stage = Stage(Place("demo", str(folder)), "sweep-1", str(folder))
+        self.grid = []
+
+    def ran(self, trial, *rows, start=1.0, error=None):
+        """Add a trial."""
+        from ray.tune import Result
+
+        folder = Path(self.stage.path, trial)
+        write(folder / CONFIG_FILE, {"lr": 0.1})
+        if start < math.inf:
+            (folder / STARTED_FILE).write_text(repr(start))
+        (folder / TRAIN).mkdir()
+        Path(Stage(self.stage.place, TRAIN, str(folder)).metrics).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+        failure = RuntimeError(error) if error else None
+        self.grid.insert(0, Result(checkpoint=None, metrics={"done": False}, error=failure, path=str(folder)))
+
+    def found(self):
+        return tuning._found(self.stage, self.task, self.grid)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return Sweep(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +81,59 @@ def test_reason_of_a_trial_is_one_line(text, expected):
     ("mode", "is_worst"), [("min", lambda told: told > 1e300), ("max", lambda told: told < -1e300)]
 )
 def test_trial_that_diverges_is_told_to_tune_as_the_worst_and_not_as_nothing(value, mode, is_worst):
-    row = {"metrics": {"loss": value, "epoch": 3}, "checkpoint": None}
-    relay = Relay(Task(lambda: None, {}, "loss", mode))
-    assert relay.valid([row]) == [row]
-    told = relay.told(row)
-    assert is_worst(told["loss"])
-    assert told["epoch"] == 3
+    row = reported(loss=value)
+    assert valid([row], "loss") == [row]
+    assert is_worst(Relay(Task(lambda: None, {}, "loss", mode)).told(row)[METRIC])
+
+
+def test_config_is_told_as_text_where_json_cannot_hold_it():
+    config = {"lr": 0.1, "net": {"act": Path("relu")}, "pairs": [{(1, 2): 3}], "n": math.inf}
+    told = {"lr": 0.1, "net": {"act": "relu"}, "pairs": "[{(1, 2): 3}]", "n": math.inf}
+    assert json.loads(as_json(config)) == told
+
+
+def test_words_of_tune_that_a_loop_reports_are_not_told_to_tune():
+    row = reported(loss=0.5, done=True, training_iteration=90, time_total_s=1e9, should_checkpoint=True)
+    told = Relay(Task(lambda: None, {}, "loss"), count=2).told(row)
+    assert told == {METRIC: 0.5, "training_iteration": 2}
+    assert Relay(Task(lambda: None, {}, "done", "max")).told(row) == {METRIC: True, "training_iteration": 0}
+
+
+def test_resumed_trial_counts_on_from_its_checkpoint():
+    first = [reported(loss=1.0), reported(other=1.0), reported("checkpoint_1", loss=1.0), reported(loss=1.0)]
+    again = [reported(attempt=2, loss=1.0), reported("checkpoint_2", attempt=2, loss=1.0)]
+    assert reached([], "loss") == 0
+    assert reached(first[:1], "loss") == 0  # without a checkpoint it begins again
+    assert reached(first, "loss") == 2
+    assert reached([*first, *again], "loss") == 4
+
+
+def test_metrics_of_a_trial_without_checkpoints_are_all_that_it_reported(sweep):
+    sweep.ran("a", reported(loss=2.0), reported(loss=1.0, done=True, config="big", step=3), reported(step=4))
+    (entry,) = sweep.found()
+    assert entry["metrics"] == {"loss": 1.0, "done": True, "config": "big", "step": 3}
+    assert (entry["params"], entry["checkpoint"], entry["error"]) == ({"lr": 0.1}, None, None)
+
+
+def test_trials_are_in_the_order_of_their_start_and_the_best_one_is_the_last_row(sweep):
+    sweep.ran("d", reported(loss=3.0, step=9), start=1.0)
+    sweep.ran("c", start=2.0, error="first")
+    sweep.ran("b", reported(loss=1.0, step=2), start=3.0)
+    sweep.ran("a", start=4.0, error="second")
+    found = sweep.found()
+    assert [entry["trial"] for entry in found] == ["d", "c", "b", "a"]
+    told = tuning._record(sweep.stage, tuning._best_last(sweep.task, found))
+    assert [row["metrics"]["trial"] for row in told] == ["d", "c", "a", "b"]
+    assert told[-1]["metrics"] == {"trial": "b", "loss": 1.0}  # counted in MLflow
+    assert history.rows(sweep.stage.metrics)[-1]["metrics"] == {"trial": "b", "loss": 1.0, "step": 2}
+
+
+def test_failure_that_is_told_is_the_first_one(sweep):
+    sweep.ran("b", start=1.0, error="first")
+    sweep.ran("a", start=2.0, error="second")
+    sweep.ran("0", start=math.inf, error="never began")
+    with pytest.raises(RunFailed, match="first"):
+        tuning._best(sweep.stage, sweep.task, sweep.found(), ())
 
 
 CONDITIONAL = [{"k": "a", "x": tune.uniform(0, 1)}, {"k": "b", "y": [tune.grid_search([1])]}]
