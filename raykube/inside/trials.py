@@ -8,7 +8,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from raykube.errors import ConfigError
@@ -59,18 +58,6 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
             f"no report held the metric {task.metric!r}; reported were: {names}",
             next_step="name one of these, or report it in the loop",
         )
-
-
-def as_json(config: Mapping[str, Any]) -> str:
-    """Return a config as JSON, with text for parts that JSON does not hold, or for a value whose keys it does not."""
-    return json.dumps({name: _sayable(value) for name, value in config.items()})
-
-
-def _sayable(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value, default=str))
-    except (TypeError, ValueError):
-        return str(value)
 
 
 def started(path: str) -> float:

@@ -1,19 +1,17 @@
 import json
 import math
-import traceback
-from urllib.parse import parse_qs, urlsplit
 import tempfile
 import traceback
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound
-from raykube.inside import serving
+from raykube.inside import checkpoints, serving, storage
 from tests.servers import Quiet
 from tests.servers import serving as serving_by
-from raykube.inside import checkpoints, serving, storage
 from tests.support import BIN, run
 
 

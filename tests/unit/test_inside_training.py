@@ -184,6 +184,14 @@ def test_loop_of_a_script_is_named_after_the_script(tmp_path, command, name):
     assert ended.stdout == f"{name}.loop\n"
 
 
+def searched(verb):
+    if verb == "train":
+        return {"x": 1}
+    from ray import tune
+
+    return {"x": tune.uniform(0, 1)}
+
+
 @pytest.mark.parametrize(("kind", "asked"), [("train", {}), ("sweep", {"trials": 1, "metric": "x", "mode": "min"})])
 def test_call_whose_stage_is_another_scripts_is_refused_before_ray_is_asked(tmp_path, monkeypatch, kind, asked):
     run = f"second-{kind}"
@@ -191,7 +199,7 @@ def test_call_whose_stage_is_another_scripts_is_refused_before_ray_is_asked(tmp_
     monkeypatch.setenv(wire.RUN_NAME, run)
     Stage(Place(run, str(tmp_path)), f"{kind}-1", str(tmp_path / run)).begin(replace(TRAINING, kind=kind))
     with pytest.raises(Conflict, match=rf"second script of this run calls {kind}"):
-        getattr(raykube, kind)(lambda config: config, {"x": type("Domain", (), {})()}, **asked)
+        getattr(raykube, kind)(lambda config: config, searched(kind), **asked)
 
 
 @pytest.mark.parametrize("verb", ["train", "sweep"])
@@ -200,7 +208,7 @@ def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch
     asked = {"trials": 1, "metric": "loss", "mode": "min"} if verb == "sweep" else {}
     monkeypatch.setattr(loops, "_session", loops._Session(None, "nowhere"))
     with pytest.raises(ConfigError, match=rf"raykube\.{verb} was called within a training loop"):
-        getattr(raykube, verb)(lambda config: config, {"x": type("Domain", (), {})()}, **asked)
+        getattr(raykube, verb)(lambda config: config, searched(verb), **asked)
     assert list(tmp_path.iterdir()) == []
 
 

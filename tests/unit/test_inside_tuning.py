@@ -12,7 +12,7 @@ from raykube.inside import history, tuning
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
 from raykube.inside.training import Stage, Task
-from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, as_json, reached, valid
+from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, reached, valid
 from raykube.inside.tuning import reason
 from tests.cluster.shell import write
 
@@ -84,12 +84,6 @@ def test_trial_that_diverges_is_told_to_tune_as_the_worst_and_not_as_nothing(val
     row = reported(loss=value)
     assert valid([row], "loss") == [row]
     assert is_worst(Relay(Task(lambda: None, {}, "loss", mode)).told(row)[METRIC])
-
-
-def test_config_is_told_as_text_where_json_cannot_hold_it():
-    config = {"lr": 0.1, "net": {"act": Path("relu")}, "pairs": [{(1, 2): 3}], "n": math.inf}
-    told = {"lr": 0.1, "net": {"act": "relu"}, "pairs": "[{(1, 2): 3}]", "n": math.inf}
-    assert json.loads(as_json(config)) == told
 
 
 def test_words_of_tune_that_a_loop_reports_are_not_told_to_tune():
