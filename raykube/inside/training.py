@@ -73,7 +73,7 @@ def train(
     Args:
         loop: a Ray Train loop: a function of its config, or of nothing, that each worker calls.
         config: handed to the loop, if it is not empty or the loop cannot do without, and recorded as parameters.
-        experiment: under which runs are grouped, and the name of the registered model.
+        experiment: under which runs are grouped, and the registered model's name, with _ for / and colons.
         metric: by which the best checkpoint is chosen; None means the last one.
         mode: whether a small (``"min"``) or large (``"max"``) metric is good.
         model: makes a ``torch.nn.Module`` from a checkpoint's folder; given it, the best model is
