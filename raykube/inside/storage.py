@@ -203,7 +203,7 @@ if __name__ == "__main__":  # in a pod that reaches the storage; this file's tex
     if verb in ("cat", "newest"):
         found = newest(target, more[0]) if verb == "newest" else target
         # A pod's log has whatever is printed beside this, and may have lost its beginning.
-        sys.stdout.write(f"<{base64.b64encode(read_from(found) if found else b'').decode()}>\n")
+        sys.stdout.write(f"<{base64.b64encode(read_from(found)).decode() if found else '!'}>\n")
     elif verb == "receive":
         receive(target, int(more[0]))
     else:

@@ -34,6 +34,15 @@ def test_output_is_kept_in_whole_lines_as_it_grows(sources, tmp_path):
     assert kept.read_text() == "one\ntwo\nwarned\nlast"
 
 
+def test_worker_that_printed_nothing_leaves_an_empty_file_at_its_end(sources, tmp_path):
+    printed, kept = Printed(sources, str(tmp_path / "rank-0.log")), tmp_path / "rank-0.log"
+    add(sources[1], ":job_id:01\n")
+    printed.copy()
+    assert not kept.exists()
+    printed.copy(last=True)
+    assert kept.read_text() == ""
+
+
 def test_output_of_a_later_start_follows_that_of_the_one_before(sources, tmp_path):
     target = tmp_path / "rank-0.log"
     target.write_text("first\n")
@@ -63,9 +72,3 @@ def test_output_that_could_not_be_kept_is_kept_later(sources, tmp_path):
     add(sources[0], "two\n")
     assert not outputs._copied(printed, str(target), failing=True)
     assert target.read_text() == "one\ntwo\n"
-
-
-def test_worker_that_prints_nothing_leaves_no_file(sources, tmp_path):
-    add(sources[1], ":job_id:01\n")
-    Printed(sources, str(tmp_path / "rank-0.log")).copy(last=True)
-    assert not (tmp_path / "rank-0.log").exists()

@@ -389,3 +389,14 @@ def test_pod_whose_image_cannot_be_pulled_is_not_waited_for(ask, tmp_path, monke
         with pytest.raises(BackendError, match="could not be reached"):
             ask()
     assert len(server.asked) == 1
+
+
+def test_file_that_is_empty_is_told_from_one_that_there_is_not(tmp_path):
+    words = [sys.executable, "-I", "-S", inside.__file__, "newest", str(tmp_path), "rank-0.log"]
+
+    def answer():
+        return storage._ANSWER.search(subprocess.run(words, capture_output=True, text=True, check=True).stdout)[1]
+
+    assert answer() == "!"
+    (tmp_path / "rank-0.log").touch()
+    assert answer() == ""

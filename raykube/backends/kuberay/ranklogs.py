@@ -45,15 +45,15 @@ def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
     """Return the lines that the run's storage has of a rank, none for one that printed nothing.
 
     Raises:
-        Gone: that is `gone`, where the storage knows of no rank.
+        Gone: that is `gone`, where the storage has nothing of this rank.
         ConfigError: there was none of this number.
     """
-    if text := storage.read_newest(kube, look.job, wire.rank_log(rank)):
+    text = storage.read_newest(kube, look.job, wire.rank_log(rank))
+    if text is not None:
         return text.decode("utf-8", "replace").splitlines()
-    if not (ranks := storage.read(kube, look.job, wire.RANKS_FILE)):
-        raise gone
-    sources.place_of([tuple(each) for each in json.loads(ranks)], rank, look.name)
-    return []
+    if ranks := storage.read(kube, look.job, wire.RANKS_FILE):
+        sources.place_of([tuple(each) for each in json.loads(ranks)], rank, look.name)
+    raise gone
 
 
 def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:

@@ -28,7 +28,7 @@ from raykube.sameness import POD_ANNOTATION
 _LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
 _TRIES = 3
-_ANSWER = re.compile(r"^<([A-Za-z0-9+/]*=*)>$", re.MULTILINE)
+_ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
 _CONTAINER = "storage"
@@ -38,20 +38,20 @@ _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 def read(kube: Kube, job: Object, file: str) -> bytes:
     """Return a file of a run; nothing when there is none, or no storage."""
     folder = storage_of(job)
-    return _data(kube, job, "cat", f"{folder}/{file}") if folder else b""
+    return (_data(kube, job, "cat", f"{folder}/{file}") if folder else None) or b""
 
 
-def read_newest(kube: Kube, job: Object, file: str) -> bytes:
-    """Return the file of that name which a stage or trial of a run wrote last; nothing where there is none."""
+def read_newest(kube: Kube, job: Object, file: str) -> bytes | None:
+    """Return the file of that name which a stage or trial of a run wrote last; None where there is none."""
     folder = storage_of(job)
-    return _data(kube, job, "newest", folder, file) if folder else b""
+    return _data(kube, job, "newest", folder, file) if folder else None
 
 
-def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes:
-    """Return what a pod reads, as it is."""
+def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes | None:
+    """Return what a pod reads, as it is; None where there is nothing to be read."""
     for _ in range(_TRIES):
         if found := _ANSWER.search(_run(kube, job, verb, path, *more)):
-            return base64.b64decode(found[1])
+            return None if found[1] == "!" else base64.b64decode(found[1])
     raise BackendError(
         f"the answer of the storage came in part ({verb} {path})",
         why="a node hands out only the end of a pod's log when that has just been put aside as full",
