@@ -45,7 +45,7 @@ def explode(lives):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def training():
+def training(_config):
     raykube.report({"loss": 0.0})
 
 
