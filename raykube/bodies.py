@@ -138,8 +138,9 @@ def _say(head: dict[str, Any], param: str, resource: str) -> None:
 
 
 def _add_ports(container: dict[str, Any]) -> None:
-    names = {number: name for name, number in _HEAD_PORTS.items()}
     known = container.get("ports") or []
+    said = {port.get("name") for port in known}
+    names = {number: name for name, number in _HEAD_PORTS.items() if name not in said}
     # KubeRay finds them by their names alone.
     known = [{"name": names[p["containerPort"]], **p} if p.get("containerPort") in names else p for p in known]
     taken = {port.get("name") for port in known} | {port.get("containerPort") for port in known}

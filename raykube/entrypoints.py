@@ -186,7 +186,7 @@ def _script(name: str, package: _Code) -> _File | None:
         return file
     ignored = _ignored(package.root / name)
     why = ignored or f"there is no file {path} in {package.root}"
-    step = f"have it sent all the same: --excludes '!{path}'" if ignored else _near(path, package)
+    step = _brought_back(path) if ignored else _near(path, package)
     raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=step)
 
 
@@ -237,6 +237,13 @@ def _ignored(path: Path) -> str:
 
 def _by_path(package: _Code) -> dict[str, _File]:
     return {file.path: file for file in package.files}
+
+
+def _brought_back(path: str) -> str:
+    """Return the options that have a file sent which an ignore rule leaves out, or the folder that it is in."""
+    folders = [f"!{folder}/" for folder in map(str, PurePosixPath(path).parents) if folder != "."]
+    words = " ".join(f"--excludes '{each}'" for each in [*folders[::-1], f"!{path}"])
+    return f"have it sent all the same: {words}"
 
 
 def _near(path: str, package: _Code) -> str:

@@ -67,14 +67,25 @@ class Package:
         """Bytes of all files before compression."""
         return sum(file.size for file in self.files)
 
+    @property
+    def own(self) -> tuple[PackedFile, ...]:
+        """The files of the working directory, without those of raykube that travel along."""
+        return tuple(file for file in self.files if file.source.is_relative_to(self.root))
+
+    @property
+    def own_hash(self) -> str:
+        """Of those alone: the same under another version of raykube."""
+        return _digest(self.own)
+
     def report(self) -> list[str]:
         """Return lines for a reader: files, size, the five largest, what was ignored."""
-        own = [file for file in self.files if file.source.is_relative_to(self.root)]
-        largest = sorted(own, key=lambda file: -file.size)[:5]
+        largest = sorted(self.own, key=lambda file: -file.size)[:5]
         standard = {pattern.rstrip("/") for pattern in CLUTTER}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
-        added = len(self.files) - len(own)
-        lines = [f"{_count(own)}{f' and {added} of raykube' * bool(added)}, {_size(self.size)}, content {self.hash}"]
+        added = len(self.files) - len(self.own)
+        lines = [
+            f"{_count(self.own)}{f' and {added} of raykube' * bool(added)}, {_size(self.size)}, content {self.hash}"
+        ]
         lines += [f"  {_size(file.size):>10}  {file.path}" for file in largest]
         return lines + ([f"  ignored: {', '.join(told[:5])}{' …' if len(told) > 5 else ''}"] if told else [])
 

@@ -41,8 +41,8 @@ __all__ = [
 
 RUN_KEY = "raykube.run"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
-#: Kinds that may stand beside a RayJob in its file.
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+#: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 #: The label selector of what raykube made.
@@ -192,11 +192,12 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     if cluster.selected:
         working_dir = bodies.held_uri(package)
     environ = _environ(job.name, cluster, package, job.timeout_s)
+    work_key = sameness.of_command(job.entrypoint, package.own_hash)
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
         "runtimeEnvYAML": as_yaml(_runtime_env(job, environ, job.env_vars, working_dir), sort_keys=True),
-        "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash},
+        "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
     metadata = _metadata(job.name, cluster, {_QUEUE_LABEL: job.queue} if job.queue else {})
@@ -327,8 +328,6 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
         part["metadata"]["labels"][PLAN_LABEL] = digest
     if body[-1]["kind"] == "RayJob":
         body[-1]["metadata"]["labels"][WORK_LABEL] = work
-        if package:
-            body[-1]["spec"]["metadata"][wire.WORK_KEY] = work
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 

@@ -6,6 +6,7 @@ What stands in a ``runtime_env`` keeps that meaning; the values of a spec's own 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from raykube.errors import Problem
 from raykube.names import nearest
 from raykube.wire import ATTEMPT, RUN_NAME
+from raykube.yamltext import documents
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PASSED_ON = frozenset(
@@ -39,16 +41,19 @@ _REFUSED = {
 
 def of_rayjob(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the environment of a RayJob, which is text there; one that :func:`text_problem` has found sound."""
-    return dict(yaml.safe_load(job["spec"].get("runtimeEnvYAML") or "") or {})
+    (found,) = documents(job["spec"].get("runtimeEnvYAML") or "{}")
+    return dict(found)
 
 
 def text_problem(text: Any) -> Iterator[Problem]:
     """Yield why a RayJob's ``runtimeEnvYAML`` is none; nothing is one."""
-    try:
-        found = yaml.safe_load(text or "")
-    except (yaml.YAMLError, AttributeError):  # of a mapping that stands there by itself
-        found = text
-    if found is not None and (not isinstance(found, Mapping) or not isinstance(text, str)):
+    if not text:
+        return
+    found: Any = None
+    if isinstance(text, str):
+        with contextlib.suppress(yaml.YAMLError, ValueError):  # it is no YAML, or more than one text of it
+            (found,) = documents(text)
+    if not isinstance(found, Mapping):
         yield Problem(
             "spec.runtimeEnvYAML", "is no text that holds a mapping in YAML", "write runtimeEnvYAML: | above it"
         )

@@ -54,6 +54,11 @@ def work(body: Sequence[Mapping[str, Any]]) -> str:
     return _digest(left)
 
 
+def of_command(entrypoint: str, code: str) -> str:
+    """Return the same of a command and its code, whatever it runs on and with: by this a run knows its folder."""
+    return _digest([entrypoint, code])
+
+
 def _wherever(body: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [_nowhere(part) if "apiVersion" in part else part for part in body]
 

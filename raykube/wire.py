@@ -48,7 +48,7 @@ TRACKING = "RAYKUBE_TRACKING"
 GIT_COMMIT = "RAYKUBE_GIT_COMMIT"
 MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
-#: Key of Ray's job metadata: a hash of what a run does, by which its storage tells it from another of its name.
+#: Key of Ray's job metadata: a hash of a run's command and code, which tells it from another of its name.
 WORK_KEY = "raykube.work"
 #: What a run says that finds another's folder in its storage.
 NAME_TAKEN = "is of another run of this name, with other code or another command"

@@ -89,4 +89,7 @@ def documents(text: str) -> Iterator[Any]:
     Raises:
         yaml.YAMLError: it is not YAML.
     """
-    yield from yaml.load_all(text, Loader=_Loader)
+    try:
+        yield from yaml.load_all(text, Loader=_Loader)
+    except ValueError as error:  # of a value that is none of the kind that its tag says
+        raise yaml.YAMLError(str(error)) from error

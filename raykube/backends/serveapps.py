@@ -90,9 +90,10 @@ def _of(reason: str, said: Sequence[str]) -> Failure:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Part a text before its last line that is not indented: there an exception's own words begin."""
+    """Part a text where an exception's own words begin: at the first line behind a traceback that is not indented."""
     lines = text.strip().splitlines()
-    begin = max((number for number, line in enumerate(lines) if line[:1].strip()), default=0)
+    frames = max((number for number, line in enumerate(lines) if line.lstrip().startswith('File "')), default=-1)
+    begin = next((number for number in range(frames + 1, len(lines)) if lines[number][:1].strip()), 0)
     return "\n".join(lines[:begin]), "\n".join(lines[begin:])
 
 

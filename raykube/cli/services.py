@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,7 +121,7 @@ def service_forward(name: str, where: Where, port: int) -> None:
     from raykube.backends.kuberay import servelook, servestates
     from raykube.backends.kuberay.forward import Forward
     from raykube.backends.kubernetes.kubeapi import Kube
-    from raykube.errors import ConfigError
+    from raykube.errors import ConfigError, NotFound
 
     place = where.cluster()
     if place.is_local:
@@ -139,7 +138,8 @@ def service_forward(name: str, where: Where, port: int) -> None:
         click.echo(there.address)
         common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            there.gone.wait()
+            raise NotFound(f"service {name} is gone, and so is what was forwarded", next_step="raykube service list")
 
 
 @service.command("logs")

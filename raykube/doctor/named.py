@@ -17,11 +17,11 @@ from raykube.errors import Forbidden, NotFound
 
 _UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
-#: An ``E`` is an exponent where a number follows it, else the unit.
 #: What adding up in binary loses of tenths.
 _ROUNDED = 1e-9
 #: What KubeRay gives its autoscaler where the manifest does not say.
 _AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
+#: An ``E`` is an exponent where a number follows it, else the unit.
 _NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
 _QUANTITY = re.compile(rf"({_NUMBER})({'|'.join(_UNITS)})")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}

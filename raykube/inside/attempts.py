@@ -53,7 +53,7 @@ class Run:
     """Which run this is: its folder, its first attempt of this submission, how many more it may have, and how long.
 
     KubeRay starts a run again under the same id of Ray's submission, and takes a new one for each RayJob. `work` is a
-    hash of what is done.
+    hash of its command and code.
     """
 
     name: str

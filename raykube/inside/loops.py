@@ -171,6 +171,12 @@ def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
             why="a loop is called with its config as its one argument, not by a name",
             next_step="write def loop(config), or leave the config out",
         )
+    if config and not needed and len(placed) > 1:
+        raise ConfigError(
+            f"the loop has {len(placed)} arguments to do without, and a config is one: {inspect.signature(body)}",
+            why="which of them it is meant for cannot be known",
+            next_step="write def loop(config), and put the rest into the config",
+        )
     return bool(needed or (config and placed))
 
 

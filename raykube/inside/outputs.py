@@ -101,7 +101,7 @@ class Printed:
             room = self._room - len(data)
             self._append(data if room > 0 else data[: self._room].rpartition(b"\n")[0] + b"\n" + _FULL)
             self._room = max(0, room)
-        elif last:
+        elif last and not storage.exists(self._target):
             self._append(b"")  # so that one that printed nothing is known from one whose output is lost
         for path, text in fresh.items():
             self._offsets[path] += len(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import secrets
 import string
 import time
@@ -23,6 +24,7 @@ log = logging.getLogger("raykube")
 T = TypeVar("T")
 
 _JOINING_S = 60.0
+_EXPERIMENT_MAX = 60
 _stages: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
 
 
@@ -246,6 +248,8 @@ def _describe(scale: wire.Scale) -> str:
 
 def _new_name(experiment: str) -> str:
     letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+    # An experiment may be called like a path, and a run's folder is one.
+    experiment = re.sub(r"^\.+|[^\w.\-]", "_", experiment)[:_EXPERIMENT_MAX]
     return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 
 

@@ -160,18 +160,15 @@ class Refused:
 def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
     """Return one prediction an instance, or :class:`Refused` for those that it fails on alone."""
     try:
-        return _predicted(predict, model, instances)
+        found = list(predict(model, instances))
     except Exception as error:  # noqa: BLE001 - PyTorch says a wrong shape by RuntimeError, others by their own
-        if len(instances) == 1:
-            return [_refused(error)]
+        if len(instances) == 1 or isinstance(error, OSError):  # what does not answer would not for each of them
+            return [_refused(error)] * len(instances)
         # The batch holds instances of several requests: find the bad one, answer the others.
         return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
-
-
-def _predicted(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
-    found = list(predict(model, instances))
     if len(found) != len(instances):
-        raise RuntimeError(f"predict gave {len(found)} predictions for {len(instances)} instances")
+        wrong = RuntimeError(f"predict gave {len(found)} predictions for {len(instances)} instances")
+        return [_refused(wrong)] * len(instances)
     return found
 
 

@@ -119,9 +119,10 @@ class Stage:
         told = before.get("work", work.told())
         if told != work.told():
             raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work.told())}")
-        done = self.finished()
-        if done and before.get("attempt") == self.place.attempt and before["process"] != _PROCESS:
+        same = before.get("attempt") == self.place.attempt and before["process"] != _PROCESS
+        if same and self.place.attempt > 1 and self._kept():
             raise self._taken(f"another process of attempt {self.place.attempt} had the result in {self.path}")
+        done = self.finished()
         now = {"work": work.told(), "attempt": self.place.attempt, "process": _PROCESS}
         storage.write_text(path, json.dumps(now))
         return done
@@ -131,8 +132,12 @@ class Stage:
         return Conflict(
             f"a second script of this run calls {verb}, or {self.place.run} was another run's name",
             why=why,
-            next_step="make the calls in one script, or give each script a run, and so a name, of its own",
+            next_step="make the calls in one script, or give each script a run, and so a name, of its own; "
+            f"to go on with it by hand set {wire.ATTEMPT}={self.place.attempt + 1}",
         )
+
+    def _kept(self) -> str:
+        return storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
 
     def finished(self) -> wire.Result | None:
         """Return the result of a stage that an earlier attempt of this run ended well.
@@ -140,7 +145,7 @@ class Stage:
         Raises:
             Conflict: the stage is finished, and this is not a retry but a new run of the same name.
         """
-        text = storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
+        text = self._kept()
         if not text:
             return None
         if self.place.attempt > 1:

@@ -205,6 +205,8 @@ def published(config: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
     try:
         json.dumps(value, skipkeys=True, default=str)  # which finds what holds itself
         if isinstance(value, Mapping):

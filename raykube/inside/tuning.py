@@ -18,7 +18,7 @@ from raykube.inside.place import Place, room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, Work
 from raykube.inside.training import Task, log_start
-from raykube.inside.trials import METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
+from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
 
 __all__ = ["sweep"]
 
@@ -204,7 +204,7 @@ def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _params(stage: Stage, trial: str) -> dict[str, Any]:
-    text = storage.read_from(storage.join(stage.path, trial, "config.json"))
+    text = storage.read_from(storage.join(stage.path, trial, CONFIG_FILE))
     return dict(json.loads(text)) if text else {}
 
 

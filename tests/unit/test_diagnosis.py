@@ -336,8 +336,13 @@ def test_job_that_nobody_ends_in_its_time_has_no_operator(status):
     assert not is_overdue(seen.owner, seen.now)
     assert is_overdue(later.owner, later.now)
     assert cause(later).reason == "OperatorNotRunning"
-    retried = waiting(**status, startTime="2026-11-24T12:45:02Z")
+    retried = waiting(jobDeploymentStatus="Initializing", startTime="2026-11-24T12:45:02Z")
     assert not is_overdue(retried.owner, later.now)
+
+
+def test_job_on_its_way_from_a_suspension_or_a_try_before_is_not_overdue():
+    seen = waiting(jobDeploymentStatus="", startTime="2026-11-24T10:00:00Z")
+    assert not is_overdue(seen.owner, seen.now + 1e6)
 
 
 @pytest.mark.parametrize("status", ["Running", "Suspended", "Complete", "Failed"])
@@ -450,4 +455,13 @@ def test_events_of_an_earlier_object_of_the_name_are_not_its_own():
     claim = {"kind": "PersistentVolumeClaim", "name": "shared", "uid": "9"}
     events = [{"involvedObject": each} for each in (now, before, claim, {"name": "other", "uid": "2"})]
     cluster = {"metadata": {"name": "c", "uid": "2"}}
+    both = events_of([{"involvedObject": each} for each in (now, before)], (cluster, {"metadata": {**before}}))
+    assert len(both) == 2, "a job may have the name of its cluster"
     assert [each["involvedObject"] for each in events_of(events, (cluster, {}), {"shared"})] == [now, claim]
+
+
+def test_suspended_job_for_a_queue_is_kueues_also_where_nothing_is_seen_of_that():
+    owner = {"metadata": {"name": "a"}, "spec": {"suspend": True}, "status": {"jobDeploymentStatus": "Suspended"}}
+    assert cause(Observed(owner)).reason == "Suspended"
+    owner["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team"}
+    assert cause(Observed(owner)) is None

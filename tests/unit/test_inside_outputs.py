@@ -41,6 +41,9 @@ def test_worker_that_printed_nothing_leaves_an_empty_file_at_its_end(sources, tm
     assert not kept.exists()
     printed.copy(last=True)
     assert kept.read_text() == ""
+    before = kept.stat().st_mtime_ns
+    printed.copy(last=True)
+    assert kept.stat().st_mtime_ns == before, "what is there is not written again"
 
 
 def test_output_of_a_later_start_follows_that_of_the_one_before(sources, tmp_path):

@@ -86,8 +86,26 @@ def test_instance_of_a_wrong_shape_spoils_no_other_and_is_logged(caplog):
 
 
 def test_predict_must_answer_every_instance():
-    found = serving.predict_each(lambda _model, instances: [one for one in instances if one], None, [1, 0])
-    assert found == [1, serving.Refused("RuntimeError: predict gave 0 predictions for 1 instances", 500)]
+    asked = []
+
+    def predict(_model, instances):
+        asked.append(instances)
+        return [one for one in instances if one]
+
+    found = serving.predict_each(predict, None, [1, 0])
+    assert found == [serving.Refused("RuntimeError: predict gave 1 predictions for 2 instances", 500)] * 2
+    assert asked == [[1, 0]]
+
+
+def test_model_that_waits_in_vain_is_not_asked_again_for_each_instance():
+    asked = []
+
+    def predict(_model, instances):
+        asked.append(instances)
+        raise ConnectionError("no answer")
+
+    found = serving.predict_each(predict, None, [1, 2])
+    assert ([one.status for one in found], asked) == ([500, 500], [[1, 2]])
 
 
 def test_answer_says_which_instances_failed_and_whose_fault_it_is():

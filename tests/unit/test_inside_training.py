@@ -93,6 +93,15 @@ def test_loop_that_cannot_take_its_config_is_refused(loop, config):
         Task(loop, config)
 
 
+def test_loop_with_several_arguments_to_do_without_is_not_given_a_config_as_any_of_them():
+    def loop(model=None, config=None):
+        return model or config
+
+    Task(loop, {})
+    with pytest.raises(ConfigError, match="2 arguments to do without"):
+        Task(loop, {"lr": 1})
+
+
 def test_loop_of_two_arguments_is_refused():
     with pytest.raises(ConfigError, match="2 arguments"):
         Task(lambda model, data: (model, data))
@@ -441,3 +450,13 @@ def test_checkpoint_with_code_is_read_only_when_trusted(tmp_path):
     with pytest.raises(ConfigError, match="trusted"):
         checkpoints.load(tmp_path)
     assert checkpoints.load(tmp_path, trusted=True)["place"].run == "a"
+
+
+def test_result_of_a_run_stays_where_a_second_process_of_an_attempt_is_refused(tmp_path):
+    stage, _ = stage_with_result(tmp_path, attempt=2)
+    assert of_a_script(tmp_path, 2).returncode == 0
+    whole = Path(stage.parent) / wire.RESULT_FILE
+    whole.write_text("of a later stage")
+    with pytest.raises(Conflict, match="second script"):
+        stage.begin(TRAINING)
+    assert whole.read_text() == "of a later stage"

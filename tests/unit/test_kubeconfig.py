@@ -202,6 +202,13 @@ def test_user_who_acts_as_another_says_so_with_each_request(tmp_path, monkeypatc
     assert sent["Impersonate-Extra-a%2Fb"] == "x"
 
 
+def test_extra_of_a_user_who_is_acted_as_is_a_list(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "https://c", **{"as": "alice", "as-user-extra": {"scopes": "view"}})
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    with pytest.raises(ConfigError, match=r"as-user-extra\.scopes"):
+        kubeconfig.load()
+
+
 def test_certificate_that_stands_in_the_kubeconfig_comes_before_a_file(tmp_path, monkeypatch):
     path = write(tmp_path / "c", "c", "https://c")
     config = json.loads(path.read_text())

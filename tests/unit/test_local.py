@@ -517,3 +517,11 @@ def test_session_of_a_stranger_that_has_the_number_of_a_dead_head_lives_on(runni
         with contextlib.suppress(BrokenPipeError):
             leader.communicate(b"go\n")
     assert leader.returncode == code
+
+
+def test_service_is_not_deployed_where_another_s_record_cannot_be_read(dashboard, code):
+    services.deploy(service(code, "good"))
+    (records.folder("good") / "record.json").write_text("{")
+    with pytest.raises(records.Unreadable, match="raykube job delete good"):
+        services.deploy(service(code, "other"))
+    assert dashboard == [["good"]]

@@ -501,3 +501,11 @@ def test_entrypoint_check_runs_nothing(tree, tmp_path):
     root = tree({"a.py": f"open({str(mark)!r}, 'w')"})
     check_entrypoint("python a.py", collect(root))
     assert not Path(mark).exists()
+
+
+def test_script_in_a_folder_that_is_ignored_is_brought_back_by_what_is_told(tree):
+    root = tree({".git/HEAD": "", ".gitignore": "build/\n", "build/x.py": "print(1)\n"})
+    with pytest.raises(ConfigError) as caught:
+        check_entrypoint("python build/x.py", collect(root))
+    excludes = re.findall(r"--excludes '([^']+)'", caught.value.next_step)
+    check_entrypoint("python build/x.py", collect(root, excludes=tuple(excludes)))

@@ -595,12 +595,15 @@ def test_annotations_of_a_manifest_may_be_empty(code):
     assert annotations == {"ray.io/initializing-timeout": "30m"}
 
 
-def test_run_tells_its_storage_what_work_it_is_apart_from_its_limits(code):
+def test_run_tells_its_storage_what_work_it_is_whatever_it_runs_on(code):
     def work(job):
         return only(plans.rayjob(job, bare(), code), "RayJob")["spec"]["metadata"]["raykube.work"]
 
-    longer, other = (JOB.model_copy(update=each) for each in ({"timeout_s": 7200}, {"env_vars": {"A": "c"}}))
+    longer, other = (JOB.model_copy(update=each) for each in ({"timeout_s": 7200}, {"entrypoint": "python b.py"}))
     assert work(JOB) == work(longer) != work(other)
+    larger = bare()
+    larger.manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = "newer"
+    assert only(plans.rayjob(JOB, larger, code), "RayJob")["spec"]["metadata"]["raykube.work"] == work(JOB)
 
 
 def test_run_on_a_cluster_that_stays_notes_what_its_storage_is_read_with(code):
@@ -619,3 +622,21 @@ def test_rayjob_of_an_unknown_mode_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="KubeRay would wait for ever") as caught:
         plans.manifest([job], Cluster.local())
     assert caught.value.next_step == "did you mean HTTPMode?"
+
+
+def test_port_of_a_known_number_gets_no_name_that_another_has(code):
+    cluster = bare()
+    cluster.manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"] = [
+        {"containerPort": 8080},
+        {"name": "metrics", "containerPort": 9090},
+    ]
+    spec = only(plans.rayjob(JOB, cluster, code), "RayJob")["spec"]["rayClusterSpec"]
+    names = [each.get("name") for each in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]]
+    assert names[:2] == [None, "metrics"]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("text", ["env_vars: {DAY: 2026-02-30}", "", None])
+def test_rayjob_with_any_sound_environment_is_planned(text):
+    job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "runtimeEnvYAML": text}}
+    assert plans.manifest([job], Cluster.local()).name == "a"

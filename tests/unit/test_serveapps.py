@@ -36,6 +36,15 @@ def test_cause_of_several_lines_is_whole():
     assert serveapps.failure("echo", recorded("gone")).message == said
 
 
+def test_cause_whose_lines_are_not_indented_is_whole():
+    apps = recorded("failed")
+    words = "OSError: org/m is not a local folder\nIf it is private, pass a token"
+    (app,) = apps.values()
+    (deployment,) = app["deployments"].values()
+    deployment["message"] = deployment["message"].replace("RuntimeError: weights do not fit", words)
+    assert serveapps.failure("echo", apps).message == words
+
+
 def test_application_that_gets_more_replicas_has_no_fault():
     echo = {"status": "HEALTHY", "message": "Upscaling from 1 to 2 replicas."}
     assert serveapps.failure("echo", {"echo": {"status": "DEPLOYING", "deployments": {"Echo": echo}}}) is None

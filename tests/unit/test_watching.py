@@ -203,6 +203,8 @@ class Broken(Quiet):
         json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "no"}}),
         "<html>",
         json.dumps({"type": "MODIFIED"}),
+        json.dumps({"type": "ERROR", "object": None}),
+        json.dumps({"type": "ADDED", "object": {"metadata": {"resourceVersion": "8"}}}),
         (504, {"kind": "Status", "code": 504, "message": "Too large resource version: 1, current: 0"}),
     ],
 )

@@ -13,6 +13,11 @@ def test_key_that_stands_twice_is_refused_with_its_place(text):
     assert caught.value.problem_mark.line == text.count("\n")
 
 
+def test_value_that_is_none_of_its_tag_is_no_yaml():
+    with pytest.raises(yaml.YAMLError, match="abc"):
+        list(documents("a: !!int abc"))
+
+
 def test_merged_mapping_may_say_otherwise_wherever_it_is_merged_again():
     text = "x: {deep: {deeper: &b {<<: &a {k: 1}, k: 2}}}\nc: {<<: *b}\nd: {<<: *a, k: 3}"
     (found,) = documents(text)

@@ -20,7 +20,7 @@ UNREADY_S = 30.0
 OVERDUE_S = 30.0
 
 _OPERATOR = ("", "ray.io/kuberay-operator")
-_BEFORE_RUNNING = ("", "Initializing", "Waiting")
+_BEFORE_RUNNING = ("Initializing", "Waiting")
 _EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
 _ENDED_FROM_OUTSIDE = ("0", "137", "143")
 _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKilled"}
@@ -124,7 +124,9 @@ def is_overdue(job: Object, now: float) -> bool:
     """Whether a RayJob waits for longer than it may: who would end it does not run."""
     spec, status = job.get("spec") or {}, status_of(job)
     limit = spec.get("preRunningDeadlineSeconds")
-    waits = status.get("jobDeploymentStatus", "") in _BEFORE_RUNNING and not spec.get("suspend")
+    state = status.get("jobDeploymentStatus", "")
+    # None, with a start: on the way from a suspension or a try before, whose start that is.
+    waits = (state in _BEFORE_RUNNING or not (state or status.get("startTime"))) and not spec.get("suspend")
     if not (limit and waits and spec.get("managedBy", "") in _OPERATOR):
         return False
     since = seconds(status.get("startTime") or job["metadata"].get("creationTimestamp"))

@@ -59,7 +59,7 @@ class Forward:
         self._remote = remote
         self._told = ""
         self._stop = Stop()
-        #: Set once a connection was asked for to a cluster that there is not any more.
+        #: Set once a connection was asked for to a cluster or service that there is not any more.
         self.gone = threading.Event()
         self._wake, self._waker = socket.socketpair()
         self._stop.take(self._waker)
@@ -148,13 +148,18 @@ class Forward:
 
     def _head(self) -> Object:
         """Return the head's pod as it is now: a head that was replaced has another name."""
-        cluster = self._cluster if isinstance(self._cluster, str) else self._cluster()
+        try:
+            cluster = self._cluster if isinstance(self._cluster, str) else self._cluster()
+        except NotFound:  # the service is gone
+            self.gone.set()
+            raise
         selector = f"ray.io/cluster={cluster},ray.io/node-type=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         head = dict(head_of(tuple(live)))
         phase = head.get("status", {}).get("phase", "")
-        if not head and self._kube.find("RayCluster", cluster) is None:
+        stays = isinstance(self._cluster, str)  # that of a service is replaced by another
+        if stays and not head and self._kube.find("RayCluster", cluster) is None:
             self.gone.set()
             raise NotFound(f"cluster {cluster} is gone", next_step="see: raykube cluster list")
         if phase != "Running":

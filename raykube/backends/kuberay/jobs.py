@@ -83,13 +83,20 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
     said["annotations"] = {key: value for key, value in noted.items() if key != POD_ANNOTATION}
     different = [
         *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
-        *differences.of_objects(wanted["spec"], known.get("spec") or {}, "spec"),
+        *differences.of_objects(_without_work(wanted["spec"]), known.get("spec") or {}, "spec"),
     ][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
         next_step=f"choose another --name, or: raykube job delete {name}",
     )
+
+
+def _without_work(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **spec,
+        "metadata": {key: each for key, each in (spec.get("metadata") or {}).items() if key != wire.WORK_KEY},
+    }
 
 
 def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:

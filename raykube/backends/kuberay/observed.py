@@ -57,11 +57,11 @@ def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tupl
 
 def events_of(events: Iterable[Object], things: Iterable[Object], claims: Collection[str] = ()) -> tuple[Object, ...]:
     """Return the events about these objects, not about earlier ones of their names, and about claims of these names."""
-    uids = {name_of(thing): thing["metadata"].get("uid") for thing in things if thing}
+    known = [(name_of(thing), thing["metadata"].get("uid")) for thing in things if thing]
 
     def is_ours(about: Object) -> bool:
         name, uid = about.get("name", ""), about.get("uid")
-        return name in claims or (name in uids and (not uid or not uids[name] or uid == uids[name]))
+        return name in claims or any(name == each and (not uid or not own or uid == own) for each, own in known)
 
     return tuple(event for event in events if is_ours(event["involvedObject"]))
 

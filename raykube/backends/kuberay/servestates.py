@@ -179,10 +179,12 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     """Return why it is FAILED, or what keeps it from running."""
     if state in ("RUNNING", "STOPPED"):
         return None
+    cause = diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
+    undone = any(map(serveapps.is_undone, apps.values()))
+    if cause and state == "FAILED" and not undone:  # KubeRay has given it up, or refuses it
+        return cause
     goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
-    if found := serveapps.failure(seen.name, apps, goes_on=goes_on):
-        return found
-    return diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
+    return serveapps.failure(seen.name, apps, goes_on=goes_on) or cause
 
 
 def _goes_on(service: Object, apps: Apps) -> bool:

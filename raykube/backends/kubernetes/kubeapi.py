@@ -302,11 +302,12 @@ def _strict(*, dry_run: bool) -> dict[str, str]:
 
 
 def _change(line: bytes) -> Object:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         change: Object = json.loads(line)
         if change["type"] == "ERROR":
             raise _watch_error(change["object"])
-        if change["object"]["metadata"]["resourceVersion"]:
+        metadata = change["object"]["metadata"]
+        if metadata["resourceVersion"] and (change["type"] == "BOOKMARK" or metadata["uid"]):
             return change
     raise BackendError("what came in a watch is no change", why=line[:200].decode("utf-8", "replace"))
 

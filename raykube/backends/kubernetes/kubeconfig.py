@@ -41,7 +41,7 @@ _EXEC: Mapping[str, Any] = {
     "env": [{"name": "", "value": ""}],
 }
 _CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}
-_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}
+_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}  # and each of these a list
 _SHAPE = {
     "clusters": [{"name": "", "cluster": _CLUSTER}],
     "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
@@ -124,6 +124,9 @@ def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for group in user.get("as-groups") or ():
         yield "Impersonate-Group", str(group)
     for key, values in (user.get("as-user-extra") or {}).items():
+        if not isinstance(values, list):
+            step = "write entries that begin with - "
+            raise ConfigError(f"as-user-extra.{key} of the kubeconfig is no list", next_step=step)
         for value in values:
             yield f"Impersonate-Extra-{quote(key, safe='')}", str(value)
 

@@ -100,7 +100,7 @@ class _Kept:
                 if self._is_final(error):  # not ours to see; the rest is told without it
                     self._say(error)
                     return
-                if not isinstance(error, Unreachable):  # of no connection: the server itself will not go on from here
+                if not isinstance(error, (Unreachable, *_REFUSED)):  # the server itself will not go on from here
                     self._version, self._answered = "", False
                 if not self.stop.is_set():
                     self._lost(error)

@@ -165,6 +165,10 @@ def _is_idle(started: head.Head, api: RayApi) -> bool:
 
 def _is_busy(started: head.Head, api: RayApi) -> bool:
     """Whether anything runs on the head, sent by raykube or not."""
+    try:
+        records.check_all()
+    except records.Unreadable:  # it may be of something that runs here
+        return True
     if records.unfinished(started.id):
         return True
     with contextlib.suppress(BackendError):

@@ -163,6 +163,13 @@ def unfinished(head: str) -> list[Record]:
     return [record for record in _present(ended=False) if record.head == head]
 
 
+def check_all() -> None:
+    """Raise Unreadable where a record cannot be read."""
+    for path in _files():
+        with contextlib.suppress(NotFound):
+            load(path.parent.name)
+
+
 def _files() -> list[Path]:
     return list((wire.home() / "records").glob("*/record.json"))
 

@@ -167,6 +167,12 @@ def _changed(path: Path) -> float:
 
 
 def _on(running: Head) -> list[Record]:
+    """Return the services on a head.
+
+    Raises:
+        Unreadable: a record cannot be read: it may be a service's, which Serve would be told to take down.
+    """
+    records.check_all()
     return [record for record in records.every("service") if record.head == running.id]
 
 
