@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -253,3 +254,12 @@ def row(line: str | bytes) -> dict[str, Any]:
     """Read one line of a metrics file."""
     fields: dict[str, Any] = json.loads(line)
     return fields
+
+
+def finite(value: Any) -> Any:
+    """Return a value with None in place of each number that is not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

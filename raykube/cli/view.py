@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 
 from raykube.errors import Failure, tail_title
 from raykube.handles import Status
-from raykube.wire import Result
+from raykube.wire import Result, finite
 
 _PROGRESS_KEYS = 4
 _COLUMNS = ("NAME", "STATE", "ATTEMPT", "WORKERS", "AGE", "PROGRESS")
@@ -127,16 +126,7 @@ def as_json(value: Status | Failure | Result) -> dict[str, Any]:
 
 def dump(value: Any) -> str:
     """Return JSON text; the same value gives the same text. A number that JSON has not, as NaN, is null."""
-    return json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None in place of each number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False)
 
 
 def _clock(moment: float | None) -> str:

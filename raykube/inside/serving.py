@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,20 +196,11 @@ def as_text(body: Any) -> bytes:
     try:
         return _dump(body)
     except ValueError:  # looked for only then: most answers have none, and may be large
-        return _dump(_finite(body))
+        return _dump(wire.finite(body))
 
 
 def _dump(body: Any) -> bytes:
     return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None in place of each number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_instances(body: bytes) -> list[Any]:
