@@ -65,7 +65,8 @@ def remove_drafts(stage: str) -> None:
 def remove_unheard(stage: str, goes_on: str) -> None:
     """Remove the checkpoints of a stage that a worker wrote and, killed, did not bring to the ears of Ray's controller.
 
-    Nobody would remove them later. All that is there when rank 0 starts is of an earlier start: it has named none yet.
+    Nobody would remove them later; those of a training that begins again, without a checkpoint, stay. All that is there
+    when rank 0 starts is of an earlier start: it has named none yet.
 
     Args:
         stage: its folder or URI.
