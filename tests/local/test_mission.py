@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -214,6 +215,9 @@ def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     assert weights("\n".join(trained.logs())) == fingerprint
     assert trained.status().state == "SUCCEEDED"
     assert list(rk.attach("mission-slow").logs(source="rank-1")) == ["printed once by 1", "warned by 1"]
+    assert list(trained.logs(source="rank-1")) == [], "it printed nothing"
+    for kept in Path(trained.status().storage).rglob("rank-1.log"):
+        kept.unlink()
     with pytest.raises(
         rk.BackendError, match="the output of rank 1 of mission-train is gone: it was lost with the head"
     ):
