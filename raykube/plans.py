@@ -47,7 +47,7 @@ _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 #: The label selector of what raykube made.
 MANAGED_BY = "app.kubernetes.io/managed-by=raykube"
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
@@ -200,7 +200,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
-    metadata = _metadata(job.name, cluster, {_QUEUE_LABEL: job.queue} if job.queue else {})
+    metadata = _metadata(job.name, cluster, {QUEUE_LABEL: job.queue} if job.queue else {})
     if upload:
         spec["jobId"] = f"{job.name}-1"
     if cluster.selected and cluster.storage:

@@ -171,18 +171,13 @@ def delete(names: tuple[str, ...], where: Where) -> None:
     common.each(names, act)
 
 
-@contextlib.contextmanager
-def _goes_on(name: str) -> Iterator[None]:
+def _goes_on(name: str) -> contextlib.AbstractContextManager[None]:
     """After Ctrl-C, say that the cluster is made all the same."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        tell(
-            f"\ncluster {name} goes on starting",
-            f"  look at it: raykube cluster status {name}",
-            f"  end it:     raykube cluster delete {name}",
-        )
-        raise
+    return common.hint(
+        f"\ncluster {name} goes on starting",
+        f"  look at it: raykube cluster status {name}",
+        f"  end it:     raykube cluster delete {name}",
+    )
 
 
 def _kube(where: Where) -> Kube:

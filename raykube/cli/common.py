@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -327,20 +329,21 @@ def _result_of(run: Run) -> Result | None:
     return None
 
 
-class detach_hint:  # noqa: N801 - used as a with statement, where it reads as a verb
+@contextlib.contextmanager
+def hint(*lines: str) -> Iterator[None]:
+    """After Ctrl-C, say what goes on, and how to get back to it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(*lines)
+        raise
+
+
+def detach_hint(run: Run, source: str = "driver") -> AbstractContextManager[None]:
     """After Ctrl-C, say that the run goes on and how to get back to it."""
-
-    def __init__(self, run: Run, source: str = "driver") -> None:
-        self.name = run.name
-        self.log = run.name if source == "driver" else f"--source {source} {run.name}"
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is KeyboardInterrupt:
-            tell(
-                f"\ndetached; {self.name} goes on",
-                f"  follow it again: raykube job logs -f {self.log}",
-                f"  stop it:         raykube job stop {self.name}",
-            )
+    log = run.name if source == "driver" else f"--source {source} {run.name}"
+    return hint(
+        f"\ndetached; {run.name} goes on",
+        f"  follow it again: raykube job logs -f {log}",
+        f"  stop it:         raykube job stop {run.name}",
+    )

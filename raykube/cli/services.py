@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -69,18 +68,13 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         common.tell(f"known inside its Kubernetes; to ask it from here: raykube service forward {name}")
 
 
-@contextlib.contextmanager
-def _detach_hint(name: str) -> Iterator[None]:
+def _detach_hint(name: str) -> contextlib.AbstractContextManager[None]:
     """After Ctrl-C, say that the deployment goes on, how to look at it and how to end it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        common.tell(
-            f"\ndetached; the deployment of {name} goes on",
-            f"  look at it:   raykube service status {name}",
-            f"  take it down: raykube service delete {name}",
-        )
-        raise
+    return common.hint(
+        f"\ndetached; the deployment of {name} goes on",
+        f"  look at it:   raykube service status {name}",
+        f"  take it down: raykube service delete {name}",
+    )
 
 
 @service.command("list")

@@ -25,6 +25,7 @@ from raykube.backends.kubernetes.fields import (
     times,
 )
 from raykube.errors import Failure
+from raykube.plans import QUEUE_LABEL
 
 _FAILED = ("Failed", "ValidationFailed")
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
@@ -33,7 +34,6 @@ _HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFai
 #: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
 _SUBMITTER = "ray-job-submitter"
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
 #: What the operator tries again and again; one such warning may be a race that it has won since.
 _TRIED = (
@@ -185,7 +185,7 @@ def _queued(seen: Observed) -> Failure | None:
 def _suspended(seen: Observed) -> Failure | None:
     """Somebody has it wait; where Kueue does, `_queued` tells."""
     spec, held = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus") == "Suspended"
-    queued = _QUEUE_LABEL in (seen.owner.get("metadata", {}).get("labels") or {})
+    queued = QUEUE_LABEL in (seen.owner.get("metadata", {}).get("labels") or {})
     if not held or not spec.get("suspend") or seen.workload or queued:
         return None
     words = "spec.suspend is true: KubeRay makes no cluster as long as it is"

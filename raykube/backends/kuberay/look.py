@@ -20,9 +20,9 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+from raykube.plans import QUEUE_LABEL
 
 _TAIL_LINES = 40  # some of them are Ray's own
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _CLUSTER_LABEL = "ray.io/cluster"
 _JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
@@ -250,7 +250,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
         selectors["deletions"] = ("Event", {"fieldSelector": about})
     if (job["spec"].get("submissionMode") or "K8sJobMode") == "K8sJobMode":
         selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={metadata['name']}"})
-    if _QUEUE_LABEL in (metadata.get("labels") or {}):
+    if QUEUE_LABEL in (metadata.get("labels") or {}):
         selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})
     return selectors
 
