@@ -19,7 +19,7 @@ import torch
 from benchmarks import stats, workload
 
 #: What is trained on a device, and with how many samples a step on one worker.
-MODELS = {"cpu": {"mlp": 64, "cnn": 64}, "cuda": {"mlp": 64, "decoder": 16}}
+MODELS = {"cpu": {"mlp": 64, "cnn": 64}, "cuda": {"mlp": 64, "decoder": 8}}
 
 
 def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
@@ -61,11 +61,15 @@ def plain_loop(config: dict[str, Any]) -> None:
     loop(config, workload.nothing)
 
 
+def _scale(config: dict[str, Any]) -> None:
+    os.environ["RAYKUBE_WORKERS"] = str(config["world"])
+    os.environ["RAYKUBE_GPUS_PER_WORKER"] = "1" if config["device"] == "cuda" else "0"
+
+
 def run_raykube(config: dict[str, Any]) -> None:
     import raykube
 
-    os.environ["RAYKUBE_WORKERS"] = str(config["world"])
-    os.environ["RAYKUBE_GPUS_PER_WORKER"] = "1" if config["device"] == "cuda" else "0"
+    _scale(config)
     result = raykube.train(raykube_loop, config, experiment="overhead")
     for note in result.notes:
         print(f"note: {note}")
@@ -85,10 +89,11 @@ def turns_loop(config: dict[str, Any]) -> None:
     plain = (workload.nothing, workload.idle)
     arms = {"raykube": (raykube.report, session.recorder.flush), "no report": plain, "no report again": plain}
     found: dict[str, Any] = {}
-    for model, batch in MODELS["cpu"].items():
+    device = torch.device(config["device"])
+    for model, batch in MODELS[device.type].items():
         settle = 0.0 if found else config["settle_s"]
         work = workload.Work(model, batch, warmup=config["warmup"], settle_s=settle)
-        taken = workload.turns(work, arms, config["steps"])
+        taken = workload.turns(work, arms, config["steps"], device)
         found[model] = {arm: seconds * 1e3 for arm, seconds in taken.items()}
     Path(config["out"]).write_text(json.dumps({"values": found, "environment": workload.settings()}), encoding="utf-8")
 
@@ -97,6 +102,7 @@ def run_turns(config: dict[str, Any]) -> None:
     """Take turns within one training under raykube, with tracking on; ``steps`` counts the rounds."""
     import raykube
 
+    _scale(config)
     raykube.train(turns_loop, config, experiment="overhead")
 
 

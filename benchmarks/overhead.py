@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.overhead          (about 80 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
-     python -m benchmarks.overhead --device cuda  (steps on one GPU, which has nobody to exchange gradients with)
+     python -m benchmarks.overhead --device cuda  (on one GPU, which has nobody to exchange gradients with)
 
 Every sample is a process of its own, but for steps with a report and steps without, which take turns in one.
 Samples of a pair stand next to each other, and every second pair is taken in the reverse order, so that a
@@ -98,8 +98,10 @@ QUICK = Sizes(
     idle_s=0,
 )
 
-# A single GPU: with two workers it would not be NCCL.
-GPU = replace(FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=200, warmup=30, settle_s=3)
+# A single GPU: with two workers it would not be NCCL. Its submissions would be those of the CPU.
+GPU = replace(
+    FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=200, warmup=30, settle_s=3, turns=6, rounds=18, cold=0
+)
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
@@ -169,8 +171,12 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
 def _write(session: rows.Session, arm: str, pair: int, at: tuple[str, int], measured: dict[str, Any]) -> None:
     device, world = at
     for model, values in measured["values"].items():
-        case = {"model": model if device == "cpu" else f"{model} on a GPU", "world": world}
+        case = {"model": _named(model, device), "world": world}
         _tell(session.add("step", arm, pair, case, measured | {"values": values}))
+
+
+def _named(model: str, device: str) -> str:
+    return model if device == "cpu" else f"{model} on a GPU"
 
 
 def turns(session: rows.Session, sizes: Sizes) -> None:
@@ -181,7 +187,8 @@ def turns(session: rows.Session, sizes: Sizes) -> None:
         _check("raykube", measured, same)
         for model, arms in measured["values"].items():
             for arm, ms in arms.items():
-                _tell(session.add("turn", arm, number, {"model": model}, measured | {"values": {"p50_ms": ms}}))
+                case = {"model": _named(model, sizes.device)}
+                _tell(session.add("turn", arm, number, case, measured | {"values": {"p50_ms": ms}}))
 
 
 def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:
@@ -252,9 +259,9 @@ def main() -> None:
     said = parser.parse_args()
     sizes = QUICK if said.quick else FULL
     if said.device == "cuda":
-        if said.quick or said.part not in {None, "steps"}:
-            parser.error("on a GPU there are the steps alone, and no quick session")
-        sizes, said.part = GPU, "steps"
+        if said.quick or said.part == "submissions":
+            parser.error("on a GPU there are the steps and the turns, and no quick session")
+        sizes = GPU
     sizes = replace(sizes, pairs=said.pairs or sizes.pairs)
     session = rows.Session.start("overhead" if said.device == "cpu" else "overhead-gpu", quick=said.quick)
     start = time.monotonic()

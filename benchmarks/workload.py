@@ -141,7 +141,9 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     return Timing(seconds[work.warmup :], entered, first_step, size)
 
 
-def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> dict[str, float]:
+def turns(
+    work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int, device: torch.device | None = None
+) -> dict[str, float]:
     """Train, and let each arm have a short spell in turn; return the median seconds a step of each arm.
 
     One process differs from the next by more than an arm may add, and so does one second from the next on a machine
@@ -151,14 +153,17 @@ def turns(work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int) -> 
         work: what is trained.
         arms: three of them: what happens after each step, and what after half a second of them, which counts as well.
         rounds: spells of each arm.
+        device: where it is trained; the loop runs ahead of a GPU within a spell, and waits for it at its end.
     """
-    step_once, _ = _trainer(work, torch.device("cpu"))
+    place = device or torch.device("cpu")
+    step_once, _ = _trainer(work, place)
     steps = iter(range(10**9))
 
     def spell(length: int, on_step: OnStep = nothing) -> float:
         start = time.perf_counter()
         for _ in range(length):
             on_step({"step": next(steps), "loss": step_once()})
+        _wait_for(place)
         return (time.perf_counter() - start) / length
 
     spell(work.warmup)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from raykube.errors import ConfigError, Problem
 # Types that JSON takes as they are.
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 _JSON = (int, float, str)
+_LOOK_S = 0.001
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any]:
@@ -84,7 +88,7 @@ class Deferred:
 
     Attributes:
         value: a tensor of one element that nobody overwrites.
-        known: an event of CUDA after which it is computed; None where a read waits by itself.
+        known: an event after which it is computed; None where a read waits by itself.
     """
 
     value: Any
@@ -99,10 +103,11 @@ class Deferred:
             return cls(copy)
         import torch
 
-        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop (by the mode
-        # "thread_local", as torch.compile captures). The loop may work on a stream of its own, for which no read waits.
-        event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch's has no types
-        event.record(torch.cuda.current_stream(copy.device))
+        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop. The loop may
+        # work on a stream of its own, for which no read waits. Not CUDA's own event: to look up the stream for it, as
+        # Python must, costs more than all the rest.
+        event = torch.Event(device=copy.device)
+        event.record()
         return cls(copy, event)
 
 
@@ -134,25 +139,46 @@ def _numbers(values: list[Deferred]) -> list[Any]:
     """Return the number of each value, or why it cannot be read."""
     import torch
 
-    device = values[0].value.device
     try:
-        for each in values:
-            if each.known is not None:
-                each.known.synchronize()
-        with _aside(device):
+        with _aside(values[0].value.device):
+            for each in values:
+                while each.known is not None and not each.known.query():
+                    time.sleep(_LOOK_S)  # for such an event waits with a core of the loop's that it keeps busy
             return list(torch.stack([each.value.reshape(()) for each in values]).tolist())
     except (RuntimeError, TypeError):  # one of them is of a kind that cannot be put beside others, or the device failed
         return [_alone(each.value) for each in values]
 
 
-def _aside(device: Any) -> Any:
-    """Work on another stream than the loop, where a read would wait for all that the loop has told the device since."""
+@contextmanager
+def _aside(device: Any) -> Iterator[None]:
+    """Work beside the loop: on another stream, where a read does not wait for all that it has told the device since.
+
+    While the loop captures a CUDA graph, as ``torch.cuda.graph`` does it, CUDA refuses every other thread what waits
+    or allocates, and the capture fails by it; but not a thread that says that it knows what it does.
+    """
     import torch
 
     if device.type != "cuda":
-        return nullcontext()
-    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's has no types
-    return torch.cuda.stream(stream)
+        yield
+        return
+    mode = _exchange_capture_mode(_RELAXED)
+    try:
+        stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's has no types
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        _exchange_capture_mode(mode)
+
+
+def _exchange_capture_mode(mode: int) -> int:
+    """Set how CUDA takes this thread's calls beside a capture; return how it took them until now."""
+    import torch
+
+    if torch.version.cuda is None:  # ROCm, whose devices are named "cuda", too
+        return mode
+    held = ctypes.c_int(mode)
+    ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(held))
+    return held.value
 
 
 def _alone(value: Any) -> Any:

@@ -63,6 +63,39 @@ def test_value_of_a_stream_of_its_own_is_read_after_it_was_computed(on_gpu):
     assert [row["value"] for row in found] == [row["step"] for row in found] == list(range(20))
 
 
+def captures(config):
+    """Report a value, and capture a graph for so long that the value is read meanwhile."""
+    value = torch.zeros((), device="cuda")
+    for _ in range(3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode=config["mode"]):
+            value += 1
+            threading.Event().wait(1.2)
+        graph.replay()
+        raykube.report({"value": value})
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+def test_values_are_read_while_a_graph_is_captured(on_gpu, mode):
+    raykube.train(captures, {"mode": mode})
+    assert [row["metrics"]["value"] for row in on_gpu.rows()] == [1.0, 2.0, 3.0]
+
+
+def of_a_mesh():
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh = torch.distributed.init_device_mesh("cuda", (1,))
+    one = torch.ones((), device="cuda")
+    raykube.report({"norm": DTensor.from_local(one, mesh, [Replicate()])})
+    with pytest.raises(ConfigError, match=r"full_tensor\(\)"):
+        raykube.report({"norm": DTensor.from_local(one, mesh, [Partial()])})
+
+
+def test_tensor_of_a_mesh_is_read_where_each_rank_has_all_of_it(on_gpu):
+    raykube.train(of_a_mesh)
+    assert [row["metrics"] for row in on_gpu.rows()] == [{"norm": 1.0}]
+
+
 def ahead(config):
     """Queue work much faster than the GPU does it, for some seconds, and tell how many rows are written meanwhile."""
     weights = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
