@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One process of tests for each core; those that start Ray stay in one (tests/conftest.py).
 PYTEST := -m pytest --numprocesses=logical
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
+# Where Python may write no bytecode, each process would compile what it imports, and tests start thousands of them.
+RUN := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
 .PHONY: demo test test-long test-gpu test-rig cluster cluster-down check lint format bench-quick clean help
 
@@ -40,9 +41,9 @@ cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root
 cluster-down: .venv/ready ## end it; binaries and images stay for the next time
 	@$(RUN) -m tests.cluster down
 
-# A third of a unit test's time is spent waiting: one process more than cores.
+# Half of a unit test's time is spent waiting: two processes more than cores.
 check: lint ## lint, and unit tests; within a minute
-	@$(RUN) $(PYTEST) -q --numprocesses=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) tests/unit
+	@$(RUN) $(PYTEST) -q --numprocesses=$$(($$(getconf _NPROCESSORS_ONLN) + 2)) tests/unit
 
 lint: .venv/ready ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

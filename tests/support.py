@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import io
 import logging
 import os
@@ -19,6 +20,18 @@ from raykube.cli import common
 BIN = Path(sys.executable).parent
 #: What all ways to train digits are compared by.
 DIGITS = ("python", "-m", "jobs.digits", "--epochs", "3")
+
+
+class Later:
+    """A module that is imported when it is first used: each process of tests reads this file, and few run its tests."""
+
+    def __init__(self, name):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+        self._name = name
+
+    def __getattr__(self, name):
+        return getattr(importlib.import_module(self._name), name)
 
 
 def run(*command, cwd=None, timeout=120, prefix=(), **environ):

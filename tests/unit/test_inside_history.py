@@ -18,8 +18,9 @@ from raykube.inside.history import (
     scored,
 )
 from raykube.inside.scalars import scalars
+from tests.support import Later
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 
 
 def test_recorder_writes_every_row_in_order(tmp_path):

@@ -4,17 +4,24 @@ import pytest
 
 from raykube.errors import ConfigError
 from raykube.inside.scalars import Deferred, fetched, scalars
+from tests.support import Later
 
-np = pytest.importorskip("numpy")
-torch = pytest.importorskip("torch")
+np = Later("numpy")
+torch = Later("torch")
 
 
 @pytest.mark.parametrize(
     "value",
-    [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor([0.5], requires_grad=True)],
+    [
+        lambda: np.float32(0.5),
+        lambda: np.float64(0.5),
+        lambda: np.array(0.5),
+        lambda: torch.tensor(0.5),
+        lambda: torch.tensor([0.5], requires_grad=True),
+    ],
 )
 def test_scalars_take_one_value_of_numpy_and_torch(value):
-    assert json.loads(json.dumps(scalars({"loss": value}))) == {"loss": 0.5}
+    assert json.loads(json.dumps(scalars({"loss": value()}))) == {"loss": 0.5}
 
 
 def test_scalars_name_every_value_that_is_none():

@@ -14,9 +14,9 @@ from raykube.inside.tracking import MlflowTracker, Subject
 from raykube.inside.trials import CONFIG_FILE, Trials
 from tests.cluster.shell import until, write
 from tests.servers import Quiet, serving
-from tests.support import run
+from tests.support import Later, run
 
-pytest.importorskip("mlflow")
+Later("mlflow")
 
 # MLflow and its dependencies warn of each other's deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -28,8 +28,9 @@ from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, Work
 from raykube.inside.training import Task, published
+from tests.support import Later
 
-torch = pytest.importorskip("torch")
+torch = Later("torch")
 
 
 def raised(error):
