@@ -89,3 +89,20 @@ def test_jobs_run_on_a_long_lived_cluster_with_their_words_untouched(manifest, t
     assert [ODD, ODD, ODD] in [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert run("raykube", "job", "delete", "-n", namespace, "echo").returncode == 0
     assert kubectl.get("raycluster", "shared", namespace) is not None
+
+
+def test_log_of_a_run_on_a_long_lived_cluster_is_there_when_the_cluster_is_gone(manifest, tmp_path, namespace):
+    loaded(manifest, tmp_path)
+    in_ = ["-n", namespace]
+    on = ["--on", str(tmp_path / "cluster.yaml")]
+    assert run("raykube", "cluster", "create", "brief", *on, *in_, timeout=180).returncode == 0
+    words = ["--cluster", "brief", "--name", "kept", *in_, "--", "sh", "-c", "echo one; echo two >&2; exit 3"]
+    assert run("raykube", "job", "submit", *words, timeout=120).returncode == 1
+    assert run("raykube", "cluster", "delete", "brief", *in_, timeout=120).returncode == 0
+    shown = run("raykube", "job", "logs", "kept", *in_, timeout=120)
+    assert shown.stdout.splitlines() == ["one", "two"], shown.stderr
+    status = json.loads(run("raykube", "job", "status", "kept", "--json", *in_, timeout=60).stdout)
+    assert (status["state"], status["exit_code"]) == ("FAILED", 3)
+    deleted = run("raykube", "job", "delete", "kept", *in_, timeout=120)
+    assert deleted.returncode == 0, deleted.stderr
+    assert workloads.pods(namespace) == []
