@@ -12,7 +12,7 @@ import threading
 
 import raykube
 from jobs import _digits
-from raykube.errors import NotFound
+from raykube.errors import NotFound, RaykubeError
 from raykube.inside import serving
 
 app = serving.application(_digits.load, _digits.predict)
@@ -37,6 +37,8 @@ def main() -> None:
             endpoint = raykube.deploy(raykube.Service(name=given.name, apps=(served,)), on="local")
             print(f"serving     {endpoint.url}  until Ctrl-C", flush=True)
             threading.Event().wait()
+    except RaykubeError as error:
+        raise SystemExit(str(error)) from None
     finally:
         with contextlib.suppress(NotFound):  # it was refused
             raykube.attach(given.name, "local").delete()
