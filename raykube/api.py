@@ -93,7 +93,7 @@ def submit(job: Job, on: str | Cluster | None = None) -> Run:
     """Start `job` and return its handle at once.
 
     The same name with the same plan is the same run: a live or succeeded one is joined, a failed or
-    stopped one goes on from its last complete checkpoint.
+    stopped one goes on from its last complete checkpoint, if its script loads it.
 
     Raises:
         ConfigError: what cannot work, found before anything is started.

@@ -210,7 +210,7 @@ class Cluster:
         bounds = workers if isinstance(workers, tuple) else (workers, workers)
         if any(bound % step for bound in bounds):
             raise ConfigError(
-                f"{self.name} cannot have {workers} workers",
+                f"{self.name} cannot have {'..'.join(map(str, sorted({*bounds})))} workers",
                 why=f"one replica of its group {group['groupName']!r} makes {step}",
                 next_step=f"take a multiple of {step}",
             )

@@ -81,7 +81,7 @@ def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
     """Refuse what only a cluster of the job's own can be given: one that stays has its size, and goes on staying."""
     words = [f"--{key.replace('_', '-')}" for key in ("workers", "keep_cluster_s") if options[key] is not None]
     what = f"is for a cluster of the job's own; {cluster} has its own size, and stays after the job"
-    step = f"leave it out, or --cluster {cluster} to have one made for this job"
+    step = f"leave it out; or leave out --cluster {cluster}, and the job gets a cluster of its own"
     problems = [Problem(word, what, step) for word in words]
     if options["on"] == "local":
         problems.append(Problem("--on local", f"is this machine; {cluster} is in Kubernetes", "leave out one of them"))

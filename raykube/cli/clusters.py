@@ -44,7 +44,11 @@ def cluster() -> None:
 
 @cluster.command()
 @place_options
-@click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the manifest says]")
+@click.option(
+    "--workers",
+    metavar="N|MIN..MAX",
+    help="Training workers: one a pod, or one a GPU where a pod has several. [as the manifest says]",
+)
 @click.option("--timeout-s", type=float, default=900, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
@@ -81,7 +85,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
 def list_clusters(where: Where, *, as_json: bool) -> None:
     """List the clusters: the local head, and those of the Kubernetes namespace.
 
-    With --on local just the local head, with --on PRESET|PATH just those on Kubernetes.
+    With --on local (or RAYKUBE_ON) just the local head; with any other just those on Kubernetes.
     """
     from raykube.cli import view
 

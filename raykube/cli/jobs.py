@@ -60,15 +60,28 @@ def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
 
 @job.command(cls=_Submit, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @place_options
-@click.option("-f", "--filename", type=common.PATH, help="YAML file with a RayJob, or with a job's fields as in Ray.")
+@click.option(
+    "-f",
+    "--filename",
+    type=common.PATH,
+    help="YAML file with a RayJob, or with a job's fields: entrypoint, name, working_dir, …",
+)
 @click.option(
     "--cluster",
     metavar="NAME",
     type=Name("cluster"),
-    help="Run on this long-lived cluster, as of: raykube cluster create.",
+    help="Run on this long-lived cluster; made by: raykube cluster create.",
 )
-@click.option("--workers", metavar="N|MIN..MAX", help="Training workers. [as the place says]")
-@click.option("--name", default="", help="Name of the run. [made from the entrypoint]")
+@click.option(
+    "--workers",
+    metavar="N|MIN..MAX",
+    help="Training workers: one a pod, or one a GPU where a pod has several. [as the place says]",
+)
+@click.option(
+    "--name",
+    default="",
+    help="Name of the run; give one to resume it or to send it twice safely. [the script's and 5 random letters]",
+)
 @code_options
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the job; repeatable.")
 @click.option("--entrypoint-num-cpus", type=float, help="CPUs that the driver itself reserves.")

@@ -31,7 +31,11 @@ def service() -> None:
 @click.option("--replicas", metavar="N|MIN..MAX", help="Replicas; a range autoscales. [as the application says]")
 @click.option("--num-gpus", type=float, help="GPUs of one replica. [as the application says]")
 @click.option("--deployment", metavar="NAME", help="The deployment that --replicas and --num-gpus are for. [Model]")
-@click.option("--workers", metavar="N|MIN..MAX", help="Worker pods; a range scales with the load. [as the place says]")
+@click.option(
+    "--workers",
+    metavar="N|MIN..MAX",
+    help="Workers: one a pod, or one a GPU where a pod has several; a range scales with the load. [as the place says]",
+)
 @click.option("--args", "args_json", metavar="JSON", default="{}", help="More arguments for the application builder.")
 @click.option("--env", "env_vars", multiple=True, metavar="KEY=VALUE", help="Environment of the replicas; repeatable.")
 @code_options

@@ -53,8 +53,8 @@ _STEPS = {
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s "
     "(of a RayJob of your own: preRunningDeadlineSeconds)",
     "DeadlineExceeded": "give it a longer --timeout-s (of a RayJob of your own: activeDeadlineSeconds), or less to do",
-    "HeadLost": "wait for the new head, on which it starts again; a job goes on from its last complete checkpoint",
-    "DriverDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "HeadLost": "wait for the new head, on which it starts again; a job resumes, if its script loads its checkpoint",
+    "DriverDied": "submit it again under the same name: it resumes, if its script loads its checkpoint",
     "SubmissionFailed": "see what its submitter says: kubectl -n {namespace} logs -l job-name={name} --tail=20",
     "SubmitterEnded": "see what became of the job: kubectl -n {namespace} logs {pod} -c {container}; delete it, and "
     "submit it with submissionMode: HTTPMode, which has no such container",

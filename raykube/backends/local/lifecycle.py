@@ -30,7 +30,7 @@ _NEXT_STEPS = {
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
     "native code: raykube job logs {name}",
     "SyntaxError": "correct the line that the message names and submit again",
-    "HeadDied": "submit it again under the same name: it goes on from its last complete checkpoint",
+    "HeadDied": "submit it again under the same name: it resumes, if its script loads its checkpoint",
     "Refused": "correct what the head says and submit again",
     "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",

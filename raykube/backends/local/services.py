@@ -85,7 +85,9 @@ def status(record: Record) -> Status:
     if not record.head:
         return unknown
     if running is None or running.id != record.head:
-        why = Failure("HeadDied", "the Ray head that served it has ended", next_step="raykube service deploy it again")
+        why = Failure(
+            "HeadDied", "the Ray head that served it has ended", next_step="deploy it again with the same command"
+        )
         return replace(unknown, state="FAILED", detail=why.message, failure=why)
     names = [app["name"] for app in record.body]
     seen = head.api(running).serve_status()["applications"]
