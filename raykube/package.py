@@ -83,9 +83,8 @@ class Package:
         standard = {pattern.rstrip("/") for pattern in CLUTTER}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
         added = len(self.files) - len(self.own)
-        lines = [
-            f"{_count(self.own)}{f' and {added} of raykube' * bool(added)}, {_size(self.size)}, hash {self.hash}; the largest:"
-        ]
+        ours = f" and {added} of raykube" * bool(added)
+        lines = [f"{_count(self.own)}{ours}, {_size(self.size)}, hash {self.hash}; the largest:"]
         lines += [f"  {_size(file.size):>10}  {file.path}" for file in largest]
         return lines + ([f"  ignored: {', '.join(told[:5])}{' …' if len(told) > 5 else ''}"] if told else [])
 

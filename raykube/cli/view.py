@@ -109,7 +109,8 @@ def kept(status: Status) -> str:
     """Say what is left of a run that was stopped."""
     if not status.storage:
         return "nothing is kept once its cluster is gone: the cluster's manifest names no raykube.io/storage"
-    return f"kept in {status.storage}: what it had written; submitted again under its name it resumes, if its script loads its checkpoint"
+    step = "submitted again under its name it resumes, if its script loads its checkpoint"
+    return f"kept in {status.storage}: what it had written; {step}"
 
 
 def _note(status: Status) -> str:

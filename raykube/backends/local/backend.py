@@ -231,6 +231,7 @@ def _submit(plan: Plan) -> None:
 def _difference(known: Record, plan: Plan) -> str:
     """Say in what a plan is another one than that of a run or service: of code, in which files."""
     texts = differences.of_texts(known.plan_yaml, plan.yaml())
+    texts = texts and f"- is the {known.kind} that there is, + is this one:\n{texts}"
     if known.kind == "service":
         return texts
     uris = [body.get("runtime_env", {}).get("working_dir", "") for body in (known.body, plan.body[0])]
