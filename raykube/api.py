@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raykube import package, plans
-from raykube.backends import backend_for, backend_of
+from raykube.backends import Backend, Kind, Status, backend_for, backend_of
 from raykube.cluster import Cluster
-from raykube.errors import ConfigError
+from raykube.errors import ConfigError, NotFound
 from raykube.handles import Endpoint, OnEvent, Run
 from raykube.names import asked_for
 from raykube.plans import Plan
@@ -150,13 +150,27 @@ def endpoints(on: str | Cluster | None = None) -> list[Endpoint]:
     return [Endpoint(name, place) for name in place.names("service")]
 
 
-def attach(name: str, on: str | Cluster | None = None) -> Run | Endpoint:
+def attach(name: str, on: str | Cluster | None = None, *, kind: Kind | None = None) -> Run | Endpoint:
     """Return the handle of a run or service that was started before, by any process.
+
+    Args:
+        name: of the run or service.
+        on: where it is.
+        kind: which of the two is meant where a run and a service have that name; else the run is.
 
     Raises:
         ConfigError: nothing can be called `name`.
         NotFound: nothing is called `name` there.
     """
     place = backend_for(cluster_of(on))
-    kind = place.status(asked_for(name)).kind
-    return Run(name, place) if kind == "job" else Endpoint(name, place)
+    found = _known(place, asked_for(name), kind)
+    return Run(name, place) if found.kind == "job" else Endpoint(name, place)
+
+
+def _known(place: Backend, name: str, kind: Kind | None) -> Status:
+    try:
+        return place.status(name, kind)
+    except NotFound:
+        if kind is None:
+            raise
+        return place.status(name)

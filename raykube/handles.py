@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from raykube.backends import Backend, State, Status, serveapps, sources
+from raykube.backends import Backend, Kind, State, Status, serveapps, sources
 from raykube.errors import BackendError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
@@ -39,6 +39,7 @@ OnEvent = Callable[[Event], None]
 class _Handle:
     """What a run and an endpoint have in common. Nothing is cached: every call asks the place."""
 
+    _kind: ClassVar[Kind]
     name: str
     backend: Backend = field(repr=False, compare=False)
 
@@ -53,7 +54,7 @@ class _Handle:
         Raises:
             NotFound: it was deleted.
         """
-        return self.backend.status(self.name)
+        return self.backend.status(self.name, self._kind)
 
     def why(self) -> Failure:
         """Say in one cause and one next step why it is where it is."""
@@ -67,7 +68,7 @@ class _Handle:
         """Follow the changes until `done` or the time is over; return the last status seen."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: Any = None
-        for status in self.backend.changes(self.name):
+        for status in self.backend.changes(self.name, self._kind):
             change = (status.state, status.attempt, status.detail, status.failure, dict(status.progress))
             if on_event and change != seen:
                 on_event(Event(time.time(), status))
@@ -80,6 +81,8 @@ class _Handle:
 @dataclass(frozen=True)
 class Run(_Handle):
     """A job that was submitted."""
+
+    _kind = "job"
 
     def wait(self, *, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Run:
         """Wait until the run has ended well, and return it.
@@ -124,7 +127,7 @@ class Run(_Handle):
             BackendError: it was, and ended with its head, its node or its cluster, and no storage has kept it.
         """
         sources.rank_of(source)
-        return self.backend.logs(self.name, follow=follow, source=source)
+        return self.backend.logs(self.name, self._kind, follow=follow, source=source)
 
     def result(self) -> Result | None:
         """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither."""
@@ -136,16 +139,18 @@ class Run(_Handle):
         Raises:
             BackendError: it did not stop within half a minute.
         """
-        self.backend.stop(self.name)
+        self.backend.stop(self.name, self._kind)
 
     def delete(self) -> None:
         """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay."""
-        self.backend.delete(self.name)
+        self.backend.delete(self.name, self._kind)
 
 
 @dataclass(frozen=True)
 class Endpoint(_Handle):
     """A service that was deployed."""
+
+    _kind = "service"
 
     def wait_ready(self, *, timeout_s: float = 600, on_event: OnEvent | None = None) -> Endpoint:
         """Wait until every application of the service answers, and return the endpoint.
@@ -167,11 +172,11 @@ class Endpoint(_Handle):
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
-        return self.backend.logs(self.name, follow=follow)
+        return self.backend.logs(self.name, self._kind, follow=follow)
 
     def delete(self) -> None:
         """Take the service down and forget it."""
-        self.backend.delete(self.name)
+        self.backend.delete(self.name, self._kind)
 
 
 def _not_up(name: str, why: Failure) -> BackendError:

@@ -70,7 +70,11 @@ class Status:
 
 
 class Backend(Protocol):
-    """A place. Each method may raise BackendError with the place's own words."""
+    """A place. Each method may raise BackendError with the place's own words.
+
+    A run and a service may come to have one name: on Kubernetes kubectl, or two clients at once, can make both. So
+    `kind` says which is meant, and NotFound is raised where only the other has the name. None takes what there is.
+    """
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return exactly what :meth:`start` would send. No network; ConfigError for what cannot work."""
@@ -85,16 +89,16 @@ class Backend(Protocol):
             Conflict: a run of that name came from another plan.
         """
 
-    def status(self, name: str) -> Status:
+    def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now. Raises NotFound."""
 
-    def changes(self, name: str) -> Iterator[Status]:
+    def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
         """Yield the status now, after each change, and now and then without one, so that a waiter sees its clock.
 
         It never ends by itself. An answer that stays out is waited for; Unreachable when it does for long.
         """
 
-    def logs(self, name: str, *, follow: bool, source: str = "driver") -> Iterator[str]:
+    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = "driver") -> Iterator[str]:
         """Yield log lines without their newlines; with `follow` until the run has ended.
 
         Sources (of a run) are ``driver``, ``rank-N``, ``autoscaler`` and ``events``.
@@ -107,10 +111,10 @@ class Backend(Protocol):
     def result(self, name: str) -> Result | None:
         """Return what the run's ``train`` or ``sweep`` returned; None when it recorded nothing."""
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop it and keep what it made."""
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, kind: Kind | None = None) -> None:
         """Stop it and remove all that was made for it."""
 
     def names(self, kind: Kind) -> list[str]:

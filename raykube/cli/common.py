@@ -183,7 +183,7 @@ def find_run(name: str, where: Where) -> Run:
     from raykube.errors import NotFound
     from raykube.handles import Run as RunHandle
 
-    found = api.attach(name, where.cluster())
+    found = api.attach(name, where.cluster(), kind="job")
     if isinstance(found, RunHandle):
         return found
     raise NotFound(f"{name} is a service, not a run", next_step=f"raykube service status {name}")
@@ -195,7 +195,7 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
     from raykube.errors import NotFound
     from raykube.handles import Endpoint as EndpointHandle
 
-    found = api.attach(name, where.cluster())
+    found = api.attach(name, where.cluster(), kind="service")
     if isinstance(found, EndpointHandle):
         return found
     raise NotFound(f"{name} is a run, not a service", next_step=f"raykube job status {name}")

@@ -16,14 +16,14 @@ class Place:
     def __init__(self, state, failure=None):
         self.ended = Status("a", "job", state, failure=failure)
 
-    def status(self, _):
+    def status(self, *_):
         return self.ended
 
-    def changes(self, _):
+    def changes(self, *_):
         while True:
             yield self.ended
 
-    def logs(self, _, *, follow, source):  # noqa: ARG002 - as a backend has them
+    def logs(self, *_, follow, source):  # noqa: ARG002 - as a backend has them
         raise Forbidden("this user may not get secrets")
 
     def result(self, _):

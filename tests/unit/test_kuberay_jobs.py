@@ -13,7 +13,8 @@ from raykube.backends.kuberay import jobs, objects, runstates, services
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
-from raykube.errors import Conflict, Forbidden, ManifestError
+from raykube.cli import common
+from raykube.errors import Conflict, Forbidden, ManifestError, NotFound
 from raykube.plans import MANAGED_BY
 from raykube.sameness import PLAN_LABEL
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -147,6 +148,23 @@ def test_name_of_a_service_is_refused_to_a_run(kept, plan):
     with pytest.raises(Conflict, match="taken by a service"):
         jobs.start(Kube(), plan)
     assert [*kept] == [f"{RAY}/rayservices/digits"]
+
+
+def test_service_that_a_run_has_the_name_of_is_looked_at_and_deleted_and_the_run_stays(kept, service):
+    services.deploy(Kube(), service)
+    spec = kept[f"{RAY}/rayservices/hello"]["spec"]["rayClusterConfig"]
+    metadata = {"name": "hello", "namespace": "default"}
+    run = keep({"kind": "RayJob", "metadata": metadata, "spec": {"rayClusterSpec": spec}}, jobStatus="SUCCEEDED")
+    kept[f"{RAY}/rayjobs/hello"] = run
+    kept[f"{RAY}/rayservices/hello"]["metadata"]["namespace"] = "default"
+    endpoint = common.find_endpoint("hello", common.Where("cpu-small", None, None))
+    assert (endpoint.status().kind, rk.attach("hello", "cpu-small").status().kind) == ("service", "job")
+    endpoint.delete()
+    assert (f"{RAY}/rayservices/hello" in kept, f"{RAY}/rayjobs/hello" in kept) == (False, True)
+    with pytest.raises(NotFound, match="there is no service hello"):
+        endpoint.status()
+    with pytest.raises(NotFound, match="hello is a run, not a service"):
+        common.find_endpoint("hello", common.Where("cpu-small", None, None))
 
 
 def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):

@@ -361,7 +361,7 @@ class Answering(Local):
     def __init__(self, *answers):
         self.answers = iter(answers)
 
-    def status(self, name):
+    def status(self, name, kind=None):  # noqa: ARG002 - it has one run
         answer = next(self.answers)
         if isinstance(answer, Exception):
             raise answer
@@ -392,6 +392,12 @@ def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
     assert next(changes).state == "RUNNING"
     with pytest.raises(Unreachable):
         next(changes)
+
+
+def test_run_is_not_deleted_as_the_service_that_had_its_name(record):
+    with pytest.raises(NotFound, match=f"there is no service {record.name} here"):
+        handles.Endpoint(record.name, Local()).delete()
+    assert records.load(record.name) == record
 
 
 def test_list_leaves_out_what_was_deleted_since_it_was_begun():

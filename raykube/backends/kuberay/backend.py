@@ -80,20 +80,20 @@ class KubeRay:
         (services.deploy if plan.is_service else jobs.start)(self.kube, plan)
         return plan.name
 
-    def status(self, name: str) -> Status:
+    def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now."""
-        look = self._run(name)
+        look = self._run(name, kind)
         return look.status() if look else servelook.status(self.kube, name)
 
-    def changes(self, name: str) -> Iterator[Status]:
+    def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
         """Watch the run's objects, and Ray's own state of its job."""
-        look = self._run(name)
+        look = self._run(name, kind)
         yield from look.changes() if look else servelook.changes(self.kube, name)
 
-    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
         """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
         rank = sources.rank_of(source)
-        if not self._run(name):
+        if not self._run(name, kind):
             yield from servelogs.lines(self.kube, name, follow=follow)
         elif rank is not None:
             yield from ranklogs.lines(self.kube, name, rank, follow=follow)
@@ -113,9 +113,9 @@ class KubeRay:
             raise refused
         return Result.from_json(text) if text else None
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop a run and wait until it has stopped; a service is taken down."""
-        look = self._run(name)
+        look = self._run(name, kind)
         if look is None:
             services.take_down(self.kube, name)
             return
@@ -133,16 +133,16 @@ class KubeRay:
                     next_step=f"look again: raykube job status {name}; or end all: raykube job delete {name}",
                 )
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, kind: Kind | None = None) -> None:
         """Remove a run's objects, which ends it, and what it kept in its storage."""
-        if (look := self._run(name)) is None:
+        if (look := self._run(name, kind)) is None:
             services.take_down(self.kube, name)
             return
         # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
         # status was seen by no operator, and there is nothing to be stopped.
         with contextlib.suppress(RaykubeError):
             if look.job.get("status"):
-                self.stop(name)
+                self.stop(name, "job")
         job = Look(self.kube, name).job
         with storage.removed_with(self.kube, job):
             jobs.remove(self.kube, job)
@@ -152,12 +152,14 @@ class KubeRay:
         found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=plans.MANAGED_BY)
         return [each["metadata"]["name"] for each in sorted(found, key=_age)]
 
-    def _run(self, name: str) -> Look | None:
-        """Return the run of a name; None when it is a service's."""
+    def _run(self, name: str, kind: Kind | None) -> Look | None:
+        """Return the run of a name; None when a service is meant, or only a service has it."""
+        if kind == "service":
+            return None
         try:
             return Look(self.kube, name)
         except NotFound:
-            if self.kube.find("RayService", name) is None:
+            if kind == "job" or self.kube.find("RayService", name) is None:
                 raise
             return None
 

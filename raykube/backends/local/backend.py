@@ -74,9 +74,9 @@ class Local:
                 _submit(plan)
         return plan.name
 
-    def status(self, name: str) -> Status:
+    def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now; of a run that has ended, the state it ended in."""
-        record = records.load(name)
+        record = _load(name, kind)
         if record.kind == "service":
             return services.status(record)
         if ended := records.final(name):
@@ -84,16 +84,16 @@ class Local:
         _keep_watched()
         return _live_status(record)
 
-    def changes(self, name: str) -> Iterator[Status]:
+    def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
         """Yield the status again and again; a head that does not answer is asked for a while."""
-        for status in observe.answers(lambda: self.status(name)):
+        for status in observe.answers(lambda: self.status(name, kind)):
             if status:
                 yield status
             time.sleep(_LOOK_S)
 
-    def logs(self, name: str, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
         """Yield the driver's output, of all attempts in turn; or that of a training worker."""
-        rank, record = sources.rank_of(source), records.load(name)
+        rank, record = sources.rank_of(source), _load(name, kind)
         if source in _NOT_HERE:
             what, why, step = _NOT_HERE[source]
             raise ConfigError(what, why=why, next_step=step.format(name=name))
@@ -118,9 +118,9 @@ class Local:
         path = Path(record.storage) / name / wire.RESULT_FILE
         return Result.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop a job and wait until it has stopped; take a service down."""
-        record = records.load(name)
+        record = _load(name, kind)
         if record.kind == "service":
             with head.lock():
                 services.take_down(record)
@@ -138,18 +138,18 @@ class Local:
                 observe.stop(record, status.attempt, head.api(running))
             time.sleep(_POLL_S)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, kind: Kind | None = None) -> None:
         """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
         try:
-            self._end(name)
+            self._end(name, kind)
         except records.Unreadable as error:
             _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
         with head.lock():
             records.remove(name)
             _remove_unused_code()
 
-    def _end(self, name: str) -> None:
-        record = records.load(name)
+    def _end(self, name: str, kind: Kind | None) -> None:
+        record = _load(name, kind)
         self.stop(name)
         if record.kind == "job":
             _wait_for_ray(record)
@@ -169,6 +169,18 @@ class Local:
                 yield follow and is_open
                 time.sleep(pause)
         yield False
+
+
+def _load(name: str, kind: Kind | None) -> Record:
+    """Read a record, of this kind if one is meant. Raises NotFound, Unreadable."""
+    record = records.load(name)
+    if kind in (None, record.kind):
+        return record
+    raise NotFound(
+        f"there is no {kind} {name} here",
+        why=f"a {record.kind} has that name",
+        next_step=f"raykube {record.kind} status {name}",
+    )
 
 
 def _wait_for_ray(record: Record) -> None:
