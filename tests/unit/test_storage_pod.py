@@ -11,11 +11,11 @@ import threading
 import httpx
 import pytest
 
-from raykube.backends.kuberay import largecode, storage
+from raykube.backends.kuberay import largecode, services, storage
 from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.bodies import storage_template
-from raykube.errors import BackendError, NotFound
+from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.inside import storage as inside
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -130,6 +130,31 @@ def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(
         with largecode.removed_with(Kube(), service):
             server.asked.append("deleted")
     assert server.asked == [*words, "deleted"]
+
+
+class Keeping(Noting):
+    """One that lets nobody delete a service."""
+
+    def do_GET(self):  # noqa: N802
+        super().do_GET() if "/rayservices/" not in self.path else self.answer(200, self.server.service)
+
+    def do_DELETE(self):  # noqa: N802
+        if "/rayservices/" not in self.path:
+            return super().do_DELETE()
+        self.rfile.read(int(self.headers["content-length"]))
+        return self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
+
+
+def test_service_that_may_not_be_deleted_keeps_its_code(tmp_path, monkeypatch):
+    annotations = {"raykube.io/storage": "/shared", "raykube.io/code-in-storage": "true"}
+    with serving(Keeping) as server:
+        metadata = {"name": "digits", "uid": "u", "annotations": annotations}
+        cluster = {"rayClusterConfig": {"headGroupSpec": HEAD}}
+        server.service = {"kind": "RayService", "metadata": metadata, "spec": cluster}
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(Forbidden):
+            services.take_down(Kube(), "digits")
+    assert server.asked == []
 
 
 class Refusing(Answering):

@@ -16,8 +16,9 @@ from raykube.backends import Status
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, Unreachable
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
 
@@ -46,8 +47,15 @@ def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManag
     """Return a block to delete a service in, and with it what it ever had of its code in the storage.
 
     A run of that name may keep its own things beside that: one that is gone, or that is in another namespace.
+
+    Raises:
+        Forbidden: it may not be deleted, and keeps its code.
     """
     if bodies.STORED_ANNOTATION in (service["metadata"].get("annotations") or {}):
+        with contextlib.suppress(NotFound):
+            # The code goes first, while the service owns the pod that removes it and keeps the name from others: so ask
+            # before that. A service that stayed without its code could start no replica any more.
+            kube.delete("RayService", name_of(service), dryRun=["All"])
         return storage.removed_with(kube, service, bodies.CODE_FOLDER)
     return contextlib.nullcontext()
 
