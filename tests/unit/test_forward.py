@@ -35,6 +35,32 @@ def test_port_leads_to_the_cluster_that_serves_when_a_connection_is_made(tmp_pat
     assert server.asked[:2] == ["ray.io/cluster=hello-old", "ray.io/cluster=hello-new"]
 
 
+class Restarted(Quiet):
+    """Carries one connection, which it drops, and from then on refuses what it allowed, as one that starts."""
+
+    def do_GET(self):  # noqa: N802
+        self.server.asked.append(urlsplit(self.path).path.rpartition("/")[2])
+        if "portforward" in self.server.asked[:-1]:
+            self.answer(403, {"kind": "Status", "code": 403, "message": "pods is forbidden", "details": {}})
+        elif self.server.asked[-1] == "pods":
+            metadata = {"name": "head", "labels": {"ray.io/node-type": "head"}}
+            pod = {"metadata": metadata, "spec": {"containers": [{}]}, "status": {"phase": "Running"}}
+            self.answer(200, {"items": [pod]})
+        else:
+            self.send_response(101)
+            self.end_headers()
+            self.close_connection = True
+
+
+def test_connection_waits_for_a_server_that_refuses_what_it_has_allowed(tmp_path, monkeypatch, caplog):
+    with serving(Restarted) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
+            until(lambda: server.asked.count("pods") > 3, "it is tried again", 10)
+    assert "waiting: " in caplog.text
+    assert "a connection was ended" not in caplog.text
+
+
 def another():
     """Return another descriptor; None when there is none."""
     with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ import httpx
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
-from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
+from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
 #: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
 PATIENCE_S = 60.0
@@ -58,6 +58,7 @@ class Forward:
         self._cluster = cluster
         self._remote = remote
         self._told = ""
+        self._has_worked = False
         self._stop = Stop()
         #: Set once a connection was asked for to a cluster or service that there is not any more.
         self.gone = threading.Event()
@@ -109,12 +110,20 @@ class Forward:
         deadline = time.monotonic() + PATIENCE_S
         with caller:
             while error := self._tried(caller):
-                may_pass = isinstance(error, (Unreachable, NotFound)) and caller.is_fresh
-                waits = may_pass and time.monotonic() < deadline and not self._stop.is_set()
+                waits = (
+                    self._may_pass(error)
+                    and caller.is_fresh
+                    and time.monotonic() < deadline
+                    and not self._stop.is_set()
+                )
                 self._tell(f"{'waiting' if waits else 'a connection was ended'}: {error}")
                 if not waits or self._stop.wait(_PAUSE_S):
                     caller.reset()
                     return
+
+    def _may_pass(self, error: BackendError) -> bool:
+        """Whether it may work in a moment. A server that starts refuses what it allows, as it did once."""
+        return isinstance(error, (Unreachable, NotFound)) or (self._has_worked and isinstance(error, Forbidden))
 
     def _tell(self, text: str) -> None:
         """Log what is wrong, once for all connections that suffer from it."""
@@ -144,6 +153,7 @@ class Forward:
                     next_step="a proxy before the API server must let WebSockets through",
                 )
             _check_socket(response)
+            self._has_worked = True
             yield Tunnel(response.extensions["network_stream"])
 
     def _head(self) -> Object:
