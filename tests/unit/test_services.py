@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube.backends.kuberay import servestates, services
+from raykube.backends.kuberay import servelook, servestates, services
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Unreachable
+from tests.servers import Quiet, write_kubeconfig
+from tests.servers import serving as serving_http
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())
 SERVE = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())
@@ -69,6 +72,25 @@ def test_service_whose_serve_may_not_be_asked_is_as_kuberay_says():
     assert status(service, None).state == "PENDING"
     service["metadata"]["generation"] += 1
     assert status(service, None).detail == "hello NOT_STARTED"
+
+
+class Serve(Quiet):
+    """A head behind an API server: it has no token, and of Serve what the test says."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        code = self.server.codes.pop(0)
+        refused = {"kind": "Status", "code": code, "message": "no", "details": {}}
+        self.answer(code, {"applications": {"hello": {}}} if code == 200 else refused)
+
+
+def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(tmp_path, monkeypatch):
+    with serving_http(Serve) as server:
+        server.codes = [403, 200, 403, 403, 200]
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        head = servelook.ServeHead(Kube(), {**READY, "spec": {}})
+        assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]
+        monkeypatch.setattr(servelook, "STARTING_S", 0.0)
+        assert [head.applications() for _ in range(2)] == [None, {"hello": {}}]
 
 
 def test_service_that_failed_says_so_in_serves_own_words():

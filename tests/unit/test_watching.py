@@ -89,7 +89,7 @@ def test_refusal_by_a_server_that_starts_ends_no_watch(api, watched):
 
 
 def test_refusal_that_lasts_ends_a_watch(api, watched, monkeypatch):
-    monkeypatch.setattr(watching, "_STARTING_S", 0.3)
+    monkeypatch.setattr(watching, "STARTING_S", 0.3)
     watched.watch("RayJob")
     until(lambda: api.watches == 1, "it watches", 5)
     api.refuses.set()

@@ -15,7 +15,7 @@ from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.watching import Watching
+from raykube.backends.kubernetes.watching import STARTING_S, Watching
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
@@ -33,6 +33,8 @@ class ServeHead:
         self.cluster = name_of(cluster)
         service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
         self._kube = kube
+        self._answered = False
+        self._refused_at: float | None = None
         self._path = kube.proxy(service)
         token = rayhead.token(kube, self.cluster, cluster["spec"])
         self._headers = {"x-ray-authorization": f"Bearer {token}"} if token else {}
@@ -41,11 +43,22 @@ class ServeHead:
     def applications(self) -> Apps | None:
         """Return the applications as Serve tells of them: none while it does not; None if it may not be asked."""
         try:
-            return dict(self.api.serve_status()["applications"])
+            found = dict(self.api.serve_status()["applications"])
         except Forbidden:
-            return None
+            return None if self._is_meant() else {}
         except BackendError:
             return {}
+        self._answered, self._refused_at = True, None
+        return found
+
+    def _is_meant(self) -> bool:
+        """Whether this user may not ask; an API server that starts refuses for a while what it allowed before.
+
+        What KubeRay says instead would be of seconds ago, and may call an update done that has only begun.
+        """
+        now = time.monotonic()
+        self._refused_at = self._refused_at or now
+        return not self._answered or now - self._refused_at > STARTING_S
 
     def nodes(self) -> list[str]:
         """Return the ids of the nodes that live."""

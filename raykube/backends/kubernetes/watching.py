@@ -19,7 +19,7 @@ from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 #: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
-_STARTING_S = 30.0
+STARTING_S = 30.0
 _REFUSED = (Forbidden, NotFound, UnknownKind)
 
 
@@ -119,7 +119,7 @@ class _Kept:
             return False
         now = time.monotonic()
         self._refused_at = self._refused_at or now
-        return self.objects() is None or now - self._refused_at > _STARTING_S
+        return self.objects() is None or now - self._refused_at > STARTING_S
 
     def _say(self, error: BackendError | None) -> None:
         self.error = error
