@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.backends.kuberay.backend import KubeRay
+from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict
@@ -157,8 +159,23 @@ def test_cluster_waits_while_a_pod_is_not_ready_whatever_kuberay_said_once(third
     assert (found.state, found.detail) == ("WAITING", "2 of 3 pods are ready")
 
 
-def test_cluster_that_is_suspended_is_stopped():
-    assert status([], suspend=True).state == "STOPPED"
+def test_cluster_that_is_suspended_is_stopped_and_says_so():
+    found = status([], suspend=True)
+    assert (found.state, found.detail, found.failure.reason) == ("STOPPED", "it is suspended", "Suspended")
+    assert found.failure.where == "raycluster/demo: spec.suspend"
+    assert "-n lab patch raycluster demo --type merge" in found.failure.next_step
+
+
+def test_cluster_that_kueue_has_not_admitted_names_its_queue():
+    cluster = body()
+    cluster["spec"]["suspend"] = True
+    cluster["metadata"] |= {"uid": "1", "namespace": "lab", "labels": {"kueue.x-k8s.io/queue-name": "team"}}
+    seen = clusterstates.seen(cluster, [], [], time.time())
+    found = clusterstates.status_of(seen).failure
+    assert (found.reason, found.next_step.rpartition(": ")[2]) == ("Queued", "kubectl -n lab get workloads")
+    assert found.message.startswith("Kueue has not admitted it to queue team")
+    metadata = {"name": "a", "namespace": "lab"}
+    assert cause(replace(seen, owner={"metadata": metadata, "spec": {"rayClusterConfig": {}}})).reason == "Queued"
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,27 @@ def test_service_that_is_suspended_is_stopped():
     service, apps = recorded("running")
     service["status"]["conditions"].append({"type": "Suspended", "status": "True"})
     assert status(service, apps).state == "STOPPED"
+    service["spec"]["suspend"] = True
+    found = status(service, None, cluster={})
+    assert (found.state, found.failure.reason) == ("STOPPED", "Suspended")
+    assert "patch rayservice hello --type merge" in found.failure.next_step
+
+
+def test_service_that_is_resumed_is_not_stopped_before_kuberay_has_seen_that():
+    service, apps = recorded("running")
+    service["status"]["conditions"].append({"type": "Suspended", "status": "True"})
+    service["spec"]["suspend"] = True
+    service["metadata"]["generation"] += 1
+    assert status(service, apps).state == "STOPPED"
+    del service["spec"]["suspend"]
+    assert status(service, apps).state != "STOPPED"
+
+
+def test_service_that_is_being_deleted_is_stopped():
+    service, apps = recorded("running")
+    service["metadata"]["deletionTimestamp"] = "2026-11-24T13:00:00Z"
+    found = status(service, apps)
+    assert (found.state, found.detail, found.failure) == ("STOPPED", "it is being deleted", None)
 
 
 def test_service_without_a_head_waits():

@@ -9,6 +9,7 @@ from raykube.backends.kuberay.nextsteps import next_step
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
 from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, name_of, seconds, status_of
 from raykube.errors import Failure
+from raykube.plans import QUEUE_LABEL
 
 #: The operator answers in less than a second; it takes longer where it is busy or not there.
 OPERATOR_S = 5.0
@@ -163,6 +164,27 @@ def is_suspended(seen: Observed) -> bool:
     """Whether somebody has its owner wait without a cluster."""
     spec, state = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus")
     return bool(spec.get("suspend")) or state in ("Suspended", "Suspending")
+
+
+def suspended(seen: Observed) -> Failure | None:
+    """Somebody has it, or the cluster that it is on, wait. Of a run that Kueue has wait its Workload says more."""
+    for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
+        queue = (thing.get("metadata", {}).get("labels") or {}).get(QUEUE_LABEL)
+        if not _is_held(kind, thing) or (kind == "rayjob" and (seen.workload or queue)):
+            continue
+        words = (
+            f"spec.suspend is true: KubeRay makes no {'pods' if kind == 'raycluster' else 'cluster'} as long as it is"
+        )
+        found = Failure("Queued", f"Kueue has not admitted it to queue {queue}; {words}")
+        found = found if queue else Failure("Suspended", words)
+        return complete(seen, found, f"{kind}/{name_of(thing)}: spec.suspend", thing=f"{kind} {name_of(thing)}")
+    return None
+
+
+def _is_held(kind: str, thing: Object) -> bool:
+    """Whether an object waits until its ``spec.suspend`` is not true any more; a run may first have to be stopped."""
+    held = bool((thing.get("spec") or {}).get("suspend"))
+    return held and (kind != "rayjob" or status_of(thing).get("jobDeploymentStatus") == "Suspended")
 
 
 def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:

@@ -58,14 +58,20 @@ def status_of(look: Observed) -> ClusterStatus:
     return ClusterStatus(
         name=metadata["name"],
         state=state,
-        detail="it is being deleted" if is_leaving(look.cluster) else f"{ready} of {wanted} pods are ready",
-        failure=cause(look) if state == "WAITING" else None,
+        detail=_detail(look.cluster, wanted, ready),
+        failure=None if state == "RUNNING" or is_leaving(look.cluster) else cause(look),
         created=seconds(metadata.get("creationTimestamp")),
         address=_address(look.cluster),
         ready=ready,
         wanted=wanted,
         owner=owners[0] if owners else "",
     )
+
+
+def _detail(cluster: Object, wanted: int, ready: int) -> str:
+    if is_leaving(cluster):
+        return "it is being deleted"
+    return "it is suspended" if cluster["spec"].get("suspend") else f"{ready} of {wanted} pods are ready"
 
 
 def _state(spec: Object, wanted: int, ready: int, *, leaving: bool) -> ClusterState:

@@ -25,7 +25,6 @@ from raykube.backends.kubernetes.fields import (
     times,
 )
 from raykube.errors import Failure
-from raykube.plans import QUEUE_LABEL
 
 _FAILED = ("Failed", "ValidationFailed")
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
@@ -182,16 +181,6 @@ def _queued(seen: Observed) -> Failure | None:
     return None
 
 
-def _suspended(seen: Observed) -> Failure | None:
-    """Somebody has it wait; where Kueue does, `_queued` tells."""
-    spec, held = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus") == "Suspended"
-    queued = QUEUE_LABEL in (seen.owner.get("metadata", {}).get("labels") or {})
-    if not held or not spec.get("suspend") or seen.workload or queued:
-        return None
-    words = "spec.suspend is true: KubeRay makes no cluster as long as it is"
-    return complete(seen, Failure("Suspended", words), f"rayjob/{seen.name}: spec.suspend")
-
-
 def _place(before: int) -> str:
     return f"{before} before it" if before else "It is the first"
 
@@ -289,7 +278,7 @@ _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     _invalid,
     _timeout,
     _queued,
-    _suspended,
+    clustercauses.suspended,
     _pods,
     clustercauses.replicas,
     clustercauses.deleted,

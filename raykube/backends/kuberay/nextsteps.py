@@ -24,7 +24,7 @@ _STEPS = {
     "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
-    "Suspended": """kubectl -n {namespace} patch rayjob {name} --type merge -p '{{"spec":{{"suspend":false}}}}'""",
+    "Suspended": """kubectl -n {namespace} patch {thing} --type merge -p '{{"spec":{{"suspend":false}}}}'""",
     "Inadmissible": "correct the label kueue.x-k8s.io/queue-name: kubectl -n {namespace} get localqueues",
     "VolumeClaimMissing": "create the claim, or correct claimName in the manifest: kubectl -n {namespace} get pvc",
     "VolumeClaimUnbound": "see why no volume is bound: kubectl -n {namespace} describe pvc {claim}",

@@ -15,7 +15,7 @@ import yaml
 from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
-from raykube.backends.kubernetes.fields import Object, conditions, is_ready, seconds, status_of
+from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, seconds, status_of
 from raykube.bodies import SERVE_PORT
 from raykube.errors import Failure, Unreachable
 
@@ -46,8 +46,8 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
 
 def state_of(seen: Observed, apps: Apps) -> State:
     """Return the state: RUNNING when all applications answer, with the code and on the cluster that were sent last."""
-    status, found = status_of(seen.owner), conditions(seen.owner)
-    if _is_true(found, "Suspended"):
+    status = status_of(seen.owner)
+    if is_leaving(seen.owner) or _is_suspended(seen.owner):
         return "STOPPED"
     given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
     if given_up or any(map(serveapps.is_undone, apps.values())):
@@ -171,17 +171,24 @@ def _is_settled(service: Object) -> bool:
     return _is_current(service) and not pending and _is_true(conditions(service), "Ready")
 
 
+def _is_suspended(service: Object) -> bool:
+    """Whether it is without a cluster until somebody resumes it; once that is done KubeRay has yet to see it."""
+    resumes = not service["spec"].get("suspend") and not _is_current(service)
+    return _is_true(conditions(service), "Suspended") and not resumes
+
+
 def _is_true(found: Mapping[str, Object], kind: str) -> bool:
     return bool(found.get(kind, {}).get("status") == "True")
 
 
 def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     """Return why it is FAILED, or what keeps it from running."""
-    if state in ("RUNNING", "STOPPED"):
+    if state == "RUNNING" or is_leaving(seen.owner):
         return None
     cause = diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
     undone = any(map(serveapps.is_undone, apps.values()))
-    if cause and state == "FAILED" and not undone:  # KubeRay has given it up, or refuses it
+    # Somebody has suspended it; or KubeRay has given it up, or refuses it.
+    if state == "STOPPED" or (cause and state == "FAILED" and not undone):
         return cause
     goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
     return serveapps.failure(seen.name, apps, goes_on=goes_on) or cause
@@ -207,6 +214,8 @@ def _without_applications(service: Object) -> dict[str, Any]:
 
 
 def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
+    if is_leaving(seen.owner):
+        return "it is being deleted"
     if failure and failure.reason == serveapps.UPDATE_FAILED:
         return f"the update failed; {serveapps.GOES_ON}: {endings.summary(failure.message)}"
     if failure:
