@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from raykube.backends.kuberay import servelook, servestates, services
+from raykube.backends.kuberay.clustercauses import UNSEEN_S
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.fields import seconds
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Unreachable
 from tests.servers import Quiet, write_kubeconfig
@@ -53,6 +55,19 @@ def test_service_is_not_running_before_kuberay_has_seen_its_change():
     service, apps = recorded("running")
     service["metadata"]["generation"] += 1
     assert status(service, apps).state == "PENDING"
+
+
+def test_service_whose_change_nobody_takes_up_has_no_operator():
+    service, apps = recorded("running")
+    service["metadata"]["generation"] += 1
+    service["metadata"]["managedFields"] = [{"manager": "raykube", "time": "2026-11-24T12:58:00Z"}]
+    made = seconds("2026-11-24T12:58:00Z")
+    assert status(service, apps, now=made + UNSEEN_S).failure is None
+    found = status(service, apps, now=made + UNSEEN_S + 1)
+    assert (found.state, found.failure.reason) == ("PENDING", "OperatorNotRunning")
+    told = {"involvedObject": {"name": "hello"}, "lastTimestamp": "2026-11-24T12:58:09Z", "message": "it lives"}
+    seen = Observed(owner=service, cluster=READY, events=(told,), now=made + UNSEEN_S + 1)
+    assert servestates.service_status(seen, apps).failure is None
 
 
 def test_service_without_endpoints_is_not_running():

@@ -7,12 +7,24 @@ from dataclasses import replace
 
 from raykube.backends.kuberay.nextsteps import next_step
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
-from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, name_of, seconds, status_of
+from raykube.backends.kubernetes.fields import (
+    Object,
+    changed,
+    conditions,
+    is_leaving,
+    is_ready,
+    moment,
+    name_of,
+    seconds,
+    status_of,
+)
 from raykube.errors import Failure
 from raykube.plans import QUEUE_LABEL
 
 #: The operator answers in less than a second; it takes longer where it is busy or not there.
 OPERATOR_S = 5.0
+#: It looks at a service every two seconds, and takes up no change of it before it has reached its head.
+UNSEEN_S = 30.0
 #: Pods may pull large images before they are ready, and nobody says how far they are.
 INCOMPLETE_S = 180.0
 #: A head that is busy misses a probe now and then.
@@ -118,7 +130,21 @@ def operator(seen: Observed) -> Failure | None:
         if seen.now and age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
             words = f"{kind} {name_of(thing)} still has no status {OPERATOR_S:g} s after it was created"
             return complete(seen, Failure("OperatorNotRunning", words), f"{kind}/{name_of(thing)}: status")
-    return None
+    return _unseen(seen)
+
+
+def _unseen(seen: Observed) -> Failure | None:
+    """A service that was changed long ago, and of which the operator has neither taken that up nor said why."""
+    since, status = changed(seen.owner), status_of(seen.owner)
+    behind = int(status.get("observedGeneration") or 0) < int(seen.owner.get("metadata", {}).get("generation") or 0)
+    if not since or not behind or seen.now - since <= UNSEEN_S:
+        return None
+    if owner_kind(seen.owner) != "rayservice" or seen.owner["spec"].get("managedBy", "") not in _OPERATOR:
+        return None
+    if any(moment(event) >= since for event in events_about(seen, (seen.name, name_of(seen.cluster)))):
+        return None
+    words = f"rayservice {seen.name} was changed, and {UNSEEN_S:g} s later the operator has not taken that up"
+    return complete(seen, Failure("OperatorNotRunning", words), f"rayservice/{seen.name}: status.observedGeneration")
 
 
 def is_overdue(job: Object, now: float) -> bool:

@@ -49,7 +49,7 @@ def is_leaving(thing: Object) -> bool:
 
 def changed(thing: Object) -> float:
     """Return when somebody last changed what an object is to be, in Unix seconds; 0 where nobody notes that."""
-    fields = thing["metadata"].get("managedFields") or ()
+    fields = thing.get("metadata", {}).get("managedFields") or ()
     return max((seconds(each.get("time")) for each in fields if not each.get("subresource")), default=0.0)
 
 
