@@ -70,6 +70,35 @@ def test_service_whose_change_nobody_takes_up_has_no_operator():
     assert servestates.service_status(seen, apps).failure is None
 
 
+IDLE = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-11-24T10:00:05Z", "message": "unready: [ray]"}
+
+
+def with_an_idle_worker(kind="worker", **ray):
+    """Return a service that is being updated, and of which one pod has been without a replica for hours."""
+    service, apps = recorded("running")
+    apps["hello"]["status"] = "DEPLOYING"
+    began = {"running": {"startedAt": "2026-11-24T10:00:05Z"}}
+    container = {"name": "ray", "ready": False, "restartCount": 0, "state": began, **ray}
+    metadata = {"name": "w", "labels": {"ray.io/node-type": kind}, "creationTimestamp": "2026-11-24T10:00:00Z"}
+    spec = {"containers": [{"name": "ray"}]}
+    pod = {"metadata": metadata, "spec": spec, "status": {"conditions": [IDLE], "containerStatuses": [container]}}
+    return servestates.service_status(Observed(owner=service, cluster=READY, pods=(pod,), now=NOW), apps).failure
+
+
+def test_worker_without_a_replica_is_no_fault_whatever_it_has_got_over():
+    assert with_an_idle_worker() is None
+    killed = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    assert with_an_idle_worker(lastState=killed, restartCount=3) is None
+    assert with_an_idle_worker(lastState={"terminated": {"exitCode": 1}}, restartCount=3) is None
+
+
+def test_worker_that_does_not_run_and_a_head_that_is_not_ready_are_faults():
+    assert with_an_idle_worker(state={}).reason == "WorkerGroupIncomplete"
+    assert with_an_idle_worker("head").reason == "HeadNotReady"
+    killed = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    assert with_an_idle_worker(state={}, lastState=killed).reason == "WorkerOOMKilled"
+
+
 def test_service_without_endpoints_is_not_running():
     service, apps = recorded("running")
     condition(service, "Ready")["status"] = "False"

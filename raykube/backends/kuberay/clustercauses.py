@@ -82,8 +82,24 @@ def _is_unseen(seen: Observed) -> bool:
 def _is_short(seen: Observed) -> bool:
     if _is_unseen(seen):
         return False
-    ready = [pod for pod in seen.pods if is_ready(pod) and not is_leaving(pod)]
+    ready = [pod for pod in seen.pods if _is_up(seen, pod) and not is_leaving(pod)]
     return not head_of(tuple(ready)) or len(ready) - 1 < status_of(seen.cluster).get("desiredWorkerReplicas", 0)
+
+
+def _is_up(seen: Observed, pod: Object) -> bool:
+    """Whether a pod is as it should be: KubeRay has a service's worker not ready while no replica of it is on it."""
+    return is_ready(pod) or (serves(seen, pod) and _runs(pod))
+
+
+def serves(seen: Observed, pod: Object) -> bool:
+    """Whether a pod is a worker of a service: ready only while Serve answers on it."""
+    labels = pod["metadata"].get("labels") or {}
+    return owner_kind(seen.owner) == "rayservice" and labels.get("ray.io/node-type") == "worker"
+
+
+def _runs(pod: Object) -> bool:
+    states = [each.get("state") or {} for each in status_of(pod).get("containerStatuses") or ()]
+    return bool(states) and all("running" in state for state in states)
 
 
 def head_lost(seen: Observed) -> Failure | None:
@@ -162,7 +178,7 @@ def is_overdue(job: Object, now: float) -> bool:
 
 def incomplete(seen: Observed) -> Failure | None:
     """What is not ready after a long time, and nobody says why."""
-    late = [pod for pod in seen.pods if not is_ready(pod) and _age(seen, pod) > INCOMPLETE_S]
+    late = [pod for pod in seen.pods if not _is_up(seen, pod) and _age(seen, pod) > INCOMPLETE_S]
     if not late or not seen.now:
         return None
     pod = min(late, key=lambda pod: (pod is not head_of(seen.pods), name_of(pod)))

@@ -265,7 +265,7 @@ def _views(seen: Observed) -> list[Pod]:
 
 def _view(seen: Observed, pod: Object) -> Pod:
     claims = events_about(seen, claims_of(pod), "PersistentVolumeClaim")
-    return Pod(pod, events_about(seen, (name_of(pod),)), claims, seen.now)
+    return Pod(pod, events_about(seen, (name_of(pod),)), claims, seen.now, serves=clustercauses.serves(seen, pod))
 
 
 def _owned(seen: Observed) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ LASTING = 3
 #: A claim that is provisioned on demand is unbound for so long.
 _BINDING_S = 3.0
 _CRASHES = 2
+#: What has run for so long since it ended has got over that.
+_RECOVERED_S = 60.0
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _DENIED = re.compile(r"\b40[13]\b|denied|unauthorized|authorization|authentication required|forbidden", re.IGNORECASE)
@@ -44,12 +46,14 @@ class Pod:
         events: whose object it is.
         claims: the events about the volume claims that it uses.
         now: Unix time; 0 where it is not known.
+        serves: whether it is a service's worker, which is not ready while no replica is on it.
     """
 
     thing: Object
     events: tuple[Object, ...] = ()
     claims: tuple[Object, ...] = ()
     now: float = 0.0
+    serves: bool = False
 
     @property
     def name(self) -> str:
@@ -89,6 +93,12 @@ class Pod:
             for state in ("state", "lastState"):
                 if found := (each.get(state) or {}).get("terminated"):
                     yield f"{place}.{state}.terminated", each, found
+
+    def is_well(self, container: Object) -> bool:
+        """Whether a container has got over how it ended before: it is ready or, in a service's worker, runs on."""
+        began = ((container.get("state") or {}).get("running") or {}).get("startedAt")
+        runs_on = self.serves and began and self.now - seconds(began) > _RECOVERED_S
+        return bool(container.get("ready") or runs_on)
 
     def failure(self, reason: str, message: str, place: str, **words: str) -> Failure:
         """Make the failure that `place` in this pod tells of."""
@@ -195,8 +205,7 @@ def claims_of(thing: Object) -> list[str]:
 
 
 def _oom(pod: Pod) -> Failure | None:
-    """A container that is ready again has got over it."""
-    return _memory(pod, lambda container, _: not container.get("ready"))
+    return _memory(pod, lambda container, _: not pod.is_well(container))
 
 
 def _memory(pod: Pod, counts: Callable[[Object, Object], bool]) -> Failure | None:
@@ -217,7 +226,7 @@ def _limit(pod: Pod, container: str) -> str:
 
 def _versions(pod: Pod) -> Failure | None:
     for place, each, end in pod.ended():
-        if not each.get("ready") and (found := endings.mismatch(end.get("message") or "")):
+        if not pod.is_well(each) and (found := endings.mismatch(end.get("message") or "")):
             return pod.failure(*found, f"{place}.message")
     return None
 
@@ -234,7 +243,7 @@ def _crash(pod: Pod) -> Failure | None:
     for place, each, end in pod.ended():
         waits = ((each.get("state") or {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
         again = each.get("restartCount", 0) >= _CRASHES
-        if not each.get("ready") and (waits or (again and end.get("exitCode"))):
+        if not pod.is_well(each) and (waits or (again and end.get("exitCode"))):
             return _crashed(pod, "CrashLoopBackOff", place, each, end)
     return None
 
