@@ -14,7 +14,7 @@ from raykube.cluster import Cluster
 from raykube.package import Package
 from raykube.specs import Job
 
-SERVE_PORT = 8000
+_SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
@@ -31,9 +31,16 @@ _HEAD_PORTS = {
     "gcs-server": 6379,
     "dashboard": manifests.DASHBOARD_PORT,
     "client": 10001,
-    "serve": SERVE_PORT,
+    "serve": _SERVE_PORT,
     "metrics": 8080,
 }
+
+
+def serve_port(cluster_spec: Mapping[str, Any]) -> int:
+    """Return the port that a cluster's proxies listen on: the one that its head names ``serve``."""
+    containers = cluster_spec.get("headGroupSpec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
+    ports = containers[0].get("ports") or []
+    return next((int(port["containerPort"]) for port in ports if port.get("name") == "serve"), _SERVE_PORT)
 
 
 def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) -> str:

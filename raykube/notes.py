@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -13,6 +13,12 @@ from raykube.shapes import entries, mapping
 
 Manifest = Mapping[str, Any]
 _OPERATORS = ";&|<>\n"
+
+
+def of_beside(titles: Sequence[str]) -> Iterator[str]:
+    """Say what else stands in a manifest's file, which raykube does not create."""
+    if titles:
+        yield f"raykube does not create these; if they are not there, kubectl apply them: {', '.join(titles)}"
 
 
 def of_storage(manifest: Manifest) -> Iterator[str]:

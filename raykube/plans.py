@@ -21,7 +21,7 @@ from raykube.bodies import code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
-from raykube.notes import of_open_dashboard, of_storage, of_submitter
+from raykube.notes import of_beside, of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import literal, text_problem
 from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
@@ -249,7 +249,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     if (mode := spec.get("submissionMode") or _MODES[0]) not in _MODES:
         what = f"spec.submissionMode {mode!r} is not known, and KubeRay would wait for ever"
         raise ConfigError(what, next_step=nearest(str(mode), _MODES))
-    notes = (*_not_created(left_out), *of_submitter(spec), *of_open_dashboard(spec))
+    notes = (*of_beside(left_out), *of_submitter(spec), *of_open_dashboard(spec))
     return _plan(on, body, None, notes)
 
 
@@ -287,9 +287,10 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
             next_step=_TOO_LARGE,
         )
     uri = code_uri(cluster.storage, service.name, package, in_config_map=code is not None)
+    spec = ray_cluster(cluster, f"{service.name}-code" if code else "")
     serve = {
         "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": bodies.SERVE_PORT},  # noqa: S104 - inside a pod
+        "http_options": {"host": "0.0.0.0", "port": bodies.serve_port(spec)},  # noqa: S104 - inside a pod
         "applications": localservice(service, cluster, uri),
     }
     metadata = _metadata(service.name, cluster, {})
@@ -297,11 +298,8 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
     if code is None:
         metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
-    spec = {
-        "serveConfigV2": as_yaml(serve),
-        "rayClusterConfig": ray_cluster(cluster, f"{service.name}-code" if code else ""),
-    }
-    work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": spec}
+    body = {"serveConfigV2": as_yaml(serve), "rayClusterConfig": spec}
+    work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
     return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=False))
 
 
@@ -331,13 +329,8 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 
-def _not_created(titles: Sequence[str]) -> Iterator[str]:
-    if titles:
-        yield f"raykube does not create these; if they are not there, kubectl apply them: {', '.join(titles)}"
-
-
 def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
-    notes = [*_not_created(cluster.beside), *of_storage(cluster.manifest)]
+    notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
-from raykube.backends.kuberay import jobs, services
+from raykube.backends.kuberay import jobs, servestates, services
 from raykube.cluster import STORAGE_ANNOTATION
 from raykube.doctor import named
 from raykube.package import PackedFile, collect
@@ -640,3 +640,14 @@ def test_port_of_a_known_number_gets_no_name_that_another_has(code):
 def test_rayjob_with_any_sound_environment_is_planned(text):
     job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "runtimeEnvYAML": text}}
     assert plans.manifest([job], Cluster.local()).name == "a"
+
+
+def test_serve_is_told_the_port_that_the_head_names(code):
+    manifest = copy.deepcopy(dict(Cluster.load("cpu-small").manifest))
+    manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"] = [
+        {"name": "serve", "containerPort": 9000}
+    ]
+    body = only(plans.rayservice(SERVICE, Cluster(manifest, "here", "here"), code), "RayService")
+    assert yaml.safe_load(body["spec"]["serveConfigV2"])["http_options"]["port"] == 9000
+    body["metadata"]["namespace"] = "lab"
+    assert servestates.url_of(body).startswith("http://digits-serve-svc.lab:9000/")

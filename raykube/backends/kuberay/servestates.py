@@ -16,7 +16,7 @@ from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, seconds, status_of
-from raykube.bodies import SERVE_PORT
+from raykube.bodies import serve_port
 from raykube.errors import Failure, Unreachable
 
 Apps = serveapps.Apps
@@ -120,13 +120,6 @@ def url_of(service: Object) -> str:
     host = named or f"{metadata['name']}-serve-svc"
     route = next((app.get("route_prefix") for app in wanted(service).values()), None) or "/"
     return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route}"
-
-
-def serve_port(cluster_spec: Object) -> int:
-    """Return the port that a cluster's proxies listen on: the one that its head names ``serve``."""
-    containers = cluster_spec.get("headGroupSpec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
-    ports = containers[0].get("ports") or []
-    return next((int(port["containerPort"]) for port in ports if port.get("name") == "serve"), SERVE_PORT)
 
 
 def _copied(service: Object) -> dict[str, Any]:
