@@ -61,17 +61,21 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
     """
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
+    from raykube.notes import of_beside
     from raykube.plans import Plan
 
     dry_run, output = given["dry_run"], given["output"]
     common.check_plan_options(dry_run, output)
     place = where.cluster(given["workers"])
     body = clusters.plan(place, name)
+    plan = Plan(name, "kuberay", (body,), notes=tuple(of_beside(place.beside)))
+    if not dry_run:
+        common.tell_plan(plan)
     if dry_run != "client":
         kube = Client(place.context, place.namespace)
         clusters.create(kube, body, dry_run=dry_run == "server")
     if dry_run:
-        common.print_plan(Plan(name, "kuberay", (body,)), "client", output or "yaml")
+        common.print_plan(plan, "client", output or "yaml")
         return
     if not no_wait:
         with _goes_on(name):

@@ -212,6 +212,16 @@ def test_dry_run_prints_the_cluster_without_a_network(raykube):
     assert printed["spec"]["workerGroupSpecs"][0]["replicas"] == 3
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run=client",)])
+def test_create_names_what_else_stands_in_the_file(raykube, tmp_path, dry_run):
+    path = tmp_path / "redis.yaml"
+    beside = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "redis-config"}}
+    path.write_text(yaml.safe_dump_all([beside, dict(preset().manifest)]))
+    done = raykube("cluster", "create", "demo", "--on", str(path), *dry_run)
+    assert "note: raykube does not create these" in done.stderr
+    assert "ConfigMap redis-config" in done.stderr
+
+
 def test_create_on_this_machine_is_refused(raykube):
     done = raykube("cluster", "create", "demo")
     assert done.returncode == 2
