@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from raykube import package, plans
 from raykube.backends import Backend, Kind, Status, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
-from raykube.handles import Endpoint, OnEvent, Run
+from raykube.handles import Endpoint, OnEvent, Run, left
 from raykube.names import asked_for
 from raykube.plans import Plan
 from raykube.settings import setting
@@ -115,7 +116,8 @@ def deploy(
         BackendError: it failed to deploy, or was refused; Conflict, Forbidden and Unreachable are such errors.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
-    return serve(plan(_only(service, Service, "rk.submit(job)"), on)).wait_ready(timeout_s=timeout_s, on_event=on_event)
+    planned, begun = plan(_only(service, Service, "rk.submit(job)"), on), time.monotonic()
+    return serve(planned).wait_ready(timeout_s=left(timeout_s, begun), on_event=on_event)
 
 
 def _only(work: _Work, kind: type[_Work], other: str) -> _Work:

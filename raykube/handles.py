@@ -188,6 +188,11 @@ def _not_up(name: str, why: Failure) -> BackendError:
     return BackendError(what, why=why.message, next_step=f"{why.next_step}{more}")
 
 
+def left(timeout_s: float, begun: float) -> float:
+    """Return how much is left of a time that began then, by the monotonic clock, in whole seconds."""
+    return max(0.0, round(timeout_s - (time.monotonic() - begun)))
+
+
 def statuses(handles: Sequence[Run | Endpoint]) -> list[Status]:
     """Return the states of runs or services, several asked for at once, without those that were deleted meanwhile."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:

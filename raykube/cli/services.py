@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import click
@@ -51,6 +52,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     """
     from raykube import api
     from raykube.cli import args
+    from raykube.handles import left
 
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
@@ -61,9 +63,11 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         common.print_plan(plan, dry_run, output or "yaml")
         return
     common.tell_plan(plan)
-    endpoint, shown = api.serve(plan), common.screen(as_json=as_json)
-    with _detach_hint(name), shown:
-        endpoint.wait_ready(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
+    begun, shown = time.monotonic(), common.screen(as_json=as_json)
+    with _detach_hint(name, f"interrupted while {name} was sent; what has arrived of it goes on"):
+        endpoint = api.serve(plan)
+    with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
+        endpoint.wait_ready(timeout_s=left(timeout_s, begun), on_event=lambda event: shown.show(event.status))
     if as_json:
         common.print_value(endpoint.status(), as_json=True)
         return
@@ -72,10 +76,10 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         common.tell(f"known inside its Kubernetes; to ask it from here: raykube service forward {name}")
 
 
-def _detach_hint(name: str) -> contextlib.AbstractContextManager[None]:
-    """After Ctrl-C, say that the deployment goes on, how to look at it and how to end it."""
+def _detach_hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:
+    """After Ctrl-C, say what goes on, how to look at it and how to end it."""
     return common.hint(
-        f"\ndetached; the deployment of {name} goes on",
+        f"\n{goes_on}",
         f"  look at it:   raykube service status {name}",
         f"  take it down: raykube service delete {name}",
     )

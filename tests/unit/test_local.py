@@ -355,6 +355,23 @@ def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
     assert records.load("good").head == "h"
 
 
+@pytest.mark.usefixtures("dashboard")
+def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(services, "_apply", pressed)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
+    assert done.returncode == 130
+    assert "interrupted while good was sent; what has arrived of it goes on" in done.stderr
+    assert "raykube service status good" in done.stderr
+
+
+def test_time_to_wait_for_a_service_is_what_sending_it_has_left():
+    now = time.monotonic()
+    assert (handles.left(600, now - 100), handles.left(60, now - 100)) == (500, 0)
+
+
 class Answering(Local):
     """This machine, whose head gives these answers, one after another."""
 
