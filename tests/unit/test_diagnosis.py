@@ -86,6 +86,15 @@ def test_cause_says_where_it_was_seen_whose_words_it_has_and_one_thing_to_do(nam
     assert step in failure.next_step
 
 
+def test_cluster_that_is_refused_is_corrected_as_what_it_belongs_to_is_sent():
+    seen = observed("cluster spec")
+    assert cause(seen).next_step.endswith("in the manifest, delete the run and submit again")
+    service = {**seen.owner, "spec": {"rayClusterConfig": {}}}
+    assert cause(replace(seen, owner=service)).next_step.endswith("in the manifest, then deploy again")
+    alone = cause(replace(seen, owner={}))
+    assert alone.next_step.endswith("in the manifest, delete the cluster and create it again")
+
+
 def test_failed_entrypoint_has_its_exit_code_and_the_end_of_its_log_without_rays_lines():
     failure = found("exit code")
     assert (failure.exit_code, failure.tail, failure.message) == (

@@ -36,6 +36,12 @@ _OPERATOR = ("", "ray.io/kuberay-operator")
 _BEFORE_RUNNING = ("Initializing", "Waiting")
 _EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
 _ENDED_FROM_OUTSIDE = ("0", "137", "143")
+#: How a corrected manifest is sent, by the kind of the owner.
+_AGAIN = {
+    "rayjob": "delete the run and submit again",
+    "rayservice": "then deploy again",
+    "": "delete the cluster and create it again",
+}
 _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKilled"}
 
 
@@ -232,7 +238,8 @@ def _is_held(kind: str, thing: Object) -> bool:
 def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
     """Add where a cause was found, and what to do about it."""
     namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
-    return replace(found, where=where, next_step=next_step(found.reason, name=seen.name, namespace=namespace, **words))
+    words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
+    return replace(found, where=where, next_step=next_step(found.reason, **words))
 
 
 def event_place(event: Object) -> str:

@@ -16,7 +16,8 @@ _SECOND_RUN = "look at the log of the try before: kubectl -n {namespace} logs {p
 _LOGS = "raykube job logs {name}"
 _PULL = "correct `image` in the manifest, or push it; a node must be able to pull it"
 
-#: Filled in with: name (of the run), namespace, pod, container, and what a check adds.
+#: Filled in with: name (of the run, service or cluster), namespace, pod, container, again (how a corrected manifest is
+#: sent), and what a check adds.
 _STEPS = {
     "ImageNotFound": _PULL,
     "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
@@ -47,7 +48,7 @@ _STEPS = {
     "RayVersionMismatch": "give all groups one image, and rayVersion the version of Ray in it",
     "PythonVersionMismatch": "give all groups, and whoever connects, the same minor version of Python",
     "OperatorNotRunning": "start it, or have it watch {namespace}: kubectl get deployments -A | grep kuberay-operator",
-    "InvalidRayClusterSpec": "correct what the message names in the manifest, delete the run and submit again",
+    "InvalidRayClusterSpec": "correct what the message names in the manifest, {again}",
     "InvalidRayJobSpec": "correct what the message names, delete the run and submit again",
     "InvalidRayServiceSpec": "correct what the message names and deploy again",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s "
