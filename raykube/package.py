@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import subprocess
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from raykube.entrypoints import check_code
-from raykube.errors import BackendError, ConfigError, Problem
+from raykube.errors import ConfigError, Problem
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
-__all__ = ["Package", "PackedFile", "check_code", "collect", "contents", "write", "zipped"]
+__all__ = ["Package", "PackedFile", "check_code", "collect", "contents", "zip_into", "zipped"]
 
 MAX_FILES = 20_000
 MAX_BYTES = 500 * 2**20
@@ -209,7 +208,7 @@ def zipped(package: Package, *, top: str = _TOP) -> bytes:
         ConfigError: a file was changed since it was collected.
     """
     buffer = io.BytesIO()
-    _zip_into(buffer, package, top)
+    zip_into(buffer, package, top)
     return buffer.getvalue()
 
 
@@ -227,42 +226,6 @@ def check_implied(folder: Path) -> None:
         )
 
 
-def write(package: Package, folder: Path) -> Path:
-    """Write ``HASH.zip`` into `folder`, whole or not at all; one that is there already is kept.
-
-    Raises:
-        ConfigError: a file was changed since it was collected.
-        BackendError: it cannot be written, as on a full disk.
-    """
-    path = folder / f"{package.hash}.zip"
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(package, path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise BackendError(
-            f"the code package {path} cannot be written",
-            why=error.strerror or str(error),
-            next_step=f"free {_size(package.size)} there, or set RAYKUBE_HOME to another disk"
-            if full
-            else "make it writable",
-        ) from error
-    return path
-
-
-def _write_whole(package: Package, path: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as partial:
-        try:
-            _zip_into(partial, package, _TOP)
-            partial.close()
-            Path(partial.name).replace(path)
-        except BaseException:
-            Path(partial.name).unlink(missing_ok=True)
-            raise
-
-
 def contents(path: Path) -> dict[str, tuple[int, int]]:
     """Return the files of a zip that was written here, each with what changes with its content and its mode.
 
@@ -273,7 +236,12 @@ def contents(path: Path) -> dict[str, tuple[int, int]]:
         return {info.filename.removeprefix(f"{_TOP}/"): (info.CRC, info.external_attr) for info in archive.infolist()}
 
 
-def _zip_into(stream: IO[bytes], package: Package, top: str) -> None:
+def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
+    """Write the package's zip, all of it in the folder `top`; "" for none.
+
+    Raises:
+        ConfigError: a file was changed since it was collected.
+    """
     level = 6 if package.size < _FAST_ABOVE else 1
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
         for file in package.files:

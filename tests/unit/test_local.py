@@ -18,7 +18,7 @@ from raykube import handles, package
 from raykube.backends import Status
 from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
-from raykube.errors import Conflict, Failure, NotFound, Unreachable
+from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable
 from tests.servers import Quiet, serving
 from tests.support import typed
 
@@ -483,17 +483,49 @@ def test_code_of_a_record_that_cannot_be_read_is_kept(record, home, code):
     assert [path.exists() for path in zips] == [True, False]
 
 
-def test_conflict_over_changed_code_names_the_files(home, code):
+@pytest.mark.usefixtures("home")
+def test_conflict_over_changed_code_names_the_files(code):
     def plan():
         return rk.plan(rk.Job(entrypoint="python hello.py", name="a", working_dir=code), "local")
 
     (code / "dw1.log").write_text("one\n")
     first = plan()
-    package.write(first.package, home / "packages")
+    backend._keep_code(first.package)
     records.save(replace(backend._record(first), head="gone"))
     (code / "dw1.log").write_text("two\n")
     with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
         Local().start(plan())
+
+
+def test_code_that_is_there_is_kept(home, code):
+    packed = package.collect(code)
+    backend._keep_code(packed)
+    (path,) = (home / "packages").iterdir()
+    before = path.stat()
+    assert path.name == f"{packed.hash}.zip"
+    backend._keep_code(packed)
+    assert path.stat().st_ino == before.st_ino
+
+
+def test_code_on_a_full_disk_leaves_nothing_and_says_what_to_do(home, code):
+    (code / "a.bin").write_bytes(os.urandom(200_000))
+    inner = (
+        "import resource, signal\nfrom raykube.package import collect\nfrom raykube.backends.local import backend\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        f"backend._keep_code(collect({str(code)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=False)
+    assert f"BackendError: cannot write {home}/packages/" in done.stderr
+    assert "next: free" in done.stderr
+    assert list((home / "packages").iterdir()) == []
+
+
+def test_code_that_is_changed_while_it_is_kept_leaves_nothing(home, code):
+    packed = package.collect(code)
+    (code / "hello.py").write_text("another")
+    with pytest.raises(ConfigError, match="changed while it was packed"):
+        backend._keep_code(packed)
+    assert list((home / "packages").iterdir()) == []
 
 
 def test_process_lives_on_when_the_clock_is_set(monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import raykube as rk
 from raykube import ConfigError
 from raykube.cli.jobs import submit
 from raykube.entrypoints import check_code, check_entrypoint, check_import_path
-from raykube.package import collect, write, zipped
+from raykube.package import collect, zipped
 
 
 @pytest.fixture
@@ -83,11 +84,11 @@ def test_package_hash_changes_with(tree, change):
     assert collect(root).hash != before
 
 
-def test_package_lies_in_one_top_folder_and_keeps_what_may_be_run(tree, tmp_path):
+def test_package_lies_in_one_top_folder_and_keeps_what_may_be_run(tree):
     root = tree({"run.sh": "x", "a.py": "a"})
     (root / "run.sh").chmod(0o750)
     (root / "a.py").chmod(0o600)
-    with zipfile.ZipFile(write(collect(root), tmp_path / "out")) as archive:
+    with zipfile.ZipFile(io.BytesIO(zipped(collect(root)))) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {"raykube-code"}
         modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
         assert archive.read("raykube-code/a.py") == b"a"
@@ -108,7 +109,8 @@ def test_package_of_raykube_itself_carries_its_own_files_only(tree):
 
 def test_package_runs_with_nothing_but_the_standard_library(tree, tmp_path):
     root = tree({"a.py": "import raykube.inside, raykube.wire; print('in', raykube.__file__)"})
-    shutil.unpack_archive(write(collect(root), tmp_path / "out"), tmp_path / "there")
+    with zipfile.ZipFile(io.BytesIO(zipped(collect(root)))) as archive:
+        archive.extractall(tmp_path / "there")
     code = tmp_path / "there" / "raykube-code"
     done = subprocess.run([sys.executable, "-S", "a.py"], cwd=code, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"in {code}/raykube/__init__.py"
@@ -276,35 +278,12 @@ def test_report_names_the_largest_files_and_what_was_ignored(tree):
     assert report[-1] == "  ignored: data/"
 
 
-def test_write_keeps_the_package_that_is_there(tree, tmp_path):
-    package = collect(tree({"a.py": ""}))
-    path = write(package, tmp_path / "out")
-    before = path.stat()
-    assert path.name == f"{package.hash}.zip"
-    assert write(package, tmp_path / "out").stat().st_ino == before.st_ino
-
-
-def test_write_on_a_full_disk_leaves_nothing_and_says_what_to_do(tree, tmp_path):
-    root = tree({"a.bin": ""})
-    (root / "a.bin").write_bytes(os.urandom(200_000))
-    inner = (
-        "import resource, signal, pathlib\nfrom raykube.package import collect, write\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        f"write(collect({str(root)!r}), pathlib.Path({str(tmp_path / 'out')!r}))"
-    )
-    done = in_child(inner)
-    assert "BackendError" in done.stderr
-    assert "next: free" in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_file_changed_while_it_is_packed_is_an_error(tree, tmp_path):
+def test_file_changed_while_it_is_packed_is_an_error(tree):
     root = tree({"a.py": "one"})
     package = collect(root)
     (root / "a.py").write_text("two")
     with pytest.raises(ConfigError, match="changed while it was packed"):
-        write(package, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        zipped(package)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -20,6 +20,7 @@ from raykube.backends.local import checks, disk, head, lifecycle, observe, rankl
 from raykube.backends.local.records import Record
 from raykube.cluster import Cluster
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Unreachable
+from raykube.package import Package
 from raykube.plans import Plan
 from raykube.runtime_env import plain
 from raykube.specs import Job, Service
@@ -67,7 +68,7 @@ class Local:
         records.ensure_home()
         with disk.errors(), head.lock():
             if plan.package:
-                package.write(plan.package, _code_folder())
+                _keep_code(plan.package)
             if plan.is_service:
                 services.deploy(plan)
             else:
@@ -202,6 +203,17 @@ def end_head() -> bool:
 
 def _code_folder() -> Path:
     return wire.home() / "packages"
+
+
+def _keep_code(code: Package) -> None:
+    """Write the zip that the run's URI names, unless it is there."""
+    path = _code_folder() / f"{code.hash}.zip"
+    if path.exists():
+        return
+    with disk.errors(where=path):
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        with disk.whole(path) as file:
+            package.zip_into(file, code)
 
 
 def _remove_unused_code() -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from raykube import wire
 from raykube.errors import BackendError
@@ -32,7 +33,7 @@ def errors(doing: str = "write", where: Path | None = None) -> Iterator[None]:
 
 def remedy(error: OSError, otherwise: str) -> str:
     """Say what helps: more room on a full disk, else `otherwise`."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
 
 
@@ -41,25 +42,31 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file that gets the name `path` when the block has written it: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or not writable. Nothing is left behind.
+    """
+    draft = beside(path)
+    try:
+        with draft.open("xb") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # it has its name, or was never made
+            draft.unlink()
+
+
 def write(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new one.
+    """Replace a file as a whole.
 
     Raises:
         BackendError: the disk is full or not writable. Nothing is left behind.
     """
-    temporary = beside(path)
-    with errors(), _removed_on_error(temporary):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _removed_on_error(temporary: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with errors(), whole(path) as file:
+        file.write(text.encode())
 
 
 def link(draft: Path, path: Path) -> None:

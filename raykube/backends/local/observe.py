@@ -87,11 +87,9 @@ def _keep_log(record: Record, attempt: int, head: Head) -> None:
     kept = _kept_log(record, attempt)
     source = head.driver_log(record.submission_id(attempt))
     if source.exists() and not kept.exists():
-        temporary = disk.beside(kept)
         # FileNotFoundError: somebody else who saw the end has removed the head's files meanwhile.
-        with disk.errors(), contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(source, temporary)
-            temporary.replace(kept)
+        with disk.errors(), contextlib.suppress(FileNotFoundError), source.open("rb") as log, disk.whole(kept) as file:
+            shutil.copyfileobj(log, file)
 
 
 def _kept_log(record: Record, attempt: int) -> Path:
