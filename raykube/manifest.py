@@ -32,6 +32,13 @@ _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
 _RAYS_TAG = re.compile(r"(?:^|/)rayproject/[\w.-]+:(\d+\.\d+\.\d+)")
 _PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
+#: The units of a quantity: of which one has so many, or that are so many.
+_PARTS = {"m": 1e3, "u": 1e6, "n": 1e9}
+_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
+#: An ``E`` is an exponent where a number follows it, else the unit.
+_NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
+_QUANTITY = re.compile(rf"({_NUMBER})({'|'.join([*_PARTS, *_UNITS])})")
 _V2_ENV = "RAY_enable_autoscaler_v2"
 
 Manifest = Mapping[str, Any]
@@ -280,18 +287,18 @@ def _limits(group: Manifest) -> dict[str, Any]:
 def cpus(group: Manifest) -> int:
     """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
     said = mapping(group.get("rayStartParams")).get("num-cpus", mapping(group.get("resources")).get("CPU"))
-    return math.ceil(_quantity(said if said is not None else _limits(group).get("cpu", 1)))
+    return math.ceil(quantity(said if said is not None else _limits(group).get("cpu", 1)))
 
 
 def gpus(group: Manifest) -> int:
     """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
     said = mapping(group.get("rayStartParams")).get("num-gpus", mapping(group.get("resources")).get("GPU"))
     if said is not None:
-        return int(_quantity(said))
+        return int(quantity(said))
     found = [
         amount for key, amount in _limits(group).items() if key.endswith("gpu") or key.startswith("nvidia.com/mig-")
     ]
-    return int(_quantity(found[0])) if found else 0
+    return int(quantity(found[0])) if found else 0
 
 
 def accelerator(group: Manifest) -> str:
@@ -313,7 +320,13 @@ def _custom(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _quantity(value: Any) -> float:
-    """Read a Kubernetes quantity of CPUs or devices: ``2``, ``"1.5"`` or ``"500m"``."""
-    text = str(value)
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+def quantity(value: Any) -> float:
+    """Read a Kubernetes quantity: ``2``, ``"1.5"``, ``"500m"`` or ``"2k"``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := _QUANTITY.fullmatch(str(value))):
+        raise ValueError(f"{str(value)!r} is no quantity")
+    number, unit = float(found[1]), found[2]
+    return number / _PARTS[unit] if unit in _PARTS else number * _UNITS[unit]

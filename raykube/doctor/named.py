@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raykube import manifest as manifests
 from raykube import notes
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import STORAGE_ANNOTATION, Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
 
-_UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
 #: What adding up in binary loses of tenths.
 _ROUNDED = 1e-9
 #: What KubeRay gives its autoscaler where the manifest does not say.
 _AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
-#: An ``E`` is an exponent where a number follows it, else the unit.
-_NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
-_QUANTITY = re.compile(rf"({_NUMBER})({'|'.join(_UNITS)})")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
 #: Where a pod names other objects: the keys on the way to the name, the name's own, and the kind.
 _IN_VOLUMES = (
@@ -184,5 +179,7 @@ def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
 
 def quantity(value: Any) -> float:
     """Read a Kubernetes quantity; what is none counts as nothing, for the server refuses it anyway."""
-    found = _QUANTITY.fullmatch(str(value))
-    return float(found.group(1)) * _UNITS[found.group(2)] if found else 0.0
+    try:
+        return manifests.quantity(value)
+    except ValueError:
+        return 0.0

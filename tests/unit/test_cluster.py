@@ -328,10 +328,14 @@ def test_v2_only_fields_need_v2(manifest, loaded):
     assert paths(loaded, manifest) == {"spec.workerGroupSpecs[0].idleTimeoutSeconds"}
 
 
-def test_cpus_are_rounded_up_as_kuberay_does(manifest, loaded):
+@pytest.mark.parametrize(
+    ("amount", "cpus"),
+    [("1500m", 2), ("1500000u", 2), ("3000000000n", 3), ("9007m", 10), ("7000m", 7), ("2k", 2000), ("1e1", 10)],
+)
+def test_cpus_are_rounded_up_as_kuberay_does(manifest, loaded, amount, cpus):
     container = manifest["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    container["resources"] = {"requests": {"cpu": "1500m"}}
-    assert loaded(manifest).scale == Scale(2, 2, 0)
+    container["resources"] = {"requests": {"cpu": amount}}
+    assert loaded(manifest).scale == Scale(2, cpus, 0)
 
 
 def test_accelerator_is_what_the_group_declares_to_ray(manifest, loaded):
