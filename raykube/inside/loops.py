@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from raykube import wire
 from raykube.errors import ConfigError
@@ -24,16 +24,11 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
-class _Session:
+class _Session(NamedTuple):
     """One worker's running loop. Only rank 0 has a recorder."""
 
-    def __init__(self, recorder: Recorder | None, path: str) -> None:
-        self.recorder = recorder
-        self.path = path
-
-    def add(self, metrics: dict[str, Any], checkpoint: str | None = None) -> None:
-        if self.recorder is not None:
-            self.recorder.add(metrics, checkpoint)
+    recorder: Recorder | None
+    path: str
 
 
 _session: _Session | None = None
@@ -69,8 +64,8 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
         return
     plain = scalars(metrics)
     name = checkpoints.new_name(time.time())
-    session.add(plain, name)
     if session.recorder is not None:
+        session.recorder.add(plain, name)
         session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
     _send(plain, checkpoint, storage.join(session.path, name))
 

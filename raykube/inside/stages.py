@@ -8,7 +8,7 @@ import logging
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,13 @@ _PROCESS = secrets.token_hex(8)  # what tells this process from another one of t
 _UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a stage does, as far as it is the same in all attempts of a run.
+def work(kind: str, loop: Callable[..., Any], metric: str | None, mode: str) -> dict[str, Any]:
+    """Return what a call of ``train`` or ``sweep`` does, as far as it is the same in all attempts of a run.
 
     A stage is numbered in its process, so that of a second script has the number of the first one's. The values of
     the config are no part of it: who goes on with a run by hand may do so with another number of epochs.
-
-    Attributes:
-        kind: ``"train"`` or ``"sweep"``.
-        loop: the loop's name and that of its module.
-        metric, mode: by which the best checkpoint is chosen.
     """
-
-    kind: str
-    loop: str
-    metric: str | None = None
-    mode: str = "min"
-
-    @staticmethod
-    def of(kind: str, loop: Callable[..., Any], metric: str | None, mode: str) -> Work:
-        """Return what a call with these arguments does."""
-        return Work(kind, _name(loop), metric, mode)
-
-    def told(self) -> dict[str, Any]:
-        """Return this as JSON has it."""
-        return asdict(self)
+    return {"kind": kind, "loop": _name(loop), "metric": metric, "mode": mode}
 
 
 def _words(told: Mapping[str, Any]) -> str:
@@ -107,7 +88,7 @@ class Stage:
         """Return all that was reported, oldest first."""
         return sorted((row for path in self.files for row in rows(path)), key=lambda row: row["time"])
 
-    def begin(self, work: Work) -> wire.Result | None:
+    def begin(self, work: Mapping[str, Any]) -> wire.Result | None:
         """Take this stage for `work`; return its result where an earlier attempt of this run ended it well.
 
         Raises:
@@ -116,14 +97,14 @@ class Stage:
         """
         path = storage.join(self.path, wire.WORK_FILE)
         before = json.loads(storage.read_from(path) or "{}")  # none: new, or of an older raykube
-        told = before.get("work", work.told())
-        if told != work.told():
-            raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work.told())}")
+        told = before.get("work", work)
+        if told != work:
+            raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work)}")
         same = before.get("attempt") == self.place.attempt and before["process"] != _PROCESS
         if same and self.place.attempt > 1 and self._kept():
             raise self._taken(f"another process of attempt {self.place.attempt} had the result in {self.path}")
         done = self.finished()
-        now = {"work": work.told(), "attempt": self.place.attempt, "process": _PROCESS}
+        now = {"work": work, "attempt": self.place.attempt, "process": _PROCESS}
         storage.write_text(path, json.dumps(now))
         return done
 

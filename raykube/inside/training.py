@@ -18,7 +18,7 @@ from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, as_reported, following, is_number
 from raykube.inside.loops import Loop, report, takes_config
 from raykube.inside.place import require
-from raykube.inside.stages import Stage, Work
+from raykube.inside.stages import Stage, work
 
 __all__ = ["Task", "fit", "report", "train"]
 
@@ -87,7 +87,7 @@ def train(
     task = Task(loop, dict(config or {}), metric, mode)
     stage = Stage.next("train", experiment)
     place = stage.place
-    if done := stage.begin(Work.of("train", loop, metric, mode)):
+    if done := stage.begin(work("train", loop, metric, mode)):
         return done
     log_start(stage)
     with place.connect():

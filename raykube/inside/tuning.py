@@ -16,7 +16,7 @@ from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.place import Place, room
 from raykube.inside.space import unsearchable
-from raykube.inside.stages import Stage, Work
+from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, log_start
 from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
 
@@ -63,7 +63,7 @@ def sweep(
     _check(space, trials, metric)
     stage = Stage.next("sweep", experiment)
     place = stage.place
-    if done := stage.begin(Work.of("sweep", loop, metric, mode)):
+    if done := stage.begin(work("sweep", loop, metric, mode)):
         return done
     log_start(stage)
     _hush()

@@ -26,7 +26,7 @@ from raykube.inside.failures import (
 )
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
-from raykube.inside.stages import Stage, Work
+from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, published
 from tests.support import Later
 
@@ -143,13 +143,13 @@ def test_retry_gives_the_run_the_result_of_its_last_stage(tmp_path):
     assert wire.Result.from_json((tmp_path / "demo" / wire.RESULT_FILE).read_text()) == result
 
 
-TRAINING = Work.of("train", nothing, "loss", "min")
+TRAINING = work("train", nothing, "loss", "min")
 
 
 def of_a_script(tmp_path, attempt):
     """Let another process begin the first stage of a run."""
     stage = Stage(Place("demo", str(tmp_path), attempt=attempt), "train-1", str(tmp_path / "demo"))
-    names = "from raykube.inside.stages import Place, Stage, Work; from raykube.wire import Scale"
+    names = "from raykube.inside.stages import Place, Stage; from raykube.wire import Scale"
     code = f"{names}; {stage!r}.begin({TRAINING!r})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -162,7 +162,7 @@ def test_stage_of_another_script_is_refused_in_every_attempt(tmp_path, changed):
     for attempt in (1, 2, 3):
         later = replace(stage, place=replace(stage.place, attempt=attempt))
         with pytest.raises(Conflict, match="second script of this run calls train"):
-            later.begin(replace(TRAINING, **changed))
+            later.begin(TRAINING | changed)
     assert later.begin(TRAINING) == wire.Result("train", "demo", stage.path)
 
 
@@ -183,9 +183,9 @@ def test_unfinished_stage_goes_on_in_any_process(tmp_path):
 def test_loop_of_a_script_is_named_after_the_script(tmp_path, command, name):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "script.py").write_text(
-        "import functools\nfrom raykube.inside.stages import Work\n"
+        "import functools\nfrom raykube.inside.stages import work\n"
         "def loop(config, n): pass\n"
-        "print(Work.of('train', functools.partial(loop, n=1), None, 'min').loop)\n"
+        "print(work('train', functools.partial(loop, n=1), None, 'min')['loop'])\n"
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(raykube.__file__).parents[1])}
     ended = subprocess.run(
@@ -207,7 +207,7 @@ def test_call_whose_stage_is_another_scripts_is_refused_before_ray_is_asked(tmp_
     run = f"second-{kind}"
     monkeypatch.setenv(wire.STORAGE, str(tmp_path))
     monkeypatch.setenv(wire.RUN_NAME, run)
-    Stage(Place(run, str(tmp_path)), f"{kind}-1", str(tmp_path / run)).begin(replace(TRAINING, kind=kind))
+    Stage(Place(run, str(tmp_path)), f"{kind}-1", str(tmp_path / run)).begin({**TRAINING, "kind": kind})
     with pytest.raises(Conflict, match=rf"second script of this run calls {kind}"):
         getattr(raykube, kind)(lambda config: config, searched(kind), **asked)
 
