@@ -14,10 +14,10 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from raykube.errors import ConfigError
 from raykube.names import nearest
+from raykube.package import Package, PackedFile
 from raykube.specs import Job, Service
 
 _OPERATORS = "();<>|&\n"
@@ -33,21 +33,7 @@ _SEARCH_PATH = "PYTHONPATH"
 _ALIKE = 0.75  # of two names, as jbos and jobs
 
 
-class _File(Protocol):
-    @property
-    def path(self) -> str: ...
-    @property
-    def source(self) -> Path: ...
-
-
-class _Code(Protocol):
-    @property
-    def root(self) -> Path: ...
-    @property
-    def files(self) -> Sequence[_File]: ...
-
-
-def check_code(work: Job | Service, package: _Code, *, here: bool, newer: bool = False) -> None:
+def check_code(work: Job | Service, package: Package, *, here: bool, newer: bool = False) -> None:
     """Refuse a job or service that cannot start with the code of its package.
 
     Args:
@@ -75,7 +61,7 @@ def _brings_modules(work: Job | Service) -> bool:
     return bool(brought) or any(_SEARCH_PATH in each for each in variables)
 
 
-def check_entrypoint(entrypoint: str, package: _Code, *, all_seen: bool = True, newer: bool = False) -> None:
+def check_entrypoint(entrypoint: str, package: Package, *, all_seen: bool = True, newer: bool = False) -> None:
     """Refuse an entrypoint whose script or module is not in the package, or does not compile.
 
     Only what is certain is refused: a shell line may do anything, and where not `all_seen`, a module may be installed
@@ -99,7 +85,7 @@ def check_entrypoint(entrypoint: str, package: _Code, *, all_seen: bool = True, 
         _script(words[0], package)
 
 
-def check_import_path(import_path: str, package: _Code, *, all_seen: bool = True, newer: bool = False) -> None:
+def check_import_path(import_path: str, package: Package, *, all_seen: bool = True, newer: bool = False) -> None:
     """Refuse a Serve application whose module is not in the package, or does not compile.
 
     A module that may be installed is judged as in :func:`check_entrypoint`.
@@ -121,7 +107,7 @@ def check_import_path(import_path: str, package: _Code, *, all_seen: bool = True
         _check_syntax(file)
 
 
-def _imported(module: str, files: Mapping[str, _File]) -> _File | None:
+def _imported(module: str, files: Mapping[str, PackedFile]) -> PackedFile | None:
     """Return the packed file that ``import MODULE`` runs."""
     stem = module.replace(".", "/")
     return files.get(f"{stem}/__init__.py") or files.get(f"{stem}.py")
@@ -150,7 +136,7 @@ def _is_newer(version: str) -> bool:
     return tuple(int(part) for part in version.split(".")[:2] if part) > sys.version_info[:2]
 
 
-def _run_by_python(words: Sequence[str], package: _Code, *, all_seen: bool) -> _File | None:
+def _run_by_python(words: Sequence[str], package: Package, *, all_seen: bool) -> PackedFile | None:
     """Return the packed file that python runs; None for what only the cluster or the shell can know."""
     option, name = _target(words)
     if option == "c" or name in ("", "-") or _WILD & set(name):
@@ -177,7 +163,7 @@ def _target(words: Sequence[str]) -> tuple[str, str]:
     return "", ""
 
 
-def _script(name: str, package: _Code) -> _File | None:
+def _script(name: str, package: Package) -> PackedFile | None:
     """Return the packed file `name`; None for what only the cluster or the shell can know."""
     if _WILD & set(name) or PurePosixPath(name).is_absolute():
         return None
@@ -190,7 +176,7 @@ def _script(name: str, package: _Code) -> _File | None:
     raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=step)
 
 
-def _module(name: str, package: _Code, *, all_seen: bool) -> _File | None:
+def _module(name: str, package: Package, *, all_seen: bool) -> PackedFile | None:
     """Return the packed file that ``python -m NAME`` runs; None for a module that is installed, or may be."""
     files = _by_path(package)
     stem = name.replace(".", "/")
@@ -235,7 +221,7 @@ def _ignored(path: Path) -> str:
     return f"{path} exists, but an ignore rule leaves it out" if path.exists() else ""
 
 
-def _by_path(package: _Code) -> dict[str, _File]:
+def _by_path(package: Package) -> dict[str, PackedFile]:
     return {file.path: file for file in package.files}
 
 
@@ -246,7 +232,7 @@ def _brought_back(path: str) -> str:
     return f"have it sent all the same: {words}"
 
 
-def _near(path: str, package: _Code) -> str:
+def _near(path: str, package: Package) -> str:
     suffix = PurePosixPath(path).suffix
     return nearest(path, _shown(file.path for file in package.files if file.path.endswith(suffix)))
 
@@ -264,7 +250,7 @@ def _shown(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("raykube")][:2000]
 
 
-def _check_syntax(file: _File) -> None:
+def _check_syntax(file: PackedFile) -> None:
     if zipfile.is_zipfile(file.source):  # python runs the __main__.py in it
         return
     try:

@@ -18,11 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from raykube.entrypoints import check_code
 from raykube.errors import ConfigError, Problem
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
-
-__all__ = ["Package", "PackedFile", "check_code", "collect", "contents", "zip_into", "zipped"]
 
 MAX_FILES = 20_000
 MAX_BYTES = 500 * 2**20

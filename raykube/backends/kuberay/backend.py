@@ -30,6 +30,7 @@ from raykube.backends.kuberay import (
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import STORAGE_ANNOTATION, TRACKING_ANNOTATION, Cluster
+from raykube.entrypoints import check_code
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError
 from raykube.plans import Plan
 from raykube.specs import Job, Service
@@ -55,7 +56,7 @@ class KubeRay:
         on.check_manifest()
         code = package.collect(work.working_dir, work.excludes)
         newer = manifests.python(on.manifest["spec"]) > sys.version_info[:2]
-        package.check_code(work, code, here=False, newer=newer)
+        check_code(work, code, here=False, newer=newer)
         return plans.rayjob(work, on, code) if isinstance(work, Job) else plans.rayservice(work, on, code)
 
     def cluster(self, name: str) -> Cluster:

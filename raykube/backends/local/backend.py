@@ -19,6 +19,7 @@ from raykube.backends import Kind, Status, sources
 from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting
 from raykube.backends.local.records import Record
 from raykube.cluster import Cluster
+from raykube.entrypoints import check_code
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
@@ -53,7 +54,7 @@ class Local:
         checks.refuse_impossible(work, on)
         code = package.collect(work.working_dir, work.excludes)
         uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
-        package.check_code(work, code, here=True)
+        check_code(work, code, here=True)
         if isinstance(work, Service):
             applications = plans.localservice(checks.with_absolute_models(work), on, uri)
             return Plan(work.name, "local", tuple(applications), code)
