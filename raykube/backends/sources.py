@@ -67,3 +67,19 @@ def pattern_of(worker: str) -> str:
 def printed(lines: Iterable[str]) -> Iterator[str]:
     """Leave out the lines by which Ray marks in a worker's files whose output they hold."""
     return (line for line in lines if not line.startswith(_RAYS))
+
+
+class Lines:
+    """Makes lines of the bytes of a log as they come; what is not UTF-8 shows as U+FFFD."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def take(self, chunk: bytes) -> list[str]:
+        """Return the lines that end in what comes next."""
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        return [line.decode("utf-8", "replace") for line in whole]
+
+    def end(self) -> list[str]:
+        """Return the last line, if it has no end."""
+        return [self._rest.decode("utf-8", "replace")] if self._rest else []

@@ -21,6 +21,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _PAUSE_S = 0.3
@@ -33,12 +34,10 @@ _TOLD_S = 10.0
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield a run's log lines without their newlines; with `follow` until it has ended."""
     chunks = _followed(kube, name) if follow else iter([_whole(kube, name).data])
-    rest = b""
+    made = Lines()
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in whole)
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        yield from made.take(chunk)
+    yield from made.end()
 
 
 def _log_of(head: RayHead, node: str) -> str:

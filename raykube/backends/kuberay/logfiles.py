@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi, tells_of_none
+from raykube.backends.sources import Lines
 from raykube.errors import BackendError, ConfigError, NotFound
 
 _LOOK_S = 1.0
@@ -120,11 +121,12 @@ class Following:
         return last
 
     def _read(self, file: LogFile) -> None:
-        reader = _Reader(self._lines.put)
+        given, made = 0, Lines()
         while not self._over.is_set():
             try:
-                for chunk in chunks(self._kube, file, reader.given, self._over):
-                    reader.take(chunk)
+                for chunk in chunks(self._kube, file, given, self._over):
+                    given += len(chunk)
+                    self._put(made.take(chunk))
             except NotFound:  # its node has gone, or its cluster
                 break
             except BackendError:
@@ -132,26 +134,9 @@ class Following:
             self._over.wait(_PAUSE_S)
         with contextlib.suppress(BackendError):  # where it cannot be read any more, that was all
             if not self._closed:
-                reader.take(file.bytes()[reader.given :])
-        reader.end()
+                self._put(made.take(file.bytes()[given:]))
+        self._put(made.end())
 
-
-class _Reader:
-    """Makes lines of the bytes of one file."""
-
-    def __init__(self, put: Callable[[str], None]) -> None:
-        self._put = put
-        self._rest = b""
-        self.given = 0
-
-    def take(self, chunk: bytes) -> None:
-        """Take what comes next."""
-        self.given += len(chunk)
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        for line in whole:
-            self._put(line.decode("utf-8", "replace"))
-
-    def end(self) -> None:
-        """Take it that nothing comes any more."""
-        if self._rest:
-            self._put(self._rest.decode("utf-8", "replace"))
+    def _put(self, lines: list[str]) -> None:
+        for line in lines:
+            self._lines.put(line)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from raykube import wire
-from raykube.backends import Status
+from raykube.backends import Status, sources
 from raykube.backends.local import disk, lifecycle, records
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
@@ -178,12 +178,12 @@ def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> It
         for file in files.values():
             for chunk in file.chunks():
                 found = True
-                yield from file.lines(chunk)
+                yield from file.lines.take(chunk)
         if not going:
             break
         if not found:
             going = next(is_open)
-    yield from (line for file in files.values() for line in file.end())
+    yield from (line for file in files.values() for line in file.lines.end())
 
 
 class _Growing:
@@ -192,24 +192,15 @@ class _Growing:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._rest = b""
+        self.lines = sources.Lines()
 
     def chunks(self) -> Iterator[bytes]:
         """Yield what is new in it, a part at a time; from its start where another one has taken its place."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < self._offset:
-                self._offset, self._rest = 0, b""
+                self._offset, self.lines = 0, sources.Lines()
             file.seek(self._offset)
             while chunk := file.read(min(_CHUNK_BYTES, size - self._offset)):
                 self._offset += len(chunk)
                 yield chunk
-
-    def lines(self, chunk: bytes) -> list[str]:
-        """Return the lines that end in what was read."""
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        return [line.decode("utf-8", "replace") for line in whole]
-
-    def end(self) -> list[str]:
-        """Return the last line, if it has no end."""
-        return [self._rest.decode("utf-8", "replace")] if self._rest else []
