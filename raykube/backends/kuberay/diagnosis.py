@@ -13,10 +13,11 @@ from raykube.backends import endings
 from raykube.backends.kuberay import clustercauses
 from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
-from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, claims_of, departure_of, loss_of
+from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, departure_of, loss_of
 from raykube.backends.kubernetes.fields import (
     Object,
     changed,
+    claims_of,
     conditions,
     is_leaving,
     name_of,

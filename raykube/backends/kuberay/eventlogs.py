@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube.backends.kuberay import rayhead
-from raykube.backends.kuberay.look import Look, claims_of
-from raykube.backends.kubernetes.fields import Object, moment, times
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
@@ -56,7 +56,7 @@ def _claims(kube: Kube, job: Object) -> set[str]:
     except NotFound:
         return set()
     groups = [spec["headGroupSpec"], *(spec.get("workerGroupSpecs") or [])]
-    return set(claims_of(group["template"] for group in groups))
+    return {claim for group in groups for claim in claims_of(group["template"])}
 
 
 def ours(job: Object, claims: Collection[str], events: Iterable[Object]) -> list[Object]:

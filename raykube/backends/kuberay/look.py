@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
 from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import name_of, newest
+from raykube.backends.kubernetes.fields import claims_of, name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
@@ -262,16 +262,8 @@ def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
     submitter = newest(found.get("submitter") or ())
     whole = (seen.owner, cluster, submitter, *pods)
     events = (*(found.get("warnings") or ()), *(found.get("deletions") or ()))
-    ours = events_of(events, whole, set(claims_of(pods)))
+    ours = events_of(events, whole, {claim for pod in pods for claim in claims_of(pod)})
     return replace(seen, cluster=cluster, pods=pods, workload=workload, submitter=submitter, events=ours)
-
-
-def claims_of(pods: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the names of the claims that pods, or templates of pods, mount."""
-    for pod in pods:
-        for volume in pod["spec"].get("volumes") or []:
-            if claim := volume.get("persistentVolumeClaim"):
-                yield claim["claimName"]
 
 
 def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:

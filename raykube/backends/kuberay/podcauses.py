@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from raykube.backends import endings
 from raykube.backends.kuberay.nextsteps import next_step, to_fit
-from raykube.backends.kubernetes.fields import Object, conditions, name_of, seconds, status_of, times
+from raykube.backends.kubernetes.fields import Object, claims_of, conditions, name_of, seconds, status_of, times
 from raykube.errors import Failure
 
 #: Events that Kubernetes repeats are believed from the third on: what is missing is often there a moment later.
@@ -188,20 +188,12 @@ def _unscheduled(pod: Pod) -> Failure | None:
 def _unbound(pod: Pod, message: str, place: str) -> Failure:
     """Add what the claim's own events say: that is the reason, and the scheduler does not know it."""
     told = next((each["message"] for each in pod.claims if each.get("message")), "")
-    return pod.failure(
-        "VolumeClaimUnbound", f"{message}: {told}" if told else message, place, claim=claims_of(pod.thing)[0]
-    )
+    claim = next(iter(claims_of(pod.thing)), "")
+    return pod.failure("VolumeClaimUnbound", f"{message}: {told}" if told else message, place, claim=claim)
 
 
 def _lasts(pod: Pod, condition: Object, least_s: float) -> bool:
     return not pod.now or pod.now - seconds(condition.get("lastTransitionTime")) >= least_s
-
-
-def claims_of(thing: Object) -> list[str]:
-    """Return the names of the volume claims that a pod uses."""
-    volumes = thing["spec"].get("volumes") or ()
-    names = [(each.get("persistentVolumeClaim") or {}).get("claimName", "") for each in volumes]
-    return [name for name in names if name] or [""]
 
 
 def _oom(pod: Pod) -> Failure | None:

@@ -53,6 +53,12 @@ def changed(thing: Object) -> float:
     return max((seconds(each.get("time")) for each in fields if not each.get("subresource")), default=0.0)
 
 
+def claims_of(pod: Object) -> list[str]:
+    """Return the names of the volume claims that a pod, or a template of one, uses."""
+    claims = (each.get("persistentVolumeClaim") for each in pod["spec"].get("volumes") or ())
+    return [claim["claimName"] for claim in claims if claim]
+
+
 def times(event: Object) -> int:
     """Return how often an event has come."""
     return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
