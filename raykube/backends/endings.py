@@ -45,6 +45,15 @@ ERROR_TYPES = {
     "JOB_SUPERVISOR_ACTOR_DIED": "DriverDied",
 }
 
+#: The one thing to do about a cause that is the same everywhere; `name` is the run's.
+NEXT_STEPS = {
+    "EntrypointFailed": "raykube job logs {name}",
+    "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "SyntaxError": "correct the line that the message names and submit again",
+    "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
+    "GpuOutOfMemory": "use a smaller batch or model, or a GPU with more memory",
+}
+
 
 def ending(message: str, error_type: str = "", exit_code: int | None = None) -> Failure:
     """Say why a job failed; the reason is empty where its words say nothing that is known.

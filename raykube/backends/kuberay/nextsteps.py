@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from raykube.backends import endings
 from raykube.backends.kubernetes.fields import Object
 
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
@@ -13,16 +14,14 @@ _TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
 #: Taints of control planes, and of nodes that Kubernetes itself found to be in no state to run anything.
 _NOT_FOR_PODS = ("node-role.kubernetes.io/", "node.kubernetes.io/")
 _SECOND_RUN = "look at the log of the try before: kubectl -n {namespace} logs {pod} -c {container} --previous"
-_LOGS = "raykube job logs {name}"
 _PULL = "correct `image` in the manifest, or push it; a node must be able to pull it"
 
 #: Filled in with: name (of the run, service or cluster), namespace, pod, container, again (how a corrected manifest is
 #: sent), and what a check adds.
-_STEPS = {
+_STEPS = endings.NEXT_STEPS | {
     "ImageNotFound": _PULL,
     "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
     "ImagePullFailed": "see to it that the nodes reach the registry, or name an image that they have",
-    "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
     "Suspended": """kubectl -n {namespace} patch {thing} --type merge -p '{{"spec":{{"suspend":false}}}}'""",
@@ -36,15 +35,11 @@ _STEPS = {
     "RunContainerError": "correct command and args of container {container} in the manifest",
     "HeadOOMKilled": "raise limits.memory of the head ({limit} now), and keep work off it with num-cpus: '0'",
     "WorkerOOMKilled": "raise limits.memory of the worker group ({limit} now), or load less data at a time",
-    "GpuOutOfMemory": "use a smaller batch or model, or GPUs with more memory",
     "OutOfMemory": "raise limits.memory of the pod, or run fewer tasks at a time by giving each more num_cpus",
     "WorkerDied": "raise limits.memory of the pod if the kernel killed it for want of memory; else look for a crash of "
     "native code: raykube job logs {name}",
     "Evicted": "raise the requests in the pod's resources to what the message names",
-    "EntrypointFailed": _LOGS,
     "NameTaken": "choose another --name, or remove what that run has kept: raykube job delete {name}",
-    "SyntaxError": "correct the line that the message names and submit again",
-    "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "RayVersionMismatch": "give all groups one image, and rayVersion the version of Ray in it",
     "PythonVersionMismatch": "give all groups, and whoever connects, the same minor version of Python",
     "OperatorNotRunning": "start it, or have it watch {namespace}: kubectl get deployments -A | grep kuberay-operator",

@@ -22,17 +22,12 @@ STOPS_WITHIN_S = 20.0
 _CANCELLED_WITHIN_S = 2.0
 
 _SEE_LOGS = "raykube job logs {name}"
-_NEXT_STEPS = {
-    "EntrypointFailed": _SEE_LOGS,
-    "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
-    "GpuOutOfMemory": "use a smaller batch or model, or a GPU with more memory",
+_NEXT_STEPS = endings.NEXT_STEPS | {
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
     "native code: raykube job logs {name}",
-    "SyntaxError": "correct the line that the message names and submit again",
     "HeadDied": "submit it again under the same name: it resumes, if its script loads its checkpoint",
     "Refused": "correct what the head says and submit again",
-    "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
 }
