@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from raykube.cluster import Cluster
     from raykube.errors import BackendError, ConfigError, RaykubeError, RunFailed
     from raykube.handles import Endpoint, Run, Status
-    from raykube.inside.training import report, train
+    from raykube.inside.loops import report
+    from raykube.inside.training import train
     from raykube.inside.tuning import sweep
     from raykube.specs import App, Job, Service
     from raykube.wire import Result
@@ -36,7 +37,7 @@ _HOMES = {
     "attach": "api",
     "deploy": "api",
     "plan": "api",
-    "report": "inside.training",
+    "report": "inside.loops",
     "runs": "api",
     "submit": "api",
     "sweep": "inside.tuning",

@@ -29,7 +29,6 @@ from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
 from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
-STORAGE_ANNOTATION = manifests.STORAGE_ANNOTATION
 TRACKING_ANNOTATION = "raykube.io/tracking"
 #: The name of this machine.
 LOCAL = "local"
@@ -178,7 +177,7 @@ class Cluster:
         """Where runs are kept: a path or URI; "" for a cluster that names none, where they end with it."""
         if self.is_local:
             return str(self.manifest["spec"]["storage"]) or wire.default_storage()
-        return self._annotation(STORAGE_ANNOTATION)
+        return self._annotation(manifests.STORAGE_ANNOTATION)
 
     @property
     def tracking(self) -> str:

@@ -31,7 +31,6 @@ from raykube.yamltext import as_yaml
 __all__ = [
     "Limits",
     "Plan",
-    "as_yaml",
     "localjob",
     "localservice",
     "manifest",

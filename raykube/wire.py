@@ -197,7 +197,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
-        yield from (row(line) for line in lines if line.endswith("\n"))
+        yield from (json.loads(line) for line in lines if line.endswith("\n"))
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def last_row(data: bytes) -> dict[str, Any]:
     """
     lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        return dict(row(lines[-1])["metrics"])
+        return dict(json.loads(lines[-1])["metrics"])
     return {}
 
 
@@ -248,12 +248,6 @@ def trouble(text: str, attempt: int) -> str:
     if note.get("attempt") != attempt:
         return ""
     return f"{time.strftime('%H:%M:%S', time.localtime(note['time']))} {note['message']}"
-
-
-def row(line: str | bytes) -> dict[str, Any]:
-    """Read one line of a metrics file."""
-    fields: dict[str, Any] = json.loads(line)
-    return fields
 
 
 def finite(value: Any) -> Any:

@@ -19,7 +19,7 @@ _Meanings = Sequence[tuple[str, Callable[[str, Sequence[str]], str]]]
 
 _EXIT = re.compile(r"Job entrypoint command failed with exit code (-?\d+)(, last available logs[^\n]*\n?)?")
 _OF_RAY = re.compile(r"-- Runtime env is setting up\.$|^Running entrypoint for job \S+: ")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SYNTAX = re.compile(r"(?:SyntaxError|IndentationError|TabError): ")
 _FILE = re.compile(r'\s*File "([^"]+)", line (\d+)$')
 _VERSIONS = re.compile(
@@ -75,7 +75,7 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
 
 def tail_of(log: str) -> tuple[str, ...]:
     """Return the last lines of a log, without Ray's own lines at its beginning and without colours."""
-    lines = _COLOUR.sub("", log).rstrip().splitlines()
+    lines = COLOUR.sub("", log).rstrip().splitlines()
     return tuple(_short(line) for line in lines if not _OF_RAY.search(line))[-TAIL_LINES:]
 
 
@@ -92,7 +92,7 @@ def mismatch(text: str) -> tuple[str, str] | None:
 
 def summary(text: str) -> str:
     """Return the first line of a message, and the last one where that is another: an exception's own words."""
-    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
+    lines = [line.strip() for line in COLOUR.sub("", text).splitlines() if line.strip()]
     ends = dict.fromkeys([*lines[:1], *lines[-1:]])
     return _short(" ... ".join(ends))
 
@@ -125,9 +125,9 @@ def _meaning(meanings: _Meanings, message: str, tail: Sequence[str]) -> tuple[st
     return next((found for found in told if found[1]), None)
 
 
-def out_of_memory(message: str, _: Sequence[str] = ()) -> str:
+def _out_of_memory(message: str, _: Sequence[str]) -> str:
     """Return what was said of a kill by Ray's memory monitor, a raised error's own words before a warning's."""
-    lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if _OUT_OF_MEMORY.search(line)]
+    lines = [line.strip() for line in COLOUR.sub("", message).splitlines() if _OUT_OF_MEMORY.search(line)]
     whys = [line.removeprefix("why:").strip() for line in lines if line.startswith("why:")]
     return _short(next(iter([*whys, *lines]), ""))
 
@@ -178,7 +178,7 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
 
 #: What is looked for at the end of a log, and in which order.
 _LAST_WORDS: _Meanings = (
-    ("OutOfMemory", out_of_memory),
+    ("OutOfMemory", _out_of_memory),
     ("GpuOutOfMemory", _gpu_memory),
     ("WorkerDied", _crash),
     ("NameTaken", _taken),

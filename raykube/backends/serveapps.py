@@ -19,7 +19,6 @@ GOES_ON = "what was deployed before goes on serving"
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 _MARK = "Error:\n"  # of a deployment's message that tells of a replica which did not start
 _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_undone(app: Mapping[str, Any]) -> bool:
@@ -82,7 +81,7 @@ def _of_deployments(app: Mapping[str, Any]) -> str:
 
 def _of(reason: str, said: Sequence[str]) -> Failure:
     """Make a failure of what is said of each application: an exception's own words, and what led to them as tail."""
-    plain = [_COLOUR.sub("", text) for text in said]
+    plain = [endings.COLOUR.sub("", text) for text in said]
     parts = [_parted(text) for text in plain]
     message = "\n".join(own for _, own in parts)
     tail = endings.tail_of("\n".join(led for led, _ in parts))

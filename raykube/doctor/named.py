@@ -11,7 +11,7 @@ from typing import Any
 from raykube import manifest as manifests
 from raykube import notes
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.cluster import STORAGE_ANNOTATION, Cluster
+from raykube.cluster import Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
 
@@ -50,9 +50,8 @@ def storage(cluster: Cluster) -> Check:
     if cluster.storage:
         return Check("storage", True, cluster.storage)
     found = "none: checkpoints, logs and results are lost with the cluster, and a retry starts anew"
-    step = (
-        f"name a folder of a volume that all pods mount, or a bucket: annotation {STORAGE_ANNOTATION} of {cluster.name}"
-    )
+    annotation = f"annotation {manifests.STORAGE_ANNOTATION} of {cluster.name}"
+    step = f"name a folder of a volume that all pods mount, or a bucket: {annotation}"
     return Check("storage", None, found, step)
 
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raykube import wire
 from raykube.inside import storage
 from raykube.inside.scalars import fetched
 
@@ -170,7 +169,7 @@ def heal(path: Path) -> None:
 
 def rows(path: str) -> list[Row]:
     """Return the rows of a metrics file, oldest first; none when it does not exist."""
-    return [wire.row(line) for line in _whole(storage.read_from(path)).splitlines()]
+    return [json.loads(line) for line in _whole(storage.read_from(path)).splitlines()]
 
 
 def _whole(data: bytes) -> bytes:
@@ -232,7 +231,7 @@ class Follower:
 
     def _read(self) -> None:
         fresh = {path: _whole(storage.read_from(path, offset)) for path, offset in self._offsets.items()}
-        found = [wire.row(line) for data in fresh.values() for line in data.splitlines()]
+        found = [json.loads(line) for data in fresh.values() for line in data.splitlines()]
         found.sort(key=lambda row: row["time"])  # of two files
         for path, data in fresh.items():
             self._offsets[path] += len(data)

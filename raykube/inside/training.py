@@ -16,11 +16,9 @@ from raykube.errors import ConfigError, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, as_reported, following, is_number
-from raykube.inside.loops import Loop, report, takes_config
+from raykube.inside.loops import Loop, takes_config
 from raykube.inside.place import require
 from raykube.inside.stages import Stage, work
-
-__all__ = ["Task", "fit", "report", "train"]
 
 log = logging.getLogger("raykube")
 #: So often a training on a range of workers sees whether it can grow, which is a look at what Ray has reserved for it;

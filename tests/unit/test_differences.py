@@ -1,6 +1,7 @@
 """In what two plans differ, as a user is told it."""
 
 from raykube import differences
+from raykube.yamltext import as_yaml
 
 
 def test_fields_that_differ_are_named_with_both_values():
@@ -18,7 +19,7 @@ def test_texts_differ_in_their_lines():
 def test_environment_variables_are_named_without_their_values():
     def text(password, workers):
         variables = {"env_vars": {"PASSWORD": password, "USER": "me", "RAYKUBE_WORKERS": workers}}
-        return differences.as_yaml({"runtime_env": variables, "entrypoint": "python a.py"})
+        return as_yaml({"runtime_env": variables, "entrypoint": "python a.py"})
 
     told = differences.of_texts(text("old-hunter2", "2"), text("new-hunter3", "4"))
     assert "hunter" not in told

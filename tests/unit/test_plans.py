@@ -15,9 +15,12 @@ import yaml
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.backends.kuberay import jobs, servestates, services
 from raykube.cluster import STORAGE_ANNOTATION
+from raykube.backends.kuberay import jobs, services
 from raykube.doctor import named
+from raykube.manifest import STORAGE_ANNOTATION
 from raykube.package import PackedFile, collect
 from raykube.specs import Autoscaling
+from raykube.yamltext import as_yaml
 
 GOLDEN = Path(__file__).parent / "golden"
 PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
@@ -161,7 +164,7 @@ def test_command_that_names_what_makes_no_plan_another_one_is_part_of_its_plan(c
     assert first.hash != second.hash
     bodies = [plans.localjob(job(rate), Cluster.local(), "file:///x.zip", code) for rate in (1, 2)]
     assert bodies[0]["metadata"]["raykube.plan"] != bodies[1]["metadata"]["raykube.plan"]
-    assert "--lr 1" in differences.of_texts(plans.as_yaml(bodies[0]), plans.as_yaml(bodies[1]))
+    assert "--lr 1" in differences.of_texts(as_yaml(bodies[0]), as_yaml(bodies[1]))
 
 
 def test_variable_whose_value_names_the_attempt_is_part_of_the_plan(code):
@@ -316,7 +319,7 @@ def test_rayjob_tells_the_script_its_scale_and_keeps_the_users_word(code):
 
 @pytest.mark.parametrize("text", ["y", "N", "1e3", "12e45", "0o17", "007", "1_000", "-5", ".5", ".5e1", "0x1f"])
 def test_text_that_looks_like_a_number_is_quoted_for_every_reader(text):
-    assert plans.as_yaml({"a": text}) == f'a: "{text}"\n'
+    assert as_yaml({"a": text}) == f'a: "{text}"\n'
 
 
 def bare():

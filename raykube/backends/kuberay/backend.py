@@ -29,7 +29,7 @@ from raykube.backends.kuberay import (
 )
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.cluster import STORAGE_ANNOTATION, TRACKING_ANNOTATION, Cluster
+from raykube.cluster import TRACKING_ANNOTATION, Cluster
 from raykube.entrypoints import check_code
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError
 from raykube.plans import Plan
@@ -64,7 +64,7 @@ class KubeRay:
         found = clusters.found(self.kube, name)
         said = found["metadata"].get("annotations") or {}
         # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
-        annotations = {key: said[key] for key in (STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
+        annotations = {key: said[key] for key in (manifests.STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
         metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
         where = f"RayCluster {name}"

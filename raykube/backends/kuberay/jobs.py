@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raykube import differences, plans, runtime_env, wire
+from raykube import differences, runtime_env, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -17,6 +17,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
+from raykube.yamltext import as_yaml
 
 _TRIES = 5
 
@@ -105,7 +106,7 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     environment = runtime_env.of_rayjob(later)
     if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a RayJob that somebody has written asks for none
         environment["env_vars"][wire.ATTEMPT] = str(attempt)
-        later["spec"]["runtimeEnvYAML"] = plans.as_yaml(environment, sort_keys=True)
+        later["spec"]["runtimeEnvYAML"] = as_yaml(environment, sort_keys=True)
     later["metadata"].setdefault("annotations", {})[runstates.ATTEMPT_ANNOTATION] = str(attempt)
     return later
 

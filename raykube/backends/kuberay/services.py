@@ -23,6 +23,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
+from raykube.yamltext import as_yaml
 
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
@@ -220,7 +221,7 @@ def next_attempt(service: Object) -> str:
     for app in config["applications"]:
         variables = app.setdefault("runtime_env", {}).setdefault("env_vars", {})
         variables[wire.ATTEMPT] = str(int(variables.get(wire.ATTEMPT, "1")) + 1)
-    return plans.as_yaml(config)
+    return as_yaml(config)
 
 
 def _resize(kube: Kube, known: Object, wanted: Mapping[str, Any]) -> None:

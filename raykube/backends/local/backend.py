@@ -273,7 +273,6 @@ def _is_same(known: Record, plan: Plan, *, limits_too: bool) -> bool:
 
 def _record(plan: Plan) -> Record:
     body = plan.body[0]
-    limits = plan.limits
     return Record(
         name=plan.name,
         kind="job",
@@ -282,9 +281,7 @@ def _record(plan: Plan) -> Record:
         body=body,
         storage=plain(body["runtime_env"]["env_vars"][wire.STORAGE]),
         submitted=time.time(),
-        max_retries=limits.max_retries,
-        timeout_s=limits.timeout_s,
-        pending_timeout_s=limits.pending_timeout_s,
+        **vars(plan.limits),
     )
 
 

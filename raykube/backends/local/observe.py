@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from raykube import wire
-from raykube.backends import Status, sources
+from raykube.backends import Status, endings, sources
 from raykube.backends.local import disk, lifecycle, records
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
@@ -25,9 +25,7 @@ _Answer = TypeVar("_Answer")
 
 #: How long a head may give no answer before that is an error.
 PATIENCE_S = 30.0
-#: Lines of a failed run's log that its error shows.
-TAIL_LINES = 20
-#: Enough bytes for that many lines of ordinary length; longer ones are cut at the front.
+#: Enough bytes for the lines of a log that an error shows, of ordinary length; longer ones are cut at the front.
 _TAIL_BYTES = 32_768
 _CHUNK_BYTES = 1 << 20
 
@@ -111,7 +109,7 @@ def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
         return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        return file.read().decode("utf-8", "replace").splitlines()[-endings.TAIL_LINES :]
 
 
 def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
