@@ -1,4 +1,4 @@
-"""The verbs: plan, submit, deploy, runs, attach."""
+"""The verbs: what Python calls (plan, submit, deploy, runs, attach), and the steps of these for the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error that raykube raises, for both planes.
+"""The tree of errors, for both planes; a module that tells one of its own apart has a subclass of it.
 
 ::
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes.clock import clock_of
 from raykube.backends.kubernetes.credentials import NoCredential
-from raykube.backends.kubernetes.fields import clock_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import NoApiServer, UnknownKind
 from raykube.doctor.check import Check, refused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 Object = Mapping[str, Any]
@@ -19,11 +18,6 @@ def conditions(thing: Object) -> dict[str, Object]:
 def seconds(stamp: str | None) -> float:
     """Return a Kubernetes timestamp as Unix time; 0 for none."""
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else 0.0
-
-
-def clock_of(date: str) -> float:
-    """Return the ``Date`` of an answer, which is cut to whole seconds, as the likeliest Unix time."""
-    return parsedate_to_datetime(date).timestamp() + 0.5
 
 
 def name_of(thing: Object) -> str:

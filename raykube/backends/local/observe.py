@@ -1,4 +1,4 @@
-"""Look at one local run: its state, its logs, its end. Used by its keeper and by everybody who asks."""
+"""One local run on its head: sent, stopped, looked at; its state, logs and end. For its keeper and all who ask."""
 
 from __future__ import annotations
 
