@@ -24,17 +24,6 @@ from raykube.errors import Failure
 STOP_ANNOTATION = "raykube.io/stop"
 ATTEMPT_ANNOTATION = "raykube.io/attempt"
 _STARTS = "Initializing"
-_DEPLOYMENT_STATES: Mapping[str, State] = {
-    "": "WAITING",
-    _STARTS: "WAITING",
-    "Waiting": "WAITING",
-    "Retrying": "WAITING",
-    "Suspending": "WAITING",
-    "Suspended": "WAITING",
-    "Running": "PENDING",
-    "Failed": "FAILED",
-    "ValidationFailed": "FAILED",
-}
 _RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
 _WORKERS = re.compile(rf"^ *{wire.WORKERS}: ['\"]?([0-9.]+)", re.MULTILINE)
 _STAGES = ("looking for a node", "getting image and volumes", "in an init container", "starting Ray")
@@ -85,7 +74,7 @@ def state_of(seen: Observed) -> State:
         if rays == "FAILED" and diagnosis.is_tried_again(seen.owner):
             return "WAITING"
         return next((state for state in _RAY_STATES if state == rays), "PENDING")
-    return _DEPLOYMENT_STATES.get(deployment, "WAITING")
+    return "FAILED" if deployment in ("Failed", "ValidationFailed") else "WAITING"
 
 
 def is_stopped(seen: Observed) -> bool:
