@@ -27,7 +27,6 @@ _STARTS = "Initializing"
 _RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
 _WORKERS = re.compile(rf"^ *{wire.WORKERS}: ['\"]?([0-9.]+)", re.MULTILINE)
 _STAGES = ("looking for a node", "getting image and volumes", "in an init container", "starting Ray")
-_ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
@@ -80,11 +79,6 @@ def state_of(seen: Observed) -> State:
 def is_stopped(seen: Observed) -> bool:
     """Whether somebody has asked for the run's end before its job was there to be stopped."""
     return STOP_ANNOTATION in (seen.owner["metadata"].get("annotations") or {})
-
-
-def has_ended(job: Mapping[str, Any]) -> bool:
-    """Whether a RayJob says itself that it has ended: it will not change any more."""
-    return (job.get("status") or {}).get("jobDeploymentStatus") in _ENDED
 
 
 def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
