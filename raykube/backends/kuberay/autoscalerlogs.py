@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raykube.backends.kuberay import rayhead
-from raykube.backends.kuberay.driverlogs import Followed
+from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.fields import name_of
@@ -63,8 +63,8 @@ def _head_pod(kube: Kube, job: Object) -> str:
 
 
 def _followed(kube: Kube, name: str) -> Iterator[str]:
-    run, log, pod = Followed(kube, name), PodLog(kube, _CONTAINER), ""
-    try:
+    log, pod = PodLog(kube, _CONTAINER), ""
+    with contextlib.closing(Followed(kube, name)) as run:
         while not run.ended.is_set():
             try:
                 pod = _head_pod(kube, run.job) or pod
@@ -73,14 +73,11 @@ def _followed(kube: Kube, name: str) -> Iterator[str]:
                 if isinstance(error, Forbidden) and not log.begun:
                     raise
             run.ended.wait(_PAUSE_S)
-        if run.error and not isinstance(run.error, NotFound):
-            raise run.error
+        run.check()
         if not run.error and not pod:  # it says why
             yield from _whole(kube, Look(kube, name))
         with contextlib.suppress(BackendError):  # gone with the run
             yield from log.rest(pod) if pod else ()
-    finally:
-        run.close()
 
 
 class PodLog:

@@ -8,7 +8,6 @@ printed before. The storage has what was printed, and nothing of Ray's.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends.kuberay import logfiles, storage
+from raykube.backends.kuberay.followed import Followed, log_of
 from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
@@ -38,11 +38,6 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     for chunk in chunks:
         yield from made.take(chunk)
     yield from made.end()
-
-
-def _log_of(head: RayHead, node: str) -> str:
-    """Return what tells a log from those of other heads and tries."""
-    return f"{node}/{head.log_file}"
 
 
 @dataclass(frozen=True)
@@ -125,78 +120,12 @@ def _was_in_ray(job: Mapping[str, Any]) -> bool:
     return bool(status.get("jobStatus") or status.get("rayJobInfo"))
 
 
-class Followed:
-    """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
-
-    def __init__(self, kube: Kube, name: str) -> None:
-        self._look = Look(kube, name)
-        self.head: RayHead | None = None
-        self.details: Mapping[str, Any] = {}
-        #: What the run's pod tells, of each log: where its own output begins there, and how much of that is a copy.
-        self.told: dict[str, Mapping[str, Any]] = {}
-        self.ended = threading.Event()
-        self.error: BackendError | None = None
-        self._stream = Stop()
-        self._close = threading.Event()
-        threading.Thread(target=self._watch, daemon=True, name="raykube-log").start()
-
-    @property
-    def job(self) -> Object:
-        """The RayJob as it was seen last."""
-        return self._look.job
-
-    def stream(self) -> Stop:
-        """Return what ends a stream: the end of the run does, and so does another head."""
-        self._stream = Stop()
-        if self.ended.is_set():
-            self._stream.set()
-        return self._stream
-
-    def close(self) -> None:
-        """Look no more."""
-        self._close.set()
-
-    def _watch(self) -> None:
-        try:
-            for status in self._look.changes():
-                if self._close.is_set():
-                    return
-                self._take()
-                if status.is_terminal:
-                    break
-        except BackendError as error:
-            self.error = error
-        self.ended.set()
-        self._stream.set()
-
-    def _take(self) -> None:
-        with contextlib.suppress(BackendError):
-            head = self._look.head()
-            if head and (head is not self.head or not self.details.get("driver_node_id")):
-                self.details = head.details()
-                self.head = head
-                self._stream.set()
-            if head and (node := self.details.get("driver_node_id")):
-                self.learn(head, node)
-
-    def learn(self, head: RayHead, node: str) -> None:
-        """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
-        log = _log_of(head, node)
-        if log not in self.told and (told := head.told(self._look.name, {"driver_node_id": node})):
-            self.told[log] = told
-
-    def refresh(self) -> None:
-        """Ask again where the driver is: its head may have been replaced."""
-        self.details = {}
-
-
 def _followed(kube: Kube, name: str) -> Iterator[bytes]:
-    run = Followed(kube, name)
-    reader = _Reader(kube, run.told)
-    try:
+    with contextlib.closing(Followed(kube, name)) as run:
+        reader = _Reader(kube, run.told)
         while not run.ended.is_set():
             head, node = run.head, run.details.get("driver_node_id")
-            if head and node and reader.is_ready(_log_of(head, node)):
+            if head and node and reader.is_ready(log_of(head, node)):
                 try:
                     yield from reader.stream(head, node, run.stream())
                 except BackendError:
@@ -208,10 +137,7 @@ def _followed(kube: Kube, name: str) -> Iterator[bytes]:
         if whole.head:
             run.learn(whole.head, whole.node)
         yield reader.rest(whole)
-        if run.error:
-            raise run.error
-    finally:
-        run.close()
+        run.check()
 
 
 class _Reader:
@@ -232,7 +158,7 @@ class _Reader:
 
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
         """Yield what comes, without what was given before."""
-        log, file = _log_of(head, node), LogFile(head.cluster, node, head.log_file, head.api)
+        log, file = log_of(head, node), LogFile(head.cluster, node, head.log_file, head.api)
         at = self._given_of(log)
         for chunk in logfiles.chunks(self._kube, file, at, stop):
             at += len(chunk)
@@ -241,7 +167,7 @@ class _Reader:
 
     def rest(self, whole: _Whole) -> bytes:
         """Return what the streams did not."""
-        log = _log_of(whole.head, whole.node) if whole.head else ""
+        log = log_of(whole.head, whole.node) if whole.head else ""
         return whole.data[self._given_of(log) :]
 
     def _given_of(self, log: str) -> int:

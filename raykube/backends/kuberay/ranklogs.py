@@ -5,18 +5,20 @@ Once node or cluster are gone, the copy in the run's storage is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube import wire
 from raykube.backends import sources
-from raykube.backends.kuberay import driverlogs, storage
+from raykube.backends.kuberay import storage
+from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Forbidden, Unreachable
 
 
 def lines(kube: Kube, name: str, rank: int, *, follow: bool) -> Iterator[str]:
@@ -71,22 +73,18 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
 
 
 def _followed(kube: Kube, name: str, rank: int) -> Iterator[str]:
-    run = driverlogs.Followed(kube, name)
     known: list[LogFile] = []
+    with contextlib.closing(Followed(kube, name)) as run:
 
-    def find() -> tuple[list[LogFile], bool]:
-        ended = run.ended.is_set()  # before the look: what comes with the end is then seen
-        try:
-            known[:] = _files(run.head, name, run.details, rank)
-        except BackendError:  # none known yet, or its node is gone, and the driver may be on another
-            run.refresh()
-        return known, ended
+        def find() -> tuple[list[LogFile], bool]:
+            ended = run.ended.is_set()  # before the look: what comes with the end is then seen
+            try:
+                known[:] = _files(run.head, name, run.details, rank)
+            except BackendError:  # none known yet, or its node is gone, and the driver may be on another
+                run.refresh()
+            return known, ended
 
-    try:
         yield from Following(kube, find).lines()
-        if run.error and not isinstance(run.error, NotFound):
-            raise run.error
+        run.check()
         if not known:  # it says why
             yield from _whole(kube, name, rank)
-    finally:
-        run.close()

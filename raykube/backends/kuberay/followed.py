@@ -1,0 +1,88 @@
+"""A run on KubeRay while its log is read."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.errors import BackendError, NotFound
+
+
+def log_of(head: RayHead, node: str) -> str:
+    """Return what tells a driver's log from those of other heads and tries."""
+    return f"{node}/{head.log_file}"
+
+
+class Followed:
+    """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
+
+    def __init__(self, kube: Kube, name: str) -> None:
+        self._look = Look(kube, name)
+        self.head: RayHead | None = None
+        self.details: Mapping[str, Any] = {}
+        #: What the run's pod tells, of each log: where its own output begins there, and how much of that is a copy.
+        self.told: dict[str, Mapping[str, Any]] = {}
+        self.ended = threading.Event()
+        self.error: BackendError | None = None
+        self._stream = Stop()
+        self._close = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name="raykube-log").start()
+
+    @property
+    def job(self) -> Object:
+        """The RayJob as it was seen last."""
+        return self._look.job
+
+    def stream(self) -> Stop:
+        """Return what ends a stream: the end of the run does, and so does another head."""
+        self._stream = Stop()
+        if self.ended.is_set():
+            self._stream.set()
+        return self._stream
+
+    def close(self) -> None:
+        """Look no more."""
+        self._close.set()
+
+    def check(self) -> None:
+        """Raise what ended the look at the run, as Forbidden; that it is gone is no error."""
+        if self.error and not isinstance(self.error, NotFound):
+            raise self.error
+
+    def _watch(self) -> None:
+        try:
+            for status in self._look.changes():
+                if self._close.is_set():
+                    return
+                self._take()
+                if status.is_terminal:
+                    break
+        except BackendError as error:
+            self.error = error
+        self.ended.set()
+        self._stream.set()
+
+    def _take(self) -> None:
+        with contextlib.suppress(BackendError):
+            head = self._look.head()
+            if head and (head is not self.head or not self.details.get("driver_node_id")):
+                self.details = head.details()
+                self.head = head
+                self._stream.set()
+            if head and (node := self.details.get("driver_node_id")):
+                self.learn(head, node)
+
+    def learn(self, head: RayHead, node: str) -> None:
+        """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
+        log = log_of(head, node)
+        if log not in self.told and (told := head.told(self._look.name, {"driver_node_id": node})):
+            self.told[log] = told
+
+    def refresh(self) -> None:
+        """Ask again where the driver is: its head may have been replaced."""
+        self.details = {}
