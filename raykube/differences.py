@@ -12,6 +12,8 @@ import yaml
 from raykube.sameness import NOT_PLAN_LINE
 from raykube.yamltext import as_yaml
 
+#: What stands for a field that is not there.
+ABSENT: Any = object()
 _MOST_LINES = 20
 _MOST_FILES = 5
 _VARIABLES = "env_vars"
@@ -73,29 +75,36 @@ def of_files(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(told[:_MOST_FILES]) + (f", and {more} more" if (more := len(told) - _MOST_FILES) > 0 else "")
 
 
-def of_objects(wanted: Any, known: Any, path: str) -> Iterator[str]:
-    """Yield the fields of `wanted` that are not so in `known`; what a server added is no difference."""
+def of_objects(wanted: Any, known: Any, path: str, *, whole: bool = False) -> Iterator[str]:
+    """Yield the fields of `wanted` that are not so in `known`; what a server added is none, unless `whole`."""
     if isinstance(wanted, Mapping) and isinstance(known, Mapping):
-        for key, value in wanted.items():
-            yield from of_objects(value, known.get(key), f"{path}.{key}")
+        lacking = ABSENT if whole else None
+        for key in {**known, **wanted} if whole else wanted:
+            yield from of_objects(wanted.get(key, lacking), known.get(key, lacking), f"{path}.{key}", whole=whole)
     elif isinstance(wanted, (list, tuple)) and isinstance(known, list) and len(wanted) == len(known):
         for index, (ours, theirs) in enumerate(zip(wanted, known, strict=True)):
-            yield from of_objects(ours, theirs, f"{path}[{index}]")
-    elif isinstance(wanted, str) and isinstance(known, str) and ("\n" in wanted or _TEXTS.search(path)):
+            yield from of_objects(ours, theirs, f"{path}[{index}]", whole=whole)
+    elif wanted != known:
+        yield from _of_values(wanted, known, path)
+
+
+def _of_values(wanted: Any, known: Any, path: str) -> Iterator[str]:
+    """Yield in what two values differ, but not the values of a container's or a job's variables."""
+    is_text = _TEXTS.search(path)
+    theirs, ours = _word(known), _word(wanted)
+    if _IN_ENV.search(path):
+        yield f"{path}: another one there"
+    elif isinstance(wanted, str) and isinstance(known, str) and ("\n" in wanted or is_text):
         if told := of_texts(known, wanted):
             yield f"{path}:\n{told}"
-        elif wanted != known and not _TEXTS.search(path):
+        elif not is_text:
             yield f"{path}: other ends of lines there"
-    elif wanted != known:
-        yield of_values(path, word(known), word(wanted))
+    else:
+        yield f"{path}: another one there" if is_text or theirs == ours else f"{path}: {theirs} there, {ours} here"
 
 
-def word(value: Any) -> str:
+def _word(value: Any) -> str:
     """Return a value in few words; of what has parts only that it is another one: a variable may be among them."""
-    return "something else" if isinstance(value, (Mapping, list, tuple)) else f"{value!r:.200}"
-
-
-def of_values(path: str, known: str, wanted: str) -> str:
-    """Return the line that tells of two values, but not the values of a container's or a job's variables."""
-    hidden = _IN_ENV.search(path) or _TEXTS.search(path) or known == wanted
-    return f"{path}: another one there" if hidden else f"{path}: {known} there, {wanted} here"
+    if isinstance(value, (Mapping, list, tuple)):
+        return "something else"
+    return "absent" if value is ABSENT else f"{value!r:.200}"

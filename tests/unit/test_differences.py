@@ -48,6 +48,22 @@ def test_variable_of_a_container_is_named_without_its_value():
     assert told == "spec.containers[0].env[0].value: another one there"
 
 
+def test_variable_of_several_lines_is_told_without_its_value():
+    def pod(value):
+        return {"env": [{"name": "KEY", "value": value}]}
+
+    secret = "-----BEGIN KEY-----\nhunter2\n"
+    for wanted, known in ((secret, "-----BEGIN KEY-----\nhunter3\n"), (secret, "hunter3")):
+        told = list(differences.of_objects(pod(wanted), pod(known), "c"))
+        assert told == ["c.env[0].value: another one there"]
+
+
+def test_fields_of_either_side_count_where_the_whole_does():
+    wanted, known = {"a": {"b": 1}, "both": 1}, {"a": {}, "more": "line\nline", "both": 1}
+    told = list(differences.of_objects(wanted, known, "spec", whole=True))
+    assert told == ["spec.a.b: absent there, 1 here", "spec.more: 'line\\nline' there, absent here"]
+
+
 def test_variables_that_are_more_are_told_without_their_values():
     def pod(*values):
         return {"env": [{"name": "A", "value": value} for value in values]}

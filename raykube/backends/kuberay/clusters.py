@@ -19,7 +19,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
 from raykube.bodies import ray_cluster
 from raykube.cluster import LOCAL, Cluster
-from raykube.differences import of_values, word
+from raykube.differences import ABSENT, of_objects
 from raykube.errors import (
     BackendError,
     ConfigError,
@@ -36,7 +36,6 @@ from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
-_ABSENT = "absent"
 _TICK_S = 0.5
 _AWAY_S = 60.0
 
@@ -108,12 +107,10 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
     """Yield where two RayClusters differ in what their manifests say, as ``PATH: A there, B here``. Pure."""
     for key in ("labels", "annotations"):
         theirs, ours = (thing["metadata"].get(key) or {} for thing in (known, wanted))
-        yield from (
-            _difference(f"metadata.{key}[{name}]", theirs.get(name, _ABSENT), value)
-            for name, value in ours.items()
-            if theirs.get(name) != value and name != PLAN_LABEL
-        )
-    yield from _different(_said(known), _said(wanted), "spec")
+        for name, value in ours.items():
+            if name != PLAN_LABEL:
+                yield from of_objects(value, theirs.get(name, ABSENT), f"metadata.{key}[{name}]")
+    yield from of_objects(_said(wanted), _said(known), "spec", whole=True)
 
 
 def _said(thing: Object) -> Any:
@@ -124,22 +121,6 @@ def _said(thing: Object) -> Any:
             group.pop("replicas", None)
             group.pop("scaleStrategy", None)
     return spec
-
-
-def _different(known: Any, wanted: Any, path: str) -> Iterator[str]:
-    if isinstance(known, Mapping) and isinstance(wanted, Mapping):
-        for key in {**known, **wanted}:
-            yield from _different(known.get(key, _ABSENT), wanted.get(key, _ABSENT), f"{path}.{key}")
-    elif isinstance(known, list) and isinstance(wanted, list) and len(known) == len(wanted):
-        for index, (theirs, ours) in enumerate(zip(known, wanted, strict=True)):
-            yield from _different(theirs, ours, f"{path}[{index}]")
-    elif known != wanted:
-        yield _difference(path, known, wanted)
-
-
-def _difference(path: str, known: Any, wanted: Any) -> str:
-    theirs, ours = (value if value is _ABSENT else word(value) for value in (known, wanted))
-    return of_values(path, theirs, ours)
 
 
 def listed(kube: Kube) -> list[ClusterStatus]:

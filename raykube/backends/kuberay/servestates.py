@@ -17,6 +17,7 @@ from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, seconds, status_of
 from raykube.bodies import serve_port
+from raykube.differences import of_objects
 from raykube.errors import Failure, Unreachable
 
 Apps = serveapps.Apps
@@ -133,16 +134,7 @@ def _copied(service: Object) -> dict[str, Any]:
 
 def _is_of(app: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether Serve means this configuration; where nothing says, it is taken to."""
-    return "deployed_app_config" not in app or _holds(app["deployed_app_config"], config)
-
-
-def _holds(whole: Any, part: Any) -> bool:
-    """Whether all that `part` says stands in `whole`, which may say more."""
-    if isinstance(part, Mapping):
-        return isinstance(whole, Mapping) and all(_holds(whole.get(key), value) for key, value in part.items())
-    if isinstance(part, list):
-        return isinstance(whole, list) and len(whole) == len(part) and all(map(_holds, whole, part))
-    return bool(whole == part)
+    return "deployed_app_config" not in app or not any(of_objects(config, app["deployed_app_config"], ""))
 
 
 def _pair(status: Object) -> bool:
