@@ -17,7 +17,7 @@ from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, as_reported, following, is_number
 from raykube.inside.loops import Loop, takes_config
-from raykube.inside.place import require
+from raykube.inside.room import require
 from raykube.inside.stages import Stage, work
 
 log = logging.getLogger("raykube")
@@ -89,7 +89,7 @@ def train(
         return done
     log_start(stage)
     with place.connect():
-        require(place, place.scale.workers)
+        require(place.scale, place.scale.workers)
         subject = tracking.Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])

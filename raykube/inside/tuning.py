@@ -14,7 +14,8 @@ from raykube.errors import ConfigError, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
-from raykube.inside.place import Place, room
+from raykube.inside.place import Place
+from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, log_start
@@ -68,7 +69,7 @@ def sweep(
     log_start(stage)
     _hush()
     with place.connect():
-        at_once = min(trials, room(place, place.trial_workers) // place.trial_workers)
+        at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
         log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
         subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
         with tracking.record(place, subject) as tracker:

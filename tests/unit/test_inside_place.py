@@ -7,7 +7,8 @@ import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError
-from raykube.inside.place import Place, slots
+from raykube.inside.place import Place
+from raykube.inside.room import slots
 
 
 def node(cpus, gpus=0, *, alive=True, **others):

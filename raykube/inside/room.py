@@ -1,0 +1,123 @@
+"""What the connected cluster has, and how many workers that is room for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykube import wire
+from raykube.errors import ConfigError
+
+log = logging.getLogger("raykube")
+
+_JOINING_S = 60.0
+
+
+def settle() -> None:
+    """Adjust Ray Train, in this process and in those that it starts, to the connected cluster."""
+    import ray
+
+    from raykube.inside.deaths import heed_memory_kills
+
+    heed_memory_kills()
+    if sum(1 for node in ray.nodes() if node["Alive"]) == 1 and not _head_runs_no_work():
+        # Nobody drains a single machine; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
+    """Return how many workers of `scale` fit on `nodes` (as of ``ray.nodes()``) when nothing else runs."""
+    needs = {"CPU": scale.cpus, "GPU": scale.gpus}
+    if scale.accelerator:
+        needs[f"accelerator_type:{scale.accelerator}"] = 0.001
+    needs = {name: need for name, need in needs.items() if need}
+    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive", True)]
+    return sum(min((_times(name, need, have) for name, need in needs.items()), default=0) for have in alive)
+
+
+def _times(name: str, need: float, have: Mapping[str, float]) -> int:
+    """Return how often a need fits: of less than a whole GPU, Ray gives no parts of two."""
+    if name == "GPU" and need < 1:
+        return int(have.get(name, 0)) * int(1 / need + 1e-6)
+    return int(have.get(name, 0) / need + 1e-6)
+
+
+def require(scale: wire.Scale, workers: int | tuple[int, int]) -> int:
+    """Return how many workers of `scale` the connected cluster fits.
+
+    Raises:
+        ConfigError: fewer than asked for, so that Ray would wait for ever.
+    """
+    need = workers if isinstance(workers, int) else workers[0]
+    fits = _settled_slots(scale, need)
+    if fits >= need or not isinstance(workers, int):
+        _note_idle_gpus(scale)
+        return max(fits, need)
+    size, have = _describe(scale), _capacity()
+    raise ConfigError(
+        f"{need} workers x {size} do not fit: the cluster has {have}, room for {fits}",
+        why="Ray would wait for resources that never come",
+        next_step=f"ask for {fits} workers or a larger cluster" if fits else _smaller(scale),
+    )
+
+
+def _smaller(scale: wire.Scale) -> str:
+    import ray
+
+    if scale.gpus and not ray.cluster_resources().get("GPU"):
+        return f"ask for none of the GPUs that it does not have ({wire.GPUS}=0), or for a cluster that has them"
+    return "ask for smaller workers"
+
+
+def _note_idle_gpus(scale: wire.Scale) -> None:
+    import ray
+
+    if not scale.gpus and (idle := ray.cluster_resources().get("GPU")):
+        log.info("%g GPUs here and no worker uses one: %s=1 gives each worker one", idle, wire.GPUS)
+
+
+def room(scale: wire.Scale, need: int) -> int:
+    """Return how many workers trials of `need` each may have together; of a cluster that grows, all it may grow to.
+
+    Nobody asks for the workers of a trial before it runs, so a cluster that begins with none is not waited for.
+
+    Raises:
+        ConfigError: there is no room for one trial.
+    """
+    workers = scale.workers
+    if isinstance(workers, tuple) and workers[1] >= need and _head_runs_no_work():
+        return workers[1]
+    return require(scale, need)
+
+
+def _settled_slots(scale: wire.Scale, need: int) -> int:
+    import ray
+
+    deadline = time.monotonic() + _JOINING_S
+    # A head without CPUs of its own means that workers are separate nodes, which may still be on their way.
+    while (fits := slots(ray.nodes(), scale)) < need and _head_runs_no_work() and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return fits
+
+
+def _head_runs_no_work() -> bool:
+    import ray
+
+    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return not any(head.get("CPU") for head in heads)
+
+
+def _capacity() -> str:
+    import ray
+
+    have = ray.cluster_resources()
+    parts = [f"{have.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if name == "CPU" or have.get(name)]
+    return " and ".join(parts)
+
+
+def _describe(scale: wire.Scale) -> str:
+    gpus = f" and {scale.gpus:g} GPU" if scale.gpus else ""
+    return f"{scale.cpus:g} CPU{gpus}" + (f" ({scale.accelerator})" if scale.accelerator else "")
