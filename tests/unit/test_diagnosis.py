@@ -417,6 +417,14 @@ def test_warning_of_the_operator_counts_when_it_lasts_and_is_no_race():
     assert cause(replace(seen, events=(race,))) is None
 
 
+def test_service_of_a_head_that_something_else_has_is_a_cause():
+    cluster = {"metadata": {"name": "demo"}, "spec": {}, "status": {"conditions": []}}
+    about = {"involvedObject": {"kind": "RayCluster", "name": "demo"}, "reason": "FailedToCreateService", "count": 9}
+    words = 'Failed to create service lab/demo-head-svc, services "demo-head-svc" already exists'
+    found = cause(Observed(cluster=cluster, events=({**about, "message": words},)))
+    assert (found.reason, found.message) == ("FailedToCreateService", words)
+
+
 def test_events_are_the_newest_first_by_whichever_time_they_have():
     about = {"involvedObject": {"kind": "Pod", "name": "a"}}
     old = {**about, "lastTimestamp": "2026-11-24T12:00:00Z"}

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import jobs, objects, runstates, services
+from raykube.backends.kuberay import clusters, jobs, objects, runstates, services
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.cli import common
+from raykube.cluster import Cluster
 from raykube.errors import Conflict, Forbidden, ManifestError, NotFound
 from raykube.plans import MANAGED_BY
 from raykube.sameness import PLAN_LABEL
@@ -165,6 +166,43 @@ def test_service_that_a_run_has_the_name_of_is_looked_at_and_deleted_and_the_run
         endpoint.status()
     with pytest.raises(NotFound, match="hello is a run, not a service"):
         common.find_endpoint("hello", common.Where("cpu-small", None, None))
+
+
+RAYS = {"RayJob": "rayjobs", "RayService": "rayservices", "RayCluster": "rayclusters"}
+TAKEN_BY = {"RayJob": "a run", "RayService": "a service", "RayCluster": "a cluster"}
+OTHER_KINDS = [(kind, other) for kind in RAYS for other in RAYS if other != kind]
+
+
+def send(kind, plan, service):
+    """Make a run, a service or a cluster called hello."""
+    if kind == "RayCluster":
+        clusters.create(Kube(), clusters.plan(Cluster.load("cpu-small"), "hello"))
+    else:
+        deploy = services.deploy if kind == "RayService" else jobs.start
+        deploy(Kube(), service if kind == "RayService" else plan)
+
+
+@pytest.mark.parametrize(("kind", "other"), OTHER_KINDS)
+def test_name_that_another_kind_has_is_refused_before_anything_is_made(kept, job, service, kind, other):
+    path = f"{RAY}/{RAYS[other]}/hello"
+    kept[path] = keep({"kind": other, "metadata": {"name": "hello"}})
+    with pytest.raises(Conflict, match=f"the name 'hello' is taken by {TAKEN_BY[other]}"):
+        send(kind, rk.plan(job.model_copy(update={"name": "hello"}), "cpu-small"), service)
+    assert [*kept] == [path]
+
+
+def test_name_is_free_to_who_may_not_see_the_other_kinds(api, service):
+    api.refuses.update(hello=403)
+    objects.check_free(Kube(), service.body[-1])
+
+
+def test_run_on_a_cluster_that_stays_may_have_the_name_of_a_cluster(kept):
+    cluster = keep({"kind": "RayCluster", "metadata": {"name": "a"}})
+    selecting = {"clusterSelector": {"ray.io/cluster": "b"}}
+    job = keep({"kind": "RayJob", "metadata": {"name": "a"}, "spec": selecting})
+    kept[f"{RAY}/rayclusters/a"], kept[f"{RAY}/rayjobs/a"] = cluster, job
+    objects.check_free(Kube(), cluster)
+    objects.check_free(Kube(), job)
 
 
 def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):

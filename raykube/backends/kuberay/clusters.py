@@ -70,9 +70,10 @@ def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> Non
     """Create a cluster from its plan. One of that name that came from the same plan is the same cluster.
 
     Raises:
-        Conflict: one of that name is another cluster; says in what they differ.
+        Conflict: one of that name is another cluster (says in what they differ), or a run or a service has it.
         ManifestError: the server refused a field; nothing was created.
     """
+    objects.check_free(kube, body)
     try:
         kube.create(body, dry_run=dry_run)
     except Conflict:

@@ -249,7 +249,8 @@ def _tried(seen: Observed) -> Failure | None:
         words = event.get("message", "")
         if _has_come(seen, str(event.get("reason"))):
             continue
-        if event.get("reason") in _TRIED and times(event) >= LASTING and "already exists" not in words:
+        is_race = "already exists" in words and event.get("reason") != "FailedToCreateService"
+        if event.get("reason") in _TRIED and times(event) >= LASTING and not is_race:
             return not_created(seen, event["reason"], words, event_place(event))
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Mapping
@@ -26,12 +25,12 @@ def start(kube: Kube, plan: Plan) -> None:
     """Create a plan's objects. The same name and plan is the same run; one that failed or was stopped starts again.
 
     Raises:
-        Conflict: a service has that name, a run of that name came from another plan (the difference is told), or
-            something else holds the name of its code.
+        Conflict: a service or a cluster has that name, a run of that name came from another plan (the difference is
+            told), or something else holds the name of its code.
         ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing is left of it.
     """
     *code, job = plan.body
-    _check_free(kube, plan.name)
+    objects.check_free(kube, job)
     for _ in range(_TRIES):
         largecode.before(kube, plan)  # again, where one of that name has gone meanwhile with all that it kept
         made = owner = objects.created(kube, job)
@@ -46,13 +45,6 @@ def start(kube: Kube, plan: Plan) -> None:
                 largecode.after(kube, plan, owner)
             return
     raise Conflict(f"others are creating and deleting {plan.name} at the same time", next_step="submit it again")
-
-
-def _check_free(kube: Kube, name: str) -> None:
-    """Refuse the name of a service: from then on that could not be spoken of."""
-    with contextlib.suppress(Forbidden):  # who may not see services has none
-        if kube.find("RayService", name):
-            raise Conflict(f"the name {name!r} is taken by a service", next_step="choose another --name")
 
 
 def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:

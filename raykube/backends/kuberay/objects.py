@@ -12,7 +12,7 @@ from raykube import differences, plans
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Unable
-from raykube.errors import BackendError, Conflict, NotFound, RaykubeError, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError, Unreachable
 
 GONE_S = 90.0
 _POLL_S = 0.1
@@ -20,7 +20,31 @@ _TRIES = 5
 _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
 _NOUNS = {"RayJob": "job", "RayService": "service"}
+_TAKEN_BY = {"RayJob": "a run", "RayService": "a service", "RayCluster": "a cluster"}
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
+
+
+def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
+    """Refuse a name that Ray's objects of another kind have.
+
+    Of a run and a service of one name only one could be spoken of. The Service of a head is named after what the head
+    is for, of whatever kind: KubeRay gives two of one name the same, and one loses its head.
+
+    Raises:
+        Conflict: one of another kind has it.
+    """
+    name = thing["metadata"]["name"]
+    for kind in (each for each in _OWNERS if each != thing["kind"]):
+        with contextlib.suppress(Forbidden):  # who may not see that kind has none
+            known = kube.find(kind, name)
+            if known and not _on_another(thing, known):
+                raise Conflict(f"the name {name!r} is taken by {_TAKEN_BY[kind]}", next_step="choose another name")
+
+
+def _on_another(*pair: Mapping[str, Any]) -> bool:
+    """Whether of a run and a cluster the run has no cluster of its own."""
+    kinds = {each["kind"]: each for each in pair}
+    return kinds.keys() == {"RayJob", "RayCluster"} and bool((kinds["RayJob"].get("spec") or {}).get("clusterSelector"))
 
 
 def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:

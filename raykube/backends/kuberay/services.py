@@ -44,12 +44,11 @@ def deploy(kube: Kube, plan: Plan) -> None:
     The same plan again changes nothing, unless the service has failed: then it is tried again.
 
     Raises:
-        Conflict: a run has that name, or a RayService that raykube did not make.
+        Conflict: a run or a cluster has that name, or a RayService that raykube did not make.
         ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing new is left of it.
     """
-    if kube.find("RayJob", plan.name):
-        raise Conflict(f"the name {plan.name!r} is taken by a run", next_step="choose another name")
     *code, wanted = plan.body
+    objects.check_free(kube, wanted)
     largecode.before(kube, plan)
     for _ in range(_TRIES):
         if owner := objects.created(kube, wanted):
