@@ -39,7 +39,7 @@ class Api(Quiet):
             return self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
         if found := self.server.kept.get(path):
             return self.answer(200, found)
-        if path.rpartition("/")[2] in ("pods", "events", "workloads"):
+        if path.rpartition("/")[2] in ("pods", "events", "workloads", "rayclusters"):
             items = [each for at, each in self.server.kept.items() if at.rpartition("/")[0] == path]
             return self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})
         return self._missing(path)
@@ -435,19 +435,75 @@ def test_run_whose_making_is_interrupted_is_not_left_unless_it_was_there(kept):
     assert kept == {}
 
 
-def test_service_with_another_count_of_workers_has_the_cluster_that_serves_resized(kept, service):
-    services.deploy(Kube(), service)
-    path = f"{RAY}/rayservices/hello"
-    kept[path]["status"] = {"activeServiceStatus": {"rayClusterName": "hello-c"}}
-    spec = kept[path]["spec"]["rayClusterConfig"]
-    cluster = {"kind": "RayCluster", "metadata": {"name": "hello-c", "resourceVersion": "1"}, "spec": spec}
-    kept[f"{RAY}/rayclusters/hello-c"] = keep(cluster)
-    *code, larger = copy.deepcopy(service.body)
-    larger["metadata"]["labels"][PLAN_LABEL] = "larger"
-    larger["spec"]["rayClusterConfig"]["workerGroupSpecs"][0] |= {"replicas": 3, "maxReplicas": 3}
-    services.deploy(Kube(), dataclasses.replace(service, body=(*code, larger)))
-    (group,) = kept[f"{RAY}/rayclusters/hello-c"]["spec"]["workerGroupSpecs"]
-    assert (group["replicas"], group["maxReplicas"]) == (3, 3)
+SERVICE, CLUSTER = f"{RAY}/rayservices/hello", f"{RAY}/rayclusters/hello-c"
+
+
+@pytest.fixture
+def serving_one(kept, service):
+    """Have a service that its one cluster serves, with four workers, and return its plan."""
+    planned = other(service, label="four", replicas=4, maxReplicas=4)
+    services.deploy(Kube(), planned)
+    kept[SERVICE]["status"] = {"activeServiceStatus": {"rayClusterName": "hello-c"}}
+    kept[SERVICE]["metadata"]["namespace"] = "default"
+    metadata = {"name": "hello-c", "resourceVersion": "1"}
+    kept[CLUSTER] = keep(
+        {"kind": "RayCluster", "metadata": metadata, "spec": copy.deepcopy(kept[SERVICE]["spec"]["rayClusterConfig"])}
+    )
+    return planned
+
+
+def other(plan, label, image="", **counts):
+    """Return a plan with other counts of workers, or another image."""
+    *code, service = copy.deepcopy(plan.body)
+    service["metadata"]["labels"][PLAN_LABEL] = label
+    spec = service["spec"]["rayClusterConfig"]
+    spec["workerGroupSpecs"][0] |= counts
+    if image:
+        spec["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = image
+    return dataclasses.replace(plan, body=(*code, service))
+
+
+def workers(kept, path=CLUSTER):
+    """Return how many workers a cluster is to have, now and at most."""
+    (group,) = kept[path]["spec"]["workerGroupSpecs"]
+    return group["replicas"], group["maxReplicas"]
+
+
+def test_service_with_another_count_of_workers_has_the_cluster_that_serves_resized(kept, serving_one):
+    services.deploy(Kube(), other(serving_one, "three", replicas=3, maxReplicas=3))
+    assert workers(kept) == (3, 3)
+
+
+def test_cluster_that_serves_keeps_its_workers_until_another_one_takes_its_place(kept, serving_one):
+    new = other(serving_one, "new", image="registry/new:2", replicas=1, maxReplicas=1)
+    services.deploy(Kube(), new)
+    kept[SERVICE]["metadata"]["generation"] = 2  # which KubeRay has not seen yet
+    services.deploy(Kube(), new)
+    assert workers(kept) == (4, 4)
+
+
+def test_other_count_of_workers_is_that_of_the_cluster_that_a_service_will_be_on(kept, serving_one):
+    kept[SERVICE]["status"]["pendingServiceStatus"] = {"rayClusterName": "hello-d"}
+    pending = f"{RAY}/rayclusters/hello-d"
+    kept[pending] = copy.deepcopy(kept[CLUSTER])
+    services.deploy(Kube(), other(serving_one, "two", replicas=2, maxReplicas=2))
+    assert (workers(kept, pending), workers(kept)) == ((2, 2), (4, 4))
+
+
+def test_count_of_workers_that_did_not_come_to_the_cluster_comes_with_the_same_plan_again(kept, serving_one):
+    six = other(serving_one, "six", replicas=6, maxReplicas=6)
+    cluster = kept.pop(CLUSTER)
+    services.deploy(Kube(), six)
+    kept[CLUSTER] = cluster
+    services.deploy(Kube(), six)
+    assert workers(kept) == (6, 6)
+
+
+def test_cluster_that_may_not_be_seen_is_in_the_way_of_other_counts_alone(api, serving_one):
+    api.refuses["hello-c"] = 403
+    services.deploy(Kube(), dataclasses.replace(serving_one, body=other(serving_one, "label").body))
+    with pytest.raises(Forbidden):
+        services.deploy(Kube(), other(serving_one, "two", replicas=2))
 
 
 def test_service_that_somebody_has_deployed_anew_meanwhile_is_not_tried_again(kept, service):

@@ -64,6 +64,12 @@ def has_timed_out(service: Object) -> bool:
     return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
 
 
+def is_current(service: Object) -> bool:
+    """Whether KubeRay has seen the last version of a service."""
+    seen, made = status_of(service).get("observedGeneration"), service["metadata"].get("generation")
+    return int(seen or 0) >= int(made or 0)
+
+
 def cluster_of(service: Object) -> str:
     """Return the name of the cluster that a service will be on: the new one while there are two; "" before any."""
     status = status_of(service)
@@ -126,7 +132,7 @@ def url_of(service: Object) -> str:
 def _copied(service: Object) -> dict[str, Any]:
     """Return the applications as the RayService tells of them; none when they are those of another version of it."""
     status = status_of(service)
-    if not _is_current(service):
+    if not is_current(service):
         return {}
     place = "pendingServiceStatus" if (status.get("pendingServiceStatus") or {}).get("rayClusterName") else ""
     return dict((status.get(place or "activeServiceStatus") or {}).get("applicationStatuses") or {})
@@ -145,20 +151,15 @@ def _pair(status: Object) -> bool:
     return all(names)
 
 
-def _is_current(service: Object) -> bool:
-    seen, made = status_of(service).get("observedGeneration"), service["metadata"].get("generation")
-    return int(seen or 0) >= int(made or 0)
-
-
 def _is_settled(service: Object) -> bool:
     """Whether KubeRay has seen the last version, sends requests to its pods, and readies no other cluster."""
     pending = (status_of(service).get("pendingServiceStatus") or {}).get("rayClusterName")
-    return _is_current(service) and not pending and _is_true(conditions(service), "Ready")
+    return is_current(service) and not pending and _is_true(conditions(service), "Ready")
 
 
 def _is_suspended(service: Object) -> bool:
     """Whether it is without a cluster until somebody resumes it; once that is done KubeRay has yet to see it."""
-    resumes = not service["spec"].get("suspend") and not _is_current(service)
+    resumes = not service["spec"].get("suspend") and not is_current(service)
     return _is_true(conditions(service), "Suspended") and not resumes
 
 

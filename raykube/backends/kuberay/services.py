@@ -28,6 +28,7 @@ from raykube.yamltext import as_yaml
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
 _SCALES = "enableInTreeAutoscaling"
+_COUNTS = ("replicas", "minReplicas", "maxReplicas")
 _SERVE_S = 0.3
 #: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
 _SYNCED_S = 100.0
@@ -91,14 +92,14 @@ def _never_came_up(service: Object) -> bool:
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
     _carry_all(kube, code, known)
-    label = PLAN_LABEL
-    if known["metadata"]["labels"].get(label) != wanted["metadata"]["labels"][label]:
-        kube.patch("RayService", name_of(known), _difference(known, wanted))
-        _resize(kube, known, wanted)
-    elif servelook.status(kube, name_of(known)).state == "FAILED":
+    is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
+    changed = kube.patch("RayService", name_of(known), _difference(known, wanted)) if is_other else known
+    # Even where nothing is new: whoever deployed it last may have been interrupted before this.
+    _resize(kube, known, changed)
+    if not is_other:
+        if servelook.status(kube, name_of(known)).state != "FAILED":
+            return
         _try_again(kube, known)
-    else:
-        return
     if code:
         _arrive(kube, name_of(known), next(iter(code[0]["binaryData"])))
 
@@ -223,21 +224,29 @@ def next_attempt(service: Object) -> str:
     return as_yaml(config)
 
 
-def _resize(kube: Kube, known: Object, wanted: Mapping[str, Any]) -> None:
-    """Bring other counts of workers to the clusters that there are: KubeRay does not, for counts alone."""
-    before, after = known["spec"]["rayClusterConfig"], wanted["spec"]["rayClusterConfig"]
-    if _counts(before) == _counts(after):
+def _resize(kube: Kube, before: Object, after: Object) -> None:
+    """Bring the counts of workers to the cluster that there is: KubeRay does not, for counts alone.
+
+    Where anything else is new it makes another cluster, and the one that serves until then keeps its workers. What
+    KubeRay has not seen yet of the version before may have it do so, too.
+    """
+    cluster = servestates.cluster_of(before)
+    if not (cluster and servestates.is_current(before) and _uncounted(before) == _uncounted(after)):
         return
-    for name in _clusters(known):
-        _resize_one(kube, name, after)
+    wanted = after["spec"]["rayClusterConfig"]
+    try:
+        _resize_one(kube, cluster, wanted)
+    except Forbidden:
+        if wanted != before["spec"]["rayClusterConfig"]:
+            raise
 
 
 def _resize_one(kube: Kube, name: str, wanted: Mapping[str, Any]) -> None:
     for _ in range(_TRIES):
         cluster = kube.find("RayCluster", name)
-        if cluster is None:
+        groups = resized(cluster["spec"], wanted) if cluster else []
+        if cluster is None or groups == (cluster["spec"].get("workerGroupSpecs") or []):
             return
-        groups = resized(cluster["spec"], wanted)
         # The autoscaler changes the same list, and must not lose what it wrote.
         version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):
@@ -245,9 +254,11 @@ def _resize_one(kube: Kube, name: str, wanted: Mapping[str, Any]) -> None:
             return
 
 
-def _counts(spec: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    keys = ("groupName", "minReplicas", "maxReplicas", *(() if spec.get(_SCALES) else ("replicas",)))
-    return [tuple(group.get(key) for key in keys) for group in spec.get("workerGroupSpecs") or []]
+def _uncounted(service: Object) -> dict[str, Any]:
+    """Return what a service says of its cluster, without how many workers that has."""
+    spec = service["spec"]["rayClusterConfig"]
+    groups = [{key: group[key] for key in group if key not in _COUNTS} for group in spec.get("workerGroupSpecs") or []]
+    return {**spec, "workerGroupSpecs": groups}
 
 
 def resized(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
