@@ -57,6 +57,7 @@ class Api(Quiet):
 
     def do_PATCH(self):  # noqa: N802
         path, change = urlsplit(self.path).path, self._body()
+        self.server.before_patch.pop(path, lambda: None)()
         known, based_on = self.server.kept[path]["metadata"], change.get("metadata", {}).get("resourceVersion")
         if based_on not in (None, known.get("resourceVersion")):
             return self.answer(409, {"code": 409, "message": "has been modified", "details": self._details(path)})
@@ -102,9 +103,10 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """Give the server: what it keeps by path, and what it does not answer, refuses, and has of Kueue."""
+    """Give the server: what it keeps by path, does not answer, refuses, has of Kueue, and does before a change."""
     with serving(Api) as server:
         server.kept, server.unable, server.refuses, server.kueue = {}, 0, {}, ("v1beta1", "v1beta2")
+        server.before_patch = {}
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
@@ -504,6 +506,29 @@ def test_cluster_that_may_not_be_seen_is_in_the_way_of_other_counts_alone(api, s
     services.deploy(Kube(), dataclasses.replace(serving_one, body=other(serving_one, "label").body))
     with pytest.raises(Forbidden):
         services.deploy(Kube(), other(serving_one, "two", replicas=2))
+
+
+def test_code_of_a_service_outlives_what_somebody_else_deploys_at_the_same_time(api, kept, service):
+    services.deploy(Kube(), service)
+    mine, theirs = (with_code(service, file) for file in ("mine.zip", "theirs.zip"))
+    path = f"{CONFIG_MAPS}/hello-code"
+
+    def bring():
+        services._carry(Kube(), theirs.body[0], kept[SERVICE])
+
+    api.before_patch[SERVICE] = bring
+    services.deploy(Kube(), mine)
+    assert "mine.zip" in kept[path]["binaryData"]
+
+
+def with_code(plan, file):
+    """Return a plan of the same service with its code in another file."""
+    code, service = copy.deepcopy(plan.body)
+    ((name, content),) = code["binaryData"].items()
+    code["binaryData"] = {file: content}
+    service["metadata"]["labels"][PLAN_LABEL] = file.partition(".")[0]
+    service["spec"]["serveConfigV2"] = service["spec"]["serveConfigV2"].replace(name, file)
+    return dataclasses.replace(plan, body=(code, service))
 
 
 def test_service_that_somebody_has_deployed_anew_meanwhile_is_not_tried_again(kept, service):

@@ -312,14 +312,33 @@ def config_map(**sizes):
     return {"metadata": {"name": "hello-code"}, "binaryData": content}
 
 
-def serving(file):
-    return {"spec": {"serveConfigV2": f"applications: [{{runtime_env: {{working_dir: file:///etc/raykube/{file}}}}}]"}}
+def serving(file, **status):
+    return {
+        "metadata": {},
+        "status": status,
+        "spec": {"serveConfigV2": f"applications: [{{runtime_env: {{working_dir: file:///etc/raykube/{file}}}}}]"},
+    }
 
 
 def test_config_map_keeps_the_code_in_use_next_to_the_new():
     known, new = config_map(older=10, used=10), config_map(new=10)
     change = services.kept(known, new, serving("used.zip"))
     assert change == {"older.zip": None, **new["binaryData"]}
+
+
+def test_config_map_keeps_all_code_while_a_new_cluster_starts_if_it_finds_room():
+    two = {f"{which}ServiceStatus": {"rayClusterName": which} for which in ("active", "pending")}
+    large, new = 500 * 1024, config_map(new=10)
+    change = services.kept(config_map(older=large, used=10), new, serving("used.zip", **two))
+    assert change == new["binaryData"]
+    change = services.kept(config_map(older=large, used=10), config_map(new=large), serving("used.zip", **two))
+    assert change.keys() == {"older.zip", "new.zip"}
+
+
+def test_config_map_keeps_all_code_until_kuberay_has_seen_whether_there_is_to_be_a_new_cluster():
+    service = serving("used.zip", observedGeneration=1)
+    service["metadata"]["generation"] = 2
+    assert "older.zip" not in services.kept(config_map(older=10, used=10), config_map(new=10), service)
 
 
 def test_config_map_drops_the_code_in_use_when_both_find_no_room():

@@ -70,6 +70,11 @@ def is_current(service: Object) -> bool:
     return int(seen or 0) >= int(made or 0)
 
 
+def has_one_cluster(service: Object) -> bool:
+    """Whether no other cluster is to take the place of a service's own, as far as KubeRay has seen its last version."""
+    return is_current(service) and not _pair(status_of(service))
+
+
 def cluster_of(service: Object) -> str:
     """Return the name of the cluster that a service will be on: the new one while there are two; "" before any."""
     status = status_of(service)

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -93,7 +93,7 @@ def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mappi
     """Make a service that there is what is wanted."""
     _carry_all(kube, code, known)
     is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
-    changed = kube.patch("RayService", name_of(known), _difference(known, wanted)) if is_other else known
+    changed = _changed(kube, code, known, wanted) if is_other else known
     # Even where nothing is new: whoever deployed it last may have been interrupted before this.
     _resize(kube, known, changed)
     if not is_other:
@@ -102,6 +102,15 @@ def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mappi
         _try_again(kube, known)
     if code:
         _arrive(kube, name_of(known), next(iter(code[0]["binaryData"])))
+
+
+def _changed(kube: Kube, code: list[dict[str, Any]], known: Object, wanted: Mapping[str, Any]) -> Object:
+    """Make a service say what is wanted, and return what it says then: somebody else may have been faster."""
+    kube.patch("RayService", name_of(known), _difference(known, wanted))
+    found = servelook.found(kube, name_of(known))
+    # Who deployed something else at the same time has dropped the code that the service did not name yet.
+    _carry_all(kube, code, found)
+    return found
 
 
 def _check_ours(known: Object) -> None:
@@ -147,10 +156,16 @@ def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, s
     config = service["spec"].get("serveConfigV2") or ""
     there: dict[str, str] = known.get("binaryData") or {}
     in_use = [file for file in there if file in config]
-    size = sum(len(text) for text in (*(there[file] for file in in_use), *part["binaryData"].values())) * 3 // 4
+    # The cluster that serves until a new one does runs what the service said before that.
+    choices = [in_use] if servestates.has_one_cluster(service) else [[*there], in_use]
+    room = _CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
     # Code that finds no room has long been unpacked where it runs.
-    stays = in_use if size <= _CONFIG_MAP_LIMIT else []
+    stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
     return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
+
+
+def _size(texts: Iterable[str]) -> int:
+    return sum(map(len, texts)) * 3 // 4
 
 
 def _hasten(kube: Kube, service: Object, file: str) -> None:
