@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raykube import wire
 from raykube.backends import endings
 from raykube.errors import Failure
 
@@ -24,6 +25,33 @@ _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]"
 def is_undone(app: Mapping[str, Any]) -> bool:
     """Whether an application has failed to deploy, or got unwell."""
     return app["status"] in _UNDONE
+
+
+def retried(
+    wanted: Iterable[Mapping[str, Any]], before: Iterable[Mapping[str, Any]], undone: Collection[str]
+) -> list[dict[str, Any]]:
+    """Return configurations of applications that Serve builds again where they are undone, and just there.
+
+    What failed it takes for failed until its runtime environment is another one; an attempt's number makes it one. The
+    numbers of `before` stay: without them what is well would be built anew.
+    """
+    numbers = {_name(app): int(_variables(app).get(wire.ATTEMPT, "1")) + (_name(app) in undone) for app in before}
+    return [_numbered(app, numbers.get(_name(app), 1)) for app in wanted]
+
+
+def _numbered(app: Mapping[str, Any], attempt: int) -> dict[str, Any]:
+    if attempt == 1:
+        return dict(app)
+    variables = {**_variables(app), wire.ATTEMPT: str(attempt)}
+    return {**app, "runtime_env": {**(app.get("runtime_env") or {}), "env_vars": variables}}
+
+
+def _variables(app: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (app.get("runtime_env") or {}).get("env_vars") or {}
+
+
+def _name(app: Mapping[str, Any]) -> str:
+    return str(app.get("name") or "default")
 
 
 def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | None:

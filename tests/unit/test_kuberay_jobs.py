@@ -446,7 +446,7 @@ def serving_one(kept, service):
     planned = other(service, label="four", replicas=4, maxReplicas=4)
     services.deploy(Kube(), planned)
     kept[SERVICE]["status"] = {"activeServiceStatus": {"rayClusterName": "hello-c"}}
-    kept[SERVICE]["metadata"]["namespace"] = "default"
+    kept[SERVICE]["metadata"] |= {"namespace": "default", "resourceVersion": "1"}
     metadata = {"name": "hello-c", "resourceVersion": "1"}
     kept[CLUSTER] = keep(
         {"kind": "RayCluster", "metadata": metadata, "spec": copy.deepcopy(kept[SERVICE]["spec"]["rayClusterConfig"])}
@@ -508,6 +508,24 @@ def test_cluster_that_may_not_be_seen_is_in_the_way_of_other_counts_alone(api, s
         services.deploy(Kube(), other(serving_one, "two", replicas=2))
 
 
+def tell_of(kept, state):
+    """Have the RayService tell that its application is in a state."""
+    told = {"hello": {"status": state, "message": "ValueError: no weights"}}
+    kept[SERVICE]["status"]["activeServiceStatus"]["applicationStatuses"] = told
+
+
+@pytest.mark.parametrize("counts", [{}, {"replicas": 3}])
+def test_service_that_failed_is_tried_again_whether_or_not_its_plan_is_new(kept, serving_one, counts):
+    deployed = other(serving_one, "new" if counts else "four", **counts)
+    tell_of(kept, "DEPLOY_FAILED")
+    services.deploy(Kube(), deployed)
+    assert 'RAYKUBE_ATTEMPT: "2"' in kept[SERVICE]["spec"]["serveConfigV2"]
+    tell_of(kept, "RUNNING")
+    tried = copy.deepcopy(kept[SERVICE])
+    services.deploy(Kube(), deployed)
+    assert kept[SERVICE] == tried
+
+
 def test_code_of_a_service_outlives_what_somebody_else_deploys_at_the_same_time(api, kept, service):
     services.deploy(Kube(), service)
     mine, theirs = (with_code(service, file) for file in ("mine.zip", "theirs.zip"))
@@ -539,5 +557,5 @@ def test_service_that_somebody_has_deployed_anew_meanwhile_is_not_tried_again(ke
     kept[path]["metadata"]["resourceVersion"] = "2"
     kept[path]["metadata"]["labels"][PLAN_LABEL] = "newer"
     newer = copy.deepcopy(kept[path])
-    services._try_again(Kube(), failed)
+    services._try_again(Kube(), failed, ["hello"])
     assert kept[path] == newer

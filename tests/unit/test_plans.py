@@ -179,9 +179,10 @@ def test_variable_whose_value_names_the_attempt_is_part_of_the_plan(code):
 def test_later_attempt_of_a_job_or_service_has_the_same_plan(code):
     cluster = stored(Cluster.load("gpu-t4"))
     job, service = plans.rayjob(JOB, cluster, code), plans.rayservice(SERVICE, cluster, code)
+    deployed = only(service, "RayService")
     later = [
         (job, {"runtimeEnvYAML": jobs.again(only(job, "RayJob"), 2)["spec"]["runtimeEnvYAML"]}),
-        (service, {"serveConfigV2": services.next_attempt(only(service, "RayService"))}),
+        (service, services.retried(deployed, deployed, [SERVICE.apps[0].name])["spec"]),
     ]
     for plan, change in later:
         *before, work = plan.body

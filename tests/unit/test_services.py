@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raykube import plans
 from raykube.backends.kuberay import servelook, servestates, services
 from raykube.backends.kuberay.clustercauses import UNSEEN_S
 from raykube.backends.kuberay.observed import Observed
@@ -350,10 +351,30 @@ def test_next_attempt_is_another_runtime_environment_and_nothing_else():
     service, _ = recorded("running")
     first = yaml.safe_load(service["spec"]["serveConfigV2"])
     for number in ("2", "3"):
-        service["spec"]["serveConfigV2"] = services.next_attempt(service)
+        service = services.retried(service, service, ["hello"])
         again = yaml.safe_load(service["spec"]["serveConfigV2"])
         assert again["applications"][0]["runtime_env"]["env_vars"].pop("RAYKUBE_ATTEMPT") == number
         assert again == first
+
+
+def attempts(service):
+    """Return the attempt of each application that has had more than one."""
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    variables = {app["name"]: app["runtime_env"]["env_vars"] for app in config["applications"]}
+    return {name: each["RAYKUBE_ATTEMPT"] for name, each in variables.items() if "RAYKUBE_ATTEMPT" in each}
+
+
+def test_attempts_of_applications_that_are_well_stay_what_they_are():
+    service, _ = recorded("running")
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    config["applications"] = [config["applications"][0] | {"name": name} for name in ("well", "failed")]
+    service["spec"]["serveConfigV2"] = plans.as_yaml(config)
+    assert services.retried(service, service, []) == service
+    known = services.retried(service, service, ["failed"])
+    assert attempts(known) == {"failed": "2"}
+    assert attempts(services.retried(service, known, [])) == {"failed": "2"}
+    assert attempts(services.retried(service, known, ["failed"])) == {"failed": "3"}
+    assert attempts(services.retried(service, known, ["well"])) == {"well": "2", "failed": "2"}
 
 
 def test_resized_groups_keep_their_replicas_within_the_new_bounds():

@@ -11,12 +11,13 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
 
-from raykube import plans, wire
+from raykube import plans
+from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
@@ -92,15 +93,14 @@ def _never_came_up(service: Object) -> bool:
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
     _carry_all(kube, code, known)
+    undone = _undone(kube, known)
     is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
-    changed = _changed(kube, code, known, wanted) if is_other else known
+    changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
     # Even where nothing is new: whoever deployed it last may have been interrupted before this.
     _resize(kube, known, changed)
-    if not is_other:
-        if servelook.status(kube, name_of(known)).state != "FAILED":
-            return
-        _try_again(kube, known)
-    if code:
+    if undone and not is_other:
+        _try_again(kube, known, undone)
+    if code and (undone or is_other):
         _arrive(kube, name_of(known), next(iter(code[0]["binaryData"])))
 
 
@@ -205,38 +205,50 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
 def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "waits"]:
     """Return how far Serve is with new code; where that had not come to it, Serve was now told to begin again."""
     service = servelook.found(kube, name)
-    head = None
-    if len(_clusters(service)) == 1:  # to a new cluster the code comes with its pods
-        with contextlib.suppress(Forbidden):
-            head = servelook.head_of(kube, service)
+    # To a new cluster the code comes with its pods.
+    head = _head(kube, service) if len(_clusters(service)) == 1 else None
     apps = servestates.applications(service, head.applications() if head else None)
-    if any(servestates.lacks(app, file) for app in apps.values()):
+    if lacking := [each for each, app in apps.items() if servestates.lacks(app, file)]:
         _hasten(kube, service, file)
-        _try_again(kube, service)
+        _try_again(kube, service, lacking)
         return "again"
     return "begun" if head is None or all(map(servestates.has_begun, apps.values())) else "waits"
 
 
-def _try_again(kube: Kube, service: Object) -> None:
-    """Have Serve build the applications again, although their configuration is what it was."""
+def _undone(kube: Kube, service: Object) -> list[str]:
+    """Return the names of the applications that have failed."""
+    head = _head(kube, service)
+    apps = servestates.applications(service, head.applications() if head else None)
+    return [name for name, app in apps.items() if serveapps.is_undone(app)]
+
+
+def _head(kube: Kube, service: Object) -> servelook.ServeHead | None:
+    """Return the head that serves, or will; None when there is none, or none that may be asked."""
+    with contextlib.suppress(Forbidden):
+        return servelook.head_of(kube, service)
+    return None
+
+
+def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
+    """Have Serve build these applications again, although their configuration is what it was."""
     name, plan = name_of(service), service["metadata"]["labels"].get(PLAN_LABEL)
     for _ in range(_TRIES):
         if service["metadata"]["labels"].get(PLAN_LABEL) != plan:
             return  # somebody has deployed something else meanwhile
         version = {"resourceVersion": service["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):
-            kube.patch("RayService", name, {"metadata": version, "spec": {"serveConfigV2": next_attempt(service)}})
+            config = retried(service, service, undone)["spec"]["serveConfigV2"]
+            kube.patch("RayService", name, {"metadata": version, "spec": {"serveConfigV2": config}})
             return
         service = servelook.found(kube, name)
 
 
-def next_attempt(service: Object) -> str:
-    """Return a service's configuration for its next attempt."""
-    config = yaml.safe_load(service["spec"]["serveConfigV2"])
-    for app in config["applications"]:
-        variables = app.setdefault("runtime_env", {}).setdefault("env_vars", {})
-        variables[wire.ATTEMPT] = str(int(variables.get(wire.ATTEMPT, "1")) + 1)
-    return as_yaml(config)
+def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -> dict[str, Any]:
+    """Return the service that is wanted with the attempts that its applications have had, one more of each undone."""
+    before = list(servestates.wanted(known).values())
+    config = yaml.safe_load(wanted["spec"]["serveConfigV2"])
+    config["applications"] = serveapps.retried(config["applications"], before, undone)
+    return {**wanted, "spec": {**wanted["spec"], "serveConfigV2": as_yaml(config)}}
 
 
 def _resize(kube: Kube, before: Object, after: Object) -> None:
