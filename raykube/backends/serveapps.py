@@ -9,6 +9,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import endings
+from raykube.differences import of_objects
 from raykube.errors import Failure
 
 Apps = Mapping[str, Mapping[str, Any]]
@@ -25,6 +26,11 @@ _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]"
 def is_undone(app: Mapping[str, Any]) -> bool:
     """Whether an application has failed to deploy, or got unwell."""
     return app["status"] in _UNDONE
+
+
+def is_of(app: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether Serve means this configuration; where nothing says, it is taken to."""
+    return "deployed_app_config" not in app or not any(of_objects(config, app["deployed_app_config"], ""))
 
 
 def retried(

@@ -223,6 +223,7 @@ class Dashboard(Quiet):
 
     def do_PUT(self):  # noqa: N802 - http.server calls it so
         apps = json.loads(self.rfile.read(int(self.headers["content-length"])))["applications"]
+        self.server.attempts.append([app["runtime_env"]["env_vars"].get("RAYKUBE_ATTEMPT") for app in apps])
         self.server.asked.append([app["name"] for app in apps])
         words = {app["runtime_env"]["env_vars"].get("WORD") for app in apps}
         self.answer(400 if "refuse" in words else 503 if "silence" in words else 200, {})
@@ -234,6 +235,7 @@ def answering(running, monkeypatch):
     monkeypatch.setattr(starting, "retire", lambda _: pytest.fail("this head is not ours to end"))
     head.home().mkdir()
     with serving(Dashboard) as server:
+        server.applications, server.attempts = {}, []
         ours = dict.fromkeys(("keeper_born", "ray_born"), head.born(os.getpid()))
         head.write_state(replace(running, address=f"http://127.0.0.1:{server.server_port}", **ours))
         yield server
@@ -331,6 +333,27 @@ def test_service_goes_on_while_its_new_code_cannot_be_loaded_and_processes_of_th
         process.communicate(b"\n")
     assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")
     assert found.detail == "the update failed; what was deployed before goes on serving: good DEPLOY_FAILED"
+
+
+def test_service_that_failed_is_tried_again_by_the_same_plan_and_stays_as_it_was_then(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("failed", records.load("good"), 1)
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("retrying", records.load("good"), 1)
+    services.deploy(service(code, "good"))
+    services.deploy(service(code, "other"))
+    assert answering.attempts == [[None], ["2"], ["2"], ["2", None]]
+
+
+def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, code):
+    services.deploy(service(code, "good"))
+    (sent,) = records.load("good").body
+    answering.applications = {"good": {"status": "RUNNING", "deployments": {}, "deployed_app_config": sent}}
+    assert rk.attach("good", "local").status().state == "RUNNING"
+    with pytest.raises(Unreachable):
+        services.deploy(service(code, "good", "silence"))
+    found = rk.attach("good", "local").status()
+    assert (found.state, found.detail) == ("PENDING", "good NOT_STARTED")
 
 
 def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answering, code):

@@ -14,8 +14,6 @@ import yaml
 
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.backends.kuberay import jobs, servestates, services
-from raykube.cluster import STORAGE_ANNOTATION
-from raykube.backends.kuberay import jobs, services
 from raykube.doctor import named
 from raykube.manifest import STORAGE_ANNOTATION
 from raykube.package import PackedFile, collect

@@ -17,7 +17,6 @@ from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, seconds, status_of
 from raykube.bodies import serve_port
-from raykube.differences import of_objects
 from raykube.errors import Failure, Unreachable
 
 Apps = serveapps.Apps
@@ -102,7 +101,7 @@ def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any
     """Return the states of a service's applications, of the code that was sent last: NOT_STARTED before its turn."""
     found = _copied(service) if serve is None else serve
     return {
-        name: dict(found[name]) if name in found and _is_of(found[name], config) else {"status": "NOT_STARTED"}
+        name: dict(found[name]) if name in found and serveapps.is_of(found[name], config) else {"status": "NOT_STARTED"}
         for name, config in wanted(service).items()
     }
 
@@ -141,11 +140,6 @@ def _copied(service: Object) -> dict[str, Any]:
         return {}
     place = "pendingServiceStatus" if (status.get("pendingServiceStatus") or {}).get("rayClusterName") else ""
     return dict((status.get(place or "activeServiceStatus") or {}).get("applicationStatuses") or {})
-
-
-def _is_of(app: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether Serve means this configuration; where nothing says, it is taken to."""
-    return "deployed_app_config" not in app or not any(of_objects(config, app["deployed_app_config"], ""))
 
 
 def _pair(status: Object) -> bool:

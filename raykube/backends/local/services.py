@@ -23,6 +23,8 @@ _POLL_S = 0.2
 def deploy(plan: Plan) -> None:
     """Make the service what the plan says, next to the others. The caller holds the head's lock.
 
+    What of it has failed is tried again, even by the same plan.
+
     Raises:
         Conflict: a job has that name, or another service has one of its application names or routes.
         BackendError: Serve refused it; what was deployed before stays.
@@ -36,7 +38,7 @@ def deploy(plan: Plan) -> None:
         kind="service",
         plan_hash=plan.hash,
         plan_yaml=plan.yaml(),
-        body=list(plan.body),
+        body=serveapps.retried(plan.body, former.body if former else [], _undone(former, running)),
         storage="",
         submitted=time.time(),
         head=running.id,
@@ -61,6 +63,21 @@ def _former(plan: Plan) -> Record | None:
             raise Conflict(f"the name {plan.name!r} is taken by a job", next_step="choose another name")
         return former
     return None
+
+
+def _undone(former: Record | None, running: Head) -> list[str]:
+    """Return the names of a service's applications that have failed on this head."""
+    if former is None or former.head != running.id:
+        return []
+    return [name for name, app in _applications(former, running).items() if serveapps.is_undone(app)]
+
+
+def _applications(record: Record, running: Head) -> dict[str, Mapping[str, Any]]:
+    """Return the states of a service's applications as they were sent: NOT_STARTED before Serve has them so."""
+    seen = head.api(running).serve_status()["applications"]
+    none = {"status": "NOT_STARTED", "message": ""}
+    found = {config["name"]: (seen.get(config["name"], none), config) for config in record.body}
+    return {name: app if serveapps.is_of(app, config) else none for name, (app, config) in found.items()}
 
 
 def _put_back(name: str, former: Record | None) -> None:
@@ -89,9 +106,7 @@ def status(record: Record) -> Status:
             "HeadDied", "the Ray head that served it has ended", next_step="deploy it again with the same command"
         )
         return replace(unknown, state="FAILED", detail=why.message, failure=why)
-    names = [app["name"] for app in record.body]
-    seen = head.api(running).serve_status()["applications"]
-    apps = {name: seen.get(name, {"status": "NOT_STARTED", "message": ""}) for name in names}
+    apps = _applications(record, running)
     failed = {name: app for name, app in apps.items() if serveapps.is_undone(app)}
     goes_on = bool(failed) and all(_serves(*each, record, running) for each in failed.items())
     return replace(_joined(unknown, apps, goes_on=goes_on), url=_url(record, running))
