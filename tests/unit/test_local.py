@@ -261,9 +261,9 @@ def dashboard(answering):
     return answering.asked
 
 
-def service(code, name, word="accept"):
+def service(code, name, word="accept", app=""):
     """Return the plan of a service."""
-    app = rk.App(name=name, route_prefix=f"/{name}", import_path="hello:app", env_vars={"WORD": word})
+    app = rk.App(name=app or name, route_prefix=f"/{name}", import_path="hello:app", env_vars={"WORD": word})
     return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
 
 
@@ -354,6 +354,18 @@ def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, co
         services.deploy(service(code, "good", "silence"))
     found = rk.attach("good", "local").status()
     assert (found.state, found.detail) == ("PENDING", "good NOT_STARTED")
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_is_not_that_of_another_whose_name_goes_on(running, code):
+    for name in ("roll", "roll_two"):
+        services.deploy(service(code, name.replace("_", "-"), app=name))
+    folder = Path(running.session_dir) / "logs" / "serve"
+    folder.mkdir()
+    for app in ("roll", "roll_two"):
+        (folder / f"replica_{app}_Model_x1.log").write_text(f"of {app}\n")
+    assert list(rk.attach("roll", "local").logs()) == ["of roll"]
+    assert list(rk.attach("roll-two", "local").logs()) == ["of roll_two"]
 
 
 def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answering, code):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,19 @@ def _is_over(found: Status) -> bool:
 
 def _replica_logs(record: Record, running: Head) -> list[Path]:
     """Return the files that Serve's replicas of these applications write, oldest first."""
-    folder = Path(running.session_dir) / "logs" / "serve"
-    paths = {path for app in record.body for path in folder.glob(f"replica_{app['name']}_*.log")}
-    return sorted(paths, key=_changed)
+    own = {app["name"] for app in record.body}
+    every = own | {app["name"] for other in _services(running) for app in other.body}
+    paths = (Path(running.session_dir) / "logs" / "serve").glob("replica_*.log")
+    return sorted((path for path in paths if _writer(path, every) in own), key=_changed)
+
+
+def _services(running: Head) -> list[Record]:
+    return [record for record in records.unfinished(running.id) if record.kind == "service"]
+
+
+def _writer(path: Path, names: Collection[str]) -> str:
+    """Return which of these applications a log is of: the longest, where one's name goes on like another's log."""
+    return max((name for name in names if path.name.startswith(f"replica_{name}_")), key=len, default="")
 
 
 def _changed(path: Path) -> float:
