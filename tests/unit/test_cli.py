@@ -444,7 +444,7 @@ class Taken(Nothing):
     """An API server on which a RayJob has every name already."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        if "/rayservices/" in self.path:
+        if "/rayservices/" in self.path or "/rayclusters/" in self.path:
             super().do_GET()
         else:
             self.answer(200, {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"entrypoint": "other"}})
