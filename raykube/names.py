@@ -32,6 +32,11 @@ def name_problem(name: str, limit: int = MAX_NAME) -> str:
     return ""
 
 
+def is_object_name(name: str) -> bool:
+    """Whether an object of Kubernetes can be called so (DNS-1123): what cannot may be a path that leads elsewhere."""
+    return bool(_DNS_1123.fullmatch(name))
+
+
 def asked_for(name: str, noun: str = "job") -> str:
     """Return the name of a job, service or cluster that may be there, whoever made it.
 

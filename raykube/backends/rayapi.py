@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -60,7 +61,7 @@ class RayApi:
 
     def job(self, submission_id: str) -> dict[str, Any]:
         """Return Ray's JobDetails: status, message, error_type, driver_exit_code, and times in ms."""
-        return _object(self._json("GET", f"/api/jobs/{submission_id}"))
+        return _object(self._json("GET", f"/api/jobs/{quote(submission_id, safe='')}"))
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return the details of every job and driver that the head knows."""
@@ -69,7 +70,7 @@ class RayApi:
 
     def stop(self, submission_id: str) -> None:
         """Ask a job to stop: SIGTERM first, SIGKILL three seconds later."""
-        self._json("POST", f"/api/jobs/{submission_id}/stop")
+        self._json("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
 
     def serve_status(self) -> dict[str, Any]:
         """Return Serve's whole state; ``applications`` maps names to ``{status, message, deployments}``."""

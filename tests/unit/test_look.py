@@ -42,6 +42,7 @@ class Api(Quiet):
     """Has one run that is in Ray; the test says with what it answers which paths instead."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.server.asked.append(self.path)
         for pattern, (code, body) in self.server.instead.items():
             if re.search(pattern, self.path):
                 return self.answer(code, body)
@@ -95,6 +96,34 @@ def test_secret_without_a_token_is_named_with_the_key_that_it_lacks(api):
 def test_token_of_a_secret_that_was_made_of_a_file_ends_where_its_line_does(api):
     api.instead = {"/secrets/a-c$": (200, {"data": {"auth_token": base64.b64encode(b"t0ken\n").decode()}})}
     assert rayhead.token(Kube(), "a-c", {"authOptions": {"mode": "token"}}) == "t0ken"
+
+
+ELSEWHERE = "../../kube-system/secrets/admin"
+
+
+@pytest.mark.parametrize(
+    ("spec", "status"),
+    [
+        ({"rayClusterSpec": {"authOptions": {"mode": "token", "secretName": ELSEWHERE}}}, {}),
+        ({"clusterSelector": {"ray.io/cluster": ELSEWHERE}}, {}),
+        ({"rayClusterSpec": {"authOptions": {"mode": "token"}}}, {"rayClusterName": ELSEWHERE}),
+        (
+            {"submissionMode": "SidecarMode", "rayClusterSpec": {}},
+            {"dashboardURL": "", "rayClusterStatus": {"head": {"serviceName": ELSEWHERE}}},
+        ),
+        ({}, {"jobId": ELSEWHERE}),
+        ({}, {"jobId": "x?follow=true"}),
+    ],
+)
+def test_object_that_names_a_path_leads_nowhere_else(api, spec, status):
+    job = {**JOB, "spec": {"submissionMode": "HTTPMode", **(spec or JOB["spec"])}, "status": JOB["status"] | status}
+    api.instead = {"/rayjobs/a$": (200, job), "/proxy/": said(404, "no such job")}
+    assert rk.attach("a", on="kubernetes").status().state == "RUNNING"
+    with contextlib.suppress(rk.BackendError):
+        jobs.stop(Kube(), Look(Kube(), "a"))
+    asked = [path.partition("?") for path in api.asked]
+    assert [path for path, *_ in asked if "kube-system/" in path] == []
+    assert [query for *_, query in asked if "follow" in query] == []
 
 
 def test_state_of_a_service_is_the_rayservices_where_its_secret_has_no_token(api):

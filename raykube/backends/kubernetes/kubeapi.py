@@ -23,6 +23,7 @@ from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
 from raykube.backends.kubernetes.refusals import Gone, no_api_server, refusal
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
+from raykube.names import is_object_name
 
 Object = dict[str, Any]
 
@@ -132,8 +133,8 @@ class Kube:
             yield from _lines(response)
 
     def proxy(self, service: str) -> str:
-        """Return the path below which the API server passes requests on to a head's dashboard."""
-        return f"{self._path('Service')}/{service}:dashboard/proxy"
+        """Return the path below which the API server passes requests on to a head's dashboard. Raises NotFound."""
+        return f"{self._one('Service', service)}:dashboard/proxy"
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
         """Return whether this user may do something here, to a resource such as ``pods`` or ``pods/log``."""
@@ -222,6 +223,9 @@ class Kube:
     def _one(self, kind: str, name: str) -> str:
         if not name:
             raise ConfigError(f"the name of a {kind} is empty", why="that would address all of them")
+        # Whoever wrote an object that names another may have written a path: into another namespace, to another kind.
+        if not is_object_name(name):
+            raise NotFound(f"there is no {kind} {name!r} there", why="names are of a-z, 0-9, '-' and '.'")
         return f"{self._path(kind)}/{name}"
 
     def _path(self, kind: str) -> str:
