@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from urllib.parse import unquote
 
 #: Stores of objects: they have no folders, and to make one all the same is one more request for each level.
 _FLAT = frozenset({"s3", "gcs", "abfs"})
+#: Who sends a file and says nothing for so long makes room for others.
+_SILENCE_S = 30.0
 
 
 def is_uri(path: str) -> bool:
@@ -158,21 +161,39 @@ def remove(path: str) -> None:
         filesystem.delete_file(key)
 
 
-def receive(path: str, port: int) -> None:
+def _is_at(path: str, digest: str) -> bool:
+    """Tell whether the file with this SHA-256 is there; what cannot be read is not."""
+    try:
+        return _digest(read_from(path)) == digest
+    except OSError:
+        return False
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def receive(path: str, port: int, digest: str) -> None:
     """Take one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there.
 
-    What cannot be written is answered with 507 and the reason, and may be sent again.
+    Whoever reaches the port may send something, and what is taken is code: it is taken only with this SHA-256. Another
+    is answered with 412, what cannot be written with 507 and the reason; either may be sent again.
     """
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = _SILENCE_S
+
         def do_GET(self) -> None:
-            self._answer(200 if exists(path) else 404)
+            self._answer(200 if _is_at(path, digest) else 404)
 
         def do_POST(self) -> None:
             size = int(self.headers["content-length"])
             data = self.rfile.read(size)
             if len(data) < size:  # who sends it has gone
+                return
+            if _digest(data) != digest:
+                self._answer(412, f"it is not what was announced: its SHA-256 is not {digest}")
                 return
             try:
                 write_bytes(path, data)
@@ -205,6 +226,6 @@ if __name__ == "__main__":  # in a pod that reaches the storage; this file's tex
         # A pod's log has whatever is printed beside this, and may have lost its beginning.
         sys.stdout.write(f"<{base64.b64encode(read_from(found)).decode() if found else '!'}>\n")
     elif verb == "receive":
-        receive(target, int(more[0]))
+        receive(target, int(more[0]), more[1])
     else:
         remove(target)

@@ -1,6 +1,7 @@
 """The pod that reads and writes a storage."""
 
 import copy
+import hashlib
 import json
 import os
 import socket
@@ -279,6 +280,16 @@ def test_pod_has_time_to_write(tmp_path, monkeypatch):
         assert len(server.asked) == 1
 
 
+class NotingSlow(Slow):
+    """One that notes what its pods are told to do."""
+
+    def do_POST(self):  # noqa: N802
+        (Api if "/proxy/" in self.path else Noting).do_POST(self)
+
+    def do_DELETE(self):  # noqa: N802
+        Api.do_POST(self)
+
+
 class Passing(Slow):
     """An API server that passes requests on to what the pod would run."""
 
@@ -310,7 +321,8 @@ def receiver(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = tmp_path / "shared" / "code.zip"
-    thread = threading.Thread(target=inside.receive, args=(str(path), port), daemon=True)
+    digest = hashlib.sha256(b"whole").hexdigest()
+    thread = threading.Thread(target=inside.receive, args=(str(path), port, digest), daemon=True)
     thread.start()
     until(lambda: listens(port), "it listens", 10)
     return thread, port
@@ -330,6 +342,44 @@ def test_file_of_which_only_a_part_came_is_not_taken_and_all_may_read_the_whole_
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"whole", 0o644)
 
 
+@pytest.mark.parametrize("before", [None, b"theirs"])
+def test_file_that_was_not_announced_is_neither_taken_nor_believed(tmp_path, receiver, before):
+    thread, port = receiver
+    path, there = tmp_path / "shared" / "code.zip", f"http://127.0.0.1:{port}"
+    if before:
+        path.parent.mkdir()
+        path.write_bytes(before)
+    refused = httpx.post(there, content=b"other", trust_env=False)
+    assert (refused.status_code, "SHA-256" in refused.text) == (412, True)
+    assert httpx.get(there, trust_env=False).status_code == 404
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert httpx.post(there, content=b"whole", trust_env=False).status_code == 201
+    thread.join(timeout=10)
+    assert path.read_bytes() == b"whole"
+
+
+def test_file_that_is_there_as_announced_is_not_asked_for(tmp_path, receiver):
+    _, port = receiver
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "code.zip").write_bytes(b"whole")
+    assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False).status_code == 200
+
+
+def test_sender_that_falls_silent_keeps_nobody_else_waiting(monkeypatch, request):
+    monkeypatch.setattr(inside, "_SILENCE_S", 0.2)
+    _, port = request.getfixturevalue("receiver")
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        silent.sendall(b"POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nwho")
+        assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=10).status_code == 404
+
+
+def test_pod_is_told_which_file_it_may_take(tmp_path, monkeypatch):
+    with serving(NotingSlow) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+    assert server.asked[0] == ["receive", "/shared/code.zip", "8080", hashlib.sha256(b"zip").hexdigest()]
+
+
 def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, monkeypatch, receiver):
     receiver, port = receiver
     (tmp_path / "shared").touch()  # a file where a folder must be
@@ -337,13 +387,13 @@ def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, m
         server.pod = f"http://127.0.0.1:{port}"
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with pytest.raises(BackendError, match="what the API server passed on was refused") as caught:
-            storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+            storage.write(Kube(), JOB, "/shared/code.zip", b"whole")
         assert "File exists" in caught.value.why
         (tmp_path / "shared").unlink()
-        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+        storage.write(Kube(), JOB, "/shared/code.zip", b"whole")
     receiver.join(timeout=10)
     assert not receiver.is_alive()
-    assert (tmp_path / "shared" / "code.zip").read_bytes() == b"zip"
+    assert (tmp_path / "shared" / "code.zip").read_bytes() == b"whole"
 
 
 def test_storage_of_a_cluster_that_is_gone_is_read_with_what_was_noted_of_its_head(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import re
 import secrets
@@ -84,7 +85,8 @@ def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
 
 def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
     """Put a file where the pods of a job that is to be created will find it, unless it is there already."""
-    with _pod(kube, job, "receive", path, str(_PORT)) as name:
+    # All in the cluster's network reach the pod: it takes only the file that it was told of.
+    with _pod(kube, job, "receive", path, str(_PORT), hashlib.sha256(data).hexdigest()) as name:
         there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
         if not _is_there(kube, name, there):
             # It answers only once it has written.
