@@ -28,6 +28,7 @@ from raykube.backends.kuberay import (
     storage,
 )
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes import shared
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import TRACKING_ANNOTATION, Cluster
 from raykube.entrypoints import check_code
@@ -49,7 +50,7 @@ class KubeRay:
     @functools.cached_property
     def kube(self) -> Kube:
         """The API server: asked for when it is needed, for a plan needs none."""
-        return Kube(*self._where)
+        return shared.kube(*self._where)
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return the objects that the API server will get."""

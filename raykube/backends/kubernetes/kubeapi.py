@@ -59,10 +59,13 @@ class Kube:
     """One namespace of one cluster.
 
     Every method may raise Unreachable, Forbidden, or another BackendError with the server's own words.
+
+    Args:
+        config: what the context says, where that has been read already.
     """
 
-    def __init__(self, context: str = "", namespace: str = "") -> None:
-        config = kubeconfig.load(context)
+    def __init__(self, context: str = "", namespace: str = "", config: kubeconfig.Config | None = None) -> None:
+        config = config or kubeconfig.load(context)
         self.server: str = config.cluster.server
         self.context = config.context
         self.namespace: str = namespace or config.namespace
