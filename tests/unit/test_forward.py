@@ -5,8 +5,11 @@ import itertools
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 from raykube.backends.kuberay.forward import Forward
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -85,6 +88,22 @@ def test_forward_outlives_a_moment_without_files(tmp_path, monkeypatch, caplog):
                 for each in taken:
                     os.close(each)
             until(lambda: server.asked, "the connection is taken", 10)
+
+
+def test_forward_outlives_a_moment_without_threads(tmp_path, monkeypatch, caplog):
+    with serving(Api) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with Forward(Kube(), lambda: "hello", remote="serve") as there:
+            before = threading.stack_size(2**48)  # which no machine has the addresses for
+            try:
+                address = ("127.0.0.1", there.port)
+                with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=10) as caller:
+                    caller.recv(1)
+                until(lambda: "can't start new thread" in caplog.text, "it is told", 10)
+            finally:
+                threading.stack_size(before)
+            with socket.create_connection(("127.0.0.1", there.port)):
+                until(lambda: server.asked, "the next connection is taken", 10)
 
 
 class Empty(Quiet):

@@ -99,11 +99,22 @@ class Forward:
                     self._tell(f"a connection is not taken yet: {error}")
                     self._stop.wait(_PAUSE_S)
                     continue
-                thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
-                thread.start()
-                threads = [each for each in threads if each.is_alive()] + [thread]
+                threads = [each for each in threads if each.is_alive()] + self._started(caller)
         for thread in threads:
             thread.join()
+
+    def _started(self, caller: Caller) -> list[threading.Thread]:
+        """Have a thread carry a connection; none where there are too many: those of other connections end."""
+        thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._tell(f"a connection was ended: {error}")
+            with caller:
+                caller.reset()
+            self._stop.wait(_PAUSE_S)
+            return []
+        return [thread]
 
     def _serve(self, caller: Caller) -> None:
         """Carry one connection. As long as nobody got anything of it, it is tried again."""
