@@ -27,6 +27,8 @@ STORAGE_ANNOTATION = "raykube.io/storage"
 DASHBOARD_PORT = 8265
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
+#: A colon that ends no host, for no port follows. The key of a bucket may hold a slash, which would end its address.
+_PASSWORD = re.compile(r"[^/]*://[^/@:\[]*:(?!\d*([/?]|$))")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 #: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
@@ -105,14 +107,25 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
     metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
-    storage = mapping(metadata.get("annotations")).get(STORAGE_ANNOTATION)
-    if storage and not (str(storage).startswith("/") or _URI.fullmatch(str(storage))):
+    yield from _storage_problems(mapping(metadata.get("annotations")).get(STORAGE_ANNOTATION))
+
+
+def _storage_problems(storage: Any) -> Iterator[Problem]:
+    where, said = f"metadata.annotations[{STORAGE_ANNOTATION}]", str(storage or "")
+    if has_password(said):
+        step = "keep it in a Secret, and have the Ray containers' env name that (valueFrom: {secretKeyRef: …})"
+        yield Problem(where, "has a password before its @: it would stand in errors, in logs and in MLflow", step)
+    elif said and not (said.startswith("/") or _URI.fullmatch(said)):
         what = f"{storage!r} is neither an absolute path nor a URI: each process would take it from its own folder"
-        yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, "write /FOLDER or SCHEME://…")
-    elif "?" in str(storage or ""):
+        yield Problem(where, what, "write /FOLDER or SCHEME://…")
+    elif "?" in said:
         step = "set it in the environment of the Ray containers, as in AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
-        what = f"{storage!r} has options after a ?, and names of runs and files are to follow it"
-        yield Problem(f"metadata.annotations[{STORAGE_ANNOTATION}]", what, step)
+        yield Problem(where, f"{storage!r} has options after a ?, and names of runs and files are to follow it", step)
+
+
+def has_password(uri: str) -> bool:
+    """Whether a URI holds a password. A user alone is none: Azure's container stands there (``abfs://BOX@ACCOUNT…``)."""
+    return bool(_PASSWORD.match(uri))
 
 
 def _name_problems(name: Any, path: str, limit: int) -> Iterator[Problem]:

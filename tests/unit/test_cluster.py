@@ -148,6 +148,26 @@ def test_storage_that_is_no_place_is_refused(manifest, loaded, storage):
     assert paths(loaded, manifest) == {"metadata.annotations[raykube.io/storage]"}
 
 
+@pytest.mark.parametrize(
+    "storage",
+    ["s3://KEY:hunter2@bucket/runs", "s3://KEY:hun/ter2@bucket", "abfs://:hunter2@a.net/x", "s3://K:1@b?x=hun"],
+)
+def test_storage_with_a_password_is_refused_and_not_shown(manifest, loaded, storage):
+    manifest["metadata"]["annotations"] = {"raykube.io/storage": storage}
+    with pytest.raises(ConfigError, match=r"has a password before its @(.|\n)*secretKeyRef") as caught:
+        loaded(manifest)
+    assert "hun" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    ["abfs://box@a.dfs.core.windows.net/x", "hdfs://me@host:8020/a:b@c", "hdfs://[::1]:80", "/a:b@c", "s3://b/a:b@c"],
+)
+def test_storage_with_a_user_or_a_port_is_a_storage(manifest, loaded, storage):
+    manifest["metadata"]["annotations"] = {"raykube.io/storage": storage}
+    assert loaded(manifest).storage == storage
+
+
 def test_unknown_preset_names_the_nearest_and_where_it_looked():
     with pytest.raises(ConfigError, match=r"(?s)looked in .*cluster-configs.*did you mean gpu-t4"):
         Cluster.load("gpu-t5")

@@ -615,3 +615,11 @@ def test_service_is_not_deployed_where_another_s_record_cannot_be_read(dashboard
     with pytest.raises(records.Unreadable, match="raykube job delete good"):
         services.deploy(service(code, "other"))
     assert dashboard == [["good"]]
+
+
+@pytest.mark.parametrize(("storage", "shown"), [("s3://bucket/runs", True), ("s3://KEY:hunter2@bucket/runs", False)])
+def test_storage_that_is_no_folder_is_named_without_its_password(tmp_path, monkeypatch, storage, shown):
+    monkeypatch.setenv("RAYKUBE_STORAGE", storage)
+    with pytest.raises(rk.ConfigError, match="is not a folder of this machine") as caught:
+        rk.plan(rk.Job(entrypoint="true", name="a", working_dir=tmp_path))
+    assert (storage in str(caught.value), "hunter2" in str(caught.value)) == (shown, False)

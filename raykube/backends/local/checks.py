@@ -9,6 +9,7 @@ from raykube import wire
 from raykube.backends.local import head
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
+from raykube.manifest import has_password
 from raykube.specs import Job, Service
 
 
@@ -20,7 +21,8 @@ def refuse_impossible(work: Job | Service, on: Cluster) -> None:
     """
     problems = []
     if "://" in on.storage:
-        what = f"{on.storage!r} is not a folder of this machine"
+        said = "what RAYKUBE_STORAGE names, with a password," if has_password(on.storage) else repr(on.storage)
+        what = f"{said} is not a folder of this machine"
         problems.append(Problem("storage", what, "set RAYKUBE_STORAGE to a path"))
     if isinstance(work, Job) and work.queue:
         step = "leave it out, or name a place in Kubernetes: --on NAME|PATH"
