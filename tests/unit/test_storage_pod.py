@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
@@ -43,7 +44,8 @@ class Api(Quiet):
         if "/proxy/" in self.path:
             self.answer(400, {"kind": "Status", "code": 400, "message": "address not allowed"})
         else:
-            self.answer(200, {"metadata": {}, "status": {"phase": "Pending", "conditions": [CONDITION]}})
+            status = {"phase": "Pending", "conditions": [CONDITION]}
+            self.answer(200, {"metadata": {}, "status": status, "items": []})
 
 
 def test_pod_runs_in_the_heads_image_what_needs_nothing_but_python(tmp_path):
@@ -263,7 +265,7 @@ class Slow(Api):
         if "/proxy/" in self.path:
             self.answer(404, {})
         else:
-            self.answer(200, {"metadata": {}, "status": {"phase": "Running"}})
+            self.answer(200, {"metadata": {}, "status": {"phase": "Running"}, "items": []})
 
     def do_POST(self):  # noqa: N802
         if "/proxy/" in self.path:
@@ -436,11 +438,37 @@ def test_pod_goes_with_its_work_also_when_that_is_interrupted(tmp_path, monkeypa
         assert server.asked == [name, name]
 
 
+class Leftover(Slow):
+    """One that has pods which have ended: of a client that was killed while it wrote, and of a run that is there."""
+
+    def do_GET(self):  # noqa: N802
+        path, _, query = self.path.partition("?")
+        if not path.endswith("/pods"):
+            super().do_GET()
+            return
+        asked = parse_qs(query)
+        assert asked["labelSelector"] == ["app.kubernetes.io/managed-by=raykube,raykube.io/run"]
+        assert "status.phase!=Running" in asked["fieldSelector"][0]
+        owned = {"name": "digits-storage-2", "ownerReferences": [{"kind": "RayJob", "name": "digits", "uid": "u"}]}
+        self.answer(200, {"items": [{"metadata": {"name": "digits-storage-0"}}, {"metadata": owned}]})
+
+    def do_DELETE(self):  # noqa: N802
+        self.server.asked.append(self.path.rpartition("/")[2])
+        super().do_DELETE()
+
+
+def test_pod_of_a_client_that_was_killed_goes_when_the_next_one_writes(tmp_path, monkeypatch):
+    with serving(Leftover) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+    assert [each for each in server.asked if "/" not in each] == ["digits-storage-0", "digits-storage-1"]
+
+
 class Imageless(Api):
     """An API server that cannot pull the image of its pods, and notes how often it was asked for one."""
 
     def do_GET(self):  # noqa: N802
-        if "/proxy/" in self.path:
+        if "/proxy/" in self.path or "?" in self.path:  # or all that have ended
             super().do_GET()
             return
         self.server.asked.append(self.path)

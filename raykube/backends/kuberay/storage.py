@@ -20,10 +20,11 @@ from typing import Any
 from raykube import wire
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kubernetes.fields import conditions
+from raykube.backends.kubernetes.fields import conditions, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
+from raykube.plans import MANAGED_BY
 from raykube.sameness import POD_ANNOTATION
 
 _LIMIT_S = 300  # a node may have to be made for it
@@ -33,6 +34,8 @@ _ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 _PORT = 8080
 _CONTAINER = "storage"
+_RUN_LABEL = "raykube.io/run"
+_ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 
 
@@ -85,12 +88,22 @@ def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
 
 def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
     """Put a file where the pods of a job that is to be created will find it, unless it is there already."""
+    _sweep(kube)
     # All in the cluster's network reach the pod: it takes only the file that it was told of.
     with _pod(kube, job, "receive", path, str(_PORT), hashlib.sha256(data).hexdigest()) as name:
         there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
         if not _is_there(kube, name, there):
             # It answers only once it has written.
             kube.send("POST", there, content=data, timeout=_LIMIT_S)
+
+
+def _sweep(kube: Kube) -> None:
+    """Remove the pods of clients that were killed while they wrote: there was no run yet for them to go with."""
+    with contextlib.suppress(BackendError):  # it is in nobody's way
+        for pod in kube.listed("Pod", labelSelector=f"{MANAGED_BY},{_RUN_LABEL}", fieldSelector=_ENDED):
+            if not pod["metadata"].get("ownerReferences"):
+                with contextlib.suppress(NotFound):
+                    kube.delete("Pod", name_of(pod))
 
 
 def _is_there(kube: Kube, name: str, path: str) -> bool:
@@ -184,7 +197,7 @@ def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
     metadata, template = job["metadata"], _template(kube, job)
     said, pod = template["metadata"], template["spec"]
-    own = {"app.kubernetes.io/managed-by": "raykube", "raykube.io/run": metadata["name"]}
+    own = {"app.kubernetes.io/managed-by": "raykube", _RUN_LABEL: metadata["name"]}
     owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
         "apiVersion": "v1",
