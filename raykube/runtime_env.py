@@ -99,12 +99,13 @@ def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
 
 def _wrong_variables(variables: Any) -> Iterator[Problem]:
     if not isinstance(variables, Mapping):
-        yield Problem(_ENV_VARS, f"{variables!r:.80} is no mapping of names to values")
+        yield Problem(_ENV_VARS, "is no mapping of names to values")
         return
-    for name, value in variables.items():
-        what = variable_problem(str(name)) or ("" if isinstance(value, str) else f"{value!r:.80} is no text")
-        if what:
+    for name, value in variables.items():  # whose values are told nowhere: people put passwords there
+        if what := variable_problem(str(name)):
             yield Problem(f"{_ENV_VARS}.{name}", what)
+        elif not isinstance(value, str):
+            yield Problem(f"{_ENV_VARS}.{name}", "is no text", "write it in quotes")
 
 
 def _local_modules(modules: Any) -> Iterator[Problem]:

@@ -50,7 +50,7 @@ class _Code(Spec):
     working_dir: Path = Path()
     excludes: tuple[str, ...] = ()
     pip: tuple[str, ...] = ()
-    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict, repr=False)  # it may hold variables
 
     @model_validator(mode="before")
     @classmethod
@@ -121,7 +121,7 @@ class Job(_Code):
 
     entrypoint: str
     name: str = ""
-    env_vars: dict[str, str] = Field(default_factory=dict)
+    env_vars: dict[str, str] = Field(default_factory=dict, repr=False)
     metadata: dict[str, str] = Field(default_factory=dict)
     max_retries: int = Field(default=0, ge=0)
     timeout_s: float | None = Field(default=None, gt=0)
@@ -247,7 +247,7 @@ class App(Spec):
     name: str = Field(default="app", min_length=1)
     route_prefix: str = "/"
     args: dict[str, Any] = Field(default_factory=dict)
-    env_vars: dict[str, str] = Field(default_factory=dict)
+    env_vars: dict[str, str] = Field(default_factory=dict, repr=False)
     num_replicas: int | None = Field(default=None, ge=1)
     autoscaling_config: Autoscaling | None = None
     ray_actor_options: dict[str, Any] = Field(default_factory=dict)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
+_SECRET = frozenset({"env_vars", "runtime_env"})
+
 
 class Spec(BaseModel):
     """Base of all specs: frozen, strict about keys, and every error is one `ConfigError`."""
@@ -37,7 +39,12 @@ def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
         elif cause is not None:
             yield Problem(path, str(cause))
         else:
-            yield Problem(path, f"{item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r:.80}")
+            yield Problem(path, f"{item['msg'][0].lower()}{item['msg'][1:]}, got {_shown(item['loc'], item['input'])}")
+
+
+def _shown(loc: tuple[int | str, ...], value: Any) -> str:
+    """Return a value as an error may show it: only its type where people put passwords."""
+    return f"{value!r:.80}" if _SECRET.isdisjoint(loc) else f"a value of type {type(value).__name__}"
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -106,8 +106,11 @@ def service_of(name: str, options: Mapping[str, Any]) -> Service:
 
 def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
     """Read words of the form ``KEY=VALUE``."""
+    # Not the word itself: it may be the value alone, and a secret.
     if wrong := [
-        Problem(option, f"{word!r} has no '='", f"write {option} {word}=VALUE") for word in words if "=" not in word
+        Problem(option, f"number {number} has no '='", f"write {option} NAME=VALUE")
+        for number, word in enumerate(words, 1)
+        if "=" not in word
     ]:
         raise ConfigError.of("wrong options", wrong)
     return {key: value for key, _, value in (word.partition("=") for word in words)}
@@ -141,8 +144,9 @@ def _replicas(option: str, text: str) -> dict[str, Any]:
 def _json(option: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", f"{text!r}")]) from error
+    except json.JSONDecodeError as error:  # its words say where it is wrong, and not what stands there
+        step = f"""write it in quotes, as in {option} '{{"KEY": "VALUE"}}'"""
+        raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", step)]) from None
 
 
 def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[str, Any], list[Problem]]:

@@ -130,7 +130,7 @@ def test_workers_that_are_no_number_are_refused(raykube):
 
 
 def test_env_without_value_is_refused(raykube):
-    refused(raykube("job", "submit", "--env", "A", "--", "python", "hello.py"), "'A' has no '='")
+    refused(raykube("job", "submit", "--env", "A", "--", "python", "hello.py"), "number 1 has no '='")
 
 
 def test_broken_json_is_refused(raykube):
@@ -563,6 +563,19 @@ def test_problems_of_options_and_of_the_job_are_told_at_once():
         args.job_of(("true",), options, {})
     told = {problem.path for problem in caught.value.problems}
     assert told == {"--env", "--runtime-env-json", "--metadata-json", "max_retries"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"runtime_env_json": '{"env_vars": {"PW": "hunter2"}'},
+        {"env_vars": ("A=1", "hunter2")},
+    ],
+)
+def test_option_that_cannot_be_read_is_told_without_what_may_be_secret(given):
+    with pytest.raises(ConfigError, match=r"is not JSON|number 2 has no '='") as caught:
+        args.job_of(("true",), given, {})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_problems_of_a_service_are_told_at_once():

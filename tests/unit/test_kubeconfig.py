@@ -225,3 +225,16 @@ def test_server_whose_address_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(path))
     with pytest.raises(ConfigError, match="context c of the kubeconfig cannot be used"):
         kubeconfig.client(kubeconfig.load(), httpx.Timeout(1))
+
+
+def test_password_and_token_of_a_kubeconfig_are_shown_nowhere(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "http://me:hunter2@127.0.0.1:1/k8s", token="hunter2")
+    path.write_text(path.read_text().replace('"server"', '"proxy-url": "http://me:hunter2@127.0.0.1:1", "server"'))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
+    config = kubeconfig.load()
+    assert (config.user.token, config.proxy) == ("hunter2", "http://me:hunter2@127.0.0.1:1")
+    assert "hunter2" not in repr(config)
+    with pytest.raises(Unreachable, match=r"the API server http://127.0.0.1:1/k8s") as caught:
+        kubeapi.Kube().get("Pod", "a")
+    assert "hunter2" not in str(caught.value)

@@ -77,7 +77,7 @@ def test_runtime_env_keys_with_a_field_move_into_it():
         ({"worker_process_setup_hook": print}, "JSON"),
         ({"uv": ["a"], "pip": ["b"]}, "one of pip, uv and conda"),
         ({"working_dir": "s3://bucket/x.zip"}, "local folder"),
-        ({"env_vars": {"A": 1}}, "env_vars.A: 1 is no text"),
+        ({"env_vars": {"A": 1}}, "env_vars.A: is no text"),
         ({"env_vars": {"A B": "x"}}, "cannot be the name"),
         ({"env_vars": {"RAYKUBE_ATTEMPT": "2"}}, "set by raykube"),
         ({"env_vars": ["A=1"]}, "no mapping"),
@@ -92,6 +92,34 @@ def test_runtime_env_value_given_twice_is_refused():
     env = {"env_vars": {"A": "1", "B": "2"}}
     assert set(problems(Job, entrypoint="x", env_vars={"A": "1"}, runtime_env=env)) == {"runtime_env.env_vars.A"}
     assert set(problems(Job, entrypoint="x", pip=["a"], runtime_env={"pip": ["a"]})) == {"runtime_env.pip"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"env_vars": {"PW": 123456}},
+        {"env_vars": "PW=123456"},
+        {"runtime_env": "PW=123456"},
+        {"runtime_env": {"env_vars": {"PW": 123456}}},
+        {"runtime_env": {"env_vars": ["PW=123456"]}},
+    ],
+)
+def test_error_tells_no_value_of_a_variable(fields):
+    with pytest.raises(ConfigError, match="env") as caught:
+        Job(entrypoint="true", **fields)
+    assert "123456" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Job(entrypoint="true", env_vars={"PW": "hunter2"}),
+        Job(entrypoint="true", runtime_env={"env_vars": {"PW": "hunter2"}}),
+        Service(name="a", apps=(App(import_path="a:b", env_vars={"PW": "hunter2"}),)),
+    ],
+)
+def test_spec_shows_no_value_of_a_variable(made):
+    assert "hunter2" not in f"{made!r} {made}"
 
 
 @pytest.mark.parametrize("key", ["RAYKUBE_RUN_NAME", "RAYKUBE_ATTEMPT"])

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -43,6 +44,7 @@ _PATHS = {
     "Secret": ("api/v1", "secrets"),
     "Service": ("api/v1", "services"),
 }
+_USER = re.compile(r"(?<=://)[^/]*@")
 _REVIEWS = "authorization.k8s.io/v1"
 _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
@@ -66,7 +68,8 @@ class Kube:
 
     def __init__(self, context: str = "", namespace: str = "", config: kubeconfig.Config | None = None) -> None:
         config = config or kubeconfig.load(context)
-        self.server: str = config.cluster.server
+        #: As it may be shown: without the user and password that an address may hold.
+        self.server: str = _USER.sub("", config.cluster.server)
         self.context = config.context
         self.namespace: str = namespace or config.namespace
         self._config = config

@@ -83,11 +83,11 @@ class Config:
 
     context: str
     namespace: str
-    cluster: Cluster
-    user: User
-    proxy: str = ""
+    cluster: Cluster = field(repr=False)  # its address may hold a password, as that of a proxy may
+    user: User = field(repr=False)
+    proxy: str = field(default="", repr=False)
     server_name: str = ""
-    manner: Manner = field(default_factory=Manner)
+    manner: Manner = field(default_factory=Manner, repr=False)
     impersonated: tuple[tuple[str, str], ...] = ()
 
 
