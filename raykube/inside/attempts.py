@@ -228,10 +228,10 @@ class Attempts:
             self._owed = []
             return None
 
-    def _keep(self) -> Exception | None:
+    def _keep(self, *, last: bool = False) -> Exception | None:
         """Copy the log and tell the state; return why that failed: what was not copied is copied next time."""
         try:
-            self._output.keep()
+            self._output.keep(last=last)
             self._tell()
         except _UNUSABLE as error:
             return error
@@ -249,7 +249,7 @@ class Attempts:
     def _keep_rest(self) -> None:
         """Write all that is due, for some seconds if the storage fails, then say so: how the run ended is settled."""
         until = time.monotonic() + _INSIST_S
-        while any(errors := [self._note(), self._keep()]):
+        while any(errors := [self._note(), self._keep(last=True)]):
             if time.monotonic() > until:
                 why = next(filter(None, errors))
                 _say(f"how the run ended could not all be kept in {self._run.path}: {why!r}", sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ _COPY_S = 5.0
 _REMOTE_S = 30.0
 _REPLAY_MAX = 16 * 2**20
 _COPY_AT_ONCE = 2**20
+#: So many bytes a second go to a bucket on average, where a log that has grown is written anew as a whole.
+_REMOTE_RATE = 4 * 2**20
 _MOST = 16 * 2**20
 _RAYS = (b":job_id:", b":actor_name:", b":task_name:")  # whose output follows
 _FULL = b"raykube: more than 16 MiB was printed, the rest is not kept\n"
@@ -33,6 +36,7 @@ class Driver:
         self._target = storage.join(run, wire.LOG_FILE)
         self._offset = 0
         self._uploaded = -1
+        self._due = 0.0
         self.replayed = 0
         self.starts_at = self._source.stat().st_size if self._source else 0
 
@@ -43,18 +47,19 @@ class Driver:
 
     def replay(self) -> None:
         """Print what earlier attempts printed, so that one log tells the whole run."""
-        earlier = storage.read_from(self._target)[-_REPLAY_MAX:]
+        earlier = storage.read_from(self._target, max(0, storage.size(self._target) - _REPLAY_MAX))
         sys.stdout.buffer.write(earlier)
         sys.stdout.buffer.flush()
         self.replayed = len(earlier)
         self._offset = self.starts_at + self.replayed
 
-    def keep(self) -> None:
-        """Copy what was printed since the last time."""
+    def keep(self, *, last: bool = False) -> None:
+        """Copy what was printed since the last time; to a bucket less often the longer it is, but the `last` time."""
         if self._source is None:
             return
         if storage.is_uri(self._target):
-            self._keep_remote(self._source)
+            if last or time.monotonic() >= self._due:
+                self._keep_remote(self._source)
             return
         with self._source.open("rb") as source, Path(self._target).open("ab", buffering=0) as target:
             source.seek(self._offset)
@@ -64,10 +69,20 @@ class Driver:
 
     def _keep_remote(self, source: Path) -> None:
         """Write the whole log, if it has grown: an object store does not append."""
-        text = source.read_bytes()[self.starts_at :]
-        if len(text) != self._uploaded:
-            storage.write_bytes(self._target, text)
-            self._uploaded = len(text)
+        size = source.stat().st_size - self.starts_at
+        if size != self._uploaded:
+            self._due = time.monotonic() + size / _REMOTE_RATE
+            storage.upload(self._target, _parts(source, self.starts_at, size))
+            self._uploaded = size
+
+
+def _parts(path: Path, start: int, size: int) -> Iterator[bytes]:
+    """Yield so many bytes of a file from `start` on: a log may be longer than what the head's memory has room for."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while size > 0 and (part := file.read(min(size, _COPY_AT_ONCE))):
+            size -= len(part)
+            yield part
 
 
 def _own_output() -> Path | None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,14 @@ def exists(path: str) -> bool:
     return bool(filesystem.get_file_info(key).type.name != "NotFound")
 
 
+def size(path: str) -> int:
+    """Return how many bytes a file has; 0 when there is no such file."""
+    if not is_uri(path):
+        return Path(path).stat().st_size if Path(path).exists() else 0
+    filesystem, key = _remote(path)
+    return int(filesystem.get_file_info(key).size or 0)
+
+
 def read_from(path: str, offset: int = 0) -> bytes:
     """Return the bytes of a file from `offset` on; none when there is no such file."""
     if not is_uri(path):
@@ -79,11 +87,7 @@ def write_text(path: str, text: str) -> None:
 def write_bytes(path: str, data: bytes) -> None:
     """Write a whole file so that a reader sees the old one or the new one, never a part."""
     if is_uri(path):
-        filesystem, key = _remote(path)
-        if filesystem.type_name not in _FLAT:
-            filesystem.create_dir(key.rpartition("/")[0])
-        with filesystem.open_output_stream(key) as stream:
-            stream.write(data)
+        upload(path, [data])
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +100,16 @@ def write_bytes(path: str, data: bytes) -> None:
     except OSError:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def upload(uri: str, parts: Iterable[bytes]) -> None:
+    """Write a whole file behind a URI, of parts of which only one at a time is held."""
+    filesystem, key = _remote(uri)
+    if filesystem.type_name not in _FLAT:
+        filesystem.create_dir(key.rpartition("/")[0])
+    with filesystem.open_output_stream(key) as stream:
+        for part in parts:
+            stream.write(part)
 
 
 @contextmanager

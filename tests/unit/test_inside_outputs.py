@@ -1,4 +1,7 @@
-"""What is kept of a training worker's output."""
+"""What is kept of the output of a run's driver and training workers."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +78,60 @@ def test_output_that_could_not_be_kept_is_kept_later(sources, tmp_path):
     add(sources[0], "two\n")
     assert not outputs._copied(printed, str(target), failing=True)
     assert target.read_text() == "one\ntwo\n"
+
+
+#: In a process whose output is a file, as a driver's is: `grow` has more of it, `peak` tells what a block held at most.
+DRIVER = """
+import os, sys, tracemalloc
+from contextlib import contextmanager
+from raykube.inside import outputs
+from raykube.inside.storage import upload, size
+run = sys.argv[1]
+driver = outputs.Driver(run)
+def grow(mib): os.ftruncate(1, os.fstat(1).st_size + mib * 2**20)
+def kept(): return size(run + "/driver.log") // 2**20
+upload(run + "/other", [b"x"])  # pyarrow is imported before anything is measured
+@contextmanager
+def peak(mib):
+    tracemalloc.start()
+    yield
+    assert tracemalloc.get_traced_memory()[1] < mib * 2**20, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Return a function that runs lines in a process with a driver's output, of which a bucket has a copy."""
+
+    def run(lines):
+        words = [sys.executable, "-c", DRIVER + lines, (tmp_path / "run").as_uri()]
+        with (tmp_path / "driver.log").open("wb") as file:
+            done = subprocess.run(words, stdout=file, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+def test_log_is_kept_in_a_bucket_without_being_held_in_memory(driver):
+    driver("grow(64)\nwith peak(4): driver.keep()\nassert kept() == 64")
+
+
+def test_log_of_earlier_attempts_is_printed_again_without_what_was_before_its_end(driver):
+    driver(
+        "upload(run + '/driver.log', (b'x' * 2**20 for _ in range(64)))\n"
+        "with peak(20): driver.replay()\n"
+        "driver.keep()\n"
+        "assert (driver.replayed, kept()) == (16 * 2**20, 16)"
+    )
+
+
+def test_log_that_is_long_is_kept_in_a_bucket_less_often_and_at_the_end(driver):
+    driver(
+        "driver.keep(); grow(64); driver.keep()\n"
+        "assert kept() == 64, 'a short one is kept each time'\n"
+        "grow(1); driver.keep()\n"
+        "assert kept() == 64\n"
+        "driver.keep(last=True)\n"
+        "assert kept() == 65"
+    )
