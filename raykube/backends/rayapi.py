@@ -7,7 +7,7 @@ same two serve a head on this machine and one behind a Kubernetes API server.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -94,6 +94,20 @@ class RayApi:
         params = {"node_id": node_id, "filename": filename, "lines": last_lines}
         return self._send("GET", f"{_LOGS}/file", params=params).content
 
+    def log_parts(self, node_id: str, filename: str) -> Iterator[bytes]:
+        """Yield all of a file of a node's log folder as it comes. Raises NotFound."""
+        params: dict[str, str | int] = {"node_id": node_id, "filename": filename, "lines": -1}
+        try:
+            with self._http.stream(
+                "GET", f"{self._base}{_LOGS}/file", headers=self._headers, params=params
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal("GET", f"{_LOGS}/file", response)
+                yield from response.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._silence(error) from error
+
     def log_files(self, node_id: str, pattern: str) -> list[str]:
         """Return the files of a node's log folder whose path matches a pattern."""
         answer = self._send("GET", _LOGS, params={"node_id": node_id, "glob": pattern}).json()
@@ -121,12 +135,14 @@ class RayApi:
         try:
             response = self._http.request(method, f"{self._base}{path}", headers=self._headers, **options)
         except httpx.TransportError as error:
-            where = f"{self._http.base_url}{self._base}"
-            why = f"{type(error).__name__}: {error}"
-            raise Unreachable(f"no answer from the Ray head at {where}", why=why) from error
+            raise self._silence(error) from error
         if response.is_error:
             raise _refusal(method, path, response)
         return response
+
+    def _silence(self, error: httpx.TransportError) -> Unreachable:
+        where = f"{self._http.base_url}{self._base}"
+        return Unreachable(f"no answer from the Ray head at {where}", why=f"{type(error).__name__}: {error}")
 
 
 def tells_of_none(words: str) -> bool:

@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import itertools
 import json
 import threading
+import tracemalloc
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -51,6 +53,7 @@ class World:
         self.nodes = {"node-1": {}}
         self.kept = b""
         self.instead = {}
+        self.breaking = 0
         self.asked = []
         self.closed = threading.Event()
 
@@ -123,7 +126,18 @@ class Api(Quiet):
         file = world.nodes[asked["node_id"]].get(asked["filename"])
         if file is None:
             return self.plain(500, NO_FILE.format(asked["filename"]).encode())
-        return self.plain(200, file) if path.endswith("/file") else self.grow(asked["node_id"], asked["filename"])
+        if path.endswith("/file"):
+            return self.break_off(file) if world.breaking and asked["filename"] == LOG else self.plain(200, file)
+        return self.grow(asked["node_id"], asked["filename"])
+
+    def break_off(self, file):
+        """Hand out the first half of a file, with a head that is lost over it."""
+        self.server.world.breaking -= 1
+        self.send_response(200)
+        self.send_header("content-length", str(len(file)))
+        self.end_headers()
+        self.wfile.write(file[: len(file) // 2])
+        self.close_connection = True
 
     def grow(self, node, file):
         """Hand out a file as it grows, until its node is gone."""
@@ -213,6 +227,21 @@ def test_log_is_read_from_a_head_that_misses_an_answer(kube, world, path):
     world.printed("node-1", b"one\n")
     world.refuses(path, 503, "no endpoints available", times=2)
     assert whole(kube) == ["one"]
+
+
+def test_log_that_breaks_off_while_it_is_read_goes_on_behind_what_was_given(kube, world):
+    world.printed("node-1", b"".join(b"%d\n" % number for number in range(1000)))
+    world.breaking = 1
+    assert whole(kube) == [str(number) for number in range(1000)]
+
+
+def test_storages_copy_goes_on_where_a_log_broke_off_while_it_was_read(kube, world, monkeypatch):
+    monkeypatch.setattr(driverlogs, "_PATIENCE_S", 0)
+    world.kept = b"".join(b"%d\n" % number for number in range(1000))
+    world.printed("node-1", RAYS + world.kept)
+    world.tells("node-1", len(RAYS), 0)
+    world.breaking = 10
+    assert whole(kube)[1:] == [str(number) for number in range(1000)]
 
 
 def test_last_lines_of_a_failure_are_asked_for_again_where_a_head_misses_an_answer(kube, world):
@@ -392,3 +421,16 @@ def test_end_of_a_run_in_another_heads_log_is_read_behind_its_copy(reader, world
     world.end()
     world.tells("node-2", len(RAYS) + 10, 8)
     assert reader.all()[1:] == ["one", "two", "three"]
+
+
+def test_end_of_a_log_that_was_followed_is_read_without_holding_the_log(kube, world):
+    world.printed("node-1", (b"x" * 65535 + b"\n") * 512)
+    with contextlib.closing(driverlogs.lines(kube, "a", follow=True)) as lines:
+        assert sum(1 for _ in itertools.islice(lines, 512)) == 512
+        world.printed("node-1", b"last\n")
+        world.end()
+        tracemalloc.start()
+        assert list(lines) == ["last"]
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert held < 8 * 2**20

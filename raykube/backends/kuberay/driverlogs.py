@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube import wire
 from raykube.backends.kuberay import logfiles, storage
-from raykube.backends.kuberay.followed import Followed, log_of
+from raykube.backends.kuberay.followed import Followed, learn, log_of
 from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import storage_of
@@ -33,29 +32,20 @@ _TOLD_S = 10.0
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield a run's log lines without their newlines; with `follow` until it has ended."""
-    chunks = _followed(kube, name) if follow else iter([_whole(kube, name).data])
+    chunks = _followed(kube, name) if follow else _rest(Look(kube, name), _Reader(kube, {}))
     made = Lines()
     for chunk in chunks:
         yield from made.take(chunk)
     yield from made.end()
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """All of a run's log, and the head that has it with its driver's node; none for the storage's copy."""
-
-    data: bytes
-    head: RayHead | None = None
-    node: str = ""
-
-
-def _whole(kube: Kube, name: str) -> _Whole:
-    look = Look(kube, name)
+def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
+    """Yield what a reader was not given yet of a run's log, as far as that is written."""
     away: BackendError | None = None
     started = _was_in_ray(look.job)
     try:
-        if found := _from_head(look, _PATIENCE_S if started else 0):
-            return found
+        if (yield from _from_head(look, reader, _PATIENCE_S if started else 0)):
+            return
         # Where Ray itself tells of no driver there was none, as when its environment could not be made.
         started = False
     except NotFound:  # the cluster is gone, or the driver's node
@@ -64,11 +54,11 @@ def _whole(kube: Kube, name: str) -> _Whole:
         away = error
     except Unreachable as error:
         away = error if started else None
-    return _Whole(_kept(kube, look, away, started=started))
+    yield reader.rest_of_copy(_kept(reader.kube, look, away, started=started))
 
 
-def _from_head(look: Look, patience_s: float) -> _Whole | None:
-    """Return the log as the head hands it out; None when it knows of no driver.
+def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[bytes, None, bool]:
+    """Yield the rest of the log as the head hands it out, and return whether it knows of a driver.
 
     Raises:
         NotFound: the cluster is gone, or the node that the driver was on.
@@ -77,19 +67,22 @@ def _from_head(look: Look, patience_s: float) -> _Whole | None:
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return _asked(look)
+            return (yield from _asked(look, reader))
         except Unreachable:  # a head that lives misses an answer at times
             if time.monotonic() > deadline:
                 raise
         time.sleep(_PAUSE_S)
 
 
-def _asked(look: Look) -> _Whole | None:
+def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
     head = look.head()
     if head is None:
         raise NotFound(f"{look.name} has no head")
     node = head.api.job(head.submission_id).get("driver_node_id")
-    return _Whole(head.api.log(node, head.log_file), head, node) if node else None
+    if node:
+        learn(reader.told, look.name, head, node)
+        yield from reader.rest(head, node)
+    return bool(node)
 
 
 def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -> bytes:
@@ -133,52 +126,59 @@ def _followed(kube: Kube, name: str) -> Iterator[bytes]:
             run.ended.wait(_PAUSE_S)
         if isinstance(run.error, NotFound):
             return
-        whole = _whole(kube, name)
-        if whole.head:
-            run.learn(whole.head, whole.node)
-        yield reader.rest(whole)
+        yield from _rest(Look(kube, name), reader)
         run.check()
 
 
 class _Reader:
     """Remembers what was given of a run's log, over all its streams; `told` is what its pods tell of their logs."""
 
-    def __init__(self, kube: Kube, told: Mapping[str, Mapping[str, Any]]) -> None:
-        self._kube = kube
-        self._told = told
+    def __init__(self, kube: Kube, told: dict[str, Mapping[str, Any]]) -> None:
+        self.kube = kube
+        self.told = told
         self._log = ""
         self._at = 0
         self._since: dict[str, float] = {}
 
     def is_ready(self, log: str) -> bool:
         """Whether it is known what to skip of a log; that a pod never tells, as one without its storage, is borne."""
-        if self._log in ("", log) or log in self._told:
+        if self._log in ("", log) or log in self.told:
             return True
         return time.monotonic() - self._since.setdefault(log, time.monotonic()) > _TOLD_S
 
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
         """Yield what comes, without what was given before."""
-        log, file = log_of(head, node), LogFile(head.cluster, node, head.log_file, head.api)
-        at = self._given_of(log)
-        for chunk in logfiles.chunks(self._kube, file, at, stop):
+        log, at = log_of(head, node), self._given_of(log_of(head, node))
+        return self._noted(log, at, logfiles.chunks(self.kube, _file(head, node), at, stop))
+
+    def rest(self, head: RayHead, node: str) -> Iterator[bytes]:
+        """Yield what is there now, without what was given before."""
+        log, at = log_of(head, node), self._given_of(log_of(head, node))
+        return self._noted(log, at, _file(head, node).rest(at))
+
+    def rest_of_copy(self, kept: bytes) -> bytes:
+        """Return what was not given of the storage's copy of the log."""
+        return kept[self._given_of("") :]
+
+    def _noted(self, log: str, at: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
             at += len(chunk)
             self._log, self._at = log, at
             yield chunk
-
-    def rest(self, whole: _Whole) -> bytes:
-        """Return what the streams did not."""
-        log = log_of(whole.head, whole.node) if whole.head else ""
-        return whole.data[self._given_of(log) :]
 
     def _given_of(self, log: str) -> int:
         """Return how many bytes at the beginning of a log were given, by whichever head; "" is the storage's copy."""
         if log == self._log or not self._log:
             return self._at
         # Of the run's own output: Ray's lines before it are of another length in each log.
-        own = max(0, self._at - _number(self._told, self._log, "log_starts_at", self._at))
+        own = max(0, self._at - _number(self.told, self._log, "log_starts_at", self._at))
         if not log:
             return own
-        return _number(self._told, log, "log_starts_at") + min(own, _number(self._told, log, "log_replayed"))
+        return _number(self.told, log, "log_starts_at") + min(own, _number(self.told, log, "log_replayed"))
+
+
+def _file(head: RayHead, node: str) -> LogFile:
+    return LogFile(head.cluster, node, head.log_file, head.api)
 
 
 def _number(told: Mapping[str, Mapping[str, Any]], log: str, key: str, default: int = 0) -> int:

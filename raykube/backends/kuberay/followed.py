@@ -18,6 +18,13 @@ def log_of(head: RayHead, node: str) -> str:
     return f"{node}/{head.log_file}"
 
 
+def learn(known: dict[str, Mapping[str, Any]], name: str, head: RayHead, node: str) -> None:
+    """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
+    log = log_of(head, node)
+    if log not in known and (told := head.told(name, {"driver_node_id": node})):
+        known[log] = told
+
+
 class Followed:
     """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
 
@@ -75,13 +82,7 @@ class Followed:
                 self.head = head
                 self._stream.set()
             if head and (node := self.details.get("driver_node_id")):
-                self.learn(head, node)
-
-    def learn(self, head: RayHead, node: str) -> None:
-        """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
-        log = log_of(head, node)
-        if log not in self.told and (told := head.told(self._look.name, {"driver_node_id": node})):
-            self.told[log] = told
+                learn(self.told, self._look.name, head, node)
 
     def refresh(self) -> None:
         """Ask again where the driver is: its head may have been replaced."""

@@ -7,9 +7,10 @@ neither lost nor doubled. Files that are new are found while it goes on.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
@@ -30,14 +31,14 @@ class LogFile:
     path: str
     api: RayApi = field(repr=False, compare=False)
 
-    def bytes(self) -> bytes:
-        """Return all that is in it now. Raises NotFound."""
-        return self.api.log(self.node, self.path)
+    def rest(self, skip: int) -> Iterator[bytes]:
+        """Yield what is in it now after its first `skip` bytes, as it comes. Raises NotFound."""
+        return _after(self.api.log_parts(self.node, self.path), skip)
 
     def lines(self) -> list[str]:
         """Return its lines; none when it is not there."""
         with contextlib.suppress(NotFound):
-            return self.bytes().decode("utf-8", "replace").splitlines()
+            return self.api.log(self.node, self.path).decode("utf-8", "replace").splitlines()
         return []
 
 
@@ -50,17 +51,20 @@ def chunks(kube: Kube, file: LogFile, skip: int, stop: Stop) -> Iterator[bytes]:
     path, options = file.api.log_path(file.node, file.path)
     try:
         with kube.stream(path, stop, timeout=None, **options) as response:
-            for chunk in response.iter_raw():
-                if stop.is_set():  # the rest is read at once, from where this ends
-                    return
-                fresh = chunk[skip:]
-                skip = max(0, skip - len(chunk))
-                if fresh:
-                    yield fresh
+            # What comes after that is read by itself, from where this ends.
+            yield from _after(itertools.takewhile(lambda _: not stop.is_set(), response.iter_raw()), skip)
     except BackendError as error:
         if tells_of_none(error.why):
             raise NotFound(error.what, why=error.why) from error
         raise
+
+
+def _after(parts: Iterable[bytes], skip: int) -> Iterator[bytes]:
+    for part in parts:
+        fresh = part[skip:]
+        skip = max(0, skip - len(part))
+        if fresh:
+            yield fresh
 
 
 #: Returns the files that there are now, and whether no more will be written.
@@ -134,7 +138,8 @@ class Following:
             self._over.wait(_PAUSE_S)
         with contextlib.suppress(BackendError):  # where it cannot be read any more, that was all
             if not self._closed:
-                self._put(made.take(file.bytes()[given:]))
+                for chunk in file.rest(given):
+                    self._put(made.take(chunk))
         self._put(made.end())
 
     def _put(self, lines: list[str]) -> None:
