@@ -208,6 +208,21 @@ def test_file_whose_node_has_gone_is_read_once_more_and_no_more(kube, ray, world
     lines.close()
 
 
+def test_log_that_is_left_early_leaves_no_threads(kube, ray, world):
+    world.nodes["node-1"]["replica"] = b"line\n" * 30_000
+    file, before = logfiles.LogFile("a-c", "node-1", "replica", ray), set(threading.enumerate())
+    following = logfiles.Following(kube, lambda: ([file], False))
+    lines = following.lines()
+    assert next(lines) == "line"
+    until(following._lines.full, "more is read than there is room for", 10)
+    lines.close()
+
+    def left():
+        return [each for each in threading.enumerate() if each not in before and each.name.startswith("raykube")]
+
+    until(lambda: not left(), "they end", 10)
+
+
 def test_file_goes_on_behind_what_was_read_of_it_however_many_parts_that_comes_in(kube, ray, world):
     world.nodes["node-1"]["replica"] = b"x" * 300_000 + b"the rest"
     file = logfiles.LogFile("a-c", "node-1", "replica", ray)

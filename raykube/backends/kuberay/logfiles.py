@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
@@ -109,7 +109,15 @@ class Following:
         self._over.set()
         for reader in self._readers.values():
             reader.join()
-        self._lines.put(end)
+        self._put([end])
+
+    def _put(self, lines: Sequence[str | ConfigError | None]) -> None:
+        """Wait until there is room for each line; once nobody reads any more they are dropped."""
+        for line in lines:
+            while not self._closed:
+                with contextlib.suppress(queue.Full):
+                    self._lines.put(line, timeout=_LOOK_S)
+                    break
 
     def _found_all(self) -> bool:
         """Have new files read; a head or API server that is away is waited for."""
@@ -141,7 +149,3 @@ class Following:
                 for chunk in file.rest(given):
                     self._put(made.take(chunk))
         self._put(made.end())
-
-    def _put(self, lines: list[str]) -> None:
-        for line in lines:
-            self._lines.put(line)
