@@ -14,7 +14,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor.check import Check
 from raykube.errors import Forbidden
 
-_ALL = ("get", "list", "watch", "create", "update", "patch", "delete")
+_ALL = ("get", "list", "watch", "create", "patch", "delete")
 _READ = ("get", "list", "watch")
 _AT_ONCE = 8
 
@@ -32,18 +32,23 @@ class Rule:
 #: The Role of docs/kubernetes.md, rule by rule.
 RULES = (
     Rule("ray.io", ("rayjobs", "rayclusters", "rayservices"), _ALL, "to run jobs, clusters and services"),
-    Rule("ray.io", ("rayjobs/status", "rayclusters/status", "rayservices/status"), ("get",), "to see their states"),
-    Rule("", ("configmaps",), ("get", "list", "create", "update", "patch", "delete"), "to send code"),
-    Rule("", ("pods", "pods/log", "events", "services"), _READ, "to say why something does not run"),
+    Rule("", ("configmaps",), ("get", "create", "patch", "delete"), "to send code"),
+    Rule("", ("pods",), _READ, "to say why something does not run"),
+    Rule("", ("pods/log",), ("get",), "to say why something does not run"),
+    Rule("", ("events",), ("list", "watch"), "to say why something does not run"),
     Rule("", ("pods",), ("create", "patch", "delete"), "to read a run's storage once its cluster is gone"),
     Rule("", ("secrets",), ("get",), "to read the token of a cluster's Ray"),
-    Rule("events.k8s.io", ("events",), _READ, "to say why something does not run"),
     Rule("", ("services/proxy",), ("get", "create", "update"), "to ask a cluster's Ray for states, logs and results"),
     Rule("", ("pods/proxy",), ("get", "create"), "to bring code to its storage that a ConfigMap has no room for"),
     Rule("", ("pods/portforward",), ("get", "create"), "for raykube cluster forward and service forward"),
-    Rule("", ("resourcequotas",), ("get", "list"), "to say that a quota is used up"),
+    Rule("", ("resourcequotas",), ("list",), "to say that a quota is used up"),
     Rule("", ("persistentvolumeclaims",), ("get",), "to see whether the claims of a manifest are there"),
-    Rule("kueue.x-k8s.io", ("workloads",), (*_READ, "patch"), "to say why Kueue has not admitted a run, and stop it"),
+    Rule(
+        "kueue.x-k8s.io",
+        ("workloads",),
+        ("list", "watch", "patch"),
+        "to say why Kueue has not admitted a run, and stop it",
+    ),
     Rule(
         "visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",), "to say where it stands in the queue"
     ),

@@ -19,23 +19,23 @@ _OPERATOR_S = 30
 _SERVER_S = 90
 _TOKEN = "4h"
 
-_ALL = ("get", "list", "watch", "create", "update", "patch", "delete")
+_ALL = ("get", "list", "watch", "create", "patch", "delete")
 _READ = ("get", "list", "watch")
 #: What raykube's documentation asks an administrator to grant; tests use nothing else.
 LEAST_PRIVILEGE = (
     ("ray.io", ("rayjobs", "rayclusters", "rayservices"), _ALL),
-    ("ray.io", ("rayjobs/status", "rayclusters/status", "rayservices/status"), ("get",)),
-    ("", ("configmaps",), ("get", "list", "create", "update", "patch", "delete")),
-    ("", ("pods", "pods/log", "events", "services"), _READ),
+    ("", ("configmaps",), ("get", "create", "patch", "delete")),
+    ("", ("pods",), _READ),
+    ("", ("pods/log",), ("get",)),
+    ("", ("events",), ("list", "watch")),
     ("", ("pods",), ("create", "patch", "delete")),  # one that reads a run's storage; annotations of those that serve
     ("", ("secrets",), ("get",)),  # the token of a cluster's Ray
-    ("events.k8s.io", ("events",), _READ),
     ("", ("services/proxy",), ("get", "create", "update")),
     ("", ("pods/proxy",), ("get", "create")),
     ("", ("pods/portforward",), ("get", "create")),  # by WebSocket it is a GET, which some servers ask for, some not
-    ("", ("resourcequotas",), ("get", "list")),
+    ("", ("resourcequotas",), ("list",)),
     ("", ("persistentvolumeclaims",), ("get",)),
-    ("kueue.x-k8s.io", ("workloads",), (*_READ, "patch")),
+    ("kueue.x-k8s.io", ("workloads",), ("list", "watch", "patch")),
     ("visibility.kueue.x-k8s.io", ("localqueues/pendingworkloads",), ("get",)),
 )
 

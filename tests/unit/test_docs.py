@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from raykube.backends.kuberay import nextsteps
+from raykube.backends.kubernetes import kubeapi
 from raykube.cli import raykube
 from raykube.cluster import Cluster
 from raykube.doctor.rights import RULES
@@ -35,6 +36,16 @@ def test_role_of_the_guide_is_the_one_that_tests_use():
 
 def test_doctor_asks_for_the_same_rights():
     assert [(rule.group, rule.resources, rule.verbs) for rule in RULES] == list(LEAST_PRIVILEGE)
+
+
+def test_role_of_the_guide_has_nothing_that_is_never_asked_for():
+    asked = {(path.split("/")[1] if path.startswith("apis/") else "", kind) for path, kind in kubeapi._PATHS.values()}
+    parts = {"pods/log", "pods/proxy", "pods/portforward", "services/proxy", "localqueues/pendingworkloads"}
+    granted = [(group, kind, verbs) for group, kinds, verbs in LEAST_PRIVILEGE for kind in kinds]
+    assert {(group, kind) for group, kind, _ in granted if "/" not in kind} <= asked
+    assert {kind for _, kind, _ in granted if "/" in kind} == parts
+    # Objects are changed by patches; a PUT only brings code to a head.
+    assert [kind for _, kind, verbs in granted if "update" in verbs] == ["services/proxy"]
 
 
 def test_manifest_of_the_guide_can_work(tmp_path):
