@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from raykube.errors import BackendError
@@ -52,8 +56,8 @@ def auth() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
 
 
-def start() -> bool:
-    """Connect to Ray if this process is not; return whether that started an instance of our own.
+def start() -> str | None:
+    """Connect to Ray if this process is not; return the folder of an instance of our own where that started one.
 
     Raises:
         BackendError: Ray cannot be started, or does not answer.
@@ -66,39 +70,63 @@ def start() -> bool:
     import ray
 
     if ray.is_initialized():
-        return False
+        return None
     if joins:
-        _init()
-        return False
+        _join()
+        return None
     os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
     # It would warn that a token is now needed, where nobody but this process needs one.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Nobody is told of its dashboard, which is one more process to start.
-    _init(address="local", include_dashboard=False)
-    return True
+    return _start_own()
+
+
+def _base() -> Path:
+    """Return the folder where Ray would put its own; a short one, for its sockets' paths have 107 bytes at most."""
+    asked = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR"))
+    return Path(asked or "/tmp").absolute()  # noqa: S108 - what is made there has a name that nobody can foresee
+
+
+def _join() -> None:
+    what = f"no Ray answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    with _told(what, "unset RAY_ADDRESS for a Ray of its own, or set it to one that runs"):
+        _init()
+
+
+def _start_own() -> str:
+    """Start an instance in a new folder, and return that. Where Ray does not start, it stays for its logs."""
+    base = _base()
+    logs = f"{base}/ray-*/r/session_latest/logs, and RAY_TMPDIR names another place for them"
+    with _told("Ray cannot be started on this machine", f"run raykube doctor; Ray's logs are in {logs}"):
+        base.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="ray-", dir=base)
+        # Ray opens what it is given, its sockets among it, to every user of the machine: it gets a folder
+        # within the one that is ours alone. Nobody is told of its dashboard, which is one more process to start.
+        _init(address="local", include_dashboard=False, _temp_dir=f"{folder}/r")
+    return folder
+
+
+@contextlib.contextmanager
+def _told(what: str, next_step: str) -> Iterator[None]:
+    """Turn whatever keeps Ray from starting or answering into a BackendError."""
+    try:
+        yield
+    except Exception as error:  # Ray's own are of any kind, some bare
+        raise BackendError(what, why=f"{type(error).__name__}: {error}", next_step=next_step) from error
 
 
 def _init(**asked: Any) -> None:
     import ray
 
-    try:
-        ray.init(logging_level=logging.WARNING, **asked)
-    except Exception as error:  # Ray's own are of any kind, some bare
-        address = os.environ.get("RAY_ADDRESS")
-        raise BackendError(
-            f"no Ray answers at RAY_ADDRESS={address}" if address else "Ray cannot be started on this machine",
-            why=f"{type(error).__name__}: {error}",
-            next_step="unset RAY_ADDRESS for a Ray of its own, or set it to one that runs"
-            if address
-            else "run raykube doctor; Ray's logs are in session_latest/logs below RAY_TMPDIR, else /tmp/ray",
-        ) from error
+    ray.init(logging_level=logging.WARNING, **asked)
 
 
-def end(environ: Mapping[str, str | None]) -> None:
-    """End an instance of our own, and give the variables in `environ` the values they had before it."""
+def end(folder: str | None, environ: Mapping[str, str | None]) -> None:
+    """End an instance of our own with its folder, and give the variables in `environ` the values they had before it."""
     import ray
 
     ray.shutdown()
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     for name, value in environ.items():
         if value is None:
             os.environ.pop(name, None)

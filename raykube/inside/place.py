@@ -124,9 +124,10 @@ class Place:
         """
         joining.apply_environ()
         joining.show_progress()
-        before, joined = joining.auth(), False
+        before, folder, joined = joining.auth(), None, False
         try:
-            joined = not joining.start()
+            folder = joining.start()
+            joined = folder is None
             from raykube.inside.deaths import orphans_removed
 
             settle()
@@ -134,7 +135,7 @@ class Place:
                 yield
         finally:
             if not joined:
-                joining.end(before)
+                joining.end(folder, before)
 
 
 def _new_name(experiment: str) -> str:

@@ -259,7 +259,7 @@ def test_idle_head_ends_by_itself_and_leaves_results_but_no_process_and_no_folde
     running = head.read_state()
     eventually(lambda: head.read_state() is None)
     eventually(lambda: not processes_of(running))
-    eventually(lambda: not Path(running.session_dir).parent.exists())
+    eventually(lambda: not Path(running.folder).exists())
     assert run.status().state == "SUCCEEDED"
     assert "hello" in list(run.logs())
 
@@ -274,6 +274,12 @@ def test_token_is_in_no_command_line_and_no_log(code):
             assert token not in " ".join(process.cmdline())
     logs = [*Path(running.session_dir, "logs").rglob("*"), head.home() / "ray.log", head.home() / "keeper.log"]
     assert not [path for path in logs if path.is_file() and token.encode() in path.read_bytes()]
+
+
+def test_files_of_the_head_s_ray_are_closed_to_others(code):
+    rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
+    folders = Path(head.current().session_dir, "sockets").parents
+    assert [folder for folder in folders if folder.stat().st_mode & 0o077 == 0]
 
 
 def test_head_refuses_who_has_no_token(code):

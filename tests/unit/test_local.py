@@ -63,6 +63,7 @@ def running(home):
         ray_pid=os.getpid(),
         ray_born="",
         address="http://127.0.0.1:1",
+        folder=str(session.parent),
         session_dir=str(session),
         serve_port=1,
         python="python",

@@ -32,7 +32,8 @@ class Head:
         id: a random word, also in the environment of all its processes.
         keeper_pid, keeper_born, ray_pid, ray_born: its two main processes, and what :func:`born` says of them.
         address: of the dashboard, as in ``http://127.0.0.1:38265``.
-        session_dir: Ray's folder for this head; ``logs/`` below it.
+        folder: made for this head, and closed to all but its owner.
+        session_dir: Ray's own folder within it; ``logs/`` below it.
         serve_port: where Serve listens once something is deployed.
         python: the interpreter that runs it.
         started: Unix time in seconds.
@@ -44,6 +45,7 @@ class Head:
     ray_pid: int
     ray_born: str
     address: str
+    folder: str
     session_dir: str
     serve_port: int
     python: str
@@ -184,6 +186,14 @@ def lock() -> Iterator[None]:
         yield
 
 
+def temp_dir(folder: str) -> str:
+    """Return where Ray keeps its files, its sockets and logs among them, below a folder that is its owner's alone.
+
+    Ray opens what it is given, and all that it makes there, to every user of the machine.
+    """
+    return f"{folder}/r"
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
@@ -193,9 +203,9 @@ def free_port() -> int:
 
 
 def remove_files(head: Head) -> None:
-    """Remove what Ray left in its own folder; the logs of runs have been kept by then."""
+    """Remove the head's folder with what Ray left in it; the logs of runs have been kept by then."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(Path(head.session_dir).parent)
+        shutil.rmtree(head.folder)
 
 
 def kill_processes(head: Head) -> None:

@@ -94,12 +94,12 @@ def _start(head_id: str) -> head.Head:
     head.write_starting(head.Starting(head_id, os.getpid(), head.born(os.getpid())))
     for tries_left in (2, 1, 0):
         port = head.free_port()
-        ray, temp_dir = _spawn_ray(head_id, port)
-        session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), temp_dir)
+        ray, folder = _spawn_ray(head_id, port)
+        session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), head.temp_dir(folder))
         if session_dir:
-            return _published(head_id, ray.pid, port, session_dir)
+            return _published(head_id, ray.pid, port, folder, session_dir)
         head.kill_marked(head_id, ray.pid)
-        shutil.rmtree(temp_dir)
+        shutil.rmtree(folder)
         sys.stderr.write(f"ray start ended with exit code {ray.returncode}; tries left: {tries_left}\n")
     sys.exit(1)
 
@@ -107,18 +107,18 @@ def _start(head_id: str) -> head.Head:
 def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[bytes], str]:
     """Start Ray's processes in a session of their own and a new folder."""
     # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
-    temp_dir = tempfile.mkdtemp(prefix=f"raykube-{head_id}-", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix=f"raykube-{head_id}-", dir="/tmp")
     with (head.home() / "ray.log").open("wb") as log:
         ray = subprocess.Popen(
-            ray_command(dashboard_port, temp_dir),
+            ray_command(dashboard_port, head.temp_dir(folder)),
             env=ray_environ(head_id),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            cwd=temp_dir,
+            cwd=folder,
         )
-    return ray, temp_dir
+    return ray, folder
 
 
 def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) -> Path | None:
@@ -132,7 +132,7 @@ def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) 
     return None
 
 
-def _published(head_id: str, ray_pid: int, port: int, session_dir: Path) -> head.Head:
+def _published(head_id: str, ray_pid: int, port: int, folder: str, session_dir: Path) -> head.Head:
     return head.Head(
         id=head_id,
         keeper_pid=os.getpid(),
@@ -140,6 +140,7 @@ def _published(head_id: str, ray_pid: int, port: int, session_dir: Path) -> head
         ray_pid=ray_pid,
         ray_born=head.born(ray_pid),
         address=f"http://127.0.0.1:{port}",
+        folder=folder,
         session_dir=str(session_dir),
         serve_port=int(setting("serve_port").value) or head.free_port(),
         python=sys.executable,

@@ -261,18 +261,25 @@ from raykube.inside.place import Place
 def auth():
     return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
 
+def modes():
+    return [oct(entry.stat().st_mode & 0o777) for entry in os.scandir(os.environ["RAY_TMPDIR"])]
+
 for _ in range(2):
     with Place("twice", "unused").connect():
+        assert modes() == ["0o700"], modes()
         import ray
         assert ray.get(ray.remote(num_cpus=1)(lambda: 42).remote()) == 42
         assert auth()["RAY_AUTH_MODE"] == "token"
     assert auth() == {}, auth()
+    assert modes() == [], modes()
 """
 
 
-def test_own_ray_leaves_no_token_behind_and_can_be_started_again(tmp_path):
+def test_own_ray_is_closed_to_others_leaves_neither_token_nor_files_and_can_be_started_again(tmp_path):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environ |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
-    ended = subprocess.run([sys.executable, "-c", TWICE], env=environ, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="rk-", dir="/tmp") as folder:  # short, for Ray's sockets
+        environ["RAY_TMPDIR"] = folder
+        ended = subprocess.run([sys.executable, "-c", TWICE], env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / ".ray").exists()
