@@ -73,7 +73,7 @@ def _clusters(where: Where) -> Iterator[str]:
     from raykube.backends.local import head
     from raykube.cluster import LOCAL
 
-    if head.current():
+    if head.seen():
         yield LOCAL
     if where.on != LOCAL:
         place = where.around()

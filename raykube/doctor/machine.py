@@ -15,7 +15,7 @@ from pathlib import Path
 from raykube import wire
 from raykube.backends.local import head, records
 from raykube.doctor.check import Check, refused
-from raykube.errors import ConfigError, install
+from raykube.errors import ConfigError, Unreachable, install
 from raykube.settings import setting
 
 #: The Ray releases that the tests run on.
@@ -143,6 +143,10 @@ def _version(package: str) -> str:
 
 
 def _head() -> Check:
-    if not _version("psutil") or (running := head.current()) is None:
+    try:
+        running = head.current() if _version("psutil") else None
+    except Unreachable as error:
+        return Check("local head", None, f"{error.what}: {error.why}", error.next_step)
+    if running is None:
         return Check("local head", True, "none runs; the first job on this machine starts one")
     return Check("local head", True, f"runs at {running.address} on {running.python}")

@@ -9,7 +9,7 @@ from tests.support import run
 
 HANDLES = {
     "head": "from raykube.backends.local.head import Head, api\n"
-    "def ask():\n    api(Head('h', 1, '', 1, '', sys.argv[1], '', '', 1, '', 0.0)).job('a')\n",
+    "def ask():\n    api(Head('h', 1, '', 1, '', sys.argv[1], '', '', 1, '', 0.0, '')).job('a')\n",
     "kubernetes": "from raykube.backends.kubernetes.kubeapi import Kube\n"
     "kube = Kube()\n"
     "def ask():\n    kube.find('Pod', 'a')\n",

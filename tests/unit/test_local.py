@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ def running(home):
         serve_port=1,
         python="python",
         started=0.0,
+        host=head.here(),
     )
 
 
@@ -172,6 +174,48 @@ def test_deadline_is_the_reason_whichever_keeper_sees_the_run_stopped_for_it(rec
 def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, running):
     records.set_ending("a", records.Ending(since=2.0))
     assert observe.settle_lost(record, running).state == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [("node7 pid:[1]", "node7"), (f"{socket.gethostname()} pid:[1]", f"another container on {socket.gethostname()}")],
+)
+def test_head_of_another_machine_is_neither_taken_for_dead_nor_replaced(record, running, code, host, where):
+    head.home().mkdir()
+    head.write_state(replace(running, ray_born="then", host=host))
+    records.save(replace(record, name="b", kind="service", body=[]))
+    asks = [
+        lambda: Local().status("a"),
+        lambda: Local().stop("a"),
+        lambda: Local().delete("b"),
+        lambda: Local().status("b"),
+        lambda: rk.submit(rk.Job(entrypoint="python hello.py", working_dir=code), "local"),
+        backend.end_head,
+    ]
+    for ask in asks:
+        with pytest.raises(Unreachable, match=f"the Ray head of .* runs on {where}\n"):
+            ask()
+    assert (records.final("a"), records.load("b").head) == (None, "h")
+    assert head.read_state().host == host
+    assert Path(running.session_dir).exists()
+
+
+def test_run_that_has_ended_is_told_of_wherever_the_head_runs_now(record, running):
+    running.driver_log("a-n-1").write_text("said\n")
+    observe.settle(record, Status("a", "job", "SUCCEEDED"), running)
+    head.home().mkdir()
+    head.write_state(replace(running, ray_born="then", host="node7 pid:[1]"))
+    assert Local().status("a").state == "SUCCEEDED"
+    assert list(Local().logs("a", follow=True)) == ["said"]
+    Local().delete("a")
+    assert not records.folder("a").exists()
+
+
+def test_head_that_this_machine_had_under_another_name_is_its_own(running):
+    head.home().mkdir()
+    alive = replace(running, ray_born=head.born(os.getpid()), host="of-yesterday pid:[1]")
+    head.write_state(alive)
+    assert head.current() == alive
 
 
 def test_logs_of_all_attempts_outlive_the_head(record, running):

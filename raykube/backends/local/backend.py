@@ -110,7 +110,7 @@ class Local:
     def _driver(self, record: Record, *, follow: bool) -> Iterator[str]:
         attempt = 1
         while attempt <= records.attempt(record.name):
-            paths = [observe.log_path(record, attempt, head.current())]
+            paths = [observe.log_path(record, attempt, head.seen())]
             yield from observe.lines(paths.copy, is_open=self._goes_on(record.name, attempt, follow=follow))
             attempt += 1
 
@@ -188,7 +188,7 @@ def _load(name: str, kind: Kind | None) -> Record:
 def _wait_for_ray(record: Record) -> None:
     """Wait, for a while, until Ray too says that a run has ended: its end may be noted while it still writes files."""
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while (running := head.current()) and running.id == record.head and time.monotonic() < deadline:
+    while (running := head.seen()) and running.id == record.head and time.monotonic() < deadline:
         if not observe.is_running(record, head.api(running)):
             return
         time.sleep(_POLL_S)

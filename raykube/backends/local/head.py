@@ -22,6 +22,7 @@ from pathlib import Path
 from raykube import wire
 from raykube.backends.local import disk
 from raykube.backends.rayapi import RayApi
+from raykube.errors import Unreachable
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Head:
         serve_port: where Serve listens once something is deployed.
         python: the interpreter that runs it.
         started: Unix time in seconds.
+        host: where it runs, as :func:`here` has it.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Head:
     serve_port: int
     python: str
     started: float
+    host: str
 
     def driver_log(self, submission_id: str) -> Path:
         """Return where Ray writes a job's output."""
@@ -110,6 +113,13 @@ def born(pid: int) -> str:
     return since_boot
 
 
+def here() -> str:
+    """Return what tells this machine, and a container on it, from others that see the same folder of raykube."""
+    with contextlib.suppress(OSError):  # only Linux has namespaces
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname()
+
+
 def alive(pid: int, birth: str) -> bool:
     """Whether exactly that process runs: a pid alone may have been given to another one since."""
     return bool(birth) and born(pid) == birth
@@ -156,9 +166,35 @@ def read_starting() -> Starting | None:
 
 
 def current() -> Head | None:
-    """Return the head that runs now, if its Ray is alive."""
+    """Return the head that runs now, if its Ray is alive.
+
+    Raises:
+        Unreachable: it runs, or has run, where its processes cannot be seen from here: it must not be taken for dead.
+    """
     head = read_state()
-    return head if head and alive(head.ray_pid, head.ray_born) else None
+    if head is None or alive(head.ray_pid, head.ray_born):
+        return head
+    if head.host != here():
+        raise _elsewhere(head)
+    return None
+
+
+def seen() -> Head | None:
+    """Return the head that runs now, if that is here: its files are of no other place."""
+    with contextlib.suppress(Unreachable):
+        return current()
+    return None
+
+
+def _elsewhere(head: Head) -> Unreachable:
+    machine, _, container = head.host.partition(" ")
+    place = f"another container on {machine}" if machine == socket.gethostname() and container else machine
+    step = f"run raykube there, or give {wire.HOME} a folder of its own here; only if all that runs there has ended: "
+    return Unreachable(
+        f"the Ray head of {wire.home()} runs on {place}",
+        why=f"this is {socket.gethostname()}, from where its processes cannot be seen",
+        next_step=f"{step}rm {home() / 'state.json'}",
+    )
 
 
 def touch() -> None:

@@ -145,6 +145,7 @@ def _published(head_id: str, ray_pid: int, port: int, folder: str, session_dir: 
         serve_port=int(setting("serve_port").value) or head.free_port(),
         python=sys.executable,
         started=time.time(),
+        host=head.here(),
     )
 
 

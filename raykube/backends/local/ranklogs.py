@@ -36,7 +36,7 @@ def _files(record: Record, rank: int) -> list[Path]:
     path = Path(record.storage) / record.name / wire.RANKS_FILE
     ranks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     _, worker = sources.place_of(ranks, rank, record.name)
-    running = head.current()
+    running = head.seen()
     if running is None or running.id != record.head:
         if kept := wire.newest(path.parent, wire.rank_log(rank)):
             return [kept]
