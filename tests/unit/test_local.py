@@ -148,6 +148,19 @@ def test_retry_whose_sending_failed_is_sent_again_and_has_waited_since_it_was_no
     assert (records.final("a"), records.noted(record)) == (None, noted)
 
 
+@pytest.mark.usefixtures("record")
+def test_keeper_goes_on_when_it_cannot_even_log(running):
+    head.home().mkdir()
+    head.token()
+    head.write_state(running)
+    tick = "from raykube.backends.local import head, keeper; running = head.read_state()\n"
+    tick += "keeper._tick(running, head.api(running)); print('went on')"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", tick]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.stdout == "went on\n"
+
+
 def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(record, running):
     ray, log = Ray({"status": "RUNNING"}), running.driver_log("a-n-1")
     log.write_text("started\n")

@@ -188,7 +188,8 @@ def _tick(started: head.Head, api: RayApi) -> None:
             except (BackendError, OSError) as error:
                 # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
                 # again), or the run was deleted while we looked.
-                sys.stderr.write(f"{record.name}: {error}\n")
+                with contextlib.suppress(OSError):  # the log is on the same disk
+                    sys.stderr.write(f"{record.name}: {error}\n")
 
 
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
