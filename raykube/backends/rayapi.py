@@ -7,6 +7,7 @@ same two serve a head on this machine and one behind a Kubernetes API server.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -35,11 +36,13 @@ class RayApi:
 
     @classmethod
     def at(cls, address: str, token: str) -> RayApi:
-        """Return the API of the head at `address`, as in ``http://127.0.0.1:8265``."""
+        """Return the API of the head at `address`, as in ``http://127.0.0.1:8265``. Its connections end with it."""
         # trust_env off: a proxy for the internet must not get requests for this head, nor its token.
         # verify only for https: reading the certificates costs more than a dozen requests.
         http = httpx.Client(base_url=address, timeout=_TIMEOUT, trust_env=False, verify=address.startswith("https:"))
-        return cls(http, "", {"Authorization": f"Bearer {token}"})
+        api = cls(http, "", {"Authorization": f"Bearer {token}"})
+        weakref.finalize(api, http.close)
+        return api
 
     @classmethod
     def behind(cls, http: httpx.Client, path: str, token: str) -> RayApi:

@@ -161,6 +161,28 @@ def test_keeper_goes_on_when_it_cannot_even_log(running):
     assert done.stdout == "went on\n"
 
 
+@pytest.mark.usefixtures("home")
+def test_keeper_that_cannot_adopt_the_head_is_told_by_its_own_words_and_not_kept():
+    for _ in range(2):
+        with pytest.raises(rk.BackendError, match="the keeper of the Ray head on this machine did not start") as told:
+            starting._spawn_keeper("h", "--adopt")
+    assert told.value.why == "there is no head to adopt"
+    assert "keeper.log" in told.value.next_step
+    assert [keeper.returncode for keeper in starting._keepers[:-1] if keeper.returncode is not None] == []
+
+
+def test_client_of_the_head_before_keeps_no_connection(running):
+    def ports():
+        return {found.raddr.port for found in psutil.Process().net_connections() if found.raddr}
+
+    head.home().mkdir()
+    with serving(Dashboard) as before, serving(Dashboard) as now:
+        mine = {server.server_port for server in (before, now)}
+        for server in (before, now):
+            head.api(replace(running, address=f"http://127.0.0.1:{server.server_port}")).version()
+        assert ports() & mine == {now.server_port}
+
+
 def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(record, running):
     ray, log = Ray({"status": "RUNNING"}), running.driver_log("a-n-1")
     log.write_text("started\n")

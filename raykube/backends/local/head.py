@@ -207,8 +207,8 @@ def api(head: Head) -> RayApi:
     return _client(head.address, token())
 
 
-# One a head: connections are kept open between the looks of a wait, which come several a second.
-_client = functools.cache(RayApi.at)
+# One, of the head that there is: connections are kept open between the looks of a wait, which come several a second.
+_client = functools.lru_cache(maxsize=1)(RayApi.at)
 # A child of a fork would read answers to its parent's requests from connections that both have.
 os.register_at_fork(after_in_child=_client.cache_clear)
 

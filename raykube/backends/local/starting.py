@@ -23,7 +23,7 @@ from raykube.settings import setting
 START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started anew
 _PAUSE_S = 0.2
 
-#: The keepers that this process started. They outlive it on purpose; forgetting one would be warned about.
+#: The keepers that this process started and that go on. They outlive it on purpose; of one forgotten Python warns.
 _keepers: list[subprocess.Popen[bytes]] = []
 _log = logging.getLogger("raykube")
 
@@ -138,9 +138,9 @@ def _spawn_keeper(head_id: str, *options: str) -> Head:
             start_new_session=True,
             cwd="/",
         )
-    _keepers.append(keeper)
+    _keepers[:] = [*(other for other in _keepers if other.poll() is None), keeper]  # poll takes those that have ended
     try:
-        return _published(head_id, lambda: keeper.poll() is None, keeper.pid)
+        return _published(head_id, lambda: keeper.poll() is None, keeper.pid, adopts=bool(options))
     except BackendError:
         keeper.kill()
         if not options:  # an adopted head is not ours to end
@@ -148,8 +148,10 @@ def _spawn_keeper(head_id: str, *options: str) -> Head:
         raise
 
 
-def _published(head_id: str, goes_on: Callable[[], bool], keeper_pid: int | None = None) -> Head:
-    """Wait until a keeper has published its head."""
+def _published(
+    head_id: str, goes_on: Callable[[], bool], keeper_pid: int | None = None, *, adopts: bool = False
+) -> Head:
+    """Wait until a keeper has published the head that it starts, or that it adopts."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         going = goes_on()
@@ -159,11 +161,18 @@ def _published(head_id: str, goes_on: Callable[[], bool], keeper_pid: int | None
         if not going:
             break
         time.sleep(0.05)
-    words = [line for name in ("ray.log", "keeper.log") for line in _tail(head.home() / name, 5)]
-    raise BackendError(
-        "the Ray head on this machine did not start",
+    raise _not_started(adopts=adopts)
+
+
+def _not_started(*, adopts: bool) -> BackendError:
+    """Return the error about a head, or about a keeper of one that runs, by the ends of their logs."""
+    what = "the keeper of the Ray head on this machine" if adopts else "the Ray head on this machine"
+    names = ("keeper.log",) if adopts else ("ray.log", "keeper.log")
+    words = [line for name in names for line in _tail(head.home() / name, 5)]
+    return BackendError(
+        f"{what} did not start",
         why="\n        ".join(words) or f"no answer within {START_TIMEOUT_S:g} s",
-        next_step=f"read {head.home() / 'ray.log'}; raykube doctor",
+        next_step=f"read {head.home() / names[0]}; raykube doctor",
     )
 
 
