@@ -21,7 +21,7 @@ from raykube.backends.local import backend, disk, head, keeper, observe, records
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable
 from tests.servers import Quiet, serving
-from tests.support import typed
+from tests.support import run_without_root_rights, typed
 
 
 class Ray:
@@ -251,6 +251,54 @@ def test_head_that_this_machine_had_under_another_name_is_its_own(running):
     alive = replace(running, ray_born=head.born(os.getpid()), host="of-yesterday pid:[1]")
     head.write_state(alive)
     assert head.current() == alive
+
+
+def test_lost_run_is_told_of_also_where_its_end_cannot_be_noted(record):
+    records.folder("a").chmod(0o500)
+    done = run_without_root_rights("raykube", "job", "list", "--json")
+    records.folder("a").chmod(0o700)
+    assert [run["state"] for run in json.loads(done.stdout)] == ["FAILED"]
+    assert records.final(record.name) is None
+
+
+@pytest.mark.usefixtures("record")
+def test_stop_of_a_run_that_has_ended_writes_nothing():
+    records.set_final(Status("a", "job", "SUCCEEDED"))
+    Local().stop("a")
+    assert records.ending("a") is None
+
+
+@pytest.mark.parametrize("words", [("cluster", "delete", "local"), ("service", "delete", "s")])
+def test_home_that_is_only_read_is_named_without_a_traceback(home, record, words):
+    records.save(replace(record, name="s", kind="service", body=[], head=""))
+    home.chmod(0o500)
+    done = run_without_root_rights("raykube", *words)
+    home.chmod(0o700)
+    assert done.stderr.startswith(f"error: cannot write {home}/head\n  why:  Permission denied")
+
+
+def test_home_is_its_owner_s_alone_whatever_is_done_first(home, monkeypatch):
+    monkeypatch.setenv("RAYKUBE_HOME", str(home / "new"))
+    with head.lock():
+        assert (home / "new").stat().st_mode & 0o077 == 0
+
+
+def test_home_that_others_may_read_is_closed_unless_its_user_has_chosen_it(tmp_path, monkeypatch):
+    usual, chosen = tmp_path / ".raykube", tmp_path / "chosen"
+    for folder in (usual, chosen):
+        folder.mkdir()
+        folder.chmod(0o755)
+    monkeypatch.setenv("RAYKUBE_HOME", str(chosen))
+    records.ensure_home()
+    monkeypatch.delenv("RAYKUBE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    records.ensure_home()
+    assert [folder.stat().st_mode & 0o777 for folder in (usual, chosen)] == [0o700, 0o755]
+
+
+@pytest.mark.parametrize(("owner", "user", "foreign"), [(7, 7, False), (0, 7, False), (8, 7, True), (7, 0, False)])
+def test_home_of_another_user_is_foreign_to_all_but_root(owner, user, foreign):
+    assert disk.is_foreign(owner, user) == foreign
 
 
 def test_logs_of_all_attempts_outlive_the_head(record, running):

@@ -127,6 +127,9 @@ class Local:
             with head.lock():
                 services.take_down(record)
             return
+        if records.final(name):
+            return
+        _keep_watched()
         records.request_stop(name)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while not (status := self.status(name)).is_terminal:
@@ -322,8 +325,13 @@ def _live_status(record: Record) -> Status:
 
 
 def _lost_status(record: Record) -> Status:
-    """Note that a run's head is gone, and clean up what the head left."""
+    """Note that a run's head is gone, and clean up what the head left; what cannot be written is only told."""
     gone = head.read_state()
-    if gone and gone.id == record.head:
-        starting.retire(gone)
-    return records.final(record.name) or observe.settle_lost(record, None)
+    left = gone if gone and gone.id == record.head else None
+    try:
+        if left:
+            starting.retire(left)
+        return records.final(record.name) or observe.settle_lost(record, None)
+    except (BackendError, OSError) as error:
+        _log.info("%s: its end cannot be noted: %s", record.name, error)
+        return observe.lost(record, left)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from raykube import wire
-from raykube.errors import BackendError
+from raykube.errors import BackendError, ConfigError
 
 #: How often a folder is removed anew, which somebody writes to meanwhile, and with what pause.
 _TRIES = 50
@@ -35,6 +35,30 @@ def remedy(error: OSError, otherwise: str) -> str:
     """Say what helps: more room on a full disk, else `otherwise`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
+
+
+def own_home() -> Path:
+    """Return raykube's own folder, made if need be, closed to others unless its user has named it and made it.
+
+    Raises:
+        ConfigError: it is another user's, who could have this one run what they want.
+        OSError: it cannot be made.
+    """
+    home = wire.home()
+    # Its owner's alone: records hold the environment of jobs, where people put passwords.
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = home.stat()
+    if is_foreign(found.st_uid, os.geteuid()):
+        step = f"set {wire.HOME} to a folder of your own"
+        raise ConfigError(f"{home} is not yours", why=f"it belongs to user {found.st_uid}", next_step=step)
+    if found.st_mode & 0o077 and wire.HOME not in os.environ:
+        home.chmod(0o700)
+    return home
+
+
+def is_foreign(owner: int, user: int) -> bool:
+    """Whether a folder's owner has no say in what a user runs. Root may be given any folder, as in a container."""
+    return owner not in (0, user) and user != 0
 
 
 def beside(path: Path) -> Path:

@@ -215,10 +215,18 @@ os.register_at_fork(after_in_child=_client.cache_clear)
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """Hold the lock that guards starting, submitting and ending; waits for whoever holds it."""
-    home().mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home() / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold the lock that guards starting, submitting and ending; waits for whoever holds it.
+
+    Raises:
+        BackendError: it cannot be made, as on a disk that is only read.
+        ConfigError: raykube's folder is another user's.
+    """
+    with contextlib.ExitStack() as held:
+        with disk.errors():
+            disk.own_home()
+            home().mkdir(exist_ok=True, mode=0o700)
+            file = held.enter_context((home() / "lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

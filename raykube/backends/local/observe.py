@@ -72,12 +72,18 @@ def settle(record: Record, ended: Status, head: Head) -> Status:
 
 def settle_lost(record: Record, head: Head | None) -> Status:
     """Note that a run's head is gone; `head` is where its logs may still lie."""
-    attempt, now = records.attempt(record.name), time.time()
     left = head if head and head.id == record.head else None
+    ended = lost(record, left)
+    return settle(record, ended, left) if left else records.set_final(ended)
+
+
+def lost(record: Record, left: Head | None) -> Status:
+    """Return how a run has ended whose head is gone; `left` is that, if its logs may still lie there."""
+    attempt, now = records.attempt(record.name), time.time()
     ended = lifecycle.lost(record, attempt, tail(record, attempt, left), now)
     if (ending := records.ending(record.name)) and ending.since:  # Ray was stopping it
         ended = lifecycle.cut_short(ended, ending.failure, now)
-    return settle(record, ended, left) if left else records.set_final(ended)
+    return ended
 
 
 def _keep_log(record: Record, attempt: int, head: Head) -> None:

@@ -83,12 +83,11 @@ def ensure_home() -> Path:
     """Return raykube's own folder, made if need be, with room for what a run will write there.
 
     Raises:
-        ConfigError: it cannot be written to, or its disk is full.
+        ConfigError: it is another user's, cannot be written to, or its disk is full.
     """
     home = wire.home()
     try:
-        # Its owner's alone: records hold the environment of jobs, where people put passwords.
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        disk.own_home()
         with tempfile.TemporaryFile(dir=home) as probe:
             probe.write(bytes(_ROOM))
     except OSError as error:
