@@ -45,10 +45,10 @@ def asked_for(name: str, noun: str = "job") -> str:
     Raises:
         ConfigError: nothing can be called so.
     """
-    if _DNS_1123.fullmatch(name):
+    if is_object_name(name):
         return name
     last = name.rpartition("/")[2]
-    if last != name and _DNS_1123.fullmatch(last):
+    if last != name and is_object_name(last):
         what, why, step = f"{name!r} is not a valid name", "a name has no '/' in it", f"write {last}, not {name}"
     else:
         what = f"{name!r} is not a valid name" if name else f"the name of a {noun} is empty"

@@ -10,7 +10,8 @@ import pytest
 
 from raykube.backends import Status
 from raykube.backends.local import disk, head, records
-from raykube.errors import BackendError, Failure, NotFound
+from raykube.backends.local.backend import Local
+from raykube.errors import BackendError, ConfigError, Failure, NotFound
 from tests.support import run_without_root_rights
 
 
@@ -223,3 +224,12 @@ def test_home_that_cannot_be_written_names_the_variable_to_set(tmp_path):
     assert done.returncode == 2
     assert "Permission denied" in done.stderr
     assert "RAYKUBE_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../..", "a/b"])
+def test_name_that_leads_out_of_a_records_folder_is_refused(name):
+    records.save(record())
+    for ask in (records.folder, records.load, records.remove, Local().delete):
+        with pytest.raises(ConfigError):
+            ask(name)
+    assert [each.name for each in records.every()] == ["a"]

@@ -26,6 +26,7 @@ from raykube import wire
 from raykube.backends import Kind, Status
 from raykube.backends.local import disk
 from raykube.errors import BackendError, ConfigError, Failure, NotFound
+from raykube.names import asked_for, is_object_name
 
 #: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
 _ROOM = 1 << 20
@@ -100,8 +101,12 @@ def ensure_home() -> Path:
 
 
 def folder(name: str) -> Path:
-    """Return the folder of one record; it need not exist."""
-    return wire.home() / "records" / name
+    """Return the folder of one record; it need not exist.
+
+    Raises:
+        ConfigError: nothing can be called so. With "" or ".." it would be the folder of all records, or of more.
+    """
+    return wire.home() / "records" / asked_for(name)
 
 
 def save(record: Record) -> None:
@@ -170,7 +175,7 @@ def check_all() -> None:
 
 
 def _files() -> list[Path]:
-    return list((wire.home() / "records").glob("*/record.json"))
+    return [path for path in (wire.home() / "records").glob("*/record.json") if is_object_name(path.parent.name)]
 
 
 def _has_ended(path: Path) -> bool:
