@@ -36,6 +36,7 @@ def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
     """
     if not isinstance(work, (Job, Service)):
         raise _is_no("Job or Service", work, "write rk.Job.module('jobs.digits')")
+    work = work.model_copy()  # checked anew: its dicts may have been changed, and may be again
     if "working_dir" not in work.model_fields_set:
         package.check_implied(Path.cwd())
     cluster = cluster_of(on)

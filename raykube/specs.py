@@ -30,6 +30,10 @@ def _none_if_empty(value: Any) -> Any:
     return value or None
 
 
+def _empty_if_none(value: Any) -> Any:
+    return value or ""
+
+
 def _kubernetes_name(value: str) -> str:
     if problem := name_problem(value):
         raise ValueError(problem)
@@ -37,11 +41,12 @@ def _kubernetes_name(value: str) -> str:
 
 
 def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return a copy, as it will be sent: whoever gave the value may go on changing it."""
     try:
-        json.dumps(value, allow_nan=False)
+        copied: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} must be JSON, to be sent: {error}") from None
-    return value
+    return copied
 
 
 class _Code(Spec):
@@ -120,7 +125,7 @@ class Job(_Code):
     """
 
     entrypoint: str
-    name: str = ""
+    name: Annotated[str, BeforeValidator(_empty_if_none)] = Field(default="", validate_default=True)
     env_vars: dict[str, str] = Field(default_factory=dict, repr=False)
     metadata: dict[str, str] = Field(default_factory=dict)
     max_retries: int = Field(default=0, ge=0)
@@ -150,12 +155,12 @@ class Job(_Code):
             raise ConfigError.of("", [Problem(f"runtime_env.env_vars.{key}", f"{key} is given twice") for key in both])
         return self
 
-    @model_validator(mode="before")
+    @field_validator("name")
     @classmethod
-    def _fill_name(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("name") or not isinstance(data.get("entrypoint"), str):
-            return data
-        return data | {"name": _made_name(data["entrypoint"])}
+    def _fill_name(cls, value: str, info: ValidationInfo) -> str:
+        if value or "entrypoint" not in info.data:  # which is refused itself
+            return value and _kubernetes_name(value)
+        return _made_name(info.data["entrypoint"])
 
     @field_validator("entrypoint")
     @classmethod
@@ -178,7 +183,6 @@ class Job(_Code):
             raise ValueError(f"keys that begin with 'raykube.' are raykube's: {own}")
         return value
 
-    _check_name = field_validator("name")(_kubernetes_name)
     _check_env_vars = field_validator("env_vars")(_env_vars)
 
 
@@ -222,6 +226,11 @@ class Autoscaling(Spec):
             what = f"min_replicas {low} <= initial_replicas {start} <= max_replicas {high} does not hold"
             raise ConfigError.of("", [Problem("", what, "Ray Serve's default of min_replicas and max_replicas is 1")])
         return self
+
+    @field_validator("policy")
+    @classmethod
+    def _check_policy(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return value and _jsonable(value, "it")
 
 
 _ACTOR_OPTIONS = (
@@ -315,9 +324,12 @@ class Service(_Code):
     @classmethod
     def _name_app(cls, apps: tuple[App, ...], info: ValidationInfo) -> tuple[App, ...]:
         """Name the application as `raykube service deploy` does: on one machine no two services may have one name."""
+        apps = tuple(app.model_copy() for app in apps)  # or its dicts would be the caller's too
         if len(apps) != 1 or "name" in apps[0].model_fields_set or "name" not in info.data:
             return apps
-        return (apps[0].model_copy(update={"name": info.data["name"]}),)
+        named = apps[0].model_copy(update={"name": info.data["name"]})
+        named.model_fields_set.discard("name")  # a copy of the service under another name names it anew
+        return (named,)
 
     @model_validator(mode="after")
     def _check_apps(self) -> Service:

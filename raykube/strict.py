@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SECRET = frozenset({"env_vars", "runtime_env"})
 
@@ -24,6 +27,27 @@ class Spec(BaseModel):
         except ValidationError as error:
             found = tuple(_problems(error, type(self)))
             raise ConfigError.of(f"invalid {type(self).__name__}", found) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """Return a copy with other values of some fields, checked as those of a new one are; pydantic checks none.
+
+        Args:
+            update: the other values.
+            deep: of no meaning here: a copy never shares what can be changed.
+
+        Raises:
+            ConfigError: it would be an invalid one.
+        """
+        changed = dict(update or {})
+        kept = {key: value for key, value in vars(self).items() if key not in changed and self._is_said(key, value)}
+        copied = type(self)(**kept, **changed)
+        copied.model_fields_set.difference_update(kept.keys() - self.model_fields_set)
+        return copied
+
+    def _is_said(self, key: str, value: Any) -> bool:
+        """Whether a value is one that was given, or made, and not the default."""
+        field = type(self).model_fields.get(key)
+        return field is None or key in self.model_fields_set or value != field.get_default(call_default_factory=True)
 
 
 def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:

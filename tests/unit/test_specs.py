@@ -204,3 +204,65 @@ def test_text_in_place_of_work_is_told_as_the_spec_that_it_may_mean(verb, text, 
     with pytest.raises(rk.ConfigError, match=f"the text '{text}' is no") as told:
         verb(text)
     assert told.value.next_step == step
+
+
+@pytest.mark.parametrize(
+    ("update", "path"),
+    [
+        ({"name": "../../x"}, "name"),
+        ({"max_retry": 3}, "max_retry"),
+        ({"max_retries": "many"}, "max_retries"),
+        ({"timeout_s": -3}, "timeout_s"),
+    ],
+)
+def test_copy_is_checked_as_a_new_job_is(update, path):
+    job = Job(entrypoint="true", name="a", runtime_env={"pip": ["x"]})
+    assert set(problems(lambda: job.model_copy(update=update))) == {path}
+
+
+def test_copy_differs_only_in_what_it_is_told():
+    job = Job(entrypoint="true", runtime_env={"pip": ["x"], "config": {"setup_timeout_seconds": 9}})
+    other = job.model_copy(update={"max_retries": 3})
+    assert other.max_retries == 3
+    assert other.model_copy(update={"max_retries": 0}) == job == job.model_copy()
+    assert job.model_copy().model_fields_set == job.model_fields_set
+
+
+def test_job_that_is_given_no_name_has_one():
+    made = [Job(entrypoint=b"python -m jobs.x"), Job(entrypoint="python -m jobs.x", name=None)]  # type: ignore[arg-type]
+    made.append(made[0].model_copy(update={"name": ""}))
+    assert [job.name.rpartition("-")[0] for job in made] == ["x"] * 3
+
+
+def test_copy_of_a_service_under_another_name_names_its_application_anew():
+    blue = Service(name="blue", apps=(App(import_path="a:b"),))
+    assert blue.model_copy(update={"name": "green"}).apps[0].name == "green"
+    own = Service(name="blue", apps=(App(import_path="a:b", name="own"),))
+    assert own.model_copy(update={"name": "green"}).apps[0].name == "own"
+
+
+def test_spec_shares_nothing_with_what_it_was_made_of():
+    args, config = {"optimizer": {"lr": 0.1}}, {"eager_install": True}
+    app = App(import_path="a:b", args=args, autoscaling_config=Autoscaling(policy=args))
+    service, job = Service(name="a", apps=(app,)), Job(entrypoint="true", runtime_env={"config": config})
+    app.args["optimizer"]["lr"] = args["optimizer"]["lr"] = 0.2
+    config["eager_install"] = False
+    assert service.apps[0].args == app.autoscaling_config.policy == {"optimizer": {"lr": 0.1}}
+    assert job.runtime_env == {"config": {"eager_install": True}}
+
+
+def test_plan_stays_what_it_is_when_its_job_or_service_is_changed(tmp_path):
+    (tmp_path / "m.py").touch()
+    job = Job(entrypoint="true", name="a", working_dir=tmp_path, runtime_env={"config": {"eager_install": True}})
+    app = App(import_path="m:app", args={"x": {"y": 1}})
+    service = Service(name="b", apps=(app,), working_dir=tmp_path)
+    plans = [rk.plan(job, "local"), rk.plan(service, "local")]
+    hashes = [plan.hash for plan in plans]
+    job.runtime_env["config"]["eager_install"] = service.apps[0].args["x"]["y"] = 2
+    assert [plan.hash for plan in plans] == hashes
+
+
+def test_job_that_was_changed_into_an_invalid_one_is_not_planned(tmp_path):
+    job = Job(entrypoint="true", name="a", working_dir=tmp_path)
+    job.env_vars["RAYKUBE_RUN_NAME"] = "x"
+    assert set(problems(lambda: rk.plan(job, "local"))) == {"env_vars"}
