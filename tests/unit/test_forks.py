@@ -43,3 +43,23 @@ def test_child_of_a_fork_asks_over_a_connection_of_its_own(handle, tmp_path):
     assert done.stderr == ""
     first, of_the_child, last = server.asked
     assert of_the_child != first == last
+
+
+HOLDS = """
+import fcntl, os
+from raykube.backends.local import head
+with head.lock():
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        os.close(writer)
+        os.read(reader, 1)  # lives until its parent is done
+        os._exit(0)
+with (head.home() / "lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+os.close(writer)
+os.waitpid(child, 0)
+"""
+
+
+def test_child_of_a_fork_does_not_keep_the_lock_that_its_parent_held(tmp_path):
+    assert run(sys.executable, "-c", HOLDS, RAYKUBE_HOME=str(tmp_path)).stderr == ""

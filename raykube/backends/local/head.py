@@ -227,6 +227,8 @@ def lock() -> Iterator[None]:
             home().mkdir(exist_ok=True, mode=0o700)
             file = held.enter_context((home() / "lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
+        # Closing it is not enough: a process that was forked meanwhile has it open too, and so the lock.
+        held.callback(fcntl.flock, file, fcntl.LOCK_UN)
         yield
 
 
