@@ -1,4 +1,4 @@
-"""Names that Kubernetes takes, and the nearest known word to one that nobody knows.
+"""Names and texts that the places take, and the nearest known word to one that nobody knows.
 
 Apart from the specs, so that what needs only this does not wait for pydantic.
 """
@@ -6,8 +6,12 @@ Apart from the specs, so that what needs only this does not wait for pydantic.
 from __future__ import annotations
 
 import difflib
+import random
 import re
+import shlex
+import string
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 from raykube.errors import ConfigError
 
@@ -29,6 +33,32 @@ def name_problem(name: str, limit: int = MAX_NAME) -> str:
         return f"{name!r} has {len(name)} characters; Kubernetes takes {limit} here"
     if not _DNS_1035.fullmatch(name):
         return f"{name!r} is a name that Kubernetes would refuse: use a-z, 0-9 and '-', begin with a letter"
+    return ""
+
+
+def made_name(entrypoint: str) -> str:
+    """Return a fresh name that says what runs: ``digits-xkqzp`` for ``python -m jobs.digits --lr 1``."""
+    try:
+        words = shlex.split(entrypoint)
+    except ValueError:
+        words = entrypoint.split()
+    words = [word for word in words if not re.fullmatch(r"\w+=.*", word)] or ["job"]
+    interpreter = re.fullmatch(r"python[\d.]*", PurePosixPath(words[0]).name)
+    words = words[1:] if interpreter and "-c" not in words else words
+    target = next((word for word in words if not word.startswith("-")), "job")
+    stem = re.sub(r"\.(py|sh)$", "", PurePosixPath(target).name).split(".")[-1].lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", stem).lstrip("-0123456789")[:30].rstrip("-")
+    return f"{slug or 'job'}-{''.join(random.choices(string.ascii_lowercase, k=5))}"  # noqa: S311 - a name, no secret
+
+
+def unsendable(text: str) -> str:
+    """Return why no place could take a text, "" when each can; without the text, which may be a secret."""
+    if "\0" in text:
+        return "has a NUL character, which no process can be given"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"cannot be sent as UTF-8: {error.reason} (at character {error.start})"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from raykube.errors import Problem
-from raykube.names import nearest
+from raykube.names import nearest, unsendable
 from raykube.wire import ATTEMPT, RUN_NAME
 from raykube.yamltext import documents
 
@@ -102,7 +102,8 @@ def _wrong_variables(variables: Any) -> Iterator[Problem]:
         yield Problem(_ENV_VARS, "is no mapping of names to values")
         return
     for name, value in variables.items():  # whose values are told nowhere: people put passwords there
-        if what := variable_problem(str(name)):
+        what = variable_problem(str(name)) or (unsendable(value) if isinstance(value, str) else "")
+        if what:
             yield Problem(f"{_ENV_VARS}.{name}", what)
         elif not isinstance(value, str):
             yield Problem(f"{_ENV_VARS}.{name}", "is no text", "write it in quotes")

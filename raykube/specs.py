@@ -8,19 +8,17 @@ silence and a typing error in a training job costs hours.
 from __future__ import annotations
 
 import json
-import random
 import re
 import shlex
-import string
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from raykube.errors import ConfigError, Problem
-from raykube.names import name_problem, nearest
+from raykube.names import made_name, name_problem, nearest
 from raykube.runtime_env import REMOTE, TYPED, problems_of, variable_problem
-from raykube.strict import Spec
+from raykube.strict import Spec, Text
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
@@ -43,7 +41,9 @@ def _kubernetes_name(value: str) -> str:
 def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
     """Return a copy, as it will be sent: whoever gave the value may go on changing it."""
     try:
-        copied: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        copied: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} must be JSON, to be sent: {error}") from None
     return copied
@@ -53,8 +53,8 @@ class _Code(Spec):
     """The fields that say which code runs and in which environment."""
 
     working_dir: Path = Path()
-    excludes: tuple[str, ...] = ()
-    pip: tuple[str, ...] = ()
+    excludes: tuple[Text, ...] = ()
+    pip: tuple[Text, ...] = ()
     runtime_env: dict[str, Any] = Field(default_factory=dict, repr=False)  # it may hold variables
 
     @model_validator(mode="before")
@@ -124,10 +124,10 @@ class Job(_Code):
             for memory and label selector.
     """
 
-    entrypoint: str
+    entrypoint: Text
     name: Annotated[str, BeforeValidator(_empty_if_none)] = Field(default="", validate_default=True)
-    env_vars: dict[str, str] = Field(default_factory=dict, repr=False)
-    metadata: dict[str, str] = Field(default_factory=dict)
+    env_vars: dict[str, Text] = Field(default_factory=dict, repr=False)
+    metadata: dict[Text, Text] = Field(default_factory=dict)
     max_retries: int = Field(default=0, ge=0)
     timeout_s: float | None = Field(default=None, gt=0)
     pending_timeout_s: float = Field(default=900, ge=1)
@@ -136,8 +136,8 @@ class Job(_Code):
     entrypoint_num_cpus: float | None = Field(default=None, ge=0)
     entrypoint_num_gpus: float | None = Field(default=None, ge=0)
     entrypoint_memory: int | None = Field(default=None, ge=0)
-    entrypoint_resources: dict[str, float] = Field(default_factory=dict)
-    entrypoint_label_selector: dict[str, str] = Field(default_factory=dict)
+    entrypoint_resources: dict[Text, float] = Field(default_factory=dict)
+    entrypoint_label_selector: dict[Text, Text] = Field(default_factory=dict)
 
     @classmethod
     def module(cls, module: str, *args: object, **fields: Any) -> Job:
@@ -160,7 +160,7 @@ class Job(_Code):
     def _fill_name(cls, value: str, info: ValidationInfo) -> str:
         if value or "entrypoint" not in info.data:  # which is refused itself
             return value and _kubernetes_name(value)
-        return _made_name(info.data["entrypoint"])
+        return made_name(info.data["entrypoint"])
 
     @field_validator("entrypoint")
     @classmethod
@@ -184,21 +184,6 @@ class Job(_Code):
         return value
 
     _check_env_vars = field_validator("env_vars")(_env_vars)
-
-
-def _made_name(entrypoint: str) -> str:
-    """Return a fresh name that says what runs: ``digits-xkqzp`` for ``python -m jobs.digits --lr 1``."""
-    try:
-        words = shlex.split(entrypoint)
-    except ValueError:
-        words = entrypoint.split()
-    words = [word for word in words if not re.fullmatch(r"\w+=.*", word)] or ["job"]
-    interpreter = re.fullmatch(r"python[\d.]*", PurePosixPath(words[0]).name)
-    words = words[1:] if interpreter and "-c" not in words else words
-    target = next((word for word in words if not word.startswith("-")), "job")
-    stem = re.sub(r"\.(py|sh)$", "", PurePosixPath(target).name).split(".")[-1].lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", stem).lstrip("-0123456789")[:30].rstrip("-")
-    return f"{slug or 'job'}-{''.join(random.choices(string.ascii_lowercase, k=5))}"  # noqa: S311 - a name, no secret
 
 
 class Autoscaling(Spec):
@@ -253,17 +238,17 @@ class App(Spec):
     """
 
     import_path: str
-    name: str = Field(default="app", min_length=1)
-    route_prefix: str = "/"
+    name: Text = Field(default="app", min_length=1)
+    route_prefix: Text = "/"
     args: dict[str, Any] = Field(default_factory=dict)
-    env_vars: dict[str, str] = Field(default_factory=dict, repr=False)
+    env_vars: dict[str, Text] = Field(default_factory=dict, repr=False)
     num_replicas: int | None = Field(default=None, ge=1)
     autoscaling_config: Autoscaling | None = None
     ray_actor_options: dict[str, Any] = Field(default_factory=dict)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int | None = Field(default=None, ge=-1)
-    model: str | None = None
-    deployment: str = Field(default="Model", min_length=1)
+    model: Text | None = None
+    deployment: Text = Field(default="Model", min_length=1)
 
     @field_validator("import_path")
     @classmethod

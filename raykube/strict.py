@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from raykube.errors import ConfigError, Problem
-from raykube.names import nearest
+from raykube.names import nearest, unsendable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SECRET = frozenset({"env_vars", "runtime_env"})
+
+
+def _sendable(text: str) -> str:
+    if problem := unsendable(text):
+        raise ValueError(problem)
+    return text
+
+
+#: A text that a process can be given, and that can be sent to it.
+Text = Annotated[str, AfterValidator(_sendable)]
 
 
 class Spec(BaseModel):

@@ -181,6 +181,26 @@ def test_client_of_the_head_before_keeps_no_connection(running):
         for server in (before, now):
             head.api(replace(running, address=f"http://127.0.0.1:{server.server_port}")).version()
         assert ports() & mine == {now.server_port}
+class Empty(Quiet):
+    """A head that has no job yet, and takes each."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(404, {})
+
+    def do_POST(self):  # noqa: N802
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append(body["submission_id"])
+        self.answer(200, {})
+
+
+def test_run_that_cannot_be_sent_is_refused_and_the_keeper_looks_after_the_next(record, running):
+    head.home().mkdir()
+    for name, text in {"a": "caf\udce9", "b": "caf"}.items():
+        records.save(replace(record, name=name, pending_timeout_s=None, body={"entrypoint": text, "runtime_env": {}}))
+    with serving(Empty) as server:
+        keeper._tick(running, head.api(replace(running, address=f"http://127.0.0.1:{server.server_port}")))
+    assert (records.final("a").failure.reason, records.final("b")) == ("Refused", None)
+    assert server.asked == ["b-n-1"]
 
 
 def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(record, running):

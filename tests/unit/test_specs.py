@@ -81,11 +81,26 @@ def test_runtime_env_keys_with_a_field_move_into_it():
         ({"env_vars": {"A B": "x"}}, "cannot be the name"),
         ({"env_vars": {"RAYKUBE_ATTEMPT": "2"}}, "set by raykube"),
         ({"env_vars": ["A=1"]}, "no mapping"),
+        ({"env_vars": {"A": "a\0"}}, "env_vars.A: has a NUL"),
+        ({"env_vars": {"A": "caf\udce9"}}, "env_vars.A: cannot be sent as UTF-8"),
+        ({"config": {"a": ["caf\udce9"]}}, "surrogates"),
     ],
 )
 def test_runtime_env_that_cannot_be_sent_is_refused_with_the_reason(env, word):
     with pytest.raises(ConfigError, match=word):
         Job(entrypoint="true", runtime_env=env)
+
+
+@pytest.mark.parametrize("text", ["x\0", b"x\0", "caf\udce9"])
+def test_text_that_no_process_could_be_given_is_refused_and_not_shown(text):
+    fields = {"entrypoint": text, "env_vars": {"A": text}, "metadata": {"a": text}, "pip": [text]}
+    found = problems(Job, **fields)
+    assert set(found) == {"entrypoint", "env_vars.A", "metadata.a", "pip[0]"}
+    assert "caf" not in str(found["env_vars.A"])
+    assert set(problems(App, import_path="a:b", route_prefix="/a\0", env_vars={"A": text})) == {
+        "route_prefix",
+        "env_vars.A",
+    }
 
 
 def test_runtime_env_value_given_twice_is_refused():

@@ -185,11 +185,12 @@ def _tick(started: head.Head, api: RayApi) -> None:
         if record.kind == "job":
             try:
                 _look_after(record, started, api)
-            except (BackendError, OSError) as error:
+            except (BackendError, OSError, ValueError) as error:
                 # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
-                # again), or the run was deleted while we looked.
+                # again), the run was deleted while we looked, or something of it that nobody foresaw: the others go on.
                 with contextlib.suppress(OSError):  # the log is on the same disk
-                    sys.stderr.write(f"{record.name}: {error}\n")
+                    sys.stderr.write(f"{record.name}: {error}
+")
 
 
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:

@@ -133,6 +133,9 @@ def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
     except BackendError as error:
         settle(record, lifecycle.refused(record, attempt, error.why, time.time()), head)
         raise
+    except ValueError as error:  # a text that cannot be sent, in what an earlier version of raykube took
+        settle(record, lifecycle.refused(record, attempt, str(error), time.time()), head)
+        raise BackendError(f"{record.name} cannot be sent", why=str(error), next_step="correct its text") from error
 
 
 def stop(record: Record, attempt: int, api: RayApi) -> None:
