@@ -2,7 +2,7 @@
 
 Names are loaded on first use: ``import raykube`` loads no Ray, no torch, no MLflow and no Kubernetes
 client. The names of the inside plane (``train``, ``sweep``, ``report``) work wherever Ray is; the rest
-needs only raykube's base install.
+needs only raykube's base install. All errors are in ``raykube.errors``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raykube import errors as errors
     from raykube.api import attach, deploy, plan, runs, submit
     from raykube.cluster import Cluster
     from raykube.errors import BackendError, ConfigError, RaykubeError, RunFailed
@@ -68,13 +69,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'raykube' has no attribute {name!r}")
-    value = getattr(import_module(f"raykube.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take it for any name, misspelt ones too
+
+    def __getattr__(name: str) -> Any:
+        if name == "errors":
+            return import_module("raykube.errors")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'raykube' has no attribute {name!r}")
+        value = getattr(import_module(f"raykube.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "errors"]

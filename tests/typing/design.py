@@ -40,6 +40,8 @@ def errors(run: rk.Run) -> None:
     except rk.RunFailed as error:
         fields: tuple[str, int | None, tuple[str, ...]] = (error.reason, error.exit_code, error.tail)
         assert fields
+    except rk.errors.Conflict as error:
+        assert isinstance(error, rk.BackendError)
     except rk.ConfigError as error:
         assert [problem.path for problem in error.problems]
     except rk.RaykubeError as error:
@@ -56,3 +58,8 @@ def inside() -> None:
     trained: rk.Result = rk.train(loop, {"lr": 0.1}, experiment="digits", metric="loss", mode="min")
     best: rk.Result = rk.sweep(loop, {"lr": 0.1}, trials=4, metric="loss", mode="min", experiment="digits")
     assert trained.metrics["loss"] and best.params
+
+
+def misspelt() -> None:
+    """A name that there is not; an unused ignore is an error of its own."""
+    rk.sumbit()  # type: ignore[attr-defined]

@@ -66,6 +66,11 @@ def test_public_name_is_where_it_is_said_to_be(name):
     assert name in names | assigned
 
 
+def test_errors_are_there_before_anything_is_imported():
+    command = [sys.executable, "-c", "import raykube as rk; print(issubclass(rk.errors.Conflict, rk.BackendError))"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
 def test_import_loads_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-c", "import raykube"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
