@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from raykube.backends import Backend, Kind, State, Status, serveapps, sources
@@ -37,11 +37,11 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class _Handle:
-    """What a run and an endpoint have in common. Nothing is cached: every call asks the place."""
+    """What a run and an endpoint have in common: a name and the place that knows it. Every call asks the place anew."""
 
     _kind: ClassVar[Kind]
     name: str
-    backend: Backend = field(repr=False, compare=False)
+    backend: Backend
 
     @property
     def url(self) -> str:

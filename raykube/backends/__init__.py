@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raykube.errors import Failure
@@ -57,7 +56,7 @@ class Status:
     started: float | None = None
     ended: float | None = None
     attempt: int = 1
-    progress: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    progress: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
     earlier: tuple[str, ...] = ()
     workers: str = ""
@@ -71,6 +70,8 @@ class Status:
 
 class Backend(Protocol):
     """A place. Each method may raise BackendError with the place's own words.
+
+    A value: equal ones are the same place, and it can be pickled, as the handles that hold it.
 
     A run and a service may come to have one name: on Kubernetes kubectl, or two clients at once, can make both. So
     `kind` says which is meant, and NotFound is raised where only the other has the name. None takes what there is.

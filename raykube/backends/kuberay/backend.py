@@ -11,6 +11,7 @@ import functools
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from raykube import manifest as manifests
 from raykube import package, plans, wire
@@ -41,16 +42,21 @@ _STOP_S = 30.0
 _LOGS = {sources.DRIVER: driverlogs, sources.AUTOSCALER: autoscalerlogs, sources.EVENTS: eventlogs}
 
 
+@dataclass(frozen=True)
 class KubeRay:
     """Runs plans on KubeRay. See :class:`raykube.backends.Backend` for the methods."""
 
-    def __init__(self, context: str = "", namespace: str = "") -> None:
-        self._where = (context, namespace)
+    context: str = ""
+    namespace: str = ""
+
+    def __reduce__(self) -> tuple[type[KubeRay], tuple[str, str]]:
+        # Without its connections, which no other process could use.
+        return KubeRay, (self.context, self.namespace)
 
     @functools.cached_property
     def kube(self) -> Kube:
         """The API server: asked for when it is needed, for a plan needs none."""
-        return shared.kube(*self._where)
+        return shared.kube(self.context, self.namespace)
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
         """Return the objects that the API server will get."""
@@ -69,7 +75,7 @@ class KubeRay:
         metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
         where = f"RayCluster {name}"
-        return Cluster(manifest | {"spec": found["spec"]}, where, name, self._where[0], selected=True)
+        return Cluster(manifest | {"spec": found["spec"]}, where, name, self.context, selected=True)
 
     def check(self, plan: Plan) -> None:
         """Have the API server check every object, with strict validation, and keep none."""

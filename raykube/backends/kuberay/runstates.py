@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 from raykube import wire
@@ -48,7 +47,7 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         ended=_moment(seen, "end_time", "endTime") or seconds((job.get("status") or {}).get("endTime")),
         attempt=attempt_of(job, told),
         earlier=tuple(_earlier(told)),
-        progress=MappingProxyType(dict(told.get("progress") or {})),
+        progress=dict(told.get("progress") or {}),
         url=url,
         workers=_workers(job),
         storage=storage_of(job),

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile
 
@@ -46,6 +46,7 @@ _NOT_HERE = {
 }
 
 
+@dataclass(frozen=True)
 class Local:
     """Runs plans on this machine. See :class:`raykube.backends.Backend` for the methods."""
 

@@ -189,8 +189,7 @@ def _tick(started: head.Head, api: RayApi) -> None:
                 # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
                 # again), the run was deleted while we looked, or something of it that nobody foresaw: the others go on.
                 with contextlib.suppress(OSError):  # the log is on the same disk
-                    sys.stderr.write(f"{record.name}: {error}
-")
+                    sys.stderr.write(f"{record.name}: {error}\n")
 
 
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:

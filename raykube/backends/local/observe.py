@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from raykube import wire
@@ -161,7 +160,7 @@ def body_of(record: Record, attempt: int) -> dict[str, Any]:
 
 def progress(record: Record) -> Mapping[str, Any]:
     """Return the metrics that the run reported last; empty when there are none to be seen from here."""
-    return MappingProxyType(wire.last_metrics(Path(record.storage) / record.name))
+    return wire.last_metrics(Path(record.storage) / record.name)
 
 
 def trouble(record: Record, attempt: int) -> str:

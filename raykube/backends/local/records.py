@@ -313,9 +313,7 @@ def set_final(status: Status) -> Status:
     """Record the end of a run. The first to see the end of an attempt wins; its word is returned."""
     path = folder(status.name) / "final.json"
     temporary = disk.beside(path)
-    # asdict() would deep-copy the read-only mapping of progress, which cannot be copied.
-    fields = {**vars(status), "progress": dict(status.progress), "failure": status.failure and asdict(status.failure)}
-    disk.write(temporary, json.dumps(fields))
+    disk.write(temporary, json.dumps(asdict(status)))
     _remove_earlier(path, status.attempt)
     disk.link(temporary, path)
     return final(status.name) or status
