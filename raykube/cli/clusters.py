@@ -203,8 +203,7 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
 
     on = setting("on", where.on)
     if on.value == _LOCAL:
-        with contextlib.suppress(NotFound):
-            yield _local()
+        yield from _of_this_machine(is_asked=on.source != "default")
     if on.value == _LOCAL and on.source != "default":
         return
     try:
@@ -215,6 +214,17 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
             raise
         if not isinstance(error, NotConfigured):
             tell(f"note: {error}")
+
+
+def _of_this_machine(*, is_asked: bool) -> Iterator[ClusterStatus]:
+    try:
+        yield _local()
+    except NotFound:
+        pass
+    except ConfigError as error:  # who has not what this machine takes, and does not ask for it, still has Kubernetes
+        if is_asked:
+            raise
+        tell(f"note: {error}")
 
 
 def _local() -> ClusterStatus:

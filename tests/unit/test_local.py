@@ -719,6 +719,18 @@ def test_process_lives_on_when_the_clock_is_set(monkeypatch):
     assert head.alive(os.getpid(), birth)
 
 
+@pytest.mark.usefixtures("answering")
+def test_head_of_which_nothing_can_tell_whether_it_lives_says_what_to_install(record, code, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for words in (["job", "list"], ["job", "status", record.name], ["cluster", "status", "local"]):
+        done = typed(*words, cwd=code)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "psutil is not installed\n  next: in a clone of raykube: pip install '.[local]'" in done.stderr
+    done = typed("cluster", "list", cwd=code, KUBECONFIG=str(code / "none"))
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert "note: whether the Ray head of this machine lives cannot be told" in done.stderr
+
+
 def test_process_that_has_ended_and_one_of_its_number_do_not_live():
     with subprocess.Popen(["sleep", "60"]) as child:
         birth = head.born(child.pid)

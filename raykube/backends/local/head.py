@@ -22,7 +22,7 @@ from pathlib import Path
 from raykube import wire
 from raykube.backends.local import disk
 from raykube.backends.rayapi import RayApi
-from raykube.errors import Unreachable
+from raykube.errors import ConfigError, Unreachable, install
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,15 @@ def born(pid: int) -> str:
     """Return what tells a living process from all others that had or will have its pid; "" when none has it.
 
     Its place in time since the boot, and which boot: the time of day of its start moves when the clock is set.
+
+    Raises:
+        ConfigError: what tells it is not installed.
     """
-    import psutil
+    try:
+        import psutil
+    except ModuleNotFoundError as error:
+        what = "whether the Ray head of this machine lives cannot be told"
+        raise ConfigError(what, why="psutil is not installed", next_step=install("local")) from error
 
     try:
         process = psutil.Process(pid)
