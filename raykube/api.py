@@ -20,15 +20,17 @@ from raykube.specs import Job, Service
 _Work = TypeVar("_Work", Job, Service)
 
 
-def cluster_of(on: str | Cluster | None = None) -> Cluster:
-    """Return the cluster meant by `on`: one itself, ``"local"``, a preset's name or a manifest's path.
+def cluster_of(on: str | Path | Cluster | None = None) -> Cluster:
+    """Return the cluster meant by `on`: one itself, ``"local"``, a preset's name or a manifest's path, as a `Path` is.
 
     None takes the setting ``on`` (``RAYKUBE_ON``, or ``[tool.raykube]`` in pyproject.toml), else ``"local"``.
     """
-    return on if isinstance(on, Cluster) else Cluster.load(setting("on", on).value)
+    if isinstance(on, Cluster):
+        return on
+    return Cluster.load(on if isinstance(on, Path) else setting("on", on).value)
 
 
-def plan(work: Job | Service, on: str | Cluster | None = None) -> Plan:
+def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
     """Return exactly what would be sent for `work`. Reads the working directory; uses no network.
 
     Raises:
@@ -91,7 +93,7 @@ def serve(planned: Plan) -> Endpoint:
     return Endpoint(place.start(planned), place)
 
 
-def submit(job: Job, on: str | Cluster | None = None) -> Run:
+def submit(job: Job, on: str | Path | Cluster | None = None) -> Run:
     """Start `job` and return its handle at once.
 
     The same name with the same plan is the same run: a live or succeeded one is joined, a failed or
@@ -108,7 +110,7 @@ def submit(job: Job, on: str | Cluster | None = None) -> Run:
 
 
 def deploy(
-    service: Service, on: str | Cluster | None = None, *, timeout_s: float = 600, on_event: OnEvent | None = None
+    service: Service, on: str | Path | Cluster | None = None, *, timeout_s: float = 600, on_event: OnEvent | None = None
 ) -> Endpoint:
     """Make `service` what its spec says, wait until it answers, and return its handle.
 
@@ -136,7 +138,7 @@ def _is_no(kind: str, work: object, step: str) -> ConfigError:
     return ConfigError(f"the text {work!r} is no {kind}", next_step=f"write {written}")
 
 
-def runs(on: str | Cluster | None = None) -> list[Run]:
+def runs(on: str | Path | Cluster | None = None) -> list[Run]:
     """Return all runs of a place, oldest first; of Kubernetes those that raykube made in its one namespace.
 
     Raises:
@@ -147,13 +149,13 @@ def runs(on: str | Cluster | None = None) -> list[Run]:
     return [Run(name, place) for name in place.names("job")]
 
 
-def endpoints(on: str | Cluster | None = None) -> list[Endpoint]:
+def endpoints(on: str | Path | Cluster | None = None) -> list[Endpoint]:
     """Return all services of a place, oldest first."""
     place = backend_for(cluster_of(on))
     return [Endpoint(name, place) for name in place.names("service")]
 
 
-def attach(name: str, on: str | Cluster | None = None, *, kind: Kind | None = None) -> Run | Endpoint:
+def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | None = None) -> Run | Endpoint:
     """Return the handle of a run or service that was started before, by any process.
 
     Args:

@@ -94,9 +94,9 @@ class Cluster:
         cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
         gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
         wrong = [*_count_problems(workers)]
-        if not is_cpu_share(cpus):
+        if not (_is_number(cpus) and is_cpu_share(cpus)):
             wrong.append(Problem("cpus", f"{cpus!r} is not a number above 0"))
-        if not is_gpu_share(gpus):
+        if not (_is_number(gpus) and is_gpu_share(gpus)):
             wrong.append(Problem("gpus", f"{gpus!r} is not {GPU_SHARE}"))
         if wrong:
             raise ConfigError.of("no such local cluster can be", wrong)
@@ -220,11 +220,13 @@ class Cluster:
         """Return a copy whose head and workers all run `image`, with its version of Ray if its tag tells that.
 
         Raises:
-            ConfigError: there are no images here.
+            ConfigError: there are no images here, or it is no name of one.
         """
         if self.is_local:
             raise ConfigError("this machine runs no image", next_step="name a cluster whose pods have one")
         self.check_manifest()
+        if not isinstance(image, str) or not image:
+            raise ConfigError(f"{image!r} names no image", next_step="name one, as in rayproject/ray:2.60.0-py311")
 
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):
@@ -262,9 +264,14 @@ def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:
         spec["autoscalerOptions"] = (spec.get("autoscalerOptions") or {}) | {"version": "v2"}
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a number: to Python, True is one too."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
     bounds = workers if isinstance(workers, tuple) else (workers, workers)
-    whole = len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds)
+    whole = len(bounds) == 2 and all(isinstance(bound, int) and _is_number(bound) for bound in bounds)
     if not whole or not 1 <= bounds[0] <= bounds[1]:
         yield Problem("workers", f"{workers!r} is not a number of workers", "give 8, or a range such as (2, 8)")
 

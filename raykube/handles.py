@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,7 +112,7 @@ class Run(_Handle):
             )
         return self
 
-    def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Iterator[str]:
+    def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Generator[str, None, None]:
         """Yield the lines of a log; with `follow` until the run has ended.
 
         Args:
@@ -170,7 +170,7 @@ class Endpoint(_Handle):
             )
         raise _not_up(self.name, self.why())
 
-    def logs(self, *, follow: bool = False) -> Iterator[str]:
+    def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
         """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
         return self.backend.logs(self.name, self._kind, follow=follow)
 

@@ -89,7 +89,7 @@ def _count(files: Sequence[PackedFile]) -> str:
     return "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
-def collect(working_dir: str | Path, excludes: tuple[str, ...] = ()) -> Package:
+def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
     """Read a working directory and say exactly what would be sent.
 
     Args:

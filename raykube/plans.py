@@ -164,8 +164,7 @@ def _application(service: Service, app: App, cluster: Cluster, working_dir: str)
         "args": app.args | ({"model": app.model} if app.model else {}),
     }
     bounds = app.model_dump(include={"num_replicas", "max_ongoing_requests", "max_queued_requests"}, exclude_none=True)
-    if app.autoscaling_config:
-        bounds["autoscaling_config"] = app.autoscaling_config.model_dump(exclude_none=True)
+    bounds |= app.model_dump(include={"autoscaling_config"}, exclude_none=True)
     if app.ray_actor_options:
         bounds["ray_actor_options"] = app.ray_actor_options
     return body | ({"deployments": [{"name": app.deployment, **bounds}]} if bounds else {})

@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -22,6 +22,17 @@ from raykube.strict import Spec, Text
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+
+if TYPE_CHECKING:  # What may be given. What there is then is the narrower type below.
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
+
+    _Folder: TypeAlias = str | Path
+    _Texts: TypeAlias = Sequence[str]
+    _Apps: TypeAlias = Sequence["App"]
+    _Scaling: TypeAlias = "Autoscaling | Mapping[str, Any] | None"
+else:
+    _Folder, _Texts, _Apps, _Scaling = Path, tuple[Text, ...], "tuple[App, ...]", "Autoscaling | None"
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -52,9 +63,9 @@ def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
 class _Code(Spec):
     """The fields that say which code runs and in which environment."""
 
-    working_dir: Path = Path()
-    excludes: tuple[Text, ...] = ()
-    pip: tuple[Text, ...] = ()
+    working_dir: _Folder = Path()
+    excludes: _Texts = ()
+    pip: _Texts = ()
     runtime_env: dict[str, Any] = Field(default_factory=dict, repr=False)  # it may hold variables
 
     @model_validator(mode="before")
@@ -243,7 +254,7 @@ class App(Spec):
     args: dict[str, Any] = Field(default_factory=dict)
     env_vars: dict[str, Text] = Field(default_factory=dict, repr=False)
     num_replicas: int | None = Field(default=None, ge=1)
-    autoscaling_config: Autoscaling | None = None
+    autoscaling_config: _Scaling = None
     ray_actor_options: dict[str, Any] = Field(default_factory=dict)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int | None = Field(default=None, ge=-1)
@@ -303,7 +314,7 @@ class Service(_Code):
     """Ray Serve applications that stay up under one name."""
 
     name: Annotated[str, Field(min_length=1)]
-    apps: tuple[App, ...]
+    apps: _Apps
 
     @field_validator("apps")
     @classmethod

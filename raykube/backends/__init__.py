@@ -6,7 +6,7 @@ is not used costs no import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -99,7 +99,9 @@ class Backend(Protocol):
         It never ends by itself. An answer that stays out is waited for; Unreachable when it does for long.
         """
 
-    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = "driver") -> Iterator[str]:
+    def logs(
+        self, name: str, kind: Kind | None = None, *, follow: bool, source: str = "driver"
+    ) -> Generator[str, None, None]:
         """Yield log lines without their newlines; with `follow` until the run has ended.
 
         Sources (of a run) are ``driver``, ``rank-N``, ``autoscaler`` and ``events``.

@@ -1,5 +1,8 @@
 """How the library reads, as code that mypy checks. Not run."""
 
+from contextlib import closing
+from pathlib import Path
+
 import raykube as rk
 from raykube.handles import Event
 
@@ -14,7 +17,10 @@ def laptop() -> None:
     rk.submit(job, on=rk.Cluster.local(workers=2, cpus=1, gpus=0).sized(workers=(1, 2)))
     names: list[str] = [each.name for each in rk.runs()]
     lines: list[str] = [*run.logs(follow=True), *run.logs(source="rank-0"), *run.logs(source="events")]
-    assert text and result and names and lines
+    with closing(run.logs(follow=True)) as followed:
+        first: str = next(followed)
+    rk.plan(rk.Job(entrypoint="python a.py", working_dir="src", pip=["torch"], excludes=["data/"]), on=Path("a.yaml"))
+    assert text and result and names and lines and first
 
 
 def changed(event: Event) -> None:
@@ -26,6 +32,8 @@ def changed(event: Event) -> None:
 def serve() -> None:
     """A service."""
     app = rk.App(import_path="jobs.digits_app:app", model="run:digits-a1", num_replicas=2)
+    scaled = rk.App(import_path="jobs.digits_app:app", route_prefix="/b", autoscaling_config={"max_replicas": 2})
+    rk.deploy(rk.Service(name="digits", apps=[app, scaled]))
     endpoint: rk.Endpoint = rk.deploy(rk.Service(name="digits", apps=(app,)), on="local")
     status: rk.Status = endpoint.status()
     url: str = endpoint.url

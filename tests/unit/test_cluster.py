@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube import Cluster, ConfigError, bodies
+from raykube import Cluster, ConfigError, bodies, yamltext
+from raykube.api import cluster_of
 from raykube.wire import Scale
 
 PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
@@ -105,6 +106,29 @@ def test_local_cluster_has_the_scale_asked_for_and_no_image():
     assert cluster.sized(3).scale == Scale(3, 0.5, 1)
     with pytest.raises(ConfigError, match="no image"):
         cluster.with_image("x")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": True}, {"workers": (1, True)}, {"cpus": "2"}, {"gpus": "1"}, {"cpus": True}]
+)
+def test_local_cluster_of_what_is_no_number_is_refused(wrong):
+    with pytest.raises(ConfigError, match="no such local cluster") as told:
+        Cluster.local(**wrong)
+    assert [problem.path for problem in told.value.problems] == [*wrong]
+
+
+@pytest.mark.parametrize("image", [None, ""])
+def test_image_without_a_name_is_refused(image):
+    with pytest.raises(ConfigError, match="names no image"):
+        Cluster.load("cpu-small").with_image(image)
+
+
+def test_path_is_a_manifest_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = yamltext.as_yaml(dict(Cluster.load("gpu-t4").manifest))
+    Path("cpu-small").write_text(text)
+    assert cluster_of(Path("cpu-small")).source == "cpu-small"
+    assert cluster_of("cpu-small").source != "cpu-small"
 
 
 def test_workers_of_this_machine_have_what_the_settings_say(monkeypatch):

@@ -181,6 +181,8 @@ def test_client_of_the_head_before_keeps_no_connection(running):
         for server in (before, now):
             head.api(replace(running, address=f"http://127.0.0.1:{server.server_port}")).version()
         assert ports() & mine == {now.server_port}
+
+
 class Empty(Quiet):
     """A head that has no job yet, and takes each."""
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from raykube import manifest as manifests
@@ -98,7 +98,9 @@ class KubeRay:
         look = self._run(name, kind)
         yield from look.changes() if look else servelook.changes(self.kube, name)
 
-    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+    def logs(
+        self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER
+    ) -> Generator[str, None, None]:
         """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
         rank = sources.rank_of(source)
         if not self._run(name, kind):

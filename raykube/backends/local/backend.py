@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile
@@ -94,7 +94,9 @@ class Local:
                 yield status
             time.sleep(_LOOK_S)
 
-    def logs(self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER) -> Iterator[str]:
+    def logs(
+        self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER
+    ) -> Generator[str, None, None]:
         """Yield the driver's output, of all attempts in turn; or that of a training worker."""
         rank, record = sources.rank_of(source), _load(name, kind)
         if source in _NOT_HERE:
