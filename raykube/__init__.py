@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from raykube.specs import App, Job, Service
     from raykube.wire import Result
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "App": "specs",
     "BackendError": "errors",

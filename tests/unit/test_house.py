@@ -1,6 +1,7 @@
 """The rules of the house that no linter holds."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,16 @@ def test_public_name_is_where_it_is_said_to_be(name):
 def test_errors_are_there_before_anything_is_imported():
     command = [sys.executable, "-c", "import raykube as rk; print(issubclass(rk.errors.Conflict, rk.BackendError))"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_version_is_a_constant_which_jobs_know_without_an_installed_package():
+    constants = {node.targets[0].id for node in ast.parse((ROOT / "__init__.py").read_text()).body if is_constant(node)}
+    assert "__version__" in constants
+    assert re.fullmatch(r"\d+\.\d+\.\d+", raykube.__version__)
+
+
+def is_constant(node):
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
 
 
 def test_import_loads_nothing_heavy():
