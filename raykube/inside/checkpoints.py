@@ -8,12 +8,13 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raykube.errors import ConfigError, NotFound
 from raykube.inside import storage
+from raykube.inside.scalars import is_spread
 
 log = logging.getLogger("raykube")
 STATE_FILE = "state.pt"
@@ -30,6 +31,33 @@ def new_name(now: float) -> str:
 def is_ours(name: str) -> bool:
     """Tell the folder of a checkpoint that ``raykube.report`` has named."""
     return bool(_OURS.match(name))
+
+
+def require_whole(state: Mapping[str, Any]) -> None:
+    """Refuse a state that lies in parts on the workers: only rank 0 saves, and so its own part.
+
+    Raises:
+        ConfigError: it holds such tensors.
+    """
+    if parts := list(_spread(state, "", set())):
+        more = f" and {len(parts) - 1} more" if parts[1:] else ""
+        raise ConfigError(
+            f"the checkpoint holds tensors that are spread over the workers: {parts[0]}{more}",
+            why="rank 0 saves it, which has a part of each; a training would go on with wrong weights",
+            next_step="gather it: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), "
+            "which every worker calls; or report a folder",
+        )
+
+
+def _spread(state: Any, path: str, seen: set[int]) -> Iterator[str]:
+    """Yield the paths of tensors that are spread over the workers."""
+    if is_spread(state):
+        yield path
+    if id(state) in seen or not isinstance(state, Mapping | list | tuple):
+        return
+    seen.add(id(state))  # it may hold itself
+    for name, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+        yield from _spread(value, f"{path}.{name}".lstrip("."), seen)
 
 
 def save(state: Mapping[str, Any], directory: str | Path) -> Path:

@@ -49,7 +49,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
 
     Raises:
         ConfigError: called outside of a loop, or a metric is not a single number or string, or its
-            name no text.
+            name no text; or the states of a checkpoint lie in parts on the workers.
     """
     session = _session
     if session is None:
@@ -93,6 +93,7 @@ def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
         made = checkpoint if isinstance(checkpoint, ray.train.Checkpoint) else ray.train.Checkpoint(str(checkpoint))
         ray.train.report(metrics, checkpoint=made, checkpoint_dir_name=name)
         return
+    checkpoints.require_whole(checkpoint)  # on every rank: the others would wait for the one that refuses
     uploads = storage.is_uri(target)
     mode = ray.train.CheckpointUploadMode
     own = None

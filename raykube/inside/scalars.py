@@ -52,8 +52,7 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 
 def _scalar(value: Any, *, defer: bool) -> Any:
-    if hasattr(value, "placements") and not all(each.is_replicate() for each in value.placements):
-        # A rank would read its own part of it without a word.
+    if is_spread(value):  # a rank would read its own part of it without a word
         raise TypeError("is spread over the workers: report its full_tensor(), which every worker calls")
     if defer and getattr(value, "is_cpu", True) is False:
         _check_size(value)
@@ -62,6 +61,11 @@ def _scalar(value: Any, *, defer: bool) -> Any:
     elif isinstance(plain := _item(value), _JSON):
         return plain
     raise TypeError(f"{type(value).__name__} is not a number or string: convert it, or put it in the checkpoint")
+
+
+def is_spread(value: Any) -> bool:
+    """Tell a tensor of which a worker holds a part only, as those of FSDP2 are."""
+    return hasattr(value, "placements") and not all(each.is_replicate() for each in value.placements)
 
 
 def _item(value: Any) -> Any:

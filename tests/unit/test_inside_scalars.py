@@ -2,7 +2,10 @@ import json
 
 import pytest
 
+import raykube
 from raykube.errors import ConfigError
+from raykube.inside import checkpoints, loops
+from raykube.inside.history import Recorder
 from raykube.inside.scalars import Deferred, fetched, scalars
 from tests.support import Later
 
@@ -71,6 +74,22 @@ def test_scalars_refuse_what_only_all_workers_together_can_read(mesh):
     assert scalars({"norm": DTensor.from_local(one, mesh, [Replicate()])}) == {"norm": 1.0}
     with pytest.raises(ConfigError, match=r"norm: is spread over the workers: report its full_tensor\(\)"):
         scalars({"norm": DTensor.from_local(one, mesh, [Partial()])}, defer=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_checkpoint_of_which_each_worker_holds_a_part_is_refused_on_every_worker(mesh, monkeypatch, tmp_path, rank):
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    whole, part = (DTensor.from_local(torch.ones(2), mesh, [placement]) for placement in (Replicate(), Shard(0)))
+    state = {"model": {"bias": whole, "weight": part}, "optimizer": [{"step": 1, "moment": part}]}
+    checkpoints.require_whole({"model": {"bias": whole}})
+    state["me"] = state
+    recorder = Recorder(str(tmp_path / "metrics.jsonl"), 1) if rank == 0 else None
+    monkeypatch.setattr(loops, "_session", loops._Session(recorder, str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"workers: model\.weight and 1 more\n.*\n.*full_state_dict=True"):
+        raykube.report({"loss": 1.0}, state)
+    assert not list(tmp_path.glob("checkpoint_*"))
 
 
 def test_scalars_leave_a_copy_of_what_lies_on_a_device():
