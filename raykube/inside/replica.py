@@ -9,7 +9,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raykube.inside.serving import Predict, answer, as_text, open_model, predict_each, read_instances
+from raykube.inside.serving import Predict, as_text, open_model, predict_each, read_instances, reply
 from raykube.inside.tracking import Loader
 
 
@@ -20,7 +20,7 @@ class Answer(Response):
 
     def render(self, content: Any) -> bytes:
         """Return the body."""
-        return as_text(content)
+        return content if isinstance(content, bytes) else as_text(content)
 
 
 class Replica:
@@ -49,7 +49,7 @@ class Replica:
         except ValueError as error:
             return Answer({"error": str(error)}, 400)
         found = await asyncio.gather(*(self._together(instance) for instance in instances))
-        return Answer(*answer(found))
+        return Answer(*reply(found))
 
 
 # Ray's default of 5 requests at once would be the largest batch; the name is what plans address.

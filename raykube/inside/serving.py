@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ Predict = Callable[[Any, list[Any]], Sequence[Any]]
 
 _DEFAULTS: dict[str, Any] = {"model": "", "max_batch_size": 32, "batch_wait_timeout_s": 0.005}
 _BAD_INPUT = (ValueError, TypeError, LookupError)
+_UNWRITABLE = (TypeError, ValueError, RecursionError)
 #: So many instances at fault are told of one request.
 _TOLD = 5
 
@@ -36,10 +39,19 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
 
     Args:
         load: makes the model from a checkpoint's folder, which may be gone once it has returned.
-        predict: (model, instances) to as many JSON values; raises ValueError, TypeError or LookupError for an
-            instance that it cannot take, which answers that request with HTTP 400, and whatever else with 500; either
-            leaves the others of the batch alone. A prediction that is NaN or infinite is answered as null.
+        predict: (model, instances) to a list, or an array, of as many JSON values; raises ValueError, TypeError or
+            LookupError for an instance that it cannot take, which answers that request with HTTP 400, and whatever else
+            with 500; either leaves the others of the batch alone. A prediction that is NaN or infinite is answered as
+            null.
+
+    Raises:
+        ConfigError: `predict` is a coroutine function.
     """
+    if inspect.iscoroutinefunction(predict):
+        raise ConfigError(
+            f"{getattr(predict, '__name__', predict)} is a coroutine, and predict is called as a function",
+            next_step="write it by def; it is called in a thread, so what it waits for holds nobody up",
+        )
 
     def app(args: dict[str, Any]) -> Any:
         from raykube.inside.replica import Model
@@ -159,16 +171,35 @@ class Refused:
 def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
     """Return one prediction an instance, or :class:`Refused` for those that it fails on alone."""
     try:
-        found = list(predict(model, instances))
+        found = predict(model, instances)
+        found = list(found) if isinstance(found, Iterator) else found  # a generator has not run before
     except Exception as error:  # noqa: BLE001 - PyTorch says a wrong shape by RuntimeError, others by their own
         if len(instances) == 1 or isinstance(error, OSError):  # what does not answer would not for each of them
             return [_refused(error)] * len(instances)
         # The batch holds instances of several requests: find the bad one, answer the others.
         return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
-    if len(found) != len(instances):
-        wrong = RuntimeError(f"predict gave {len(found)} predictions for {len(instances)} instances")
+    try:
+        return _one_each(found, len(instances))
+    except RuntimeError as wrong:
         return [_refused(wrong)] * len(instances)
-    return found
+
+
+def _one_each(found: Any, count: int) -> list[Any]:
+    """Return what `predict` gave as a list.
+
+    Raises:
+        RuntimeError: it is not one prediction an instance, in their order.
+    """
+    # To go through these gives the names of columns, or letters; a set has no order.
+    if isinstance(found, Mapping | AbstractSet | str | bytes) or hasattr(found, "columns"):
+        raise RuntimeError(f"predict gave one {type(found).__name__}, not a list with a prediction for each instance")
+    try:
+        listed = list(found)
+    except TypeError as error:
+        raise RuntimeError(f"predict gave no list of predictions, but {type(found).__name__}: {error}") from error
+    if len(listed) != count:
+        raise RuntimeError(f"predict gave {len(listed)} predictions for {count} instances")
+    return listed
 
 
 def _refused(error: Exception) -> Refused:
@@ -187,6 +218,24 @@ def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
     return {"predictions": [one.tolist() if hasattr(one, "tolist") else one for one in found]}, 200
 
 
+def reply(found: Sequence[Any]) -> tuple[bytes, int]:
+    """Return :func:`answer` as JSON text, and the HTTP status; what JSON cannot hold is an error of `predict`."""
+    body, status = answer(found)
+    try:
+        return as_text(body), status
+    except _UNWRITABLE:
+        body, status = answer([_written(one) for one in found])
+        return as_text(body), status
+
+
+def _written(prediction: Any) -> Any:
+    try:
+        as_text(prediction)
+    except _UNWRITABLE as error:
+        return _refused(RuntimeError(f"predict gave what JSON cannot hold: {error}"))
+    return prediction
+
+
 def as_text(body: Any) -> bytes:
     """Return the JSON text of an answer.
 
@@ -196,11 +245,18 @@ def as_text(body: Any) -> bytes:
     try:
         return _dump(body)
     except ValueError:  # looked for only then: most answers have none, and may be large
-        return _dump(wire.finite(body))
+        return _dump(wire.finite(json.loads(json.dumps(body, default=_listed))))
 
 
 def _dump(body: Any) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(value: Any) -> Any:
+    """Return a value of numpy or PyTorch that lies within a prediction as JSON has it."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"it knows no {type(value).__name__}")
+    return value.tolist()
 
 
 def read_instances(body: bytes) -> list[Any]:

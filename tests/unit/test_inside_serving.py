@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import tempfile
 import traceback
 from pathlib import Path
@@ -13,6 +14,11 @@ from raykube.inside import checkpoints, serving, storage
 from tests.servers import Quiet
 from tests.servers import serving as serving_by
 from tests.support import BIN, run
+
+
+def of(module):
+    """Return a module that serving itself does without."""
+    return pytest.importorskip(module)
 
 
 def doubled(_model, instances):
@@ -97,6 +103,51 @@ def test_predict_must_answer_every_instance():
     assert asked == [[1, 0]]
 
 
+@pytest.mark.parametrize(
+    ("gives", "says"),
+    [
+        (lambda ns: {"a": ns, "b": ns}, "predict gave one dict, not a list"),
+        (lambda ns: of("pandas").DataFrame({"a": ns, "b": ns}), "predict gave one DataFrame, not a list"),
+        (set, "predict gave one set"),
+        (lambda _: "ab", "predict gave one str"),
+        (lambda _: None, "but NoneType"),
+        (sum, "but int"),
+        (lambda ns: of("numpy").array(sum(ns)), "but ndarray: iteration over a 0-d array"),
+    ],
+)
+def test_what_is_no_list_of_predictions_is_the_fault_of_predict_and_logged(caplog, gives, says):
+    first, second = serving.predict_each(lambda _, instances: gives(instances), None, [1, 2])
+    assert first == second
+    assert (first.status, says in first.reason) == (500, True)
+    assert says in caplog.text
+
+
+@pytest.mark.parametrize(
+    "gives",
+    [
+        tuple,
+        lambda ns: (n for n in ns),
+        lambda ns: of("numpy").array(ns),
+        lambda ns: of("pandas").Series(ns, index=[7, 8]),
+    ],
+)
+def test_list_of_predictions_has_many_forms(gives):
+    assert serving.predict_each(lambda _, instances: gives(instances), None, [1, 2]) == [1, 2]
+
+
+def test_generator_that_refuses_an_instance_leaves_the_others():
+    found = serving.predict_each(lambda _, ns: (10 // n for n in ns), None, [5, 0])
+    assert found == [2, serving.Refused("ZeroDivisionError: integer division or modulo by zero", 500)]
+
+
+def test_predict_that_has_to_be_awaited_is_refused():
+    async def later(_model, instances):
+        return instances
+
+    with pytest.raises(ConfigError, match="later is a coroutine"):
+        serving.application(str, later)
+
+
 def test_model_that_waits_in_vain_is_not_asked_again_for_each_instance():
     asked = []
 
@@ -121,6 +172,22 @@ def test_number_that_json_has_not_is_answered_as_null():
     body, status = serving.answer([{"p": [0.5, math.nan]}, (math.inf, 1), "é"])
     assert serving.as_text(body) == '{"predictions":[{"p":[0.5,null]},[null,1],"é"]}'.encode()
     assert status == 200
+
+
+def test_values_of_numpy_within_a_prediction_are_answered():
+    np = of("numpy")
+    found = [{"p": np.float32(0.5), "k": (np.int64(3), np.array([1, 2]))}, {"p": np.float32("nan")}]
+    assert serving.reply(found) == (b'{"predictions":[{"p":0.5,"k":[3,[1,2]]},{"p":null}]}', 200)
+
+
+def test_prediction_that_json_cannot_hold_is_told_and_logged(caplog):
+    holds_itself = {}
+    holds_itself["me"] = holds_itself
+    body, status = serving.reply([1, {"p": Path("x")}, holds_itself])
+    said = json.loads(body)["error"]
+    assert status == 500
+    assert re.search(r"instances\[1\]: .*it knows no \w*Path; instances\[2\]: .*", said)
+    assert "it knows no" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow and its dependencies warn of each other's deprecations
