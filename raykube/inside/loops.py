@@ -129,13 +129,16 @@ class Loop:
     metric: str | None = None
     mode: str = "min"
 
-    def __call__(self, config: dict[str, Any]) -> Any:
-        """Run the loop, with its rows recorded to the last one however it ends."""
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run the loop, with its rows recorded to the last one however it ends.
+
+        What it returns stays here: Ray would pickle it, and take a worker whose model or data it cannot for a dead one.
+        """
         # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
         os.environ[wire.ATTEMPT] = str(self.attempt)
         with _recording(self.path, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
-                return self.body(config) if takes_config(self.body, config) else self.body()
+                self.body(config) if takes_config(self.body, config) else self.body()
             except BaseException as error:
                 mark(error, traceback.format_exc())
                 if (told := brought(error)) is not error:
@@ -148,11 +151,10 @@ def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
 
     Raises:
         ConfigError: it takes more than one argument, or none by its place where there is a config; or it is no
-            function.
+            function, or one that a call does not run.
     """
-    if not callable(body):
-        raise ConfigError(f"the loop must be a function, not {type(body).__name__}")
-    parameters = inspect.signature(body).parameters.values()
+    _runs_when_called(body)
+    parameters = _signature(body).parameters.values()
     needed = [each for each in parameters if each.default is each.empty and each.kind not in _ANY]
     placed = [each for each in parameters if each.kind not in _NAMED]
     if len(needed) > 1:
@@ -163,17 +165,35 @@ def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
         )
     if not placed and (needed or config):
         raise ConfigError(
-            f"the loop takes no config: {getattr(body, '__name__', body)}{inspect.signature(body)}",
+            f"the loop takes no config: {getattr(body, '__name__', body)}{_signature(body)}",
             why="a loop is called with its config as its one argument, not by a name",
             next_step="write def loop(config), or leave the config out",
         )
     if config and not needed and len(placed) > 1:
         raise ConfigError(
-            f"the loop has {len(placed)} arguments to do without, and a config is one: {inspect.signature(body)}",
+            f"the loop has {len(placed)} arguments to do without, and a config is one: {_signature(body)}",
             why="which of them it is meant for cannot be known",
             next_step="write def loop(config), and put the rest into the config",
         )
     return bool(needed or (config and placed))
+
+
+def _runs_when_called(body: Any) -> None:
+    if not callable(body):
+        raise ConfigError(f"the loop must be a function, not {type(body).__name__}")
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(kind(each) for kind in kinds for each in (body, type(body).__call__)):
+        raise ConfigError(
+            f"the loop {getattr(body, '__name__', body)} is a generator or a coroutine",
+            why="to call it does not run it: the training would end at once, and as if it had gone well",
+            next_step="write it without yield and async; within it, asyncio.run(...) runs a coroutine",
+        )
+
+
+def _signature(body: Callable[..., Any]) -> inspect.Signature:
+    """Return what a loop takes: of a decorated one, what its decorator takes, where that tells it."""
+    own = inspect.signature(body, follow_wrapped=False)
+    return inspect.signature(body) if all(each.kind in _ANY for each in own.parameters.values()) else own
 
 
 @contextmanager

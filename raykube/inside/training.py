@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,7 +114,7 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     trainer = _trainer(stage, task)
     try:
-        with following(stage.files, sinks) as follower, _interrupts():
+        with following(stage.files, sinks) as follower, own_signals():
             outcome = trainer.fit()
     except (TrainingFailedError, RayActorError) as error:
         failure, cause = explain(error)
@@ -213,18 +215,28 @@ def _plain(value: Any) -> Any:
             return [_plain(each) for each in value]
         json.dumps(value)
     except (TypeError, ValueError):
-        return str(value)
+        return _number(value)
     return value
 
 
+def _number(value: Any) -> Any:
+    """Return the one number in a value of numpy or PyTorch; of what else there is, its words."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if hasattr(value, "shape") and hasattr(value, "item") and math.prod(value.shape) == 1:
+            found = value.item()
+            return found if isinstance(found, int | float) else str(found)
+    return str(value)
+
+
 @contextmanager
-def _interrupts() -> Iterator[None]:
-    """Give Ctrl-C back to whoever had it: Ray Train keeps it for itself after a run."""
+def own_signals() -> Iterator[None]:
+    """Give signals back to whoever had them: Ray Train keeps Ctrl-C for itself after a run, Ray Tune SIGUSR1."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

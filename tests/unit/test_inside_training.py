@@ -30,6 +30,7 @@ from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, published
 from tests.support import Later
 
+np = Later("numpy")
 torch = Later("torch")
 
 
@@ -106,6 +107,37 @@ def test_loop_with_several_arguments_to_do_without_is_not_given_a_config_as_any_
 def test_loop_of_two_arguments_is_refused():
     with pytest.raises(ConfigError, match="2 arguments"):
         Task(lambda model, data: (model, data))
+
+
+async def awaited(config):
+    return config
+
+
+def yielding(config):
+    yield config
+
+
+class Awaited:
+    async def __call__(self, config):
+        return config
+
+
+@pytest.mark.parametrize("loop", [awaited, yielding, Awaited(), functools.partial(awaited, {})])
+def test_loop_that_a_call_does_not_run_is_refused(loop):
+    with pytest.raises(ConfigError, match="does not run it"):
+        Task(loop)
+
+
+def test_loop_takes_what_its_decorator_takes():
+    def loop(config, data):
+        return config, data
+
+    given = functools.wraps(loop)(lambda config: loop(config, []))
+    passed_on = functools.wraps(nothing)(lambda *args, **named: (nothing(), args, named))
+    assert takes_config(given, {"lr": 1})
+    assert not takes_config(passed_on, {})
+    with pytest.raises(ConfigError, match="takes no config"):
+        Task(passed_on, {"lr": 1})
 
 
 def test_mode_must_be_min_or_max():
@@ -240,6 +272,24 @@ def test_config_of_any_names_is_published(tmp_path):
         "object": "here",
         "me": "{'me': {...}}",
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (lambda: np.int64(10), 10),
+        (lambda: np.bool_(False), False),
+        (lambda: np.float32(0.5), 0.5),
+        (lambda: np.array([3]), 3),
+        (lambda: torch.tensor(0.5, requires_grad=True), 0.5),
+        (lambda: np.array([1, 2]), "[1 2]"),
+        (lambda: torch.float32, "torch.float32"),
+        (lambda: torch.zeros((), device="meta"), "tensor(..., device='meta', size=())"),
+    ],
+)
+def test_number_of_numpy_or_torch_in_a_config_is_published_as_a_number(value, expected):
+    (found,) = published({"x": [value()]})["x"]
+    assert (found, type(found)) == (expected, type(expected))
 
 
 class BrokenTracker(tracking.Tracker):

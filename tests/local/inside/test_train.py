@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def actors():
 
 
 def reporting(config):
-    """Report in every way that a loop may."""
+    """Report in every way that a loop may, and return what pickle does not take."""
     rank = ray.train.get_context().get_world_rank()
     began = time.perf_counter()
     for step in range(STEPS):
@@ -45,6 +46,7 @@ def reporting(config):
     checkpoints.save({"epoch": 3}, folder)
     ray.train.report({"epoch": 3, "accuracy": np.float64(0.6)}, checkpoint=ray.train.Checkpoint(str(folder)))
     ray.train.report({"plain": np.int64(7)})
+    return threading.Lock()
 
 
 @pytest.fixture(scope="module")
