@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 
 from raykube.errors import ConfigError, Failure
@@ -26,6 +27,7 @@ _BUGS = (
     LookupError,
     NameError,
     NotImplementedError,
+    pickle.PicklingError,
     SyntaxError,
     SystemExit,
     TypeError,

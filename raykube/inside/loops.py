@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from raykube import wire
@@ -39,7 +40,8 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
 
     Without a checkpoint this appends to a buffer: no file, no network, no wait for other workers.
     Rank 0's metrics count. With a checkpoint, every rank has to call it equally often, as with
-    ``ray.train.report``.
+    ``ray.train.report``, and with one: not ``checkpoint if rank == 0 else None``, as is usual there, by which
+    rank 0 would wait for the others in vain.
 
     Args:
         metrics: names to numbers, strings, booleans; numpy and torch scalars are fine.
@@ -49,7 +51,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
 
     Raises:
         ConfigError: called outside of a loop, or a metric is not a single number or string, or its
-            name no text; or the states of a checkpoint lie in parts on the workers.
+            name no text; or the checkpoint is none of these, or its states lie in parts on the workers.
     """
     session = _session
     if session is None:
@@ -62,12 +64,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
         if session.recorder is not None:  # the other ranks' rows are dropped: not worth a copy of a tensor
             session.recorder.add(scalars(metrics, defer=True))
         return
-    plain = scalars(metrics)
-    name = checkpoints.new_name(time.time())
-    if session.recorder is not None:
-        session.recorder.add(plain, name)
-        session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
-    _send(plain, checkpoint, storage.join(session.path, name))
+    _report_saved(session, scalars(metrics), checkpoint)
 
 
 def refuse_within(verb: str) -> None:
@@ -84,32 +81,56 @@ def refuse_within(verb: str) -> None:
         )
 
 
-def _send(metrics: dict[str, Any], checkpoint: Any, target: str) -> None:
+def _report_saved(session: _Session, metrics: dict[str, Any], checkpoint: Any) -> None:
     import ray.train
 
-    name = target.rpartition("/")[2]
+    name = checkpoints.new_name(time.time())
+    sent = _saved(checkpoint, storage.join(session.path, name), saves=session.recorder is not None)
+    if session.recorder is not None:
+        session.recorder.add(metrics, name)  # not before: it might not be saved
+        session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
+    ray.train.report(metrics, checkpoint_dir_name=name, **sent)
+
+
+def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
+    """Return as what ``ray.train.report`` takes a checkpoint; one of states is saved before, by rank 0.
+
+    Raises:
+        ConfigError: it is no checkpoint, or its states lie in parts on the workers.
+    """
+    import ray.train
+
+    if isinstance(checkpoint, ray.train.Checkpoint):
+        return {"checkpoint": checkpoint}
     if not isinstance(checkpoint, Mapping):
         # The caller's folder may be gone as soon as report returns, so this waits for the copy.
-        made = checkpoint if isinstance(checkpoint, ray.train.Checkpoint) else ray.train.Checkpoint(str(checkpoint))
-        ray.train.report(metrics, checkpoint=made, checkpoint_dir_name=name)
-        return
+        return {"checkpoint": ray.train.Checkpoint(_folder(checkpoint))}
     checkpoints.require_whole(checkpoint)  # on every rank: the others would wait for the one that refuses
     uploads = storage.is_uri(target)
     mode = ray.train.CheckpointUploadMode
     own = None
-    if ray.train.get_context().get_world_rank() == 0:
+    if saves:
         folder = tempfile.mkdtemp(prefix="raykube-checkpoint-") if uploads else target
         checkpoints.save(checkpoint, folder)
         own = ray.train.Checkpoint(folder)
-    ray.train.report(
-        metrics,
-        checkpoint=own,
-        checkpoint_dir_name=name,
+    return {
+        "checkpoint": own,
         # A folder was written in place, once. Ray then holds one report back until the controller has taken
         # the one before, so that a loop cannot run far ahead of what would survive its death.
-        checkpoint_upload_mode=mode.ASYNC if uploads else mode.NO_UPLOAD,
-        delete_local_checkpoint_after_upload=uploads,
-    )
+        "checkpoint_upload_mode": mode.ASYNC if uploads else mode.NO_UPLOAD,
+        "delete_local_checkpoint_after_upload": uploads,
+    }
+
+
+def _folder(given: Any) -> str:
+    step = 'report a dict of states, as {"model": model.state_dict()}, or the folder that holds the files'
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"a checkpoint is a dict of states or a folder, not {type(given).__name__}", next_step=step)
+    path = os.fspath(given)
+    if not storage.is_uri(path) and not Path(path).is_dir():
+        found = "is a file" if Path(path).exists() else "is not there"
+        raise ConfigError(f"the checkpoint {path} {found}", why="a checkpoint is a folder", next_step=step)
+    return path
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from raykube.inside.failures import (
     is_bug,
     mark,
 )
+from raykube.inside.history import Recorder, rows
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
@@ -405,6 +406,36 @@ def test_bug_in_a_task_that_a_loop_calls_is_told_in_the_tasks_words(form):
     assert (failure.reason, failure.message) == ("LoopFailed", "ValueError: bad (worker 1)")
     assert any("ValueError: bad" in line for line in failure.tail)
     assert is_bug(error)
+
+
+@pytest.fixture
+def rank_0(monkeypatch, tmp_path):
+    """Be the worker of rank 0; return its stage."""
+    pytest.importorskip("ray.train")
+    recorder = Recorder(str(tmp_path / wire.METRICS_FILE), 1)
+    monkeypatch.setattr(loops, "_session", loops._Session(recorder, str(tmp_path)))
+    yield tmp_path
+    recorder.close()
+
+
+def test_checkpoint_that_pickle_does_not_take_is_no_row_and_not_tried_again(rank_0):
+    with pytest.raises((pickle.PicklingError, AttributeError)) as caught:
+        raykube.report({"loss": 1.0}, {"schedule": lambda: 0.1})
+    assert is_bug(raised(caught.value))
+    assert is_bug(raised(pickle.PicklingError("Can't pickle it")))
+    assert (loops._session.recorder.flush(), rows(str(rank_0 / wire.METRICS_FILE))) == (None, [])
+
+
+def test_checkpoint_that_is_none_is_refused_in_plain_words(rank_0):
+    (rank_0 / "model.pt").touch()
+    for given, why in [
+        (str(rank_0 / "model.pt"), "is a file"),
+        (rank_0 / "lost", "is not there"),
+        (nothing, "not function"),
+    ]:
+        with pytest.raises(ConfigError, match=why) as caught:
+            raykube.report({"loss": 1.0}, given)
+        assert "dict of states" in caught.value.next_step
 
 
 def test_bugs_end_a_run_and_lost_devices_do_not():
