@@ -28,7 +28,7 @@ def register(model: Callable[[str], Any], checkpoint: str, experiment: str, run_
     name = model_name(experiment)
     with storage.local_copy(checkpoint) as folder:
         module = model(folder).cpu()  # else only a replica with a GPU could read what a driver with one has written
-        with _fluent(uri), mlflow.start_run(run_id=run_id):
+        with _fluent(uri), mlflow.start_run(run_id=run_id, nested=True):  # beside one of the script's own
             info = mlflow.pytorch.log_model(
                 module,
                 name="model",

@@ -247,6 +247,23 @@ def test_experiment_named_like_a_path_keeps_its_artifacts_in_the_storage(databas
     assert found[0] == (tmp_path / "mlartifacts" / "_Users_me_exp").as_uri()
 
 
+def test_model_is_registered_beside_a_run_that_the_script_has_open(database, tmp_path, monkeypatch):
+    import mlflow
+
+    torch = pytest.importorskip("torch")
+    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow.MlflowClient(uri)
+    run = client.create_run(client.create_experiment("beside", artifact_location=(tmp_path / "files").as_uri()))
+    with mlflow.start_run() as own:
+        model = registry.register(lambda _: torch.nn.Linear(1, 1), str(tmp_path), "beside", run.info.run_id, uri)
+        assert mlflow.active_run().info.run_id == own.info.run_id
+    assert model == "models:/beside/1"
+    assert "mlflow.parentRunId" not in client.get_run(run.info.run_id).data.tags
+
+
 def test_registration_that_fails_is_told_and_the_run_has_ended_well(server, tmp_path, caplog):
     server.refused.add("registered")
     tracker = begin(server, tmp_path)
