@@ -43,14 +43,25 @@ def params(values: Mapping[Any, Any]) -> list[Any]:
 
 
 def points(found: Sequence[Row], before: int, names: Names) -> Iterator[Any]:
-    """Yield the numbers in rows as MLflow's metrics; a row that tells no step is counted, on from `before`."""
+    """Yield the numbers in rows as MLflow's metrics, at :func:`steps`."""
     from mlflow.entities import Metric
 
-    for number, row in enumerate(found, start=before + 1):
-        when, step = _milliseconds(row), row["metrics"].get("step", number)
-        step = step if isinstance(step, int) and abs(step) <= _STEP_MAX else number
+    for row, step in zip(found, steps(found, before), strict=True):
         for name, value in names.named(_numbers(row)).items():
-            yield Metric(name, float(value), when, step)
+            yield Metric(name, float(value), _milliseconds(row), step)
+
+
+def steps(found: Sequence[Row], before: int) -> list[int]:
+    """Return the step of each row: one that tells none comes after the highest so far, which was `before` at first.
+
+    MLflow shows the value of the highest step as the final one.
+    """
+    done: list[int] = []
+    for row in found:
+        told = row["metrics"].get("step")
+        done.append(told if isinstance(told, int) and abs(told) <= _STEP_MAX else min(before + 1, _STEP_MAX))
+        before = max(before, done[-1])
+    return done
 
 
 def _numbers(row: Row) -> dict[str, Any]:

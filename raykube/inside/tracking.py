@@ -104,7 +104,7 @@ class MlflowTracker(Tracker):
         self._uri = uri
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._pending: list[Row] = []
-        self._count = 0
+        self._step = 0
         self._run_id = ""
         self._kept = False
         self._names = entities.Names()
@@ -234,10 +234,10 @@ class MlflowTracker(Tracker):
             self._open()
         if not self._kept:
             self._keep()
-        metrics = entities.points(self._pending, self._count, self._names)
+        metrics = entities.points(self._pending, self._step, self._names)
         while batch := list(islice(metrics, _BATCH)):
             self._client.log_batch(self._run_id, metrics=batch)
-        self._count += len(self._pending)
+        self._step = max([self._step, *entities.steps(self._pending, self._step)])
         self._ended = self._pending[-1]["time"] if self._pending else self._ended
         self._pending = []
 
@@ -259,7 +259,7 @@ class MlflowTracker(Tracker):
         # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
         # Rows without a step go on from the last one: MLflow shows the highest as the final one.
-        self._count = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
+        self._step = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
         self._pending[:0] = entities.unsent(self._subject.files, self._place.attempt, run, self._names)
         self._run_id, self._kept = str(run.info.run_id), bool(known)
 

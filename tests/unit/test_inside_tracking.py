@@ -1,3 +1,4 @@
+import functools
 import json
 import sqlite3
 import threading
@@ -199,6 +200,27 @@ def test_name_stays_the_same_for_a_run_s_length(tmp_path):
     assert [(metric.key, metric.value) for metric in told] == [
         *(("acc_1_2", 1.0), ("acc_1", 2.0), ("acc_1_3", 3.0), ("acc_1_2", 4.0)),
     ]
+
+
+def test_row_without_a_step_comes_after_the_highest_so_far():
+    assert entities.steps(rows({"a": 1}, {"step": 100}, {"val": 1}, {"step": 50}, {"val": 2}), 4) == [
+        5,
+        100,
+        101,
+        50,
+        102,
+    ]
+    assert entities.steps(rows({"step": 2**63 - 1}, {"val": 1}), 0) == [2**63 - 1] * 2
+
+
+def test_rows_without_a_step_go_on_in_later_batches(server, tmp_path):
+    tracker = begin(server, tmp_path)
+    for metrics in ({"loss": 1.0, "step": 100}, {"loss": 2.0}, {"loss": 3.0}):
+        tracker.rows(rows(metrics))
+        until(functools.partial(calls, server, "log-batch", f'"value": {metrics["loss"]}'), "it is sent", 60)
+    tracker.end("FINISHED")
+    sent = [json.loads(body)["metrics"] for body in calls(server, "log-batch", '"metrics"')]
+    assert [metric["step"] for batch in sent for metric in batch] == [100, 101, 102]
 
 
 def test_numbers_beyond_what_mlflow_holds_are_left_out():
