@@ -103,18 +103,19 @@ def _remove_orphans() -> None:
 
         gcs = state._connect_and_get_accessor()  # noqa: SLF001 # no public call tells who made a placement group
         for group in map(PlacementGroupTableData.FromString, gcs.get_placement_group_table()):
-            if _is_orphan(group):
-                made_by = gcs.get_actor_info(ray.ActorID(group.creator_actor_id))
-                if made_by and ActorTableData.FromString(made_by).class_name == "TrainController":
+            if _is_ours(group) and (made_by := gcs.get_actor_info(ray.ActorID(group.creator_actor_id))):
+                controller = ActorTableData.FromString(made_by)
+                # The group's own word on that is missing where it was registered while its controller was ended.
+                if controller.class_name == "TrainController" and controller.state == ActorTableData.DEAD:
                     _remove(group.placement_group_id)
     except Exception:  # whatever inner names answer when they have moved, or Ray when it ends: a training goes on
         log.debug("no look at placement groups now", exc_info=True)
 
 
-def _is_orphan(group: Any) -> bool:
-    """Whether nobody but the job keeps a placement group, which then outlives who made it."""
-    ours = group.creator_job_id == bytes.fromhex(ray.get_runtime_context().get_job_id())
-    return ours and group.creator_actor_dead and not group.is_detached and group.state != group.REMOVED
+def _is_ours(group: Any) -> bool:
+    """Whether a placement group is of this job, which keeps it when who made it is dead."""
+    ours: bool = group.creator_job_id == bytes.fromhex(ray.get_runtime_context().get_job_id())
+    return ours and not group.is_detached and group.state != group.REMOVED
 
 
 def _remove(group: bytes) -> None:
