@@ -18,6 +18,17 @@ def unsearchable(space: Mapping[str, Any]) -> list[Problem]:
     return found
 
 
+def described(value: Any) -> Any:
+    """Return a part of a space as JSON has it, and as it is in each process: of what is not plain, its kind only."""
+    if type(value).__module__ == "ray.tune.search.sample":
+        return [type(value).__name__, described(vars(value))]
+    if isinstance(value, Mapping):
+        return {str(name): described(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else type(value).__name__
+
+
 def _problems(value: Any, path: str, within: str = "") -> Iterator[Problem]:
     """Yield what is wrong with a value of the space, and with all that it holds.
 

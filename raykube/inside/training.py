@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raykube import wire
-from raykube.errors import ConfigError, RunFailed
+from raykube.errors import ConfigError, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, as_reported, following, is_number
@@ -48,6 +49,11 @@ class Task:
         takes_config(self.loop, self.config)
         if self.mode not in {"min", "max"}:
             raise ConfigError(f"mode is {self.mode!r}", next_step='write "min" or "max"')
+
+    @property
+    def without_metric(self) -> str:
+        """Return the note on a result whose checkpoint was not chosen by the metric."""
+        return f"no checkpoint was reported with the metric {self.metric!r}, so this is the last one"
 
     def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
         """Return the (item, metrics) with the best metric; None when no metrics have a number for it."""
@@ -84,7 +90,7 @@ def train(
         Conflict: a run of this name has finished, or another script of this run trains, too.
         RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
     """
-    task = Task(loop, dict(config or {}), metric, mode)
+    task = Task(loop, as_dict(config or {}), metric, mode)
     stage = Stage.next("train", experiment)
     place = stage.place
     if done := stage.begin(work("train", loop, metric, mode)):
@@ -107,6 +113,7 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
     """Run one Ray Train run in the connected cluster, its rows handed to `sinks` as they arrive.
 
     Raises:
+        ConfigError: pickle does not take the config.
         RunFailed: it did not end well.
     """
     from ray.exceptions import RayActorError
@@ -114,7 +121,7 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     trainer = _trainer(stage, task)
     try:
-        with following(stage.files, sinks) as follower, own_signals():
+        with following(stage.files, sinks) as follower, own_signals(), sent_by_pickle(task.config):
             outcome = trainer.fit()
     except (TrainingFailedError, RayActorError) as error:
         failure, cause = explain(error)
@@ -184,12 +191,11 @@ def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
         return replace(result, metrics=last_metrics(stage))
     best = task.best(kept) if task.metric else None
     chosen, metrics = best or (outcome.checkpoint, as_reported(dict(outcome.metrics or {}), task.metric))
-    note = f"no checkpoint was reported with the metric {task.metric!r}, so this is the last one"
     return replace(
         result,
         metrics=dict(metrics),
         checkpoint=storage.join(stage.path, chosen.path.rpartition("/")[2]),
-        notes=() if best or not task.metric else (note,),
+        notes=() if best or not task.metric else (task.without_metric,),
     )
 
 
@@ -226,6 +232,50 @@ def _number(value: Any) -> Any:
             found = value.item()
             return found if isinstance(found, int | float) else str(found)
     return str(value)
+
+
+def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as a dict.
+
+    Raises:
+        ConfigError: it is no mapping.
+    """
+    if not isinstance(config, Mapping):
+        step = "write vars(config); of a dataclass, dataclasses.asdict(config)"
+        raise ConfigError(f"the config must be a dict, not {type(config).__name__}", next_step=step)
+    return dict(config)
+
+
+@contextmanager
+def sent_by_pickle(config: Mapping[str, Any]) -> Iterator[None]:
+    """Name what of a config pickle does not take, where that is why it could not be sent.
+
+    Raises:
+        ConfigError: then.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+        if problems := list(_unsendable(config)):
+            raise ConfigError.of("this config cannot be sent to the workers", problems) from error
+        raise
+
+
+def _unsendable(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, value in config.items():
+        if why := _refusal(value):
+            yield Problem(f"config.{name}", why, "make it in the loop")
+
+
+def _refusal(value: Any) -> str:
+    """Return why pickle does not take a value; "" where it does."""
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:  # noqa: BLE001 # whatever the value's own methods raise
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @contextmanager

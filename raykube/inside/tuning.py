@@ -10,21 +10,22 @@ from dataclasses import replace
 from typing import Any
 
 from raykube import wire
-from raykube.errors import ConfigError, Failure, Problem, RunFailed
+from raykube.errors import ConfigError, Conflict, Failure, Problem, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.place import Place
 from raykube.inside.room import room
-from raykube.inside.space import unsearchable
+from raykube.inside.space import described, unsearchable
 from raykube.inside.stages import Stage, work
-from raykube.inside.training import Task, log_start
+from raykube.inside.training import Task, as_dict, log_start, own_signals, sent_by_pickle
 from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
 
 __all__ = ["sweep"]
 
 log = logging.getLogger("raykube")
 _SEED = 0
+_SEARCH_FILE = "search.json"
 
 
 def sweep(
@@ -57,10 +58,10 @@ def sweep(
 
     Raises:
         ConfigError: wrong arguments or environment, or one trial does not fit the cluster.
-        Conflict: a run of this name has finished, or another script of this run searches, too.
+        Conflict: a run of this name has finished, another script searches in it, or it began with another space.
         RunFailed: every trial failed; the first one's failure.
     """
-    task = Task(loop, dict(space), metric, mode)
+    task = Task(loop, as_dict(space), metric, mode)
     _check(space, trials, metric)
     stage = Stage.next("sweep", experiment)
     place = stage.place
@@ -69,29 +70,22 @@ def sweep(
     log_start(stage)
     _hush()
     with place.connect():
+        trials, changed = _as_begun(stage, task, trials, goes_on=_goes_on(stage))
         at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
         log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
         subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
-        with tracking.record(place, subject) as tracker:
+        with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
             grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
             tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
-            return stage.conclude(_best(stage, task, found, watch.troubles), tracker, model)
+            return stage.conclude(_best(stage, task, found, changed + watch.troubles), tracker, model)
 
 
 def _search(tuner: Any, watch: Trials) -> Any:
-    """Run the trials, followed by `watch`.
-
-    Raises:
-        KeyboardInterrupt: trials were left: Tune keeps the first Ctrl-C for itself, and returns.
-    """
-    with watch:
+    """Run the trials, followed by `watch`; whatever ends this before its end leaves them killed there."""
+    with watch, own_signals():
         grid = tuner.fit()
-        interrupted = grid.num_terminated + grid.num_errors < len(grid)
-        # ASHA's early end is no failure. Of an interrupted sweep, Tune does not say which trials were through.
-        through = "KILLED" if interrupted else "FINISHED"
-        watch.statuses = {_name(outcome): "FAILED" if outcome.error else through for outcome in grid}
-    if interrupted:
-        raise KeyboardInterrupt
+        # ASHA's early end is no failure.
+        watch.statuses = {_name(outcome): "FAILED" if outcome.error else "FINISHED" for outcome in grid}
     return grid
 
 
@@ -114,12 +108,37 @@ def trial_place(place: Place) -> Place:
     return replace(place, scale=replace(place.scale, workers=place.trial_workers))
 
 
+def _goes_on(stage: Stage) -> bool:
+    """Tell whether an earlier attempt has left a search to go on with."""
+    from ray import tune
+
+    return stage.place.attempt > 1 and bool(tune.Tuner.can_restore(stage.path))
+
+
+def _as_begun(stage: Stage, task: Task, trials: int, *, goes_on: bool) -> tuple[int, tuple[str, ...]]:
+    """Return how many trials are tried, and notes: Tune goes on with a search as it began, whatever it is given now."""
+    path = storage.join(stage.path, _SEARCH_FILE)
+    now = {"trials": trials, "space": described(task.config)}
+    begun = json.loads(storage.read_from(path) or "{}") if goes_on else {}
+    if not begun:
+        storage.write_text(path, json.dumps(now))
+        return trials, ()
+    changed = [name for name in now if json.dumps(now[name]) != json.dumps(begun[name])]
+    if not changed:
+        return trials, ()
+    note = f"the search went on as it began, with {begun['trials']} trials: changed since, and not heeded, are its "
+    note += f"{' and '.join(changed)}; for another search give the run another name"
+    log.warning("%s", note)
+    return int(begun["trials"]), (note,)
+
+
 def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    place, parent, loop = trial_place(stage.place), stage.path, task
+    # Without its space, which Tune sends by itself: what pickle does not take of it is not the loop's fault.
+    place, parent, loop = trial_place(stage.place), stage.path, replace(task, config={})
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(place, parent, replace(loop, config=config))
@@ -127,8 +146,8 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
     # A trial's own process holds no CPU: those are for its workers, which could not start otherwise.
     drivers = tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
     trainable = tune.with_resources(trial, drivers)
-    if stage.place.attempt > 1 and tune.Tuner.can_restore(stage.path):
-        return tune.Tuner.restore(stage.path, trainable, resume_unfinished=True, restart_errored=True)
+    if _goes_on(stage):
+        return _restored(stage, task, trainable)
     return tune.Tuner(
         trainable,
         param_space=task.config,
@@ -143,6 +162,21 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
         ),
         run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0),
     )
+
+
+def _restored(stage: Stage, task: Task, trainable: Any) -> Any:
+    from ray import tune
+
+    # Without the space, what is not plain in the config of a new trial would be Tune's own placeholder.
+    again = {"resume_unfinished": True, "restart_errored": True, "param_space": task.config}
+    try:
+        return tune.Tuner.restore(stage.path, trainable, **again)
+    except ValueError as error:
+        raise Conflict(
+            f"the search of run {stage.place.run} was begun with another space",
+            why=" ".join(str(error).split()),
+            next_step="give the space the names that it had, or the run another name",
+        ) from error
 
 
 def _hush() -> None:
@@ -166,13 +200,14 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
     for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
         training = Stage(stage.place, TRAIN, storage.join(stage.path, trial))
-        best = task.best(_kept(training.path))
+        kept, last = _kept(training.path)
+        best = task.best(kept)
         found.append(
             {
                 "trial": trial,
                 "params": _params(stage, trial),
                 "metrics": dict(best[1]) if best else _reported(training, task),
-                "checkpoint": best[0] if best else None,
+                "checkpoint": best[0] if best else last,
                 "error": reason(outcome.error) if outcome.error else None,
             }
         )
@@ -185,8 +220,8 @@ def _reported(training: Stage, task: Task) -> dict[str, Any]:
     return dict(found[-1]["metrics"]) if found else {}
 
 
-def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return (path, metrics) of the complete checkpoints of a trial, stopped early or not."""
+def _kept(path: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
+    """Return (path, metrics) of the complete checkpoints of a trial, stopped early or not; and the last one's path."""
     from ray.train import Result
 
     try:
@@ -196,12 +231,16 @@ def _kept(path: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         outcome = Result.from_path(path)
     except RuntimeError:  # Ray's way to say that no checkpoint was ever complete
-        return []
+        return [], None
     except RayTrainError as error:  # of a list of checkpoints that was being written when the trial was ended
         log.warning("the checkpoints of %s are not known: %s", path, error)
-        return []
-    kept = outcome.best_checkpoints or []
-    return [(storage.join(path, checkpoint.path.rpartition("/")[2]), metrics) for checkpoint, metrics in kept]
+        return [], None
+    kept = [(_within(path, checkpoint), metrics) for checkpoint, metrics in outcome.best_checkpoints or []]
+    return kept, _within(path, outcome.checkpoint) if outcome.checkpoint else None
+
+
+def _within(path: str, checkpoint: Any) -> str:
+    return storage.join(path, checkpoint.path.rpartition("/")[2])
 
 
 def _params(stage: Stage, trial: str) -> dict[str, Any]:
@@ -220,12 +259,14 @@ def reason(error: BaseException) -> str:
 
 def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles: tuple[str, ...]) -> wire.Result:
     failed = [entry for entry in found if entry["error"]]
-    notes = (f"{len(failed)} of {len(found)} trials failed",) if failed else ()
+    notes: tuple[str, ...] = (f"{len(failed)} of {len(found)} trials failed",) if failed else ()
     best = _chosen(task, found)
     if best is None:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
         step = memory_step(why) or "run the loop once by raykube.train, which shows its traceback"
         raise RunFailed.of(stage.place.run, Failure("AllTrialsFailed", why, next_step=step))
+    if best["checkpoint"] and not task.best(_kept(best["checkpoint"].rpartition("/")[0])[0]):
+        notes += (task.without_metric,)
     return wire.Result(
         "sweep",
         stage.place.run,

@@ -1,3 +1,4 @@
+import argparse
 import functools
 import json
 import os
@@ -28,7 +29,7 @@ from raykube.inside.history import Recorder, rows
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
-from raykube.inside.training import Task, published
+from raykube.inside.training import Task, published, sent_by_pickle
 from tests.support import Later
 
 np = Later("numpy")
@@ -139,6 +140,22 @@ def test_loop_takes_what_its_decorator_takes():
     assert not takes_config(passed_on, {})
     with pytest.raises(ConfigError, match="takes no config"):
         Task(passed_on, {"lr": 1})
+
+
+@pytest.mark.parametrize(("verb", "asked"), [("train", {}), ("sweep", {"trials": 1, "metric": "x", "mode": "min"})])
+def test_config_that_is_no_dict_is_refused_with_what_makes_one(verb, asked):
+    with pytest.raises(ConfigError, match=r"not Namespace\n  next: write vars\(config\)"):
+        getattr(raykube, verb)(lambda config: config, argparse.Namespace(lr=1), **asked)
+
+
+def test_what_pickle_does_not_take_of_a_config_is_named():
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    config = {"lr": 0.1, "lock": threading.Lock(), "f": lambda: 1}
+    with pytest.raises(ConfigError) as caught, sent_by_pickle(config):
+        cloudpickle.dumps(config)
+    assert [(each.path, "pickle" in each.what) for each in caught.value.problems] == [("config.lock", True)]
+    with pytest.raises(ValueError, match="of something else"), sent_by_pickle({"lr": 0.1}):
+        raise ValueError("of something else")
 
 
 def test_mode_must_be_min_or_max():

@@ -1,9 +1,11 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -45,6 +47,23 @@ class Sweep:
         )
         failure = RuntimeError(error) if error else None
         self.grid.insert(0, Result(checkpoint=None, metrics={"done": False}, error=failure, path=str(folder)))
+
+    def keeps(self, trial, **checkpoints):
+        """Have a trial's training keep checkpoints of these metrics, the last one last, as Ray lists them."""
+        folder = Path(self.stage.path, trial, TRAIN)
+        listed = [{"checkpoint_dir_name": name, "metrics": metrics} for name, metrics in checkpoints.items()]
+        for name in checkpoints:
+            (folder / name).mkdir()
+        lists = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+        failed = ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
+        facts = {
+            "ray_version": ray.__version__,
+            "checkpoint_results": listed,
+            "checkpoint_report_indices": [*range(len(listed))],
+            "latest_checkpoint_result": listed[-1],
+            "current_report_index": len(listed),
+        }
+        write(folder / "checkpoint_manager_snapshot.json", {**{name: [] for name in lists + failed}, **facts})
 
     def found(self):
         return tuning._found(self.stage, self.task, self.grid)
@@ -122,12 +141,56 @@ def test_trials_are_in_the_order_of_their_start_and_the_best_one_is_the_last_row
     assert history.rows(sweep.stage.metrics)[-1]["metrics"] == {"trial": "b", "loss": 1.0, "step": 2}
 
 
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's own
+def test_trial_whose_metric_is_reported_without_checkpoints_has_its_last_one(sweep):
+    sweep.ran("a", reported(loss=2.0), reported("one", epoch=1), reported(loss=1.0), reported("two", epoch=2))
+    sweep.keeps("a", one={"epoch": 1}, two={"epoch": 2})
+    result = tuning._best(sweep.stage, sweep.task, sweep.found(), ())
+    assert (result.metrics, Path(result.checkpoint).name) == ({"loss": 1.0}, "two")
+    assert result.notes == ("no checkpoint was reported with the metric 'loss', so this is the last one",)
+
+
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's own
+def test_trial_whose_metric_is_reported_with_checkpoints_has_its_best_one(sweep):
+    sweep.ran("a", reported("one", loss=1.0), reported("two", loss=2.0), reported("three"))
+    sweep.keeps("a", one={"loss": 1.0}, two={"loss": 2.0}, three={})
+    result = tuning._best(sweep.stage, sweep.task, sweep.found(), ())
+    assert (result.metrics, Path(result.checkpoint).name, result.notes) == ({"loss": 1.0}, "one", ())
+
+
 def test_failure_that_is_told_is_the_first_one(sweep):
     sweep.ran("b", start=1.0, error="first")
     sweep.ran("a", start=2.0, error="second")
     sweep.ran("0", start=math.inf, error="never began")
     with pytest.raises(RunFailed, match="first"):
         tuning._best(sweep.stage, sweep.task, sweep.found(), ())
+
+
+SPACE = {"lr": tune.loguniform(1e-4, 1), "net": {"act": tune.choice([Path, (1, "a")])}, "epochs": 3, "nan": math.nan}
+
+
+@pytest.mark.parametrize(
+    ("trials", "change", "told"),
+    [
+        (4, {}, ""),
+        (4, {"lr": tune.loguniform(1e-4, 1)}, ""),
+        (8, {}, "4 trials: changed since, and not heeded, are its trials;"),
+        (4, {"lr": tune.uniform(1e-4, 1)}, "its space;"),
+        (4, {"net": {"act": tune.choice([Path, (2, "a")])}}, "its space;"),
+        (8, {"epochs": 4}, "its trials and space;"),
+    ],
+)
+def test_search_that_goes_on_as_it_began_says_what_was_changed_since(sweep, trials, change, told):
+    task = Task(lambda config: config, dict(SPACE), "loss")
+    assert tuning._as_begun(sweep.stage, task, 4, goes_on=False) == (4, ())
+    count, notes = tuning._as_begun(sweep.stage, replace(task, config={**SPACE, **change}), trials, goes_on=True)
+    assert count == 4
+    assert told in "".join(notes)
+    assert len(notes) == bool(told)
+
+
+def test_search_of_an_older_raykube_goes_on_without_a_word(sweep):
+    assert tuning._as_begun(sweep.stage, sweep.task, 4, goes_on=True) == (4, ())
 
 
 CONDITIONAL = [{"k": "a", "x": tune.uniform(0, 1)}, {"k": "b", "y": [tune.grid_search([1])]}]

@@ -14,7 +14,7 @@ from ray import tune
 
 import raykube
 from raykube import wire
-from raykube.errors import ConfigError, RunFailed
+from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import checkpoints, place
 from tests.local.inside.support import MARKS, note, notes
 
@@ -110,6 +110,12 @@ def test_trial_that_does_not_fit_is_refused_before_anything_waits(monkeypatch):
         raykube.sweep(loop, {"x": tune.uniform(0, 1)}, trials=1, metric="score", mode="max")
 
 
+@pytest.mark.usefixtures("here")
+def test_space_that_pickle_does_not_take_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match=r"config\.lock: TypeError"):
+        raykube.sweep(loop, {"x": tune.uniform(0, 1), "lock": threading.Lock()}, trials=1, metric="score", mode="max")
+
+
 def test_sweep_lists_every_wrong_argument():
     with pytest.raises(ConfigError) as caught:
         raykube.sweep(loop, {"x": 1}, trials=0, metric="", mode="max")
@@ -127,13 +133,15 @@ def once_then_long(config):
         note(config["trials"], x=config["x"])
     seen = [fact["x"] for fact in notes(config["trials"])]
     raykube.report({"score": config["x"]}, {"x": config["x"]})
-    if len(set(seen)) == 2 and not Path(config["again"]).exists():
+    if len(set(seen)) == 2 and not config["again"].exists():
         threading.Event().wait(300)
 
 
-def resumed_sweep(folder):
-    space = {"x": tune.uniform(0, 1), "trials": f"{folder}/trials", "again": f"{folder}/again"}
-    return raykube.sweep(once_then_long, space, trials=3, metric="score", mode="max")
+def resumed_sweep(folder, trials=3, **more):
+    # Of what is not plain, Tune writes down only where it was.
+    again = tune.choice([Path(folder) / "again"])
+    space = {"x": tune.uniform(0, 1), "trials": Path(folder) / "trials", "again": again}
+    return raykube.sweep(once_then_long, space | more, trials=trials, metric="score", mode="max")
 
 
 def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
@@ -157,6 +165,33 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     assert [trial["error"] for trial in result.trials] == [None, None, None]
     assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert result.trials[0]["params"]["x"] == first
+
+
+def interrupt_at(fact):
+    """Press Ctrl-C once `fact` is true."""
+    wait_for(fact, 120)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupted_sweep_has_no_result_and_goes_on_and_keeps_no_signal(here, monkeypatch, tmp_path):
+    monkeypatch.setenv(wire.WORKERS, "1")
+    monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))  # one trial at once
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
+    second = threading.Thread(target=interrupt_at, args=[lambda: len(notes(tmp_path / "trials")) == 2], daemon=True)
+    second.start()
+    with pytest.raises(KeyboardInterrupt):
+        resumed_sweep(tmp_path)
+    assert not (here.folder / wire.RESULT_FILE).exists()
+    (tmp_path / "again").touch()
+    place._stages.pop(here.run)
+    monkeypatch.setenv(wire.ATTEMPT, "2")
+    with pytest.raises(Conflict, match="another space"):
+        resumed_sweep(tmp_path, new=1)
+    place._stages.pop(here.run)
+    result = resumed_sweep(tmp_path, trials=4)
+    assert [trial["error"] for trial in result.trials] == [None, None, None]
+    assert "as it began, with 3 trials" in result.notes[0]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == signals
 
 
 def through(config):
