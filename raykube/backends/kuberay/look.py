@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from raykube.backends.kuberay import rayhead, runstates
 from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
 from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
+from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import claims_of, name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -26,10 +26,9 @@ _TAIL_LINES = 40  # some of them are Ray's own
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _CLUSTER_LABEL = "ray.io/cluster"
 _JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
-#: A waiter looks at its clock so often.
-_TICK_S = 0.5
-_RAY_S = 0.5
-_GIVE_UP_S = 600.0
+
+_Told = tuple[Mapping[str, Any], Mapping[str, Any]]
+_RayPoll = Poll[RayHead, _Told]
 
 
 class Look:
@@ -123,10 +122,10 @@ class Look:
     def changes(self) -> Iterator[Status]:
         """Yield the status now, at each change, and every half second."""
         watching, stop = Watching(self._kube), Stop()
-        ray = _RayPoll(watching.touch)
+        ray: _RayPoll = Poll(lambda head: _asked(head, self.name), lambda _: ({}, {}), watching.touch)
         try:
             watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
-            ray.ask(self._askable(), self.name)
+            ray.ask(self._askable())
             ray.look()  # so that the first answer is not older than Ray's own
             threading.Thread(target=ray.run, args=(stop,), daemon=True, name="raykube-ray").start()
             yield from self._follow(watching, ray)
@@ -135,25 +134,17 @@ class Look:
             watching.close()
 
     def _follow(self, watching: Watching, ray: _RayPoll) -> Iterator[Status]:
-        away: Unreachable | None = None
-        since = time.monotonic()
-        while True:
-            found, error = watching.of("RayJob"), watching.error("RayJob")
-            since = since if away else time.monotonic()
-            away = error if isinstance(error, Unreachable) else None
-            if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
-                raise error
+        for found, away in looks(watching, "RayJob"):
             if found is not None:
                 self._take(found)
-                ray.ask(self._askable() if not away else None, self.name)
+                ray.ask(self._askable() if not away else None)
                 for key, (kind, selectors) in _selectors(self.job).items():
                     watching.watch(kind, key=key, **selectors)
                 yield self._seen(watching, ray, away)
                 if not away and is_overdue(self.job, self._kube.now()):
                     raise self._unended()
             elif away:
-                yield _unseen(self.name, away)
-            watching.wait(_TICK_S)
+                yield Status(self.name, "job", "WAITING", away.what, unreachable(away))
 
     def _unended(self) -> BackendError:
         """Nobody will end the run in its time: it would be waited for without an end."""
@@ -171,58 +162,13 @@ class Look:
 
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
         found = {key: watching.of(key) or [] for key in _selectors(self.job)}
-        details, told, head = ray.answer()
+        (details, told), head = ray.answer()
         seen = _joined(Observed(owner=self.job, ray=details, now=self._kube.now()), found)
         status = self._status(seen if away else self._placed(seen), told, head)
-        return replace(status, failure=_unreachable(away), detail=away.what) if away else status
+        return replace(status, failure=unreachable(away), detail=away.what) if away else status
 
 
-class _RayPoll:
-    """Asks Ray for its own state of a job, which the RayJob shows up to three seconds late, from a thread of its own.
-
-    Ray tells of no changes by itself; a head that is going away can take seconds not to answer.
-    """
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._lock = threading.Lock()
-        self._head: RayHead | None = None
-        self._name = ""
-        self._details: Mapping[str, Any] = {}
-        self._told: Mapping[str, Any] = {}
-
-    def ask(self, head: RayHead | None, name: str) -> None:
-        """Ask this head from now on."""
-        with self._lock:
-            if head is not self._head:
-                self._details, self._told = {}, {}
-            self._head, self._name = head, name
-
-    def answer(self) -> tuple[Mapping[str, Any], Mapping[str, Any], RayHead | None]:
-        """Return the last JobDetails, what the run's pod told last, and whom they are from."""
-        with self._lock:
-            return self._details, self._told, self._head
-
-    def run(self, stop: Stop) -> None:
-        """Ask until `stop`."""
-        while not stop.wait(_RAY_S):
-            self.look()
-
-    def look(self) -> None:
-        """Ask once."""
-        with self._lock:
-            head, name = self._head, self._name
-        if head is None:
-            return
-        details, told = _asked(head, name)
-        with self._lock:
-            if head is not self._head or (details, told) == (self._details, self._told):
-                return
-            self._details, self._told = details, told
-        self._changed()
-
-
-def _asked(head: RayHead | None, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _asked(head: RayHead | None, name: str) -> _Told:
     """Return Ray's JobDetails and what the run's pod tells; nothing where nobody answers: the RayJob must do."""
     with contextlib.suppress(BackendError):
         details = head.details() if head else {}
@@ -273,11 +219,3 @@ def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
             data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)
             return endings.tail_of(data.decode("utf-8", "replace"))
     return ()
-
-
-def _unreachable(error: Unreachable) -> Failure:
-    return Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
-
-
-def _unseen(name: str, error: Unreachable) -> Status:
-    return Status(name, "job", "WAITING", error.what, _unreachable(error))

@@ -5,25 +5,22 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, servestates
 from raykube.backends.kuberay.observed import Observed, events_of
+from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import STARTING_S, Watching
 from raykube.backends.rayapi import RayApi
-from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 CLUSTER_LABEL = "ray.io/cluster"
-#: A waiter looks at its clock so often.
-_TICK_S = 0.5
-_SERVE_S = 0.5
-_GIVE_UP_S = 600.0
 
 
 class ServeHead:
@@ -69,6 +66,9 @@ class ServeHead:
         return self._kube.json("GET", f"{self._path}{path}", params=params, headers=self._headers)
 
 
+_ServePoll = Poll[ServeHead, Apps | None]
+
+
 def found(kube: Kube, name: str) -> Object:
     """Return the RayService of a name. Raises NotFound."""
     try:
@@ -99,7 +99,7 @@ def status(kube: Kube, name: str) -> Status:
 def changes(kube: Kube, name: str) -> Iterator[Status]:
     """Yield the status now, at each change, and every half second."""
     watching, stop = Watching(kube), Stop()
-    serve = _ServePoll(watching.touch)
+    serve: _ServePoll = Poll(ServeHead.applications, lambda head: {} if head else None, watching.touch)
     try:
         watching.watch("RayService", fieldSelector=f"metadata.name={name}")
         threading.Thread(target=serve.run, args=(stop,), daemon=True, name="raykube-serve").start()
@@ -121,18 +121,11 @@ class _Follower:
         self._last: Status | None = None
 
     def follow(self) -> Iterator[Status]:
-        since = time.monotonic()
-        while True:
-            service, error = self._watching.of("RayService"), self._watching.error("RayService")
-            away = error if isinstance(error, Unreachable) else None
-            since = since if away else time.monotonic()
-            if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
-                raise error
+        for service, away in looks(self._watching, "RayService"):
             if away:
                 yield self._unseen(away)
             elif service is not None and (seen := self._seen(service)):
                 yield self._told(seen)
-            self._watching.wait(_TICK_S)
 
     def _seen(self, found: list[Object]) -> Observed | None:
         """Return what the watches know; None until each has told once: what is not known yet would seem to be gone."""
@@ -149,7 +142,7 @@ class _Follower:
 
     def _told(self, seen: Observed) -> Status:
         self._serve.ask(self._askable(seen.cluster))
-        self._last = servestates.service_status(seen, self._serve.answer())
+        self._last = servestates.service_status(seen, self._serve.answer()[0])
         return self._last
 
     def _askable(self, cluster: Mapping[str, Any]) -> ServeHead | None:
@@ -159,50 +152,10 @@ class _Follower:
         return self._head
 
     def _unseen(self, error: Unreachable) -> Status:
-        why = Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
         last = self._last or Status(self._name, "service", "WAITING")
         # What was true a while ago: that it runs cannot be said of it now.
         state = "PENDING" if last.state == "RUNNING" else last.state
-        return replace(last, state=state, detail=error.what, failure=why)
-
-
-class _ServePoll:
-    """Asks Serve for its own state, which the RayService copies late, from a thread of its own.
-
-    Serve tells of no changes by itself; a head that is going away can take seconds not to answer.
-    """
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._lock = threading.Lock()
-        self._head: ServeHead | None = None
-        self._apps: Apps | None = None
-
-    def ask(self, head: ServeHead | None) -> None:
-        """Ask this head from now on."""
-        with self._lock:
-            if head is not self._head:
-                self._head, self._apps = head, {} if head else None
-
-    def answer(self) -> Apps | None:
-        """Return what it said last."""
-        with self._lock:
-            return self._apps
-
-    def run(self, stop: Stop) -> None:
-        """Ask until `stop`."""
-        while not stop.wait(_SERVE_S):
-            with self._lock:
-                head = self._head
-            if head:
-                self._take(head, head.applications())
-
-    def _take(self, head: ServeHead, apps: Apps | None) -> None:
-        with self._lock:
-            if head is not self._head or apps == self._apps:
-                return
-            self._apps = apps
-        self._changed()
+        return replace(last, state=state, detail=error.what, failure=unreachable(error))
 
 
 def _askable(kube: Kube, cluster: Mapping[str, Any]) -> ServeHead | None:
