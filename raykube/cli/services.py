@@ -120,7 +120,7 @@ def service_why(name: str, where: Where, *, as_json: bool) -> None:
 @name_argument
 def service_forward(name: str, where: Where, port: int) -> None:
     """Forward a port of this machine to a service on Kubernetes, until Ctrl-C; prints its address."""
-    from raykube.backends.kuberay import servelook, servestates
+    from raykube.backends.kuberay import objects, servestates
     from raykube.backends.kuberay.forward import Forward
     from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.errors import ConfigError, NotFound
@@ -133,7 +133,7 @@ def service_forward(name: str, where: Where, port: int) -> None:
 
     def serving() -> str:
         """Return the cluster of the moment: an update of the service may put another in its place."""
-        return servestates.serving_cluster(servelook.found(kube, name))
+        return servestates.serving_cluster(objects.found(kube, "RayService", name))
 
     serving()  # what there is not yet is told at once
     with Forward(kube, serving, port, remote="serve") as there:

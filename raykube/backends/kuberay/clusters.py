@@ -151,15 +151,7 @@ def why(kube: Kube, name: str) -> Failure | None:
 
 def found(kube: Kube, name: str) -> Object:
     """Return the RayCluster of that name. Raises NotFound."""
-    try:
-        return kube.get(_KIND, name)
-    except NotFound as error:
-        where = f"in namespace {kube.namespace} of {kube.server}"
-        raise NotFound(
-            f"there is no cluster {name} {where}",
-            why=error.why,
-            next_step="see: raykube cluster list, or name another -n NAMESPACE or --context",
-        ) from error
+    return objects.found(kube, _KIND, name, otherwise=", or name another -n NAMESPACE or --context")
 
 
 def _events(kube: Kube) -> list[Object]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status, endings
-from raykube.backends.kuberay import rayhead, runstates
+from raykube.backends.kuberay import objects, rayhead, runstates
 from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
 from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
@@ -37,7 +37,7 @@ class Look:
     def __init__(self, kube: Kube, name: str) -> None:
         self._kube = kube
         self.name = name
-        self.job = _job(kube, name)
+        self.job = objects.found(kube, "RayJob", name)
         self._head: RayHead | None = None
         self._head_of = ("", "")
         self._place = Place(kube)
@@ -174,14 +174,6 @@ def _asked(head: RayHead | None, name: str) -> _Told:
         details = head.details() if head else {}
         return details, head.told(name, details) if head else {}
     return {}, {}
-
-
-def _job(kube: Kube, name: str) -> Object:
-    try:
-        return kube.get("RayJob", name)
-    except NotFound as error:
-        where = f"in namespace {kube.namespace} of {kube.server}"
-        raise NotFound(f"there is no run {name} {where}", why=error.why, next_step="see: raykube job list") from error
 
 
 def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:

@@ -19,9 +19,25 @@ _POLL_S = 0.1
 _TRIES = 5
 _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
-_NOUNS = {"RayJob": "job", "RayService": "service"}
-_TAKEN_BY = {"RayJob": "a run", "RayService": "a service", "RayCluster": "a cluster"}
+_NOUNS = {"RayJob": "run", "RayService": "service", "RayCluster": "cluster"}
+_COMMANDS = _NOUNS | {"RayJob": "job"}
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
+
+
+def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
+    """Return one of Ray's objects, by name.
+
+    Raises:
+        NotFound: there is none; `otherwise` adds what else to do than to see which there are.
+    """
+    try:
+        return kube.get(kind, name)
+    except NotFound as error:
+        raise NotFound(
+            f"there is no {_NOUNS[kind]} {name} in namespace {kube.namespace} of {kube.server}",
+            why=error.why,
+            next_step=f"see: raykube {_COMMANDS[kind]} list{otherwise}",
+        ) from error
 
 
 def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
@@ -38,7 +54,7 @@ def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
         with contextlib.suppress(Forbidden):  # who may not see that kind has none
             known = kube.find(kind, name)
             if known and not _on_another(thing, known):
-                raise Conflict(f"the name {name!r} is taken by {_TAKEN_BY[kind]}", next_step="choose another name")
+                raise Conflict(f"the name {name!r} is taken by a {_NOUNS[kind]}", next_step="choose another name")
 
 
 def _on_another(*pair: Mapping[str, Any]) -> bool:
@@ -213,5 +229,5 @@ def _undo(kube: Kube, owner: Object, refusal: BaseException) -> None:
         raise BackendError(
             f"{kind} {name} is left without what it needs: {error.what}",
             why=str(refusal),
-            next_step=f"raykube {_NOUNS[kind]} delete {name}",
+            next_step=f"raykube {_COMMANDS[kind]} delete {name}",
         ) from refusal

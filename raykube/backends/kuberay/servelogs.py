@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from raykube.backends.kuberay import servelook, servestates
+from raykube.backends.kuberay import objects, servelook, servestates
 from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import NotFound
@@ -16,7 +16,7 @@ _FULL = re.compile(r"(.*\.log)\.(\d+)")
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of a service's replicas; with `follow` those to come as well, until it is taken down."""
-    service = servelook.found(kube, name)
+    service = objects.found(kube, "RayService", name)
     if follow:
         yield from Following(kube, lambda: _now(kube, name)).lines()
         return
@@ -32,7 +32,7 @@ def _age(path: str) -> tuple[str, int]:
 
 def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
     try:
-        service = servelook.found(kube, name)
+        service = objects.found(kube, "RayService", name)
     except NotFound:
         return [], True
     return [file for file in _files(kube, service) if not _FULL.fullmatch(file.path)], False

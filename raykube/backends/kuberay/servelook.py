@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status
-from raykube.backends.kuberay import rayhead, servestates
+from raykube.backends.kuberay import objects, rayhead, servestates
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
@@ -69,16 +69,6 @@ class ServeHead:
 _ServePoll = Poll[ServeHead, Apps | None]
 
 
-def found(kube: Kube, name: str) -> Object:
-    """Return the RayService of a name. Raises NotFound."""
-    try:
-        return kube.get("RayService", name)
-    except NotFound as error:
-        where = f"in namespace {kube.namespace} of {kube.server}"
-        step = "see: raykube service list"
-        raise NotFound(f"there is no service {name} {where}", why=error.why, next_step=step) from error
-
-
 def head_of(kube: Kube, service: Object) -> ServeHead | None:
     """Return the head that serves, or will; None when there is none to ask."""
     with contextlib.suppress(NotFound):
@@ -89,7 +79,7 @@ def head_of(kube: Kube, service: Object) -> ServeHead | None:
 
 def status(kube: Kube, name: str) -> Status:
     """Return the status now."""
-    service = found(kube, name)
+    service = objects.found(kube, "RayService", name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
     seen = _joined(service, things, kube.now())
     head = _askable(kube, seen.cluster)

@@ -75,7 +75,7 @@ def take_down(kube: Kube, name: str) -> None:
         NotFound: there is none.
         BackendError: it is deleted, and its code is still in the storage.
     """
-    service = servelook.found(kube, name)
+    service = objects.found(kube, "RayService", name)
     with largecode.removed_with(kube, service):
         objects.delete(kube, service)
         objects.wait_gone(kube, "RayService", name)
@@ -107,7 +107,7 @@ def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mappi
 def _changed(kube: Kube, code: list[dict[str, Any]], known: Object, wanted: Mapping[str, Any]) -> Object:
     """Make a service say what is wanted, and return what it says then: somebody else may have been faster."""
     kube.patch("RayService", name_of(known), _difference(known, wanted))
-    found = servelook.found(kube, name_of(known))
+    found = objects.found(kube, "RayService", name_of(known))
     # Who deployed something else at the same time has dropped the code that the service did not name yet.
     _carry_all(kube, code, found)
     return found
@@ -204,7 +204,7 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
 
 def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "waits"]:
     """Return how far Serve is with new code; where that had not come to it, Serve was now told to begin again."""
-    service = servelook.found(kube, name)
+    service = objects.found(kube, "RayService", name)
     # To a new cluster the code comes with its pods.
     head = _head(kube, service) if len(_clusters(service)) == 1 else None
     apps = servestates.applications(service, head.applications() if head else None)
@@ -240,7 +240,7 @@ def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
             config = retried(service, service, undone)["spec"]["serveConfigV2"]
             kube.patch("RayService", name, {"metadata": version, "spec": {"serveConfigV2": config}})
             return
-        service = servelook.found(kube, name)
+        service = objects.found(kube, "RayService", name)
 
 
 def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -> dict[str, Any]:
