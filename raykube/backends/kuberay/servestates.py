@@ -46,13 +46,12 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
 
 def state_of(seen: Observed, apps: Apps) -> State:
     """Return the state: RUNNING when all applications answer, with the code and on the cluster that were sent last."""
-    status = status_of(seen.owner)
     if is_leaving(seen.owner) or _is_suspended(seen.owner):
         return "STOPPED"
     given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
     if given_up or any(map(serveapps.is_undone, apps.values())):
         return "FAILED"
-    if not _is_true(conditions(seen.cluster), "HeadPodReady") and not _pair(status):
+    if not _is_true(conditions(seen.cluster), "HeadPodReady") and not all(clusters_of(seen.owner)):
         return "WAITING"
     serves = apps and all(app["status"] == "RUNNING" for app in apps.values())
     return "RUNNING" if serves and _is_settled(seen.owner) else "PENDING"
@@ -69,16 +68,22 @@ def is_current(service: Object) -> bool:
     return int(seen or 0) >= int(made or 0)
 
 
+def clusters_of(service: Object) -> tuple[str, str]:
+    """Return the names of the cluster that serves, and of the one that will once it is ready; "" for none."""
+    told = (status_of(service).get(place) or {} for place in ("activeServiceStatus", "pendingServiceStatus"))
+    active, pending = (str(each.get("rayClusterName") or "") for each in told)
+    return active, pending
+
+
 def has_one_cluster(service: Object) -> bool:
     """Whether no other cluster is to take the place of a service's own, as far as KubeRay has seen its last version."""
-    return is_current(service) and not _pair(status_of(service))
+    return is_current(service) and not all(clusters_of(service))
 
 
 def cluster_of(service: Object) -> str:
     """Return the name of the cluster that a service will be on: the new one while there are two; "" before any."""
-    status = status_of(service)
-    told = (status.get(place) or {} for place in ("pendingServiceStatus", "activeServiceStatus"))
-    return next((each["rayClusterName"] for each in told if each.get("rayClusterName")), "")
+    active, pending = clusters_of(service)
+    return pending or active
 
 
 def serving_cluster(service: Object) -> str:
@@ -87,8 +92,8 @@ def serving_cluster(service: Object) -> str:
     Raises:
         Unreachable: there is none yet.
     """
-    if name := (status_of(service).get("activeServiceStatus") or {}).get("rayClusterName"):
-        return str(name)
+    if cluster := clusters_of(service)[0]:
+        return cluster
     name = service["metadata"]["name"]
     raise Unreachable(
         f"no cluster of service {name} answers yet",
@@ -135,25 +140,15 @@ def url_of(service: Object) -> str:
 
 def _copied(service: Object) -> dict[str, Any]:
     """Return the applications as the RayService tells of them; none when they are those of another version of it."""
-    status = status_of(service)
     if not is_current(service):
         return {}
-    place = "pendingServiceStatus" if (status.get("pendingServiceStatus") or {}).get("rayClusterName") else ""
-    return dict((status.get(place or "activeServiceStatus") or {}).get("applicationStatuses") or {})
-
-
-def _pair(status: Object) -> bool:
-    """Whether a new cluster is to take the place of another, which serves until then."""
-    names = [
-        (status.get(place) or {}).get("rayClusterName") for place in ("activeServiceStatus", "pendingServiceStatus")
-    ]
-    return all(names)
+    place = "pendingServiceStatus" if clusters_of(service)[1] else "activeServiceStatus"
+    return dict((status_of(service).get(place) or {}).get("applicationStatuses") or {})
 
 
 def _is_settled(service: Object) -> bool:
     """Whether KubeRay has seen the last version, sends requests to its pods, and readies no other cluster."""
-    pending = (status_of(service).get("pendingServiceStatus") or {}).get("rayClusterName")
-    return is_current(service) and not pending and _is_true(conditions(service), "Ready")
+    return is_current(service) and not clusters_of(service)[1] and _is_true(conditions(service), "Ready")
 
 
 def _is_suspended(service: Object) -> bool:
@@ -182,7 +177,7 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
 def _goes_on(service: Object, apps: Apps) -> bool:
     """Whether what was deployed before an update that failed still serves: its cluster, or its replicas on the same."""
     failed = [app for app in apps.values() if serveapps.is_undone(app)]
-    return _pair(status_of(service)) or all(
+    return all(clusters_of(service)) or all(
         serveapps.runs_of_before(app, app.get("last_deployed_time_s") or 0.0) for app in failed
     )
 
@@ -205,13 +200,13 @@ def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -
         return f"the update failed; {serveapps.GOES_ON}: {endings.summary(failure.message)}"
     if failure:
         return f"{failure.reason}: {endings.summary(failure.message)}"
-    if state == "WAITING" or (state == "PENDING" and _pair(status_of(seen.owner))):
+    if state == "WAITING" or (state == "PENDING" and all(clusters_of(seen.owner))):
         return _waiting(seen)
     return serveapps.line(apps) or "no application"
 
 
 def _waiting(seen: Observed) -> str:
-    which = "its new cluster" if _pair(status_of(seen.owner)) else "its cluster"
+    which = "its new cluster" if all(clusters_of(seen.owner)) else "its cluster"
     if not seen.pods:
         return f"KubeRay makes {which}"
     ready = sum(map(is_ready, seen.pods))

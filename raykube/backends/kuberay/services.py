@@ -19,7 +19,7 @@ import yaml
 from raykube import plans
 from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
-from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
+from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
@@ -86,8 +86,8 @@ def _never_came_up(service: Object) -> bool:
 
     What is corrected in place would still be called invalid until it answers requests.
     """
-    active = (status_of(service).get("activeServiceStatus") or {}).get("rayClusterName")
-    return servestates.has_timed_out(service) or (diagnosis.is_invalid(service) and not active)
+    refused = diagnosis.is_invalid(service) and not servestates.clusters_of(service)[0]
+    return servestates.has_timed_out(service) or refused
 
 
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
@@ -181,8 +181,7 @@ def _hasten(kube: Kube, service: Object, file: str) -> None:
 
 
 def _clusters(service: Object) -> list[str]:
-    told = (status_of(service).get(place) or {} for place in ("activeServiceStatus", "pendingServiceStatus"))
-    return [each["rayClusterName"] for each in told if each.get("rayClusterName")] or ["none"]
+    return [*filter(None, servestates.clusters_of(service))] or ["none"]
 
 
 def _arrive(kube: Kube, name: str, file: str) -> None:
