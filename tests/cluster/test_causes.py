@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from raykube import handles
+from raykube.backends.kuberay import servelook
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import WaitTimeout
 from tests.cluster import faults, kubectl, layout, workloads
 from tests.cluster.shell import ClusterError, console, until
@@ -352,11 +354,22 @@ def with_ray(namespace, head):
     return {name: replace(each, ray=told.get(jobs[name], {})) for name, each in seen.items()}
 
 
+def undeployed(namespace, name):
+    """Return why a service's application is not up: Serve's word, which its status has and the cause does not."""
+    until(lambda: "DEPLOY_FAILED" in json.dumps(gathered(namespace)[name].owner), "KubeRay says so", 120)
+    kube = Kube(namespace=namespace)
+    until(lambda: servelook.status(kube, name).state == "FAILED", "its status says so", WITHIN_S)
+    failure = servelook.status(kube, name).failure
+    assert failure.reason == "DeployFailed"
+    assert failure.next_step
+    return failure
+
+
 def test_ends_of_jobs_and_the_loss_of_their_head_are_named(namespace):
     head = template(**RAY, **mounted(configMap={"name": "app"}))
     head["spec"]["containers"][0]["resources"]["limits"]["memory"] = "2Gi"
     on = {"clusterSelector": {"ray.io/cluster": "ray"}}
-    served = {"serveConfigV2": SERVED, "rayClusterConfig": cluster(template(**RAY))}
+    spec = {"serveConfigV2": SERVED, "rayClusterConfig": cluster(template(**RAY))}
     nowhere = {"runtimeEnvYAML": "working_dir: file:///none.zip", **on}
     late = {"entrypoint": "python /v/long.py", "activeDeadlineSeconds": 30, **on}
     cases = {
@@ -365,17 +378,18 @@ def test_ends_of_jobs_and_the_loss_of_their_head_are_named(namespace):
         "memory": Case("OutOfMemory", "out of memory", job("memory", entrypoint="python /v/fills.py", **on)),
         "nowhere": Case("RuntimeEnvSetupFailed", "runtime_env setup failed", job("nowhere", **nowhere)),
         "late": Case("DeadlineExceeded", "passed the activeDeadline", job("late", **late)),
-        "served": Case("DeployFailed", "DEPLOY_FAILED", resource("RayService", "served", served)),
     }
     long = job("long", entrypoint="python /v/long.py", **on)
+    served = resource("RayService", "served", spec)
     code = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "app"}, "data": APP}
     look = functools.partial(with_ray, namespace, "ray-head-svc")
-    expect(namespace, cases, code, resource("RayCluster", "ray", cluster(head)), long, look=look, timeout_s=120)
+    ray = resource("RayCluster", "ray", cluster(head))
+    expect(namespace, cases, code, ray, long, served, look=look, timeout_s=120)
     found = {name: cause(seen) for name, seen in look().items()}
     assert (found["code"].exit_code, found["code"].tail) == (3, ("hello",))
     assert "/v/syntax.py, line 2" in found["syntax"].message
-    assert "No module named 'none'" in found["served"].message
     assert found["long"] is None
+    assert "No module named 'none'" in undeployed(namespace, "served").message
     pod = next(each for each in workloads.pods(namespace, "head") if each["metadata"]["name"].startswith("ray-"))
     kubectl.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", namespace=namespace)
     took = named_in_time({"long": Case("HeadLost", "deletionTimestamp", long)}, look, 20)

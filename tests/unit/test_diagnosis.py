@@ -66,12 +66,6 @@ def test_recorded_state_has_its_cause_and_nothing_else(name):
             "no node has 100m cpu",
         ),
         ("deadline while running", "rayjob/late: status.message", "activeDeadlineSeconds", "--timeout-s"),
-        (
-            "application",
-            "status.pendingServiceStatus.applicationStatuses.a.message",
-            "No module named 'nope'",
-            "deploy",
-        ),
         ("pip package", "rayjob/env: status.message", "No matching distribution found", "runtime_env"),
         ("working_dir", "rayjob/unpack", "No such file or directory: '/nope.zip'", "runtime_env"),
         ("syntax", "rayjob/syn", "SyntaxError: invalid syntax (/app/syn.py, line 2)", "correct the line"),

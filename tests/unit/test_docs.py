@@ -8,6 +8,7 @@ import click
 import pytest
 import yaml
 
+from raykube.backends import serveapps
 from raykube.backends.kuberay import nextsteps
 from raykube.backends.kubernetes import kubeapi
 from raykube.cli import raykube
@@ -59,7 +60,9 @@ def test_every_cause_in_the_guides_table_has_a_next_step():
     table = re.findall(r"^\| (`[A-Z].*?) \|", docs.GUIDE.read_text(), re.MULTILINE)
     named = {word for cell in table for word in re.findall(r"`([A-Z]\w+[a-z]\w+)`", cell)}
     assert len(named) > 25
-    assert named <= nextsteps._STEPS.keys()
+    failed = serveapps.failure("greet", {"app": {"status": "DEPLOY_FAILED"}})
+    assert failed.next_step
+    assert named <= nextsteps._STEPS.keys() | {failed.reason}
 
 
 def command_lines(page):

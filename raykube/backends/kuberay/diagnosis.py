@@ -28,7 +28,6 @@ from raykube.backends.kubernetes.fields import (
 from raykube.errors import Failure
 
 _FAILED = ("Failed", "ValidationFailed")
-_UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 #: Words for an end of which something else is the cause, if that can still be seen.
 _HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
 #: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
@@ -214,27 +213,6 @@ def _sidecar(seen: Observed) -> Failure | None:
     return None
 
 
-def _service(seen: Observed) -> Failure | None:
-    """KubeRay never makes a condition of an application that failed; the new cluster's come before the old one's."""
-    for place in ("pendingServiceStatus", "activeServiceStatus"):
-        applications = (status_of(seen.owner).get(place) or {}).get("applicationStatuses") or {}
-        for name, each in applications.items():
-            if each.get("status") in _UNDONE:
-                return _undeployed(seen, each, f"status.{place}.applicationStatuses.{name}")
-    return None
-
-
-def _undeployed(seen: Observed, application: Object, place: str) -> Failure:
-    words = str(application.get("message") or "") or _deployments(application) or str(application["status"])
-    found = Failure("DeployFailed", endings.summary(words), tail=endings.tail_of(words))
-    return complete(seen, found, f"rayservice/{seen.name}: {place}.message")
-
-
-def _deployments(application: Object) -> str:
-    each = (application.get("serveDeploymentStatuses") or {}).items()
-    return "\n".join(f"{name}: {one['message']}" for name, one in each if one.get("message"))
-
-
 def _timeout(seen: Observed) -> Failure | None:
     ready = conditions(seen.owner).get("Ready", {})
     if ready.get("reason") != "InitializingTimeout":
@@ -286,7 +264,6 @@ _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     clustercauses.deleted,
     clustercauses.head_lost,
     _submitter,
-    _service,
     _tried,
     clustercauses.operator,
     clustercauses.incomplete,

@@ -57,7 +57,6 @@ _STEPS = endings.NEXT_STEPS | {
     "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
-    "DeployFailed": "correct the application as the message says and deploy again",
     "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
     "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",

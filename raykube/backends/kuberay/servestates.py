@@ -7,7 +7,6 @@ are still those on the code before: alone it would call an update done that has 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -165,7 +164,7 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     """Return why it is FAILED, or what keeps it from running."""
     if state == "RUNNING" or is_leaving(seen.owner):
         return None
-    cause = diagnosis.cause(replace(seen, owner=_without_applications(seen.owner)))
+    cause = diagnosis.cause(seen)
     undone = any(map(serveapps.is_undone, apps.values()))
     # Somebody has suspended it; or KubeRay has given it up, or refuses it.
     if state == "STOPPED" or (cause and state == "FAILED" and not undone):
@@ -180,17 +179,6 @@ def _goes_on(service: Object, apps: Apps) -> bool:
     return all(clusters_of(service)) or all(
         serveapps.runs_of_before(app, app.get("last_deployed_time_s") or 0.0) for app in failed
     )
-
-
-def _without_applications(service: Object) -> dict[str, Any]:
-    """Return the RayService without its copies of what Serve said: they may be of the code before."""
-    status = {
-        key: {inner: each for inner, each in value.items() if inner != "applicationStatuses"}
-        if isinstance(value, Mapping)
-        else value
-        for key, value in status_of(service).items()
-    }
-    return {**service, "status": status}
 
 
 def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
