@@ -91,11 +91,13 @@ def test_jobs_run_on_a_long_lived_cluster_with_their_words_untouched(manifest, t
     assert kubectl.get("raycluster", "shared", namespace) is not None
 
 
-def test_log_of_a_run_on_a_long_lived_cluster_is_there_when_the_cluster_is_gone(manifest, tmp_path, namespace):
+def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is_gone(manifest, tmp_path, namespace):
     loaded(manifest, tmp_path)
     in_ = ["-n", namespace]
     on = ["--on", str(tmp_path / "cluster.yaml")]
     assert run("raykube", "cluster", "create", "brief", *on, *in_, timeout=180).returncode == 0
+    lost = ["--cluster", "brief", "--name", "lost", *in_, "--no-wait", "--", "sleep", "600"]
+    assert run("raykube", "job", "submit", *lost, timeout=120).returncode == 0
     words = ["--cluster", "brief", "--name", "kept", *in_, "--", "sh", "-c", "echo one; echo two >&2; exit 3"]
     assert run("raykube", "job", "submit", *words, timeout=120).returncode == 1
     assert run("raykube", "cluster", "delete", "brief", *in_, timeout=120).returncode == 0
@@ -103,3 +105,8 @@ def test_log_of_a_run_on_a_long_lived_cluster_is_there_when_the_cluster_is_gone(
     assert shown.stdout.splitlines() == ["one", "two"], shown.stderr
     status = json.loads(run("raykube", "job", "status", "kept", "--json", *in_, timeout=60).stdout)
     assert (status["state"], status["failure"]["exit_code"]) == ("FAILED", 3)
+    waited = run("raykube", "job", "wait", "lost", *in_, timeout=60)
+    assert (waited.returncode, "run lost failed: ClusterDeleted" in waited.stderr) == (1, True), waited.stderr
+    deleted = run("raykube", "job", "delete", "lost", "kept", *in_, timeout=120)
+    assert deleted.returncode == 0, deleted.stderr
+    assert workloads.pods(namespace) == []

@@ -1,5 +1,7 @@
 """What the state of a run on KubeRay is, from what Kubernetes and Ray say of it."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -20,6 +22,19 @@ def job(deployment="", status="", annotations=None, **more):
 
 def seen(deployment="", status="", ray=None, annotations=None, **more):
     return Observed(owner=job(deployment, status, annotations, **more), ray=ray or {})
+
+
+def test_run_fails_when_the_cluster_that_it_was_on_is_deleted():
+    owner = job("Running", "RUNNING", rayClusterName="stays", rayJobInfo={"startTime": MADE})
+    owner["spec"] = {"clusterSelector": {"ray.io/cluster": "stays"}}
+    about = {"involvedObject": {"kind": "RayJob", "name": "a"}, "reason": "RayClusterNotFound"}
+    before, after = ({**about, "lastTimestamp": f"2026-11-24T{time}Z"} for time in ("11:59:00", "12:00:30"))
+    lost = Observed(owner, events=(before, after))
+    status = runstates.status_of(lost, {}, "")
+    assert (status.state, status.failure.reason) == ("FAILED", "ClusterDeleted")
+    assert "create cluster stays again" in status.failure.next_step
+    for there in ({"events": (before,)}, {"cluster": {"metadata": {"name": "stays"}}}, {"ray": {"status": "RUNNING"}}):
+        assert runstates.state_of(replace(lost, **there)) == "RUNNING"
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,27 @@ def _unseen(seen: Observed) -> Failure | None:
     return complete(seen, Failure("OperatorNotRunning", words), f"rayservice/{seen.name}: status.observedGeneration")
 
 
+def has_lost_its_cluster(seen: Observed) -> bool:
+    """Whether the long-lived cluster on which a run has begun is gone, as KubeRay says too, which waits for it."""
+    status = status_of(seen.owner)
+    begun = seconds((status.get("rayJobInfo") or {}).get("startTime"))
+    if not (begun and (seen.owner.get("spec") or {}).get("clusterSelector")):
+        return False
+    if status.get("jobDeploymentStatus") != "Running" or seen.cluster or seen.ray:
+        return False
+    told = (event for event in events_about(seen, (seen.name,)) if event.get("reason") == "RayClusterNotFound")
+    return any(moment(event) > begun for event in told)
+
+
+def gone(seen: Observed) -> Failure | None:
+    """The long-lived cluster of a run was deleted under it."""
+    if not has_lost_its_cluster(seen):
+        return None
+    name = status_of(seen.owner).get("rayClusterName", "")
+    found = Failure("ClusterDeleted", f"cluster {name} was deleted while the run was on it")
+    return complete(seen, found, f"raycluster/{name}", cluster=name)
+
+
 def is_overdue(job: Object, now: float) -> bool:
     """Whether a RayJob waits for longer than it may: who would end it does not run."""
     spec, status = job.get("spec") or {}, status_of(job)

@@ -13,7 +13,9 @@ from raykube import plans
 from raykube.backends.kuberay import objects, rayhead
 from raykube.backends.kuberay.clusterstates import CLUSTER_LABEL, ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
@@ -38,6 +40,7 @@ _KIND = "RayCluster"
 _MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _TICK_S = 0.5
 _AWAY_S = 60.0
+_NOTED_S = 10.0
 
 
 def plan(cluster: Cluster, name: str) -> dict[str, Any]:
@@ -229,9 +232,32 @@ def delete(kube: Kube, name: str) -> None:
         tool = {"RayJob": "raykube job", "RayService": "raykube service"}.get(kind, f"kubectl -n {kube.namespace}")
         what = "" if tool.startswith("raykube") else f" {kind.lower()}"
         raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"{tool} delete{what} {owner_name}")
+    _noted(kube, name)
     # The uid: never delete one that somebody made under the same name meanwhile.
     kube.delete(_KIND, name, propagationPolicy="Background", preconditions={"uid": cluster["metadata"]["uid"]})
     _wait_gone(kube, cluster)
+
+
+def _noted(kube: Kube, name: str) -> None:
+    """Wait until KubeRay has noted which runs on a cluster have ended: it looks every 3 s, and then cannot any more."""
+    deadline = time.monotonic() + _NOTED_S
+    while time.monotonic() < deadline and any(_has_ended(kube, job) for job in _running(kube, name)):
+        time.sleep(_TICK_S)
+
+
+def _running(kube: Kube, name: str) -> list[Object]:
+    """Return the RayJobs on a cluster that go on, as far as KubeRay knows."""
+    with contextlib.suppress(Forbidden):
+        jobs = kube.listed("RayJob")
+        on_it = (job for job in jobs if (job["spec"].get("clusterSelector") or {}).get(CLUSTER_LABEL) == name)
+        return [job for job in on_it if fields.status_of(job).get("jobDeploymentStatus") == "Running"]
+    return []
+
+
+def _has_ended(kube: Kube, job: Object) -> bool:
+    with contextlib.suppress(BackendError):  # it is gone, or nobody answers
+        return Look(kube, fields.name_of(job)).status().is_terminal
+    return False
 
 
 def _wait_gone(kube: Kube, cluster: Object) -> None:

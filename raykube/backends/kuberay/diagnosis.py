@@ -254,6 +254,7 @@ def _owned(seen: Observed) -> tuple[str, ...]:
 
 #: What is looked for, and in which order. An end comes first: what pods say afterwards came of it.
 _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
+    clustercauses.gone,
     _ended,
     _invalid,
     _timeout,

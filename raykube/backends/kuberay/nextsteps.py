@@ -59,6 +59,8 @@ _STEPS = endings.NEXT_STEPS | {
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
     "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
     "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
+    "ClusterDeleted": "create cluster {cluster} again, then submit the run again under its name: it resumes, if its "
+    "script loads its checkpoint",
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
     "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",
 }

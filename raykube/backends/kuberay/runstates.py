@@ -14,7 +14,7 @@ from typing import Any
 from raykube import wire
 from raykube.backends import State, Status
 from raykube.backends.endings import opening
-from raykube.backends.kuberay import diagnosis
+from raykube.backends.kuberay import clustercauses, diagnosis
 from raykube.backends.kuberay.observed import Observed, storage_of
 from raykube.backends.kuberay.rayhead import is_sidecar
 from raykube.backends.kubernetes import fields
@@ -66,6 +66,8 @@ def state_of(seen: Observed) -> State:
         return "STOPPED" if status.get("jobStatus") == "STOPPED" else "SUCCEEDED"
     if deployment == "Suspended" and is_stopped(seen):
         return "STOPPED"
+    if clustercauses.has_lost_its_cluster(seen):
+        return "FAILED"
     early = deployment == "Waiting" or (deployment == _STARTS and is_sidecar(seen.owner))
     if deployment == "Running" or (early and seen.ray):
         rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"

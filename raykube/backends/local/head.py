@@ -277,6 +277,7 @@ def kill_marked(head_id: str, session: int | None = None) -> None:
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            ours = os.getsid(process.pid) == session or process.environ().get("RAYKUBE_HEAD_ID") == head_id
+            # The kernel's own are of session 0, and those that a container was entered with.
+            ours = os.getsid(process.pid) == (session or None) or process.environ().get("RAYKUBE_HEAD_ID") == head_id
             if ours and process.pid != os.getpid():
                 process.kill()
