@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_record_is_its_owners_alone(home, monkeypatch):
     records.ensure_home()
     records.save(record())
     assert [path.stat().st_mode & 0o077 for path in (home / "new", records.folder("a"))] == [0, 0]
+
+
+def touched(name, ago):
+    """Give a record's folder the time of a change so many seconds ago."""
+    when = int(time.time()) - ago
+    os.utime(records.folder(name), (when, when))
+
+
+def names_unfinished():
+    return [found.name for found in records.unfinished("")]
+
+
+def test_run_that_has_ended_is_looked_into_again_only_when_its_folder_changes():
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED"))
+    touched("a", 60)
+    assert names_unfinished() == []
+    path = records.folder("a") / "final.json"
+    path.write_text(path.read_text().replace('"attempt": 1', '"attempt": 0'))  # as raykube never does
+    assert names_unfinished() == []
+    records.reopen("a", 2)
+    assert names_unfinished() == ["a"]
+
+
+def test_run_that_goes_on_at_the_time_at_which_it_ended_is_seen():
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED"))
+    touched("a", 0)
+    assert names_unfinished() == []
+    records.reopen("a", 2)
+    touched("a", 0)
+    assert names_unfinished() == ["a"]
 
 
 def test_missing_record_is_not_found():

@@ -15,8 +15,10 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ from raykube.names import asked_for, is_object_name
 
 #: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
 _ROOM = 1 << 20
+#: Longer than two changes may have the same time, also on a disk that counts in seconds.
+_MOMENT_S = 3.0
 _Kind = TypeVar("_Kind")
 _log = logging.getLogger("raykube")
 
@@ -178,39 +182,43 @@ def _files() -> list[Path]:
     return [path for path in (wire.home() / "records").glob("*/record.json") if is_object_name(path.parent.name)]
 
 
-def _has_ended(path: Path) -> bool:
-    """Whether the last status in a record's folder is of its current attempt: one of an earlier attempt may be left."""
-    ended = _version(path / "final.json")
-    return ended is not None and _is_ended(path, ended, _version(path / "attempt"))
+def _folders() -> list[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(wire.home() / "records") as entries:
+        return [entry for entry in entries if entry.is_dir()]
+    return []
+
+
+def _has_ended(entry: os.DirEntry[str]) -> bool:
+    """Whether the last status in a record's folder is of its current attempt: one of an earlier attempt may be left.
+
+    A folder is looked into once for each change of its files, which all are written whole; one that changed just now
+    may change again by the same time.
+    """
+    found = entry.stat()
+    if time.time() - found.st_mtime < _MOMENT_S:
+        return final(entry.name) is not None
+    return _had_ended(entry.path, found.st_ino, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _is_ended(path: Path, *_: object) -> bool:
-    return final(path.name) is not None
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """Return what changes whenever a file is written anew; None when there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+def _had_ended(path: str, *_: int) -> bool:
+    return final(Path(path).name) is not None
 
 
 def _present(*, ended: bool) -> Iterator[Record]:
     """Load records, leaving out those that are deleted meanwhile or cannot be read, and, if asked to, ended ones."""
-    found = (_found(path.parent.name, ended=ended) for path in _files())
+    found = (_found(entry, ended=ended) for entry in _folders())
     yield from (record for record in found if record)
 
 
-def _found(name: str, *, ended: bool) -> Record | None:
+def _found(entry: os.DirEntry[str], *, ended: bool) -> Record | None:
+    name = entry.name
     try:
-        if _has_ended(folder(name)):
+        if _has_ended(entry):
             return load(name) if ended else None
         attempt(name), ending(name)  # these would stop whoever looks after it
         return load(name)
-    except NotFound:
+    except (NotFound, FileNotFoundError):
         return None
     except Unreadable as error:
         _warn(f"{name} is left out: {error.what}: {error.why}; {error.next_step}")
