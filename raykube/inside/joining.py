@@ -29,8 +29,6 @@ RAY_ENVIRON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Tune would keep Ctrl-C for itself, and tell what it had then as a search that ended well.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 

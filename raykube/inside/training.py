@@ -279,14 +279,14 @@ def _refusal(value: Any) -> str:
 
 
 @contextmanager
-def own_signals() -> Iterator[None]:
-    """Give signals back to whoever had them: Ray Train keeps Ctrl-C for itself after a run, Ray Tune SIGUSR1."""
+def own_signals() -> Iterator[Mapping[int, Any]]:
+    """Give signals back to whoever had them, which Ray Train and Tune keep for themselves after a run; yield those."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield {}
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
-        yield
+        yield handlers
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

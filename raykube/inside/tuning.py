@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -81,12 +83,27 @@ def sweep(
 
 
 def _search(tuner: Any, watch: Trials) -> Any:
-    """Run the trials, followed by `watch`; whatever ends this before its end leaves them killed there."""
-    with watch, own_signals():
+    """Run the trials, followed by `watch`.
+
+    Raises:
+        KeyboardInterrupt: Tune has ended them for Ctrl-C or SIGUSR1, which it keeps for itself, and returns.
+    """
+    with watch, own_signals() as were:
         grid = tuner.fit()
+        if _was_interrupted(were):
+            raise KeyboardInterrupt
         # ASHA's early end is no failure.
         watch.statuses = {_name(outcome): "FAILED" if outcome.error else "FINISHED" for outcome in grid}
     return grid
+
+
+def _was_interrupted(were: Mapping[int, Any]) -> bool:
+    """Tell whether Tune took a signal: it has its own handler for two, and gives Ctrl-C back when either comes.
+
+    All trials that it then ends count as through, so of those nothing can be told.
+    """
+    kept = {number for number, handler in were.items() if signal.getsignal(number) is not handler}
+    return kept == {signal.SIGUSR1} and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER") or 0)
 
 
 def _name(outcome: Any) -> str:

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from raykube.errors import RunFailed
 from raykube.inside import history, tuning
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
-from raykube.inside.training import Stage, Task
+from raykube.inside.training import Stage, Task, own_signals
 from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, reached, valid
 from raykube.inside.tuning import reason
 from tests.cluster.shell import write
@@ -191,6 +192,18 @@ def test_search_that_goes_on_as_it_began_says_what_was_changed_since(sweep, tria
 
 def test_search_of_an_older_raykube_goes_on_without_a_word(sweep):
     assert tuning._as_begun(sweep.stage, sweep.task, 4, goes_on=True) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("kept", "interrupted"), [([], False), ([signal.SIGINT, signal.SIGUSR1], False), ([signal.SIGUSR1], True)]
+)
+def test_search_that_tune_ended_for_a_signal_is_told_by_the_handlers_that_it_left(kept, interrupted):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
+    with own_signals() as were:
+        for number in kept:
+            signal.signal(number, lambda *_: None)
+        assert tuning._was_interrupted(were) is interrupted
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == before
 
 
 CONDITIONAL = [{"k": "a", "x": tune.uniform(0, 1)}, {"k": "b", "y": [tune.grid_search([1])]}]
