@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ RAY_ENVIRON = {
 }
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
+_lock = threading.Lock()
+#: How many hold a Ray of our own; its folder, and how Ray was asked before it.
+_holders = 0
+_folder: str | None = None
+_before: Mapping[str, str | None] = {}
+
 
 def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
     """Set the variables of Ray that raykube relies on, unless they are set."""
@@ -49,6 +56,46 @@ def show_progress() -> None:
     # MLflow gives the root logger a handler of its own later, which would show every line again.
     log.propagate = False
     log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Hold a connection to Ray; an instance of our own ends with the last that holds it, as threads may train at once.
+
+    Raises:
+        BackendError: Ray cannot be started, or does not answer.
+    """
+    own = _hold()
+    try:
+        yield
+    finally:
+        if own:
+            _release()
+
+
+def _hold() -> bool:
+    """Connect; return whether that is to an instance of our own."""
+    global _holders, _folder, _before  # noqa: PLW0603 # a process has one Ray, and its threads share it
+    with _lock:
+        if not _holders:
+            _before = auth()
+            try:
+                _folder = start()
+            except BaseException:
+                end(None, _before)
+                raise
+            if _folder is None:
+                return False
+        _holders += 1
+        return True
+
+
+def _release() -> None:
+    global _holders  # noqa: PLW0603
+    with _lock:
+        _holders -= 1
+        if not _holders:
+            end(_folder, _before)
 
 
 def auth() -> dict[str, str | None]:

@@ -116,26 +116,20 @@ class Place:
     def connect(self) -> Iterator[None]:
         """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
 
-        The own instance is ended on the way out, whatever happened. A Ray that runs on this machine
-        for others is neither used nor touched. What dead controllers have reserved is freed meanwhile.
+        The own instance is ended on the way out of the last that holds it, whatever happened. A Ray that runs on this
+        machine for others is neither used nor touched. What dead controllers have reserved is freed meanwhile.
 
         Raises:
             BackendError: Ray cannot be started, or does not answer.
         """
         joining.apply_environ()
         joining.show_progress()
-        before, folder, joined = joining.auth(), None, False
-        try:
-            folder = joining.start()
-            joined = folder is None
+        with joining.held():
             from raykube.inside.deaths import orphans_removed
 
             settle()
             with orphans_removed():
                 yield
-        finally:
-            if not joined:
-                joining.end(folder, before)
 
 
 def _new_name(experiment: str) -> str:
