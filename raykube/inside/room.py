@@ -14,6 +14,7 @@ from raykube.errors import ConfigError
 log = logging.getLogger("raykube")
 
 _JOINING_S = 60.0
+_FREED_S = 2.0  # in which Ray gives back what the training before this one had
 
 
 def settle() -> None:
@@ -55,13 +56,18 @@ def require(scale: wire.Scale, workers: int | tuple[int, int]) -> int:
     fits = _settled_slots(scale, need)
     if fits >= need or not isinstance(workers, int):
         _note_idle_gpus(scale)
+        _note_taken(scale, min(fits, need))
         return max(fits, need)
     size, have = _describe(scale), _capacity()
     raise ConfigError(
-        f"{need} workers x {size} do not fit: the cluster has {have}, room for {fits}",
+        f"{_workers(need)} x {size} {'do' if need > 1 else 'does'} not fit: the cluster has {have}, room for {fits}",
         why="Ray would wait for resources that never come",
-        next_step=f"ask for {fits} workers or a larger cluster" if fits else _smaller(scale),
+        next_step=f"ask for {_workers(fits)} or a larger cluster" if fits else _smaller(scale),
     )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
 
 
 def _smaller(scale: wire.Scale) -> str:
@@ -77,6 +83,22 @@ def _note_idle_gpus(scale: wire.Scale) -> None:
 
     if not scale.gpus and (idle := ray.cluster_resources().get("GPU")):
         log.info("%g GPUs here and no worker uses one: %s=1 gives each worker one", idle, wire.GPUS)
+
+
+def _note_taken(scale: wire.Scale, need: int) -> None:
+    """Say that a training will wait for CPUs that the cluster has, and others hold."""
+    deadline = time.monotonic() + _FREED_S
+    while (free := _free(scale)) < need and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if free < need:
+        words = "waiting for %s x %s: there is room for %d now; what else runs: raykube job list; raykube service list"
+        log.info(words, _workers(need), _describe(scale), free)
+
+
+def _free(scale: wire.Scale) -> int:
+    import ray
+
+    return _times("CPU", scale.cpus, ray.available_resources())
 
 
 def room(scale: wire.Scale, need: int) -> int:
@@ -114,7 +136,11 @@ def _capacity() -> str:
     import ray
 
     have = ray.cluster_resources()
-    parts = [f"{have.get(name, 0):g} {name}s" for name in ("CPU", "GPU") if name == "CPU" or have.get(name)]
+    parts = [
+        f"{(count := have.get(name, 0)):g} {name}{'s' if count != 1 else ''}"
+        for name in ("CPU", "GPU")
+        if name == "CPU" or have.get(name)
+    ]
     return " and ".join(parts)
 
 

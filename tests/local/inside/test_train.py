@@ -17,7 +17,7 @@ import torch
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, RunFailed
-from raykube.inside import checkpoints, place
+from raykube.inside import checkpoints, place, room
 from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
@@ -239,6 +239,32 @@ def test_more_workers_than_fit_are_refused_before_anything_waits(monkeypatch):
     monkeypatch.setenv(wire.WORKERS, "512")
     with pytest.raises(ConfigError, match="room for"):
         raykube.train(without_checkpoint)
+    monkeypatch.setenv(wire.WORKERS, "1")
+    monkeypatch.setenv(wire.CPUS, "512")
+    with pytest.raises(ConfigError, match="1 worker x 512 CPU does not fit"):
+        raykube.train(without_checkpoint)
+
+
+@pytest.mark.usefixtures("here")
+def test_config_that_pickle_does_not_take_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match=r"config\.lock: TypeError"):
+        raykube.train(buggy, {"lives": "unused", "lock": threading.Lock()})
+
+
+@pytest.mark.usefixtures("here")
+def test_training_that_has_to_wait_for_what_others_hold_says_so(caplog, monkeypatch):
+    caplog.set_level("INFO", "raykube")
+    two = wire.Scale(workers=2)
+    assert room.require(two, 2) >= 2
+    assert "waiting" not in caplog.text
+    monkeypatch.setattr(room, "_FREED_S", 0.0)
+    others = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    try:
+        ray.get(others.ready())
+        room.require(two, 2)
+    finally:
+        ray.util.remove_placement_group(others)
+    assert "waiting for 2 workers x 1 CPU: there is room for 0 now" in caplog.text
 
 
 @pytest.mark.usefixtures("here")
@@ -267,17 +293,24 @@ def modes():
     return [oct(entry.stat().st_mode & 0o777) for entry in os.scandir(os.environ["RAY_TMPDIR"])]
 
 for _ in range(2):
-    with Place("twice", "unused").connect():
-        assert modes() == ["0o700"], modes()
-        import ray
-        assert ray.get(ray.remote(num_cpus=1)(lambda: 42).remote()) == 42
-        assert auth()["RAY_AUTH_MODE"] == "token"
+    first, second = Place("one", "unused").connect(), Place("two", "unused").connect()
+    first.__enter__()
+    second.__enter__()
+    assert modes() == ["0o700"], modes()
+    first.__exit__(None, None, None)
+    import ray
+    assert ray.get(ray.remote(num_cpus=1)(lambda: 42).remote()) == 42
+    assert auth()["RAY_AUTH_MODE"] == "token"
+    second.__exit__(None, None, None)
+    assert not ray.is_initialized()
     assert auth() == {}, auth()
     assert modes() == [], modes()
 """
 
 
-def test_own_ray_is_closed_to_others_leaves_neither_token_nor_files_and_can_be_started_again(tmp_path):
+def test_own_ray_ends_with_the_last_that_holds_it_and_is_closed_to_others_leaves_no_token_or_file_and_starts_again(
+    tmp_path,
+):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
     environ |= {"HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
     with tempfile.TemporaryDirectory(prefix="rk-", dir="/tmp") as folder:  # short, for Ray's sockets
