@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from raykube import package, plans
@@ -12,6 +11,7 @@ from raykube.backends import Backend, Kind, Status, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
 from raykube.handles import Endpoint, OnEvent, Run, left
+from raykube.here import from_here
 from raykube.names import asked_for
 from raykube.plans import Plan
 from raykube.settings import setting
@@ -40,7 +40,7 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
         raise _is_no("Job or Service", work, "write rk.Job.module('jobs.digits')")
     work = work.model_copy()  # checked anew: its dicts may have been changed, and may be again
     if "working_dir" not in work.model_fields_set:
-        package.check_implied(Path.cwd())
+        package.check_implied(from_here("."))
     cluster = cluster_of(on)
     return backend_for(cluster).plan(work, cluster)
 

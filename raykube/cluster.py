@@ -23,6 +23,7 @@ import yaml
 from raykube import manifest as manifests
 from raykube import wire
 from raykube.errors import ConfigError, Problem
+from raykube.here import from_here, upward
 from raykube.names import nearest
 from raykube.settings import is_path, setting
 from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
@@ -278,7 +279,7 @@ def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
 
 def _absolute(storage: str) -> str:
     """Return a path from here as one from the root: the head and its workers have other working directories."""
-    return storage if "://" in storage or not storage else str(Path(storage).expanduser().absolute())
+    return storage if "://" in storage or not storage else str(from_here(storage))
 
 
 def known() -> set[str]:
@@ -288,8 +289,7 @@ def known() -> set[str]:
 
 
 def _folders() -> list[Path]:
-    here = Path.cwd()
-    return [parent / FOLDER for parent in (here, *here.parents) if (parent / FOLDER).is_dir()]
+    return [parent / FOLDER for parent in upward() if (parent / FOLDER).is_dir()]
 
 
 def _find(name: str) -> Path:
@@ -298,7 +298,8 @@ def _find(name: str) -> Path:
     for folder in (*folders, _shipped()):
         if (path := folder / f"{name}.yaml").is_file():
             return path
-    none = f"no folder {FOLDER}/ in {Path.cwd()} or above it"
+    here = next(iter(upward()), None)
+    none = f"no folder {FOLDER}/ in {here} or above it" if here else "the folder that this runs in was removed"
     where = f"looked in {', '.join(map(str, folders))}" if folders else none
     raise ConfigError(f"there is no cluster {name!r}", why=where, next_step=nearest(name, known()))
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from raykube.errors import ConfigError, Problem
+from raykube.here import from_here
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
 MAX_FILES = 20_000
@@ -99,7 +100,7 @@ def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
     Raises:
         ConfigError: no such folder, files that cannot be sent, or too many or too large ones; every problem at once.
     """
-    root = Path(working_dir).expanduser().absolute()
+    root = from_here(working_dir)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise ConfigError(f"the working directory {root} {what}", next_step="give --working-dir a folder")

@@ -14,6 +14,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
+from raykube.here import upward
 from raykube.names import nearest
 
 if sys.version_info >= (3, 11):
@@ -84,7 +85,7 @@ def _found(name: str, argument: object) -> Setting | None:
     is_own = name in _SHARES and bool(os.environ.get(wire.RUN_NAME))
     if not is_own and (value := os.environ.get(variable)):
         return Setting(name, value, f"from {variable}")
-    table, path = _project_table(Path.cwd())
+    table, path = _project_table()
     if name not in table:
         return None
     return Setting(name, _beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
@@ -112,12 +113,12 @@ def _is_valid(name: str, text: str) -> bool:
     return _SHARES[name](number) if name in _SHARES else 0 <= number < float("inf")
 
 
-def _project_table(folder: Path) -> tuple[Mapping[str, Any], str]:
-    """Return the nearest ``[tool.raykube]`` upward from `folder`, and the file's path as one would name it."""
-    for parent in (folder, *folder.parents):
+def _project_table() -> tuple[Mapping[str, Any], str]:
+    """Return the nearest ``[tool.raykube]`` upward from here, and the file's path as one would name it."""
+    for parent in upward():
         path = parent / "pyproject.toml"
         if path.is_file() and (table := _read_table(path)) is not None:
-            return table, os.path.relpath(path, folder)
+            return table, os.path.relpath(path)
     return {}, ""
 
 

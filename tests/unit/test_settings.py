@@ -1,5 +1,6 @@
 import pytest
 
+import raykube as rk
 from raykube import ConfigError
 from raykube.settings import KNOWN, setting
 
@@ -22,6 +23,21 @@ def test_setting_precedence_is_argument_environment_project_default(project, mon
     monkeypatch.setenv("RAYKUBE_ON", "b")
     assert (setting("on").value, setting("on").source) == ("b", "from RAYKUBE_ON")
     assert (setting("on", "c").value, setting("on", "c").source) == ("c", "from the argument")
+
+
+def test_folder_that_was_removed_has_no_settings_and_no_code(project, monkeypatch):
+    folder = project.parent / "a" / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert setting("on").value == "local"
+    assert rk.Cluster.load("cpu-small").manifest
+    with pytest.raises(ConfigError, match="no cluster 'digits'"):
+        rk.Cluster.load("digits")
+    for work in (rk.Job(entrypoint="true"), rk.Job(entrypoint="true", working_dir="src")):
+        with pytest.raises(ConfigError, match="folder that this runs in was removed"):
+            rk.plan(work)
+    assert rk.plan(rk.Job(entrypoint="true", working_dir=folder.parent)).package.root == folder.parent
 
 
 def test_setting_passes_over_projects_that_say_nothing(project):
