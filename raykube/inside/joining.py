@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raykube.errors import BackendError
+from raykube.errors import BackendError, ConfigError, install
 
 log = logging.getLogger("raykube")
 
@@ -101,6 +102,16 @@ def _release() -> None:
 def auth() -> dict[str, str | None]:
     """Return the variables that say how Ray is asked, for :func:`end`."""
     return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
+
+
+def check_installed() -> None:
+    """Refuse to go on without Ray, before anything of it is needed.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("train and sweep need Ray, which is not installed", next_step=install("local"))
 
 
 def start() -> str | None:

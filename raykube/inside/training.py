@@ -16,7 +16,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem, RunFailed
-from raykube.inside import storage, tracking
+from raykube.inside import joining, storage, tracking
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, as_reported, following, is_number
 from raykube.inside.loops import Loop, takes_config
@@ -86,10 +86,11 @@ def train(
             logged and registered in MLflow.
 
     Raises:
-        ConfigError: wrong arguments or environment, or more workers than the cluster fits.
+        ConfigError: wrong arguments or environment, no Ray, or more workers than the cluster fits.
         Conflict: a run of this name has finished, or another script of this run trains, too.
         RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
     """
+    joining.check_installed()
     task = Task(loop, as_dict(config or {}), metric, mode)
     stage = Stage.next("train", experiment)
     place = stage.place

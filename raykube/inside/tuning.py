@@ -13,7 +13,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, Failure, Problem, RunFailed
-from raykube.inside import storage, tracking
+from raykube.inside import joining, storage, tracking
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.place import Place
@@ -59,10 +59,11 @@ def sweep(
         model: as for ``train``; the best trial's model is registered.
 
     Raises:
-        ConfigError: wrong arguments or environment, or one trial does not fit the cluster.
+        ConfigError: wrong arguments or environment, no Ray, or one trial does not fit the cluster.
         Conflict: a run of this name has finished, another script searches in it, or it began with another space.
         RunFailed: every trial failed; the first one's failure.
     """
+    joining.check_installed()
     task = Task(loop, as_dict(space), metric, mode)
     _check(space, trials, metric)
     stage = Stage.next("sweep", experiment)

@@ -31,6 +31,7 @@ from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, published, sent_by_pickle
 from tests.support import Later
+from tests.support import run as finished
 
 np = Later("numpy")
 torch = Later("torch")
@@ -270,6 +271,14 @@ def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch
     with pytest.raises(ConfigError, match=rf"raykube\.{verb} was called within a training loop"):
         getattr(raykube, verb)(lambda config: config, searched(verb), **asked)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["train(print)", "sweep(print, {'x': 1}, trials=1, metric='x', mode='min')"])
+def test_call_without_ray_says_how_to_install_it(tmp_path, call):
+    script = f"import sys; sys.modules['ray'] = None; import raykube; raykube.{call}"
+    done = finished("python", "-c", script, **{wire.STORAGE: str(tmp_path), wire.TRACKING: "off"})
+    assert "ConfigError: train and sweep need Ray, which is not installed" in done.stderr
+    assert done.stderr.rstrip().endswith("pip install '.[local]'")
 
 
 def test_config_of_any_names_is_published(tmp_path):
