@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from raykube.errors import ConfigError
 
 MAX_NAME = 47  # RayJob and RayService append up to 16 characters to make names of at most 63
+_LONGEST = 253  # that an object of Kubernetes can have
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
@@ -64,7 +65,7 @@ def unsendable(text: str) -> str:
 
 def is_object_name(name: str) -> bool:
     """Whether an object of Kubernetes can be called so (DNS-1123): what cannot may be a path that leads elsewhere."""
-    return bool(_DNS_1123.fullmatch(name))
+    return len(name) <= _LONGEST and bool(_DNS_1123.fullmatch(name))
 
 
 def asked_for(name: str, noun: str = "job") -> str:
@@ -77,6 +78,9 @@ def asked_for(name: str, noun: str = "job") -> str:
     """
     if is_object_name(name):
         return name
+    if len(name) > _LONGEST:
+        what, why = f"a name of {len(name)} characters is too long", f"{_LONGEST} are the most that Kubernetes takes"
+        raise ConfigError(what, why=why, next_step=f"list the names that exist: raykube {noun} list")
     last = name.rpartition("/")[2]
     if last != name and is_object_name(last):
         what, why, step = f"{name!r} is not a valid name", "a name has no '/' in it", f"write {last}, not {name}"

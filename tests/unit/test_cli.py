@@ -702,6 +702,7 @@ ELSEWHERE = [
     ("rayjob/digits", "'rayjob/digits' is not a valid name", "write digits, not rayjob/digits"),
     ("digits/", "'digits/' is not a valid name", "raykube {group} list"),
     ("?", "'?' is not a valid name", "raykube {group} list"),
+    ("x" * 254, "a name of 254 characters is too long", "raykube {group} list"),
 ]
 
 
