@@ -35,6 +35,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raykube.errors import BackendError
+
 HOME = "RAYKUBE_HOME"
 RUN_NAME = "RAYKUBE_RUN_NAME"
 STORAGE = "RAYKUBE_STORAGE"
@@ -184,9 +186,17 @@ class Result:
 
     @staticmethod
     def from_json(text: str) -> Result:
-        """Read what :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        return Result(**fields | {"trials": tuple(fields["trials"]), "notes": tuple(fields["notes"])})
+        """Read what :meth:`to_json` wrote, without fields that only a later version knows.
+
+        Raises:
+            BackendError: it is torn, or no result.
+        """
+        try:
+            fields = {key: value for key, value in json.loads(text).items() if key in Result.__dataclass_fields__}
+            return Result(**fields | {key: tuple(fields.get(key, ())) for key in ("trials", "notes")})
+        except (ValueError, TypeError, AttributeError) as error:
+            step = "look into the run's storage: raykube job status NAME says where it is"
+            raise BackendError("the result of the run cannot be read", why=str(error), next_step=step) from error
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

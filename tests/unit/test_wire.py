@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykube import wire
+from raykube.errors import BackendError
 
 
 def report(stage: Path, **metrics) -> None:
@@ -53,3 +54,15 @@ def test_rows_leave_out_the_line_being_written(tmp_path):
     path = tmp_path / wire.METRICS_FILE
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}')
     assert [*wire.read_rows(path)] == [{"step": 1}, {"step": 2}]
+
+
+def test_result_of_another_version_is_read():
+    written = {"kind": "train", "run": "demo", "path": "/x", "metrics": {"loss": 1}, "notes": ["late"], "later": 1}
+    read = wire.Result.from_json(json.dumps(written))
+    assert read == wire.Result("train", "demo", "/x", {"loss": 1}, notes=("late",))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "train"}', '{"kind": "", "run": "", "path": "", "notes": 1}'])
+def test_result_that_cannot_be_read_says_so(text):
+    with pytest.raises(BackendError, match="result of the run cannot be read"):
+        wire.Result.from_json(text)
