@@ -12,7 +12,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raykube import bodies, fits, sameness, shapes, wire
@@ -77,7 +77,7 @@ class Plan:
 
     name: str
     backend: str
-    body: tuple[dict[str, Any], ...]
+    body: tuple[dict[str, Any], ...] = field(repr=False)  # it holds variables, where people put passwords
     package: Package | None = None
     notes: tuple[str, ...] = ()
     context: str = ""

@@ -255,7 +255,7 @@ class App(Spec):
     env_vars: dict[str, Text] = Field(default_factory=dict, repr=False)
     num_replicas: int | None = Field(default=None, ge=1)
     autoscaling_config: _Scaling = None
-    ray_actor_options: dict[str, Any] = Field(default_factory=dict)
+    ray_actor_options: dict[str, Any] = Field(default_factory=dict, repr=False)  # it may hold variables
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     max_queued_requests: int | None = Field(default=None, ge=-1)
     model: Text | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +33,36 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid", protected_namespaces=())
 
     def __init__(self, **fields: Any) -> None:
-        try:
+        with _told(type(self)):
             super().__init__(**fields)
-        except ValidationError as error:
-            found = tuple(_problems(error, type(self)))
-            raise ConfigError.of(f"invalid {type(self).__name__}", found) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Self:
+        """Make a spec of a mapping of its fields.
+
+        Raises:
+            ConfigError: every problem of it.
+        """
+        with _told(cls):
+            return super().model_validate(obj, **how)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **how: Any) -> Self:
+        """Make a spec of a JSON object of its fields.
+
+        Raises:
+            ConfigError: every problem of it.
+        """
+        with _told(cls):
+            return super().model_validate_json(json_data, **how)
+
+    if not TYPE_CHECKING:  # it would allow what it is there to refuse
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise ConfigError(
+                f"{name} cannot be set: a {type(self).__name__} is frozen",
+                next_step=f"make another one: model_copy(update={{{name!r}: ...}})",
+            )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Return a copy with other values of some fields, checked as those of a new one are; pydantic checks none.
@@ -60,6 +86,14 @@ class Spec(BaseModel):
         return field is None or key in self.model_fields_set or value != field.get_default(call_default_factory=True)
 
 
+@contextlib.contextmanager
+def _told(kind: type[Spec]) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError.of(f"invalid {kind.__name__}", tuple(_problems(error, kind))) from None
+
+
 def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
     for item in error.errors():
         path = _path(item["loc"])
@@ -78,7 +112,7 @@ def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
 
 def _shown(loc: tuple[int | str, ...], value: Any) -> str:
     """Return a value as an error may show it: only its type where people put passwords."""
-    return f"{value!r:.80}" if _SECRET.isdisjoint(loc) else f"a value of type {type(value).__name__}"
+    return f"{value!r:.80}" if loc and _SECRET.isdisjoint(loc) else f"a value of type {type(value).__name__}"
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

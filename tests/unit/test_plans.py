@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import raykube as rk
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.backends.kuberay import jobs, servestates, services
 from raykube.doctor import named
@@ -34,6 +35,13 @@ SERVICE = Service(
         ),
     ),
 )
+
+
+def test_plan_is_shown_without_its_variables(code):
+    job = Job(entrypoint="python a.py", working_dir=code.root, env_vars={"TOKEN": "hunter2"})
+    for planned in (rk.plan(job), rk.plan(job, "cpu-small")):
+        assert "hunter2" in planned.yaml()
+        assert "hunter2" not in repr(planned)
 
 
 @pytest.fixture

@@ -54,6 +54,32 @@ def test_job_is_frozen():
         Job(entrypoint="true").name = "other"  # type: ignore[misc]
 
 
+def test_job_says_what_cannot_be_set():
+    with pytest.raises(ConfigError, match="timeout_s cannot be set: a Job is frozen"):
+        Job(entrypoint="true").timeout_s = "hunter2"  # type: ignore[misc,assignment]
+
+
+@pytest.mark.parametrize(
+    ("made", "path"),
+    [
+        (lambda: Job.model_validate({"entrypoint": "true", "env_vars": {"TOKEN": [2, "hunter2"]}}), "env_vars.TOKEN"),
+        (lambda: Job.model_validate_json('{"entrypoint": "true", "env_vars": ["hunter2"]}'), "env_vars"),
+        (lambda: Job.model_validate("env_vars=hunter2"), ""),
+        (lambda: Service.model_validate({"name": "a", "apps": [{"import_path": "a:b", "nme": 1}]}), "apps[0].nme"),
+    ],
+)
+def test_spec_of_a_mapping_or_json_has_the_errors_of_any_other(made, path):
+    with pytest.raises(ConfigError, match=r"invalid (Job|Service)") as caught:
+        made()
+    assert [problem.path for problem in caught.value.problems] == [path]
+    assert "hunter2" not in str(caught.value)
+
+
+def test_app_is_shown_without_the_variables_of_its_replicas():
+    options = {"runtime_env": {"env_vars": {"TOKEN": "hunter2"}}}
+    assert "hunter2" not in repr(App(import_path="a:b", ray_actor_options=options))
+
+
 def test_runtime_env_keys_are_all_kept():
     env = {"config": {"setup_timeout_seconds": 9}, "uv": ["x"], "py_modules": ["s3://b/x.zip"], "image_uri": "i"}
     assert Job(entrypoint="true", runtime_env=env).runtime_env == env
