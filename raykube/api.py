@@ -106,6 +106,7 @@ def submit(job: Job, on: str | Path | Cluster | None = None) -> Run:
         Conflict: the name is taken by a run of another plan, or by a service.
         Forbidden: this user may not do it there.
         Unreachable: the place does not answer.
+        BackendError: it was refused, or the head cannot start; Conflict, Forbidden and Unreachable are such errors.
     """
     return start(plan(_only(job, Job, "rk.deploy(service)"), on))
 
@@ -143,6 +144,7 @@ def runs(on: str | Path | Cluster | None = None) -> list[Run]:
     """Return all runs of a place, oldest first; of Kubernetes those that raykube made in its one namespace.
 
     Raises:
+        ConfigError: there is no such place, or a setting is wrong.
         Forbidden: this user may not list them.
         Unreachable: the place does not answer.
     """
@@ -151,7 +153,11 @@ def runs(on: str | Path | Cluster | None = None) -> list[Run]:
 
 
 def endpoints(on: str | Path | Cluster | None = None) -> list[Endpoint]:
-    """Return all services of a place, oldest first."""
+    """Return all services of a place, oldest first.
+
+    Raises:
+        ConfigError, Forbidden, Unreachable: as :func:`runs`.
+    """
     place = backend_for(cluster_of(on))
     return [Endpoint(name, place) for name in place.names("service")]
 
@@ -165,8 +171,10 @@ def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | No
         kind: which of the two is meant where a run and a service have that name; else the run is.
 
     Raises:
-        ConfigError: nothing can be called `name`.
+        ConfigError: nothing can be called `name`, there is no such place, or a setting is wrong.
         NotFound: nothing is called `name` there.
+        Forbidden: this user may not look there.
+        Unreachable: the place does not answer.
     """
     place = backend_for(cluster_of(on))
     found = _known(place, asked_for(name), kind)

@@ -41,7 +41,7 @@ class Status:
         attempt: which attempt of the run this is, from 1.
         progress: the metrics reported last.
         url: where to look: the dashboard for a job, the HTTP address for a service.
-        earlier: a line on each attempt before this that is known to have ended, oldest first.
+        earlier: a line on each attempt before this that is known to have ended, oldest first; none on this machine.
         workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
             that somebody has written.
         storage: folder or URI that keeps its checkpoints, metrics and logs; empty where they end with its cluster.
