@@ -11,7 +11,7 @@ from raykube import package, plans
 from raykube.backends import Backend, Kind, Status, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
-from raykube.handles import Endpoint, OnEvent, Run, left
+from raykube.handles import Endpoint, OnEvent, Run, check_time, left
 from raykube.here import from_here
 from raykube.names import asked_for
 from raykube.plans import Plan
@@ -121,6 +121,7 @@ def deploy(
         BackendError: it failed to deploy, or was refused; Conflict, Forbidden and Unreachable are such errors.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
+    check_time(timeout_s)
     planned, begun = plan(_only(service, Service, "rk.submit(job)"), on), time.monotonic()
     return serve(planned).wait_ready(timeout_s=left(timeout_s, begun), on_event=on_event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from raykube.backends import Backend, Kind, State, Status, serveapps, sources
-from raykube.errors import BackendError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
+from raykube.errors import BackendError, ConfigError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
 from raykube.wire import Result
 
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
@@ -66,6 +67,7 @@ class _Handle:
 
     def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
         """Follow the changes until `done` or the time is over; return the last status seen."""
+        check_time(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: Any = None
         for status in self.backend.changes(self.name, self._kind):
@@ -88,10 +90,12 @@ class Run(_Handle):
         """Wait until the run has ended well, and return it.
 
         Args:
-            timeout_s: seconds after which to give up waiting; the run itself goes on.
+            timeout_s: seconds after which to give up waiting; the run itself goes on. A request that has been sent by
+                then is waited for, up to a minute where the place takes it and is silent.
             on_event: called with every change of state, attempt or metrics.
 
         Raises:
+            ConfigError: `timeout_s` is no time.
             RunFailed: it ended in FAILED; the error says why and what to do.
             RunStopped: somebody stopped it.
             WaitTimeout: it has not ended in time.
@@ -156,6 +160,7 @@ class Endpoint(_Handle):
         """Wait until every application of the service answers, and return the endpoint.
 
         Raises:
+            ConfigError: `timeout_s` is no time.
             BackendError: an application failed to deploy; Serve's own words are in ``why``. After an update of a
                 service it says so where what was deployed before goes on serving.
             WaitTimeout: not ready in time; Serve goes on trying.
@@ -186,6 +191,19 @@ def _not_up(name: str, why: Failure) -> BackendError:
     # An error has no room for the lines that led to it.
     more = f"; all that Serve says: raykube service why {name}" if why.tail else ""
     return BackendError(what, why=why.message, next_step=f"{why.next_step}{more}")
+
+
+def check_time(timeout_s: float | None) -> None:
+    """Refuse what is no time to wait; None is without an end.
+
+    Raises:
+        ConfigError: it is no number, or below 0.
+    """
+    # NaN, which is never over, is not above anything.
+    if timeout_s is not None and not (isinstance(timeout_s, numbers.Real) and timeout_s >= 0):
+        raise ConfigError(
+            f"timeout_s is {timeout_s!r}, which is no time", next_step="give seconds: a number of 0 or more"
+        )
 
 
 def left(timeout_s: float, begun: float) -> float:

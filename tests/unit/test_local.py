@@ -19,7 +19,7 @@ from raykube import handles, package
 from raykube.backends import Status
 from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
-from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable
+from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable, WaitTimeout
 from tests.servers import Quiet, serving
 from tests.support import run_without_root_rights, typed
 
@@ -594,6 +594,27 @@ def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
     assert next(changes).state == "RUNNING"
     with pytest.raises(Unreachable):
         next(changes)
+
+
+@pytest.mark.usefixtures("record")
+def test_wait_for_a_head_that_gives_no_answer_ends_in_its_time():
+    for known, answers in (("WAITING", [SILENT]), ("RUNNING", ["RUNNING", SILENT])):
+        seen = []
+        place = Answering(*answers, *[SILENT] * 9)
+        with pytest.raises(WaitTimeout, match=rf"a is still {known} after 0\.3 s"):
+            handles.Run("a", place).wait(timeout_s=0.3, on_event=seen.append)
+        assert [event.status.state for event in seen] == [known]
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), -1, "5"])
+def test_wait_of_what_is_no_time_is_refused_and_nobody_is_asked(code, timeout_s):
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        handles.Run("a", Answering()).wait(timeout_s=timeout_s)
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        handles.Endpoint("a", Answering()).wait_ready(timeout_s=timeout_s)
+    app = rk.App(import_path="hello:app")
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        rk.deploy(rk.Service(name="a", apps=(app,), working_dir=code), "local", timeout_s=timeout_s)
 
 
 def test_run_is_not_deleted_as_the_service_that_had_its_name(record):

@@ -88,10 +88,11 @@ class Local:
         return _live_status(record)
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
-        """Yield the status again and again; a head that does not answer is asked for a while."""
+        """Yield the status again and again; a head that gives no answer is asked for a while, its last one told."""
+        last = Status(name, kind or "job", "WAITING", "its head on this machine does not answer")
         for status in observe.answers(lambda: self.status(name, kind)):
-            if status:
-                yield status
+            last = status or last
+            yield last
             time.sleep(_LOOK_S)
 
     def logs(
