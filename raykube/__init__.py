@@ -7,6 +7,7 @@ needs only raykube's base install. All errors are in ``raykube.errors``.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,14 @@ __all__ = [
 ]
 
 
+# The code package of a job has only the half of raykube that runs on a cluster. Where a whole one is installed beside
+# it, what the half lacks is that one's; what it has comes first.
+if not os.path.exists(os.path.join(__path__[0], "api.py")):  # noqa: PTH110, PTH118 - pathlib takes time to import
+    from pkgutil import extend_path
+
+    __path__ = extend_path(__path__, __name__)
+
+
 if not TYPE_CHECKING:  # a type checker would take it for any name, misspelt ones too
 
     def __getattr__(name: str) -> Any:
@@ -78,9 +87,24 @@ if not TYPE_CHECKING:  # a type checker would take it for any name, misspelt one
             return import_module("raykube.errors")
         if name not in _HOMES:
             raise AttributeError(f"module 'raykube' has no attribute {name!r}")
-        value = getattr(import_module(f"raykube.{_HOMES[name]}"), name)
+        value = getattr(_module(f"raykube.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+    from raykube.errors import ConfigError
+
+    raise ConfigError(
+        f"{name} is not here",
+        why="the code of a job comes with no more of raykube than train, sweep, report and what they need",
+        next_step="install raykube in the job's image or environment, or call it where jobs are submitted from",
+    )
 
 
 def __dir__() -> list[str]:

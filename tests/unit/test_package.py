@@ -107,11 +107,36 @@ def test_package_of_raykube_itself_carries_its_own_files_only(tree):
     assert [file.path for file in collect(root).files] == ["raykube/__init__.py"]
 
 
+def unpacked(root, there):
+    with zipfile.ZipFile(io.BytesIO(zipped(collect(root)))) as archive:
+        archive.extractall(there)
+    return there / "raykube-code"
+
+
+def test_code_of_a_job_has_all_of_raykube_where_it_is_installed_and_its_own_half_first(tree, tmp_path):
+    script = "import raykube, raykube.wire, raykube.cli; print(raykube.runs, raykube.__file__, raykube.wire.__file__)"
+    code = unpacked(tree({"a.py": script}), tmp_path / "there")
+    installed = {"PYTHONPATH": str(Path(rk.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "a.py"], cwd=code, capture_output=True, text=True, check=True, env=os.environ | installed
+    )
+    assert done.stdout.startswith("<function runs at ")
+    assert done.stdout.split()[-2:] == [f"{code}/raykube/__init__.py", f"{code}/raykube/wire.py"]
+
+
+def test_code_of_a_job_says_what_of_raykube_it_lacks(tree, tmp_path):
+    code = unpacked(tree({"a.py": "import raykube; raykube.runs()"}), tmp_path / "there")
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-S", "a.py"], cwd=code, capture_output=True, text=True, check=False, env=alone
+    )
+    assert "ConfigError: raykube.api is not here" in done.stderr
+    assert "next: install raykube in the job's image" in done.stderr
+
+
 def test_package_runs_with_nothing_but_the_standard_library(tree, tmp_path):
     root = tree({"a.py": "import raykube.inside, raykube.wire; print('in', raykube.__file__)"})
-    with zipfile.ZipFile(io.BytesIO(zipped(collect(root)))) as archive:
-        archive.extractall(tmp_path / "there")
-    code = tmp_path / "there" / "raykube-code"
+    code = unpacked(root, tmp_path / "there")
     done = subprocess.run([sys.executable, "-S", "a.py"], cwd=code, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"in {code}/raykube/__init__.py"
 
