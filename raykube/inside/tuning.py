@@ -67,20 +67,25 @@ def sweep(
     task = Task(loop, as_dict(space), metric, mode)
     _check(space, trials, metric)
     stage = Stage.next("sweep", experiment)
-    place = stage.place
     if done := stage.begin(work("sweep", loop, metric, mode)):
         return done
     log_start(stage)
     _hush()
-    with place.connect():
-        trials, changed = _as_begun(stage, task, trials, goes_on=_goes_on(stage))
-        at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
-        log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
-        subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
-        with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
-            grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
-            tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
-            return stage.conclude(_best(stage, task, found, changed + watch.troubles), tracker, model)
+    with stage.place.connect():
+        return _searched(stage, task, trials, experiment, model)
+
+
+def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tracking.Loader | None) -> wire.Result:
+    """Search on the cluster that is connected; return what the search found."""
+    place, metric, mode = stage.place, task.metric, task.mode
+    trials, changed = _as_begun(stage, task, trials, goes_on=_goes_on(stage))
+    at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
+    log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
+    subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
+    with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
+        grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
+        tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
+        return stage.conclude(_best(stage, task, found, changed + watch.troubles), tracker, model)
 
 
 def _search(tuner: Any, watch: Trials) -> Any:
