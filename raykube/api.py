@@ -103,7 +103,7 @@ def submit(job: Job, on: str | Path | Cluster | None = None) -> Run:
     Raises:
         ConfigError: what cannot work, found before anything is started.
         ManifestError: fields that Kubernetes does not know or take, each with its path.
-        Conflict: the name is taken by a run of another plan, or by a service.
+        Conflict: the name is taken by a run of another plan, or by a service or cluster.
         Forbidden: this user may not do it there.
         Unreachable: the place does not answer.
         BackendError: it was refused, or the head cannot start; Conflict, Forbidden and Unreachable are such errors.
@@ -112,7 +112,11 @@ def submit(job: Job, on: str | Path | Cluster | None = None) -> Run:
 
 
 def deploy(
-    service: Service, on: str | Path | Cluster | None = None, *, timeout_s: float = 600, on_event: OnEvent | None = None
+    service: Service,
+    on: str | Path | Cluster | None = None,
+    *,
+    timeout_s: float | None = 600,
+    on_event: OnEvent | None = None,
 ) -> Endpoint:
     """Make `service` what its spec says, wait until it answers, and return its handle.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -206,9 +207,10 @@ def check_time(timeout_s: float | None) -> None:
         )
 
 
-def left(timeout_s: float, begun: float) -> float:
-    """Return how much is left of a time that began then, by the monotonic clock, in whole seconds."""
-    return max(0.0, round(timeout_s - (time.monotonic() - begun)))
+def left(timeout_s: float | None, begun: float) -> float:
+    """Return how much is left of a time that began then, by the monotonic clock; as it is told, in whole seconds."""
+    rest = max(0.0, (math.inf if timeout_s is None else timeout_s) - (time.monotonic() - begun))
+    return float(round(rest)) if 1 < rest < math.inf else rest
 
 
 def statuses(handles: Sequence[Run | Endpoint]) -> list[Status]:

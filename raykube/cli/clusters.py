@@ -18,7 +18,7 @@ import click
 
 from raykube.cli import common
 from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
-from raykube.errors import BackendError, ConfigError, NotFound
+from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
 
 if TYPE_CHECKING:
     from raykube.backends.kuberay.clusterstates import ClusterStatus
@@ -221,7 +221,7 @@ def _of_this_machine(*, is_asked: bool) -> Iterator[ClusterStatus]:
         yield _local()
     except NotFound:
         pass
-    except ConfigError as error:  # who has not what this machine takes, and does not ask for it, still has Kubernetes
+    except (ConfigError, Unreachable) as error:  # who does not ask for this machine still has Kubernetes
         if is_asked:
             raise
         tell(f"note: {error}")

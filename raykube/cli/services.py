@@ -52,12 +52,13 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     """
     from raykube import api
     from raykube.cli import args
-    from raykube.handles import left
+    from raykube.handles import check_time, left
 
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
     common.check_plan_options(dry_run, output)
     work = args.service_of(name, given)
+    check_time(timeout_s)
     plan = api.plan(work, cluster)
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")

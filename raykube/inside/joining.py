@@ -32,6 +32,7 @@ RAY_ENVIRON = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+_BASE_MAX = 28  # bytes, so that a socket's path of Ray has no more than 107
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 _lock = threading.Lock()
@@ -140,7 +141,10 @@ def start() -> str | None:
 
 def _base() -> Path:
     """Return the folder where Ray would put its own; a short one, for its sockets' paths have 107 bytes at most."""
-    asked = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR"))
+    usual = os.environ.get("TMPDIR", "") if sys.platform == "linux" else ""
+    if len(os.fsencode(usual)) > _BASE_MAX:  # as those of batch systems; nobody has asked Ray to be there
+        usual = ""
+    asked = os.environ.get("RAY_TMPDIR") or usual
     return Path(asked or "/tmp").absolute()  # noqa: S108 - what is made there has a name that nobody can foresee
 
 

@@ -104,7 +104,7 @@ def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
         return {"checkpoint": checkpoint}
     if not isinstance(checkpoint, Mapping):
         # The caller's folder may be gone as soon as report returns, so this waits for the copy.
-        return {"checkpoint": ray.train.Checkpoint(_folder(checkpoint))}
+        return {"checkpoint": ray.train.Checkpoint(_folder(checkpoint, saves=saves))}
     checkpoints.require_whole(checkpoint)  # on every rank: the others would wait for the one that refuses
     uploads = storage.is_uri(target)
     mode = ray.train.CheckpointUploadMode
@@ -122,12 +122,13 @@ def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
     }
 
 
-def _folder(given: Any) -> str:
+def _folder(given: Any, *, saves: bool) -> str:
+    """Check what is reported as a folder; the other ranks have it perhaps only once Ray has waited for rank 0."""
     step = 'report a dict of states, as {"model": model.state_dict()}, or the folder that holds the files'
     if not isinstance(given, str | os.PathLike):
         raise ConfigError(f"a checkpoint is a dict of states or a folder, not {type(given).__name__}", next_step=step)
     path = os.fspath(given)
-    if not storage.is_uri(path) and not Path(path).is_dir():
+    if saves and not storage.is_uri(path) and not Path(path).is_dir():
         found = "is a file" if Path(path).exists() else "is not there"
         raise ConfigError(f"the checkpoint {path} {found}", why="a checkpoint is a folder", next_step=step)
     return path
@@ -214,7 +215,8 @@ def _runs_when_called(body: Any) -> None:
 def _signature(body: Callable[..., Any]) -> inspect.Signature:
     """Return what a loop takes: of a decorated one, what its decorator takes, where that tells it."""
     own = inspect.signature(body, follow_wrapped=False)
-    return inspect.signature(body) if all(each.kind in _ANY for each in own.parameters.values()) else own
+    any_at_all = own.parameters and all(each.kind in _ANY for each in own.parameters.values())
+    return inspect.signature(body) if any_at_all else own
 
 
 @contextmanager

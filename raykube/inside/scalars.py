@@ -65,7 +65,11 @@ def _scalar(value: Any, *, defer: bool) -> Any:
 
 def is_spread(value: Any) -> bool:
     """Tell a tensor of which a worker holds a part only, as those of FSDP2 are."""
-    return hasattr(value, "placements") and not all(each.is_replicate() for each in value.placements)
+    return (
+        hasattr(value, "placements")
+        and hasattr(value, "to_local")
+        and not all(each.is_replicate() for each in value.placements)
+    )
 
 
 def _item(value: Any) -> Any:

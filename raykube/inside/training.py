@@ -290,4 +290,6 @@ def own_signals() -> Iterator[Mapping[int, Any]]:
         yield handlers
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            # Not one that nobody took: Python does not know of those that C has set, as faulthandler does.
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)

@@ -1,6 +1,7 @@
 import json
 import math
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from raykube.inside.training import Stage, Task, own_signals
 from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, reached, valid
 from raykube.inside.tuning import reason
 from tests.cluster.shell import write
+from tests.support import run
 
 
 def reported(checkpoint=None, attempt=1, **metrics):
@@ -192,6 +194,17 @@ def test_search_that_goes_on_as_it_began_says_what_was_changed_since(sweep, tria
 
 def test_search_of_an_older_raykube_goes_on_without_a_word(sweep):
     assert tuning._as_begun(sweep.stage, sweep.task, 4, goes_on=True) == (4, ())
+
+
+def test_signal_that_c_handles_stays_with_it():
+    code = (
+        "import faulthandler, os, signal; from raykube.inside.training import own_signals\n"
+        "faulthandler.register(signal.SIGUSR1)\n"
+        "with own_signals(): pass\n"
+        "os.kill(os.getpid(), signal.SIGUSR1); print('lives')"
+    )
+    done = run(sys.executable, "-c", code)
+    assert (done.stdout, "most recent call first" in done.stderr) == ("lives\n", True)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The backend of this machine, as far as it needs no Ray."""
 
 import contextlib
+import fcntl
 import json
+import math
 import os
 import signal
 import socket
@@ -239,6 +241,7 @@ def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, runnin
 )
 def test_head_of_another_machine_is_neither_taken_for_dead_nor_replaced(record, running, code, host, where):
     head.home().mkdir()
+    head.keep()
     head.write_state(replace(running, ray_born="then", host=host))
     records.save(replace(record, name="b", kind="service", body=[]))
     asks = [
@@ -255,6 +258,34 @@ def test_head_of_another_machine_is_neither_taken_for_dead_nor_replaced(record, 
     assert (records.final("a"), records.load("b").head) == (None, "h")
     assert head.read_state().host == host
     assert Path(running.session_dir).exists()
+
+
+def test_head_that_had_another_machine_and_has_no_keeper_any_more_is_dead(running):
+    head.home().mkdir()
+    head.write_state(replace(running, ray_born="then", host="node7 pid:[1]"))
+    assert head.current() is None
+    kept = head.home() / "kept"
+    kept.touch()
+    assert head.current() is None
+    with kept.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Unreachable):
+            head.current()
+    assert head.current() is None
+
+
+def test_head_of_an_older_version_is_known(running):
+    head.home().mkdir()
+    said = {key: value for key, value in vars(running).items() if key not in ("folder", "host")}
+    (head.home() / "state.json").write_text(json.dumps(said | {"ray_born": head.born(os.getpid())}))
+    assert head.current().ray_pid == running.ray_pid
+
+
+def test_folder_that_can_be_no_runs_is_left_alone(record):
+    assert records.load("a") == record
+    for name in (".ipynb_checkpoints", "@eaDir", "a copy"):
+        (records.folder("a").parent / name).mkdir()
+    assert [each.name for each in records.every("job")] == ["a"]
 
 
 def test_run_that_has_ended_is_told_of_wherever_the_head_runs_now(record, running):
@@ -555,6 +586,8 @@ def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch
 def test_time_to_wait_for_a_service_is_what_sending_it_has_left():
     now = time.monotonic()
     assert (handles.left(600, now - 100), handles.left(60, now - 100)) == (500, 0)
+    assert (handles.left(math.inf, now), handles.left(None, now)) == (math.inf, math.inf)
+    assert 0 < handles.left(0.4, now) <= 0.4
 
 
 class Answering(Local):

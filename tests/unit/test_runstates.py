@@ -35,6 +35,8 @@ def test_run_fails_when_the_cluster_that_it_was_on_is_deleted():
     assert "create cluster stays again" in status.failure.next_step
     for there in ({"events": (before,)}, {"cluster": {"metadata": {"name": "stays"}}}, {"ray": {"status": "RUNNING"}}):
         assert runstates.state_of(replace(lost, **there)) == "RUNNING"
+    owner["status"]["jobStatus"] = "SUCCEEDED"  # which KubeRay concludes once its submitter has ended
+    assert runstates.state_of(lost) == "SUCCEEDED"
 
 
 @pytest.mark.parametrize(

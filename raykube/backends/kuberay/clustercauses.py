@@ -175,7 +175,8 @@ def has_lost_its_cluster(seen: Observed) -> bool:
     begun = seconds((status.get("rayJobInfo") or {}).get("startTime"))
     if not (begun and (seen.owner.get("spec") or {}).get("clusterSelector")):
         return False
-    if status.get("jobDeploymentStatus") != "Running" or seen.cluster or seen.ray:
+    ended = status.get("jobStatus") in ("SUCCEEDED", "STOPPED", "FAILED")  # which KubeRay has yet to conclude
+    if status.get("jobDeploymentStatus") != "Running" or ended or seen.cluster or seen.ray:
         return False
     told = (event for event in events_about(seen, (seen.name,)) if event.get("reason") == "RayClusterNotFound")
     return any(moment(event) > begun for event in told)

@@ -241,7 +241,7 @@ def delete(kube: Kube, name: str) -> None:
 def _noted(kube: Kube, name: str) -> None:
     """Wait until KubeRay has noted which runs on a cluster have ended: it looks every 3 s, and then cannot any more."""
     deadline = time.monotonic() + _NOTED_S
-    while time.monotonic() < deadline and any(_has_ended(kube, job) for job in _running(kube, name)):
+    while any(time.monotonic() < deadline and _has_ended(kube, job) for job in _running(kube, name)):
         time.sleep(_TICK_S)
 
 

@@ -140,11 +140,18 @@ class Look:
                 ray.ask(self._askable() if not away else None)
                 for key, (kind, selectors) in _selectors(self.job).items():
                     watching.watch(kind, key=key, **selectors)
+                if not away and self._is_early(watching):
+                    continue
                 yield self._seen(watching, ray, away)
                 if not away and is_overdue(self.job, self._kube.now()):
                     raise self._unended()
             elif away:
                 yield Status(self.name, "job", "WAITING", away.what, unreachable(away))
+
+    def _is_early(self, watching: Watching) -> bool:
+        """Whether nothing has come of its cluster yet: what is not known yet would seem to be gone."""
+        known = watching.of("cluster") is not None or watching.error("cluster")
+        return "cluster" in _selectors(self.job) and not known
 
     def _unended(self) -> BackendError:
         """Nobody will end the run in its time: it would be waited for without an end."""

@@ -123,8 +123,11 @@ def has_begun(app: Mapping[str, Any]) -> bool:
 
 
 def wanted(service: Object) -> dict[str, dict[str, Any]]:
-    """Return the configurations of a service's applications by name."""
-    config = yaml.safe_load((service.get("spec") or {}).get("serveConfigV2") or "") or {}
+    """Return the configurations of a service's applications by name; none where they cannot be read."""
+    try:
+        config = yaml.safe_load((service.get("spec") or {}).get("serveConfigV2") or "") or {}
+    except yaml.YAMLError:
+        return {}
     return {str(app.get("name") or "default"): app for app in config.get("applications") or []}
 
 

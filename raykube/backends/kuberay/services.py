@@ -21,7 +21,7 @@ from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import Conflict, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
 from raykube.yamltext import as_yaml
@@ -29,7 +29,9 @@ from raykube.yamltext import as_yaml
 _CODE_ANNOTATION = "raykube.io/code"
 _CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
 _SCALES = "enableInTreeAutoscaling"
-_COUNTS = ("replicas", "minReplicas", "maxReplicas")
+_COUNTS = ("replicas", "minReplicas", "maxReplicas", "scaleStrategy")
+#: Of a pod: KubeRay leaves them out of the hash by which it tells one cluster from another.
+_NOT_HASHED = ("tolerations", "schedulingGates")
 _SERVE_S = 0.3
 #: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
 _SYNCED_S = 100.0
@@ -223,7 +225,7 @@ def _undone(kube: Kube, service: Object) -> list[str]:
 
 def _head(kube: Kube, service: Object) -> servelook.ServeHead | None:
     """Return the head that serves, or will; None when there is none, or none that may be asked."""
-    with contextlib.suppress(Forbidden):
+    with contextlib.suppress(BackendError):
         return servelook.head_of(kube, service)
     return None
 
@@ -281,10 +283,16 @@ def _resize_one(kube: Kube, name: str, wanted: Mapping[str, Any]) -> None:
 
 
 def _uncounted(service: Object) -> dict[str, Any]:
-    """Return what a service says of its cluster, without how many workers that has."""
+    """Return what a service says of its cluster, without what KubeRay makes no other for: counts, and where pods go."""
     spec = service["spec"]["rayClusterConfig"]
-    groups = [{key: group[key] for key in group if key not in _COUNTS} for group in spec.get("workerGroupSpecs") or []]
-    return {**spec, "workerGroupSpecs": groups}
+    groups = [_lasting(group) for group in spec.get("workerGroupSpecs") or []]
+    return {**spec, "headGroupSpec": _lasting(spec.get("headGroupSpec") or {}), "workerGroupSpecs": groups}
+
+
+def _lasting(group: Mapping[str, Any]) -> dict[str, Any]:
+    template = group.get("template") or {}
+    pod = {key: value for key, value in (template.get("spec") or {}).items() if key not in _NOT_HASHED}
+    return {key: group[key] for key in group if key not in _COUNTS} | {"template": {**template, "spec": pod}}
 
 
 def resized(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 from raykube import wire
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kubernetes.fields import conditions, name_of
+from raykube.backends.kubernetes.fields import conditions, name_of, seconds
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
@@ -101,7 +101,8 @@ def _sweep(kube: Kube) -> None:
     """Remove the pods of clients that were killed while they wrote: there was no run yet for them to go with."""
     with contextlib.suppress(BackendError):  # it is in nobody's way
         for pod in kube.listed("Pod", labelSelector=f"{MANAGED_BY},{_RUN_LABEL}", fieldSelector=_ENDED):
-            if not pod["metadata"].get("ownerReferences"):
+            late = kube.now() - seconds(pod["metadata"].get("creationTimestamp")) > _LIMIT_S  # nobody waits for it now
+            if late and not pod["metadata"].get("ownerReferences"):
                 with contextlib.suppress(NotFound):
                     kube.delete("Pod", name_of(pod))
 

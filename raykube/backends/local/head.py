@@ -135,8 +135,10 @@ def alive(pid: int, birth: str) -> bool:
 def read_state() -> Head | None:
     """Return what the state file says, alive or not."""
     try:
-        return Head(**json.loads((home() / "state.json").read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):  # none, torn, or of another version of raykube
+        said = json.loads((home() / "state.json").read_text())
+        # What the state of older versions does not say.
+        return Head(**{"folder": str(Path(said["session_dir"]).parent), "host": here()} | said)
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):  # none, torn, or of another kind
         return None
 
 
@@ -176,12 +178,12 @@ def current() -> Head | None:
     """Return the head that runs now, if its Ray is alive.
 
     Raises:
-        Unreachable: it runs, or has run, where its processes cannot be seen from here: it must not be taken for dead.
+        Unreachable: it runs where its processes cannot be seen from here: it must not be taken for dead.
     """
     head = read_state()
     if head is None or alive(head.ray_pid, head.ray_born):
         return head
-    if head.host != here():
+    if head.host != here() and _is_kept():
         raise _elsewhere(head)
     return None
 
@@ -191,6 +193,25 @@ def seen() -> Head | None:
     with contextlib.suppress(Unreachable):
         return current()
     return None
+
+
+def keep() -> None:
+    """Show that the head has a keeper for as long as this process lives, also to those who cannot see it."""
+    with contextlib.suppress(OSError):  # who adopts a head may come while its keeper still ends, or locks are not known
+        fcntl.flock(os.open(home() / "kept", os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_kept() -> bool:
+    """Whether a keeper lives, wherever; where nobody can tell it is taken to."""
+    try:
+        with (home() / "kept").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _elsewhere(head: Head) -> Unreachable:

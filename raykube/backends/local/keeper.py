@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
     head_id = arguments[0]
     started = _adopt() if "--adopt" in arguments else _start(head_id)
     head.touch()
+    head.keep()
     head.write_state(started)
     head.write_starting(None)
     api = head.api(started)

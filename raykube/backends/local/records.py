@@ -184,7 +184,7 @@ def _files() -> list[Path]:
 
 def _folders() -> list[os.DirEntry[str]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(wire.home() / "records") as entries:
-        return [entry for entry in entries if entry.is_dir()]
+        return [entry for entry in entries if is_object_name(entry.name) and entry.is_dir()]
     return []
 
 
