@@ -476,6 +476,13 @@ def test_service_with_another_count_of_workers_has_the_cluster_that_serves_resiz
     assert workers(kept) == (3, 3)
 
 
+def test_counts_come_with_what_kuberay_makes_no_other_cluster_for(kept, serving_one):
+    changed = other(serving_one, "three", replicas=3, maxReplicas=3, scaleStrategy={"workersToDelete": ["a"]})
+    changed.body[-1]["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["tolerations"] = [{"key": "a"}]
+    services.deploy(Kube(), changed)
+    assert workers(kept) == (3, 3)
+
+
 def test_cluster_that_serves_keeps_its_workers_until_another_one_takes_its_place(kept, serving_one):
     new = other(serving_one, "new", image="registry/new:2", replicas=1, maxReplicas=1)
     services.deploy(Kube(), new)
