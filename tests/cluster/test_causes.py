@@ -365,7 +365,8 @@ def undeployed(namespace, name):
     return failure
 
 
-def test_ends_of_jobs_and_the_loss_of_their_head_are_named(namespace):
+def test_ends_of_jobs_and_the_loss_of_their_head_are_named(namespace, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", kubectl.kubeconfig())
     head = template(**RAY, **mounted(configMap={"name": "app"}))
     head["spec"]["containers"][0]["resources"]["limits"]["memory"] = "2Gi"
     on = {"clusterSelector": {"ray.io/cluster": "ray"}}
