@@ -41,8 +41,8 @@ def retried(
     What failed it takes for failed until its runtime environment is another one; an attempt's number makes it one. The
     numbers of `before` stay: without them what is well would be built anew.
     """
-    numbers = {_name(app): int(_variables(app).get(wire.ATTEMPT, "1")) + (_name(app) in undone) for app in before}
-    return [_numbered(app, numbers.get(_name(app), 1)) for app in wanted]
+    numbers = {name_of(app): int(_variables(app).get(wire.ATTEMPT, "1")) + (name_of(app) in undone) for app in before}
+    return [_numbered(app, numbers.get(name_of(app), 1)) for app in wanted]
 
 
 def _numbered(app: Mapping[str, Any], attempt: int) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def _variables(app: Mapping[str, Any]) -> Mapping[str, Any]:
     return (app.get("runtime_env") or {}).get("env_vars") or {}
 
 
-def _name(app: Mapping[str, Any]) -> str:
+def name_of(app: Mapping[str, Any]) -> str:
+    """Return the name of an application, as its configuration gives it."""
     return str(app.get("name") or "default")
 
 

@@ -119,9 +119,6 @@ def _note(status: Status) -> str:
 
 def as_json(value: Status | Failure | Result) -> dict[str, Any]:
     """Return a value as what ``--json`` prints."""
-    if isinstance(value, Status):
-        failure = asdict(value.failure) if value.failure else None
-        return {**vars(value), "progress": dict(value.progress), "failure": failure}
     return asdict(value)
 
 

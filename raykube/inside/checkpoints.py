@@ -14,12 +14,11 @@ from typing import Any
 
 from raykube.errors import ConfigError, NotFound
 from raykube.inside import storage
-from raykube.inside.scalars import is_spread
+from raykube.inside.scalars import PLAIN, is_spread
 
 log = logging.getLogger("raykube")
 STATE_FILE = "state.pt"
 _DRAFT = ".draft"
-_PLAIN = frozenset({int, float, str, bool, type(None)})
 _OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
 _LIST = "checkpoint_manager_snapshot.json"  # of Ray, in the stage
 
@@ -58,7 +57,7 @@ def _spread(state: Any, path: str, seen: set[int]) -> Iterator[str]:
         return
     seen.add(id(state))  # it may hold itself
     for name, value in state.items() if isinstance(state, Mapping) else enumerate(state):
-        if type(value) in _PLAIN:  # of which there may be very many
+        if type(value) in PLAIN:  # of which there may be very many
             continue
         yield from _spread(value, f"{path}.{name}".lstrip("."), seen)
 

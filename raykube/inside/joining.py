@@ -80,11 +80,11 @@ def _hold() -> bool:
     global _holders, _folder, _before  # noqa: PLW0603 # a process has one Ray, and its threads share it
     with _lock:
         if not _holders:
-            _before = auth()
+            _before = _auth()
             try:
-                _folder = start()
+                _folder = _start()
             except BaseException:
-                end(None, _before)
+                _end(None, _before)
                 raise
             if _folder is None:
                 return False
@@ -97,11 +97,11 @@ def _release() -> None:
     with _lock:
         _holders -= 1
         if not _holders:
-            end(_folder, _before)
+            _end(_folder, _before)
 
 
-def auth() -> dict[str, str | None]:
-    """Return the variables that say how Ray is asked, for :func:`end`."""
+def _auth() -> dict[str, str | None]:
+    """Return the variables that say how Ray is asked, for :func:`_end`."""
     return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
 
 
@@ -115,7 +115,7 @@ def check_installed() -> None:
         raise ConfigError("train and sweep need Ray, which is not installed", next_step=install("local"))
 
 
-def start() -> str | None:
+def _start() -> str | None:
     """Connect to Ray if this process is not; return the folder of an instance of our own where that started one.
 
     Raises:
@@ -182,7 +182,7 @@ def _init(**asked: Any) -> None:
     ray.init(logging_level=logging.WARNING, **asked)
 
 
-def end(folder: str | None, environ: Mapping[str, str | None]) -> None:
+def _end(folder: str | None, environ: Mapping[str, str | None]) -> None:
     """End an instance of our own with its folder, and give the variables in `environ` the values they had before it."""
     import ray
 

@@ -14,7 +14,7 @@ from typing import Any
 from raykube.errors import ConfigError, Problem
 
 # Types that JSON takes as they are.
-_PLAIN = frozenset({int, float, str, bool, type(None)})
+PLAIN = frozenset({int, float, str, bool, type(None)})
 _JSON = (int, float, str)
 _LOOK_S = 0.001
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
@@ -39,7 +39,7 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
         if type(name) is not str and not isinstance(name, str):
             problems.append(Problem(repr(name), "this name is not text", f"write {str(name)!r}"))
             continue
-        if type(value) in _PLAIN:
+        if type(value) in PLAIN:
             done[name] = value
             continue
         try:

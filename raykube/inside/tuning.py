@@ -78,12 +78,14 @@ def sweep(
 def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tracking.Loader | None) -> wire.Result:
     """Search on the cluster that is connected; return what the search found."""
     place, metric, mode = stage.place, task.metric, task.mode
-    trials, changed = _as_begun(stage, task, trials, goes_on=_goes_on(stage))
+    goes_on = _goes_on(stage)
+    trials, changed = _as_begun(stage, task, trials, goes_on=goes_on)
     at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
     log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
     subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
     with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
-        grid = _search(_tuner(stage, task, trials, at_once), watch := Trials(stage, experiment, tracker))
+        tuner = _tuner(stage, task, trials, at_once, goes_on=goes_on)
+        grid = _search(tuner, watch := Trials(stage, experiment, tracker))
         tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
         return stage.conclude(_best(stage, task, found, changed + watch.troubles), tracker, model)
 
@@ -155,7 +157,7 @@ def _as_begun(stage: Stage, task: Task, trials: int, *, goes_on: bool) -> tuple[
     return int(begun["trials"]), (note,)
 
 
-def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
+def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool) -> Any:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
@@ -169,7 +171,7 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int) -> Any:
     # A trial's own process holds no CPU: those are for its workers, which could not start otherwise.
     drivers = tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
     trainable = tune.with_resources(trial, drivers)
-    if _goes_on(stage):
+    if goes_on:
         return _restored(stage, task, trainable)
     return tune.Tuner(
         trainable,

@@ -12,6 +12,7 @@ from raykube import plans
 from raykube.backends.kuberay import servelook, servestates, services
 from raykube.backends.kuberay.clustercauses import UNSEEN_S
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.fields import seconds
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Unreachable
@@ -134,7 +135,7 @@ def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(tmp_path, monke
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         head = servelook.ServeHead(Kube(), {**READY, "spec": {}})
         assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]
-        monkeypatch.setattr(servelook, "STARTING_S", 0.0)
+        monkeypatch.setattr(watching, "STARTING_S", 0.0)
         assert [head.applications() for _ in range(2)] == [None, {"hello": {}}]
 
 

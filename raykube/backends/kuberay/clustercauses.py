@@ -11,6 +11,7 @@ from raykube.backends.kubernetes.fields import (
     Object,
     changed,
     conditions,
+    is_current,
     is_leaving,
     is_ready,
     moment,
@@ -157,9 +158,8 @@ def operator(seen: Observed) -> Failure | None:
 
 def _unseen(seen: Observed) -> Failure | None:
     """A service that was changed long ago, and of which the operator has neither taken that up nor said why."""
-    since, status = changed(seen.owner), status_of(seen.owner)
-    behind = int(status.get("observedGeneration") or 0) < int(seen.owner.get("metadata", {}).get("generation") or 0)
-    if not since or not behind or seen.now - since <= UNSEEN_S:
+    since = changed(seen.owner)
+    if not since or is_current(seen.owner) or seen.now - since <= UNSEEN_S:
         return None
     if owner_kind(seen.owner) != "rayservice" or seen.owner["spec"].get("managedBy", "") not in _OPERATOR:
         return None

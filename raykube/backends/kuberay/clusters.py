@@ -16,7 +16,6 @@ from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes import fields
-from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
 from raykube.bodies import ray_cluster
@@ -86,7 +85,7 @@ def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> Non
 def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
     name = body["metadata"]["name"]
     known = kube.get(_KIND, name)
-    if is_leaving(known):
+    if fields.is_leaving(known):
         raise Conflict(
             f"cluster {name} is being deleted", next_step="create it again when it is gone, or choose a name"
         )
@@ -282,7 +281,7 @@ def _left(kube: Kube, name: str, uid: str) -> list[str]:
         return [f"RayCluster {name} with finalizers {known['metadata'].get('finalizers') or []}"]
     pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
     owned = (pod for pod in pods if uid in {each["uid"] for each in pod["metadata"].get("ownerReferences") or []})
-    return [f"Pod {pod['metadata']['name']}" for pod in owned if not is_leaving(pod)]
+    return [f"Pod {pod['metadata']['name']}" for pod in owned if not fields.is_leaving(pod)]
 
 
 def token(kube: Kube, name: str) -> str:

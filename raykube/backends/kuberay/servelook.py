@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.watching import STARTING_S, Watching
+from raykube.backends.kubernetes.watching import Refused, Watching
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
@@ -31,7 +30,7 @@ class ServeHead:
         service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
         self._kube = kube
         self._answered = False
-        self._refused_at: float | None = None
+        self._refused = Refused()
         self._path = kube.proxy(service)
         token = rayhead.token(kube, self.cluster, cluster["spec"])
         self._headers = {"x-ray-authorization": f"Bearer {token}"} if token else {}
@@ -45,7 +44,8 @@ class ServeHead:
             return None if self._is_meant() else {}
         except BackendError:
             return {}
-        self._answered, self._refused_at = True, None
+        self._answered = True
+        self._refused.ends()
         return found
 
     def _is_meant(self) -> bool:
@@ -53,9 +53,7 @@ class ServeHead:
 
         What KubeRay says instead would be of seconds ago, and may call an update done that has only begun.
         """
-        now = time.monotonic()
-        self._refused_at = self._refused_at or now
-        return not self._answered or now - self._refused_at > STARTING_S
+        return self._refused.lasts() or not self._answered
 
     def nodes(self) -> list[str]:
         """Return the ids of the nodes that live."""

@@ -14,7 +14,7 @@ import yaml
 from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
-from raykube.backends.kubernetes.fields import Object, conditions, is_leaving, is_ready, seconds, status_of
+from raykube.backends.kubernetes.fields import Object, conditions, is_current, is_leaving, is_ready, seconds, status_of
 from raykube.bodies import serve_port
 from raykube.errors import Failure, Unreachable
 
@@ -59,12 +59,6 @@ def state_of(seen: Observed, apps: Apps) -> State:
 def has_timed_out(service: Object) -> bool:
     """Whether KubeRay has given up on a service: it does not look at it any more, whatever is changed."""
     return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
-
-
-def is_current(service: Object) -> bool:
-    """Whether KubeRay has seen the last version of a service."""
-    seen, made = status_of(service).get("observedGeneration"), service["metadata"].get("generation")
-    return int(seen or 0) >= int(made or 0)
 
 
 def clusters_of(service: Object) -> tuple[str, str]:
@@ -128,7 +122,7 @@ def wanted(service: Object) -> dict[str, dict[str, Any]]:
         config = yaml.safe_load((service.get("spec") or {}).get("serveConfigV2") or "") or {}
     except yaml.YAMLError:
         return {}
-    return {str(app.get("name") or "default"): app for app in config.get("applications") or []}
+    return {serveapps.name_of(app): app for app in config.get("applications") or []}
 
 
 def url_of(service: Object) -> str:

@@ -19,7 +19,7 @@ import yaml
 from raykube import plans
 from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
-from raykube.backends.kubernetes.fields import is_leaving, name_of
+from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
@@ -259,7 +259,7 @@ def _resize(kube: Kube, before: Object, after: Object) -> None:
     KubeRay has not seen yet of the version before may have it do so, too.
     """
     cluster = servestates.cluster_of(before)
-    if not (cluster and servestates.is_current(before) and _uncounted(before) == _uncounted(after)):
+    if not (cluster and is_current(before) and _uncounted(before) == _uncounted(after)):
         return
     wanted = after["spec"]["rayClusterConfig"]
     try:

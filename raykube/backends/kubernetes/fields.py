@@ -41,6 +41,12 @@ def is_leaving(thing: Object) -> bool:
     return "deletionTimestamp" in thing.get("metadata", {})
 
 
+def is_current(thing: Object) -> bool:
+    """Whether a controller has seen the last version of an object."""
+    seen, made = status_of(thing).get("observedGeneration"), thing.get("metadata", {}).get("generation")
+    return int(seen or 0) >= int(made or 0)
+
+
 def changed(thing: Object) -> float:
     """Return when somebody last changed what an object is to be, in Unix seconds; 0 where nobody notes that."""
     fields = thing.get("metadata", {}).get("managedFields") or ()

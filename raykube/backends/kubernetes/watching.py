@@ -66,6 +66,23 @@ class Watching:
         return changed
 
 
+class Refused:
+    """For how long a server refuses what it has allowed: one that starts does so for a while."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def lasts(self) -> bool:
+        """Note a refusal; return whether it is meant, as this one has come again and again."""
+        now = time.monotonic()
+        self._since = self._since or now
+        return now - self._since > STARTING_S
+
+    def ends(self) -> None:
+        """Note that the server allows it again."""
+        self._since = None
+
+
 class _Kept:
     """The objects of one kind, and the thread that keeps them."""
 
@@ -79,7 +96,7 @@ class _Kept:
         self._lock = threading.Lock()
         self._objects: dict[str, Object] | None = None
         self._version = ""
-        self._refused_at: float | None = None
+        self._refused = Refused()
         self._answered = False
 
     def objects(self) -> list[Object] | None:
@@ -117,9 +134,7 @@ class _Kept:
     def _is_final(self, error: BackendError) -> bool:
         if not isinstance(error, _REFUSED):
             return False
-        now = time.monotonic()
-        self._refused_at = self._refused_at or now
-        return self.objects() is None or now - self._refused_at > STARTING_S
+        return self._refused.lasts() or self.objects() is None
 
     def _say(self, error: BackendError | None) -> None:
         self.error = error
@@ -133,7 +148,8 @@ class _Kept:
                 self._objects = {each["metadata"]["uid"]: each for each in listed}
             self._say(None)
         for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
-            self._refused_at, self._answered = None, True
+            self._refused.ends()
+            self._answered = True
             self._version = change["object"]["metadata"]["resourceVersion"]
             self._take(change["type"], change["object"])
 

@@ -21,7 +21,6 @@ STOPS_WITHIN_S = 20.0
 #: The same for a job that waits: Ray stops none before it has begun.
 _CANCELLED_WITHIN_S = 2.0
 
-_SEE_LOGS = "raykube job logs {name}"
 _NEXT_STEPS = endings.NEXT_STEPS | {
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
@@ -112,7 +111,7 @@ def judged(status: Status, ending: Ending | None, now: float) -> Status:
 
 def next_step(reason: str, name: str) -> str:
     """Return the one thing to do about a reason."""
-    return _NEXT_STEPS.get(reason, _SEE_LOGS).format(name=name)
+    return _NEXT_STEPS.get(reason, _NEXT_STEPS["EntrypointFailed"]).format(name=name)
 
 
 def has_retry(record: Record, status: Status, ending: Ending | None) -> bool:

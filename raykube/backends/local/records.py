@@ -179,7 +179,7 @@ def check_all() -> None:
 
 
 def _files() -> list[Path]:
-    return [path for path in (wire.home() / "records").glob("*/record.json") if is_object_name(path.parent.name)]
+    return [Path(entry.path, "record.json") for entry in _folders()]
 
 
 def _folders() -> list[os.DirEntry[str]]:

@@ -200,7 +200,7 @@ def _on(running: Head) -> list[Record]:
         Unreadable: a record cannot be read: it may be a service's, which Serve would be told to take down.
     """
     records.check_all()
-    return [record for record in records.every("service") if record.head == running.id]
+    return _services(running)
 
 
 def _check_free(plan: Plan, others: list[Record]) -> None:
