@@ -32,7 +32,7 @@ def run(*argv, stdin=None, cwd=None, env=None, timeout_s=900, check=True):
         raise ClusterError(f"no end after {timeout_s} s: {' '.join(command)[:300]}") from error
     output = done.stdout.decode(errors="replace")
     if check and done.returncode:
-        said = (done.stderr.decode(errors="replace") or output).strip()[-3000:]
+        said = f"{output}\n{done.stderr.decode(errors='replace')}".strip()[-3000:]
         raise ClusterError(f"exit code {done.returncode} of {' '.join(command)[:300]}\n{said}")
     return output
 
