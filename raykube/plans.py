@@ -43,9 +43,8 @@ _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other c
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
-_MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
-#: The label selector of what raykube made.
-MANAGED_BY = "app.kubernetes.io/managed-by=raykube"
+#: The label of what raykube makes.
+MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
 _TRY_ZIP = 16 * 2**20
@@ -242,7 +241,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     for part in body:
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
-        part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **_MANAGED_BY}
+        part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **MANAGED_BY}
     spec = body[-1]["spec"]
     if (mode := spec.get("submissionMode") or _MODES[0]) not in _MODES:
         what = f"spec.submissionMode {mode!r} is not known, and KubeRay would wait for ever"
@@ -315,7 +314,7 @@ def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any
 def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, Any]:
     """Return the metadata of an object: the manifest's own, with this name and raykube's labels."""
     kept = manifests.metadata(cluster.manifest)
-    return kept | {"name": name, "labels": kept.get("labels", {}) | _MANAGED_BY | labels}
+    return kept | {"name": name, "labels": kept.get("labels", {}) | MANAGED_BY | labels}
 
 
 def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package | None, notes: tuple[str, ...]) -> Plan:

@@ -71,6 +71,11 @@ class RayApi:
         answer: list[dict[str, Any]] = self._json("GET", "/api/jobs/")
         return answer
 
+    def nodes(self) -> list[str]:
+        """Return the ids of the nodes that live."""
+        found = self._json("GET", "/nodes?view=summary")["data"]["summary"]
+        return [each["raylet"]["nodeId"] for each in found if each.get("raylet", {}).get("state") == "ALIVE"]
+
     def stop(self, submission_id: str) -> None:
         """Ask a job to stop: SIGTERM first, SIGKILL three seconds later."""
         self._json("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")

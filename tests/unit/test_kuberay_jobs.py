@@ -20,7 +20,6 @@ from raykube.plans import MANAGED_BY
 from raykube.sameness import PLAN_LABEL
 from tests.servers import Quiet, serving, write_kubeconfig
 
-OURS = dict([MANAGED_BY.split("=")])
 QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
 
 
@@ -309,7 +308,7 @@ def test_code_of_an_owner_that_is_gone_makes_room(kept, plan):
 
 
 def test_code_that_kubectl_applied_from_an_older_plan_is_brought_up_to_date(kept, plan):
-    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels=OURS, old="eA==")
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels=MANAGED_BY, old="eA==")
     jobs.start(Kube(), plan)
     made = kept[f"{CONFIG_MAPS}/digits-code"]
     assert plan.body[0]["binaryData"].items() <= made["binaryData"].items()

@@ -133,7 +133,8 @@ def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(tmp_path, monke
     with serving_http(Serve) as server:
         server.codes = [403, 200, 403, 403, 200]
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        head = servelook.ServeHead(Kube(), {**READY, "spec": {}})
+        kube = Kube()
+        head = servelook.ServeHead(kube, {**READY, "spec": {}})
         assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]
         monkeypatch.setattr(watching, "STARTING_S", 0.0)
         assert [head.applications() for _ in range(2)] == [None, {"hello": {}}]

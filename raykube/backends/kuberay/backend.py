@@ -22,6 +22,7 @@ from raykube.backends.kuberay import (
     driverlogs,
     eventlogs,
     jobs,
+    objects,
     ranklogs,
     servelogs,
     servelook,
@@ -159,7 +160,7 @@ class KubeRay:
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services that raykube made, oldest first."""
-        found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=plans.MANAGED_BY)
+        found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=objects.OURS)
         return [each["metadata"]["name"] for each in sorted(found, key=_age)]
 
     def _run(self, name: str, kind: Kind | None) -> Look | None:

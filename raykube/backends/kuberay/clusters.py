@@ -33,10 +33,10 @@ from raykube.errors import (
     WaitTimeout,
 )
 from raykube.names import name_problem
+from raykube.plans import MANAGED_BY
 from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
-_MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _TICK_S = 0.5
 _AWAY_S = 60.0
 _NOTED_S = 10.0
@@ -57,7 +57,7 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
     if problem := name_problem(name, manifests.MAX_CLUSTER_NAME) or _taken(name):
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
     metadata = manifests.metadata(cluster.manifest)
-    metadata |= {"name": name, "labels": metadata.get("labels", {}) | _MANAGED_BY}
+    metadata |= {"name": name, "labels": metadata.get("labels", {}) | MANAGED_BY}
     spec = ray_cluster(cluster, "", probed=True)
     body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
     metadata["labels"][PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash

@@ -13,11 +13,12 @@ import yaml
 
 from raykube import bodies, package, runtime_env
 from raykube.backends import Status
-from raykube.backends.kuberay import storage
+from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import name_of
+from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
@@ -36,7 +37,7 @@ def before(kube: Kube, plan: Plan) -> None:
     if not (uri := _working_dir(work)):
         return
     if uri.startswith(_HELD):
-        _give(_selected(kube, work), uri, plan.package)
+        _give(_selected(kube, work["spec"]["clusterSelector"]["ray.io/cluster"]), uri, plan.package)
     else:
         with contextlib.suppress(Conflict):  # that is looked at when it is made
             kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind
@@ -74,7 +75,7 @@ def after(kube: Kube, plan: Plan, owner: Object) -> None:
     if head is None or head.details():
         return
     uri = bodies.held_uri(plan.package)
-    _give(head, uri, plan.package)
+    _give(head.api, uri, plan.package)
     environment = runtime_env.of_rayjob({"spec": spec}) | {"working_dir": uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
     try:
@@ -101,21 +102,19 @@ def _working_dir(work: Mapping[str, Any]) -> str:
     return str(runtime_env.of_rayjob(work).get("working_dir", ""))
 
 
-def _give(head: RayHead, uri: str, code: Package) -> None:
+def _give(api: RayApi, uri: str, code: Package) -> None:
     # Ray does not unpack the top folder of what it holds itself.
-    head.api.upload(uri, package.zipped(code, top=""))
+    api.upload(uri, package.zipped(code, top=""))
 
 
-def _selected(kube: Kube, work: Mapping[str, Any]) -> RayHead:
-    """Return the head of the cluster that a job selects."""
-    name = work["spec"]["clusterSelector"]["ray.io/cluster"]
+def _selected(kube: Kube, name: str) -> RayApi:
+    """Return Ray's API of a cluster that stays."""
     cluster = kube.get("RayCluster", name)
-    service = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
+    service = (status_of(cluster).get("head") or {}).get("serviceName")
     if not service:
         step = f"wait for it: raykube cluster status {name}"
         raise BackendError(f"cluster {name} has no head yet", next_step=step)
-    status = {"rayClusterName": name, "dashboardURL": f"{service}."}
-    return RayHead(kube, {"status": status, "spec": {"rayClusterSpec": cluster["spec"]}})
+    return rayhead.api_of(kube, name, cluster["spec"], kube.proxy(service))
 
 
 def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:

@@ -21,6 +21,8 @@ _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
 _NOUNS = {"RayJob": "run", "RayService": "service", "RayCluster": "cluster"}
 _COMMANDS = _NOUNS | {"RayJob": "job"}
+#: The label selector of what raykube has made.
+OURS = ",".join(f"{key}={value}" for key, value in plans.MANAGED_BY.items())
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
 
@@ -38,6 +40,11 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
             why=error.why,
             next_step=f"see: raykube {_COMMANDS[kind]} list{otherwise}",
         ) from error
+
+
+def is_ours(thing: Mapping[str, Any]) -> bool:
+    """Whether raykube has made an object."""
+    return plans.MANAGED_BY.items() <= (thing["metadata"].get("labels") or {}).items()
 
 
 def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
@@ -114,8 +121,7 @@ def claim(kube: Kube, part: Mapping[str, Any], owner: Object) -> Object:
 def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
     if _says_the_same(known, body):
         return known
-    key, _, value = plans.MANAGED_BY.partition("=")
-    if (known["metadata"].get("labels") or {}).get(key) != value:
+    if not is_ours(known):
         raise _taken(known, "nobody owns it, and it holds something else")
     references = {"ownerReferences": body["metadata"]["ownerReferences"]}
     content = {key: body[key] for key in (*_CONTENT, "stringData") if key in body}

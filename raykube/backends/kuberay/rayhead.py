@@ -55,6 +55,15 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     return base64.b64decode(held).decode().strip()  # a file that it was made from ends in a newline
 
 
+def api_of(kube: Kube, cluster: str, spec: Mapping[str, Any], path: str) -> RayApi:
+    """Return Ray's API of a cluster's head, which the API server passes requests on to below `path`.
+
+    Raises:
+        Forbidden, BackendError: its token cannot be had.
+    """
+    return RayApi.behind(kube.http, path, token(kube, cluster, spec))
+
+
 def _checked(name: str) -> str:
     """Return a name as KubeRay's ``CheckName`` makes it for what belongs to a cluster: its end, behind a letter."""
     end = name[-_CHECKED:]
@@ -80,7 +89,7 @@ class RayHead:
         self.cluster: str = status["rayClusterName"]
         self.submission_id: str = status.get("jobId") or spec.get("jobId") or ""
         self.path = kube.proxy(service_of(job))
-        self.api = RayApi.behind(kube.http, self.path, token(kube, self.cluster, cluster_spec(kube, job)))
+        self.api = api_of(kube, self.cluster, cluster_spec(kube, job), self.path)
 
     def details(self) -> dict[str, Any]:
         """Return Ray's JobDetails; empty while the head does not answer, or does not know the job yet."""

@@ -45,7 +45,7 @@ def _files(kube: Kube, service: Object) -> list[LogFile]:
         return []
     kinds = ("controller_build", "replica")
     patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.wanted(service)]
-    nodes = head.nodes()
+    nodes = head.api.nodes()
     found = {
         LogFile(head.cluster, node, path, head.api): None
         for pattern in patterns

@@ -16,7 +16,6 @@ from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Refused, Watching
-from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 CLUSTER_LABEL = "ray.io/cluster"
@@ -28,13 +27,9 @@ class ServeHead:
     def __init__(self, kube: Kube, cluster: Mapping[str, Any]) -> None:
         self.cluster = name_of(cluster)
         service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
-        self._kube = kube
         self._answered = False
         self._refused = Refused()
-        self._path = kube.proxy(service)
-        token = rayhead.token(kube, self.cluster, cluster["spec"])
-        self._headers = {"x-ray-authorization": f"Bearer {token}"} if token else {}
-        self.api = RayApi.behind(kube.http, self._path, token)
+        self.api = rayhead.api_of(kube, self.cluster, cluster["spec"], kube.proxy(service))
 
     def applications(self) -> Apps | None:
         """Return the applications as Serve tells of them: none while it does not; None if it may not be asked."""
@@ -54,14 +49,6 @@ class ServeHead:
         What KubeRay says instead would be of seconds ago, and may call an update done that has only begun.
         """
         return self._refused.lasts() or not self._answered
-
-    def nodes(self) -> list[str]:
-        """Return the ids of the nodes that live."""
-        found = self._json("/nodes", view="summary")["data"]["summary"]
-        return [each["raylet"]["nodeId"] for each in found if each.get("raylet", {}).get("state") == "ALIVE"]
-
-    def _json(self, path: str, **params: str) -> dict[str, Any]:
-        return self._kube.json("GET", f"{self._path}{path}", params=params, headers=self._headers)
 
 
 _ServePoll = Poll[ServeHead, Apps | None]

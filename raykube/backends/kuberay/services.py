@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import yaml
 
-from raykube import plans
 from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
@@ -116,8 +115,7 @@ def _changed(kube: Kube, code: list[dict[str, Any]], known: Object, wanted: Mapp
 
 
 def _check_ours(known: Object) -> None:
-    key, _, value = plans.MANAGED_BY.partition("=")
-    if (known["metadata"].get("labels") or {}).get(key) != value:
+    if not objects.is_ours(known):
         name = name_of(known)
         raise Conflict(
             f"the name {name!r} is taken by a RayService that raykube did not make",

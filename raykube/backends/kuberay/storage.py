@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
+from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import cluster_spec
 from raykube.backends.kubernetes.fields import conditions, name_of, seconds
@@ -100,7 +101,7 @@ def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
 def _sweep(kube: Kube) -> None:
     """Remove the pods of clients that were killed while they wrote: there was no run yet for them to go with."""
     with contextlib.suppress(BackendError):  # it is in nobody's way
-        for pod in kube.listed("Pod", labelSelector=f"{MANAGED_BY},{_RUN_LABEL}", fieldSelector=_ENDED):
+        for pod in kube.listed("Pod", labelSelector=f"{objects.OURS},{_RUN_LABEL}", fieldSelector=_ENDED):
             late = kube.now() - seconds(pod["metadata"].get("creationTimestamp")) > _LIMIT_S  # nobody waits for it now
             if late and not pod["metadata"].get("ownerReferences"):
                 with contextlib.suppress(NotFound):
@@ -198,7 +199,7 @@ def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
     metadata, template = job["metadata"], _template(kube, job)
     said, pod = template["metadata"], template["spec"]
-    own = {"app.kubernetes.io/managed-by": "raykube", _RUN_LABEL: metadata["name"]}
+    own = {**MANAGED_BY, _RUN_LABEL: metadata["name"]}
     owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
         "apiVersion": "v1",
