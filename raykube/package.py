@@ -77,7 +77,7 @@ class Package:
     def report(self) -> list[str]:
         """Return lines for a reader: files, size, the five largest, what was ignored."""
         largest = sorted(self.own, key=lambda file: -file.size)[:5]
-        standard = {pattern.rstrip("/") for pattern in CLUTTER}
+        standard = {pattern.rstrip("/") for pattern in (*CLUTTER, ".git/")}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
         added = len(self.files) - len(self.own)
         ours = f" and {added} of raykube" * bool(added)

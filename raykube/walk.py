@@ -1,8 +1,9 @@
 """Which files of a folder are sent: ignore rules, symlinks, and what cannot be sent at all.
 
-The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then the
-``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the repository's root, then
-``DEFAULTS``.
+The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then ``SECRETS``, then
+the ``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the repository's root,
+then ``CLUTTER``. As for git, a pattern speaks of what it matches itself: what is in a folder that is brought back is
+judged one by one.
 What this very process writes its output to (``2> err.log``) is never sent: it grows while it is packed.
 """
 
@@ -17,18 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pathspec import GitIgnoreSpec
+from pathspec import GitIgnoreSpec, RegexPattern
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
 
 CLUTTER = (
-    *(".git/", ".hg/", ".svn/", ".venv/", "venv/", "__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/"),
+    *(".hg/", ".svn/", ".venv/", "venv/", "__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/"),
     *(".pytest_cache/", ".import_linter_cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/", ".DS_Store"),
 )
-#: Who runs a job in the home folder does not mean to send what opens other doors.
-SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/")
-DEFAULTS = CLUTTER + SECRETS
+#: What opens other doors: who runs a job in the home folder does not mean to send it, nor whose .gitignore has ``!.*``.
+SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/", ".git/")
 _IGNORE_FILES = (".rayignore", ".gitignore")  # what was written for raykube comes before what was written for git
 MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
 
@@ -60,14 +60,33 @@ class _Rule(NamedTuple):
     spec: GitIgnoreSpec
 
     def verdict(self, path: str) -> bool | None:
-        return self.spec.check_file(self.add + path.removeprefix(self.cut)).include
+        path = self.add + path.removeprefix(self.cut)
+        patterns = (each for each in reversed(list(self.spec.patterns)) if each.include is not None)
+        return next((each.include for each in patterns if _matches_itself(each, path)), None)
+
+
+def _matches_itself(pattern: RegexPattern, path: str) -> bool:
+    """Whether a pattern matches a file, or a folder whose path ends with ``/``, and not only a folder that it lies in.
+
+    pathspec asks whether git would leave a path out, and takes a folder's verdict for all that is in it. So it cannot
+    tell ``!*/`` from "bring all back"; a walk that stays out of the folders that are left out has no need of that.
+    """
+    if pattern.regex is None:  # a comment
+        return False
+    for match in pattern.regex.finditer(path):
+        if "ps_d" in match.re.groupindex and match["ps_d"]:  # where pathspec saw a folder end
+            if match.end("ps_d") == len(path):
+                return True
+        elif not path.endswith("/") or pattern.regex.search(path[:-1]):  # "src/**" matches what is in src alone
+            return True
+    return False
 
 
 @dataclass
 class _Walk:
     root: Path
-    own: GitIgnoreSpec
-    defaults: GitIgnoreSpec
+    own: tuple[_Rule, ...]
+    clutter: _Rule
     own_state: str  # the real path of RAYKUBE_HOME: runs, logs and the head's token
     own_output: frozenset[tuple[int, int]]  # device and inode of the files that this process prints into
     files: list[Found] = field(default_factory=list)
@@ -118,11 +137,8 @@ class _Walk:
             self.problems.append(Problem(path, "is a pipe, socket or device, not a file", _or_exclude(path)))
 
     def _is_ignored(self, path: str, rules: tuple[_Rule, ...]) -> bool:
-        for rule in (_Rule("", "", self.own), *rules, _Rule("", "", self.defaults)):
-            verdict = rule.verdict(path)
-            if verdict is not None:
-                return verdict
-        return False
+        verdicts = (rule.verdict(path) for rule in (*self.own, *rules, self.clutter))
+        return next((verdict for verdict in verdicts if verdict is not None), False)
 
     def _link_problem(self, entry: os.DirEntry[str], path: str, chain: tuple[str, ...]) -> Problem | None:
         target = os.path.realpath(entry.path)
@@ -196,7 +212,8 @@ def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
     """
     own_state = os.path.realpath(wire.home())
     own_output = frozenset(_own_output())
-    state = _Walk(root, _spec(excludes, "excludes"), _spec(DEFAULTS, "the defaults"), own_state, own_output)
+    own = (_Rule("", "", _spec(excludes, "excludes")), _Rule("", "", _spec(SECRETS, "the defaults")))
+    state = _Walk(root, own, _Rule("", "", _spec(CLUTTER, "the defaults")), own_state, own_output)
     state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
     return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))
 

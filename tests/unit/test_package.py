@@ -167,6 +167,38 @@ def test_ignore_file_that_begins_with_a_byte_order_mark_loses_no_pattern(tree, n
     assert own(collect(tree({name: "\ufeffsecret\n*.log\n", "secret": "", "a.log": "", "a": ""}))) == [name, "a"]
 
 
+BRANCHES = {"a.py": "", "a.log": "", "pkg/x.py": "", "pkg/x.log": "", "pkg/deep/y.py": "", "pkg/deep/y.log": ""}
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ("*", "!*/", "!*.py"),
+        ("*", "!pkg/", "!*.py"),
+        ("/*", "!/pkg/", "*.log"),
+        ("*.log", "!/pkg/"),
+        ("*.log", "!.*"),
+        ("pkg/*", "!pkg/deep/", "*.log"),
+        ("pkg/**", "!pkg/*.py"),
+        ("deep", "!deep/y.py"),
+        ("**/deep/*.log", "!y.log"),
+    ],
+)
+def test_patterns_of_a_gitignore_leave_out_what_git_leaves_out(tree, patterns):
+    root = tree({".gitignore": "\n".join(patterns), **BRANCHES})
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    asked = ["git", "-C", str(root), "ls-files", "-o", "--exclude-standard"]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert own(collect(root)) == sorted(listed)
+
+
+def test_folder_that_is_brought_back_brings_no_secret_and_no_clutter(tree):
+    kept_out = (".git/config", "src/.aws/credentials", "src/node_modules/i.js", "src/a.pyc")
+    root = tree({".gitignore": "/*\n!/src/\n!.*\n", "src/x.py": "", "b.py": "", **dict.fromkeys(kept_out, "")})
+    assert own(collect(root)) == [".gitignore", "src/x.py"]
+    assert own(collect(root, excludes=("!.aws/",))) == [".gitignore", "src/.aws/credentials", "src/x.py"]
+
+
 def test_rayignore_has_the_last_word_over_the_gitignore_beside_it(tree):
     root = tree(
         {
