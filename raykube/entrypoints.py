@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import itertools
+import os
 import posixpath
 import re
 import shlex
@@ -170,19 +171,31 @@ def _script(name: str, package: Package) -> PackedFile | None:
     path = posixpath.normpath(name)
     if file := _by_path(package).get(path):
         return file
-    ignored = _ignored(package.root / name)
-    why = ignored or f"there is no file {path} in {package.root}"
-    step = _brought_back(path) if ignored else _near(path, package)
+    why, step = _why_missing(path, package)
     raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=step)
+
+
+def _why_missing(path: str, package: Package) -> tuple[str, str]:
+    """Return why a file is not in the code, and what to do about it."""
+    if path.startswith("../"):
+        return f"it is not below the working directory {package.root}", "name the folder that holds all: --working-dir"
+    if any(each.startswith(f"{path}/") or path == "." for each in _by_path(package)):
+        return "it is a folder", f"name a file in it, or add {posixpath.normpath(f'{path}/__main__.py')} for python"
+    if ignored := _ignored(path, package):
+        return ignored, _brought_back(path)
+    return f"there is no file {path} in {package.root}", _near(path, package)
 
 
 def _module(name: str, package: Package, *, all_seen: bool) -> PackedFile | None:
     """Return the packed file that ``python -m NAME`` runs; None for a module that is installed, or may be."""
+    if "/" in name or not all(name.split(".")):
+        step = "write python FILE for a file, and python -m PACKAGE.MODULE, without .py, for a module"
+        raise ConfigError(f"{name!r} is no name of a module", next_step=step)
     files = _by_path(package)
     stem = name.replace(".", "/")
     if file := files.get(f"{stem}.py") or files.get(f"{stem}/__main__.py"):
         return file
-    ignored = _ignored(package.root.joinpath(*name.split(".")).with_suffix(".py"))
+    ignored = _ignored(f"{stem}.py", package)
     if not _is_ours(name, files):
         is_missing = all_seen or ignored or _is_like_ours(name, files)
         if not is_missing or _is_installed(name.partition(".")[0], package.root):
@@ -217,8 +230,10 @@ def _is_installed(top: str, root: Path) -> bool:
     return any(place and not Path(place).parent.samefile(root) for place in places if Path(place).parent.exists())
 
 
-def _ignored(path: Path) -> str:
-    return f"{path} exists, but an ignore rule leaves it out" if path.exists() else ""
+def _ignored(path: str, package: Package) -> str:
+    left_out = any(path == each or (each.endswith("/") and path.startswith(each)) for each in package.ignored)
+    is_there = left_out and os.path.lexists(package.root / path)
+    return f"{package.root / path} exists, but an ignore rule leaves it out" if is_there else ""
 
 
 def _by_path(package: Package) -> dict[str, PackedFile]:

@@ -17,6 +17,7 @@ from raykube.errors import ConfigError
 
 MAX_NAME = 47  # RayJob and RayService append up to 16 characters to make names of at most 63
 _LONGEST = 253  # that an object of Kubernetes can have
+_LONGEST_LABEL = 63
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
@@ -66,6 +67,11 @@ def unsendable(text: str) -> str:
 def is_object_name(name: str) -> bool:
     """Whether an object of Kubernetes can be called so (DNS-1123): what cannot may be a path that leads elsewhere."""
     return len(name) <= _LONGEST and bool(_DNS_1123.fullmatch(name))
+
+
+def is_namespace(name: str) -> bool:
+    """Whether a namespace of Kubernetes can be called so."""
+    return len(name) <= _LONGEST_LABEL and bool(_DNS_1123.fullmatch(name)) and "." not in name
 
 
 def asked_for(name: str, noun: str = "job") -> str:

@@ -295,7 +295,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
     if code is None:
         metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
-    body = {"serveConfigV2": as_yaml(serve), "rayClusterConfig": spec}
+    body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
     return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=False))
 

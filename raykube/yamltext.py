@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -32,16 +31,12 @@ class _Loader(yaml.SafeLoader):
         """Put in what a mapping merges. Raises ConstructorError where one key stands twice: the last would win."""
         if id(node) not in self._seen:  # before what it merges is among its own keys
             self._seen.add(id(node))
-            _check_keys(node)
+            _take_keys(node)
         super().flatten_mapping(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """Return a mapping, its keys as JSON has them."""
-        found = super().construct_mapping(node, deep=deep)
-        return {key if isinstance(key, str) else json.dumps(key, default=str): value for key, value in found.items()}
 
-
-def _check_keys(node: yaml.MappingNode) -> None:
+def _take_keys(node: yaml.MappingNode) -> None:
+    """Have the keys of a mapping be what is written: ``ON`` and ``YES`` are two names, and not both true."""
     known: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -49,6 +44,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
                 what = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
             known.add(key.value)
+            key.tag = "tag:yaml.org,2002:str"
 
 
 #: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.

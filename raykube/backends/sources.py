@@ -69,6 +69,12 @@ def printed(lines: Iterable[str]) -> Iterator[str]:
     return (line for line in lines if not line.startswith(_RAYS))
 
 
+def lines_of(log: bytes) -> list[str]:
+    """Return the lines of a whole log, the same as when it is followed: a progress bar's are one."""
+    lines = Lines()
+    return [*lines.take(log), *lines.end()]
+
+
 class Lines:
     """Makes lines of the bytes of a log as they come; what is not UTF-8 shows as U+FFFD."""
 

@@ -254,12 +254,13 @@ def tell_plan(plan: Plan) -> None:
     tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
 
 
-def check_plan_options(dry_run: str | None, output: str | None) -> None:
+def check_plan_options(dry_run: str | None, output: str | None, *, as_json: bool = False) -> None:
     """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
+    if dry_run and as_json:
+        raise click.UsageError("--json prints a result, and --dry-run has none; for a plan as JSON: -o json")
     if output and not dry_run:
-        raise click.UsageError(
-            "-o sets the format of --dry-run; add --dry-run=client (or server), or use --json for the result"
-        )
+        step = "add --dry-run=client (or server), or use --json for the result"
+        raise click.UsageError(f"-o sets the format of --dry-run; {step}")
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

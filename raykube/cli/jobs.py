@@ -116,7 +116,7 @@ def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
     from raykube import api
 
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
-    common.check_plan_options(dry_run, output)
+    common.check_plan_options(dry_run, output, as_json=as_json)
     plan = _plan(entrypoint, where, given)
     if dry_run:
         common.print_plan(plan, dry_run, output or "yaml")

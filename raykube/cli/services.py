@@ -56,7 +56,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
-    common.check_plan_options(dry_run, output)
+    common.check_plan_options(dry_run, output, as_json=as_json)
     work = args.service_of(name, given)
     check_time(timeout_s)
     plan = api.plan(work, cluster)

@@ -197,6 +197,12 @@ def test_output_option_without_dry_run_is_refused(raykube):
     refused(raykube("job", "submit", "-o", "json", "--", "python", "hello.py"), "--dry-run=client")
 
 
+@pytest.mark.parametrize("command", [("job", "submit", "--name", "a"), ("service", "deploy", "a", "hello:app")])
+def test_json_of_a_plan_is_asked_for_by_its_own_option(raykube, command):
+    script = ("--", "python", "hello.py") if command[0] == "job" else ()
+    refused(raykube(*command, "--dry-run=client", "--json", *script), "-o json")
+
+
 def test_service_of_a_missing_module_is_refused(raykube):
     refused(raykube("service", "deploy", "a", "helo:app"), "'helo' is not in the code", "hello")
 

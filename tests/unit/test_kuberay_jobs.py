@@ -211,6 +211,15 @@ def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):
     assert api.asked == [f"{RAY}/rayjobs", CONFIG_MAPS]
 
 
+@pytest.mark.parametrize(
+    "namespace", ["..", "x/../y", "kube-system/rayjobs?", "#", "team\r", "\udcff", "A", "a.b", "a" * 64]
+)
+def test_namespace_that_there_cannot_be_is_asked_for_nowhere(api, namespace):
+    with pytest.raises(rk.ConfigError, match="there can be no namespace"):
+        Kube(namespace=namespace)
+    assert api.asked == []
+
+
 def test_object_without_a_name_is_asked_for_nowhere(api):
     kube = Kube()
     api.kept[f"{RAY}/rayjobs"] = {"items": []}  # what such a path would lead to

@@ -29,6 +29,14 @@ def test_rank_that_is_not_there_is_told_from_ranks_that_are_not_known():
         sources.place_of([], 0, "a")
 
 
+def test_lines_of_a_whole_log_are_those_of_a_followed_one():
+    lines = sources.Lines()
+    log = "1 %\r2 %\n{'a': '\u2028'}\n\x0cend".encode()
+    assert sources.lines_of(log) == [*lines.take(log[:9]), *lines.take(log[9:]), *lines.end()]
+    assert sources.lines_of(log)[0] == "1 %\r2 %"
+    assert sources.lines_of(b"") == []
+
+
 def test_marks_of_ray_in_a_workers_files_are_left_out():
     lines = [":job_id:01000000", ":actor_name:RayTrainWorker", "loss: 1", ":task_name:f", "", ": mine"]
     assert list(sources.printed(lines)) == ["loss: 1", "", ": mine"]

@@ -182,6 +182,19 @@ def test_variable_whose_value_names_the_attempt_is_part_of_the_plan(code):
     assert first.hash != second.hash
 
 
+def test_order_in_which_variables_and_arguments_are_given_makes_no_other_plan(code):
+    cluster = stored(Cluster.load("gpu-t4"))
+
+    def planned(**order):
+        variables = {key: str(value) for key, value in order.items()}
+        app = SERVICE.apps[0].model_copy(update={"args": order})
+        service = SERVICE.model_copy(update={"runtime_env": {"env_vars": variables}, "apps": (app,)})
+        job = JOB.model_copy(update={"env_vars": variables})
+        return plans.rayjob(job, cluster, code).hash, plans.rayservice(service, cluster, code).hash
+
+    assert planned(a=1, b=2) == planned(b=2, a=1)
+
+
 def test_later_attempt_of_a_job_or_service_has_the_same_plan(code):
     cluster = stored(Cluster.load("gpu-t4"))
     job, service = plans.rayjob(JOB, cluster, code), plans.rayservice(SERVICE, cluster, code)

@@ -370,7 +370,7 @@ def test_attempts_of_applications_that_are_well_stay_what_they_are():
     service, _ = recorded("running")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     config["applications"] = [config["applications"][0] | {"name": name} for name in ("well", "failed")]
-    service["spec"]["serveConfigV2"] = plans.as_yaml(config)
+    service["spec"]["serveConfigV2"] = plans.as_yaml(config, sort_keys=True)
     assert services.retried(service, service, []) == service
     known = services.retried(service, service, ["failed"])
     assert attempts(known) == {"failed": "2"}

@@ -24,6 +24,12 @@ def test_merged_mapping_may_say_otherwise_wherever_it_is_merged_again():
     assert (found["x"]["deep"]["deeper"], found["c"], found["d"]) == ({"k": 2}, {"k": 2}, {"k": 3})
 
 
+def test_keys_are_what_is_written():
+    (found,) = documents("{ON: a, YES: b, true: c, 1: d, 1.0: e, 0x1: f, ~: g, 2024-01-01: h}")
+    names = ("ON", "YES", "true", "1", "1.0", "0x1", "~", "2024-01-01")
+    assert found == dict(zip(names, "abcdefgh", strict=True))
+
+
 def test_keys_are_text_and_times_are_no_numbers():
     (found,) = documents("{7: a, true: b, text: 22:30, number: 10, float: 1.5, other: 1:30.5}")
     assert found == {"7": "a", "true": "b", "text": "22:30", "number": 10, "float": 1.5, "other": "1:30.5"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi, tells_of_none
-from raykube.backends.sources import Lines
+from raykube.backends.sources import Lines, lines_of
 from raykube.errors import BackendError, ConfigError, NotFound
 
 _LOOK_S = 1.0
@@ -38,7 +38,7 @@ class LogFile:
     def lines(self) -> list[str]:
         """Return its lines; none when it is not there."""
         with contextlib.suppress(NotFound):
-            return self.api.log(self.node, self.path).decode("utf-8", "replace").splitlines()
+            return lines_of(self.api.log(self.node, self.path))
         return []
 
 

@@ -52,7 +52,7 @@ def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
     """
     text = storage.read_newest(kube, look.job, wire.rank_log(rank))
     if text is not None:
-        return text.decode("utf-8", "replace").splitlines()
+        return sources.lines_of(text)
     if ranks := storage.read(kube, look.job, wire.RANKS_FILE):
         sources.place_of([tuple(each) for each in json.loads(ranks)], rank, look.name)
     raise gone

@@ -247,7 +247,7 @@ def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -
     before = list(servestates.wanted(known).values())
     config = yaml.safe_load(wanted["spec"]["serveConfigV2"])
     config["applications"] = serveapps.retried(config["applications"], before, undone)
-    return {**wanted, "spec": {**wanted["spec"], "serveConfigV2": as_yaml(config)}}
+    return {**wanted, "spec": {**wanted["spec"], "serveConfigV2": as_yaml(config, sort_keys=True)}}
 
 
 def _resize(kube: Kube, before: Object, after: Object) -> None:

@@ -24,7 +24,7 @@ from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
 from raykube.backends.kubernetes.refusals import Gone, no_api_server, refusal
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
-from raykube.names import is_object_name
+from raykube.names import is_namespace, is_object_name
 
 Object = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Kube:
         #: As it may be shown: without the user and password that an address may hold.
         self.server: str = _USER.sub("", config.cluster.server)
         self.context = config.context
-        self.namespace: str = namespace or config.namespace
+        self.namespace: str = _checked(namespace or config.namespace)
         self._config = config
         self._clock = Clock()
         #: The time by the server's clock, in Unix seconds.
@@ -245,6 +245,16 @@ class Kube:
             why=f"{type(error).__name__}: {error}",
             next_step="look whether kubectl get nodes answers; what runs there goes on meanwhile",
         )
+
+
+def _checked(namespace: str) -> str:
+    if is_namespace(namespace):
+        return namespace
+    raise ConfigError(
+        f"there can be no namespace {namespace!r}",
+        why="names of namespaces are of a-z, 0-9 and '-', and at most 63 characters long",
+        next_step="correct it where it is given: -n, RAYKUBE_NAMESPACE, the manifest, or the context of the kubeconfig",
+    )
 
 
 def _have_asked(connection: socket.socket) -> None:
