@@ -162,6 +162,14 @@ def test_proxy_of_the_kubeconfig_carries_all_and_its_name_of_the_server_holds(co
             who(context(**{"proxy-url": address, "tls-server-name": ""}))
 
 
+def test_proxy_of_the_environment_for_all_is_taken_where_there_is_none_for_https(context, api, monkeypatch):
+    with serving(Proxy) as proxy:
+        proxy.names = {"server.test": "127.0.0.1"}
+        monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{proxy.server_port}")
+        assert who(context(server=f"https://server.test:{api.server_port}")) == ["t", ""]
+        assert proxy.asked == [f"server.test:{api.server_port}"]
+
+
 @pytest.mark.parametrize("said", ["", "10.0.0.0/16,fd00::/8,server"])
 def test_proxy_of_the_environment_carries_all_but_what_stays_on_this_machine(context, api, monkeypatch, said):
     monkeypatch.setenv("NO_PROXY", said)

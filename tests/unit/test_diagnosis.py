@@ -89,6 +89,13 @@ def test_cluster_that_is_refused_is_corrected_as_what_it_belongs_to_is_sent():
     assert alone.next_step.endswith("in the manifest, delete the cluster and create it again")
 
 
+def test_cluster_that_was_refused_and_has_been_taken_since_is_no_cause():
+    seen = observed("cluster spec")
+    taken = {**seen.cluster, "status": {"conditions": [{"type": "HeadPodReady", "status": "False"}]}}
+    assert cause(seen).reason == "InvalidRayClusterSpec"
+    assert cause(replace(seen, cluster=taken)) is None
+
+
 def test_failed_entrypoint_has_its_exit_code_and_the_end_of_its_log_without_rays_lines():
     failure = found("exit code")
     assert (failure.exit_code, failure.tail, failure.message) == (
@@ -115,6 +122,12 @@ def test_deadline_stays_the_cause_when_the_entrypoint_that_it_ended_says_so_in_r
     told = {"status": "FAILED", "submission_id": "late-dcpbb", "driver_exit_code": 124, "message": words}
     failure = cause(replace(observed("deadline while running"), ray=told))
     assert (failure.reason, failure.where) == ("DeadlineExceeded", "rayjob/late: status.message")
+
+
+@pytest.mark.parametrize("status", ["STOPPED", "SUCCEEDED"])
+def test_deadline_is_the_cause_also_where_ray_calls_the_job_stopped_or_done(status):
+    failure = cause(replace(observed("deadline while running"), ray={"status": status}))
+    assert failure.reason == "DeadlineExceeded"
 
 
 def test_driver_of_another_version_is_named():
@@ -222,6 +235,8 @@ TAINT |= {"message": "Taint manager: deleting due to NoExecute taint"}
     [
         {"conditions": [TAINT]},
         {"status": {"reason": "NodeLost", "message": "Node a which was running pod b is unresponsive"}},
+        {"status": {"reason": "NodeShutdown", "message": "Pod was rejected as the node is shutting down."}},
+        {"status": {"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."}},
         {"events": [{"type": "Warning", "reason": "NodeNotReady", "message": "Node is not ready"}], "ready": False},
     ],
 )
@@ -254,6 +269,15 @@ def test_run_that_kueue_holds_back_has_the_workloads_own_words(condition, reason
     assert (
         cause(Observed({**owner, "spec": {}, "status": {"jobDeploymentStatus": "Running"}}, workload=workload)) is None
     )
+
+
+def test_run_that_has_its_quota_and_waits_for_kueues_other_checks_has_their_words():
+    owner = {"metadata": {"name": "a"}, "spec": {"suspend": True}, "status": {"jobDeploymentStatus": "Suspended"}}
+    reserved = {"type": "QuotaReserved", "status": "True", "reason": "QuotaReserved"}
+    checked = {"type": "Admitted", "status": "False", "reason": "NoChecks", "message": "nodes are being made"}
+    workload = {"metadata": {"name": "rayjob-a-1"}, "status": {"conditions": [reserved, checked]}}
+    failure = cause(Observed(owner, workload=workload))
+    assert (failure.reason, failure.message) == ("Queued", "nodes are being made")
 
 
 @pytest.mark.parametrize(("before", "words"), [(0, "It is the first in the queue"), (2, "2 before it in the queue")])
@@ -290,6 +314,12 @@ def test_configmap_that_is_there_a_moment_later_is_no_cause():
     assert cause(seen) is None
 
 
+def test_event_of_a_pod_that_comes_often_and_is_of_no_mount_is_no_cause():
+    seen = observed("configmap of a volume")
+    others = tuple({**each, "reason": "NotTriggerScaleUp", "message": "no group fits"} for each in seen.events)
+    assert cause(replace(seen, events=others)) is None
+
+
 def test_claim_may_take_a_moment_to_be_bound():
     seen = observed("claim unbound")
     since = seconds(seen.pods[0]["status"]["conditions"][0]["lastTransitionTime"])
@@ -307,6 +337,8 @@ def test_object_without_status_has_no_operator_unless_it_is_another_controllers(
     assert cause(replace(seen, now=seen.now + 2)) == failure
     other = {**owner, "spec": {"managedBy": "kueue.x-k8s.io/multikueue"}}
     assert cause(replace(seen, owner=other, now=seen.now + 1)) is None
+    about = {"involvedObject": {"kind": "RayJob", "name": "a"}, "lastTimestamp": created, "reason": "Working"}
+    assert cause(replace(seen, events=(about,), now=seen.now + 1)) is None
     assert cause(replace(seen, now=0.0)) is None
 
 
@@ -361,6 +393,25 @@ def test_job_that_may_wait_is_not_overdue(spec):
     assert not is_overdue(seen.owner, seen.now + 1e6)
 
 
+@pytest.mark.parametrize("reason", ["FailedToCreateHeadPod", "FailedToCreateWorkerPod"])
+def test_pods_that_an_operator_without_conditions_cannot_make_are_named(reason):
+    seen = observed("quota")
+    del seen.cluster["status"]["conditions"]
+    events = tuple({**each, "reason": reason} for each in seen.events)
+    assert cause(replace(seen, events=events)).reason == "QuotaExceeded"
+
+
+def test_container_that_was_started_again_once_is_no_cause():
+    seen = observed("crash")
+    container = seen.pods[0]["status"]["containerStatuses"][0]
+    container["state"] = {"running": {"startedAt": "2026-11-24T12:44:08Z"}}
+    assert cause(seen) is None
+    container["restartCount"] = 2
+    assert cause(seen).reason == "CrashLoopBackOff"
+    container["ready"] = True
+    assert cause(seen) is None
+
+
 def unready_head(*, restarts=0):
     """Return a cluster whose only head is not ready any more."""
     seen = observed("noise: new head is ready")
@@ -381,6 +432,8 @@ def test_head_that_misses_a_probe_is_no_cause_until_it_lasts():
     assert cause(seen) is None
     assert cause(replace(seen, now=seen.now + 2)).reason == "HeadNotReady"
     assert cause(unready_head(restarts=1)).reason == "HeadLost"
+    seen.pods[0]["metadata"]["creationTimestamp"] = "2026-11-24T13:00:01Z"  # another one, made since
+    assert cause(seen).reason == "HeadLost"
 
 
 def test_pods_that_may_not_be_read_are_not_taken_for_lost():

@@ -370,6 +370,17 @@ def reader(kube, world, runs):
     return reader
 
 
+def test_run_is_followed_to_its_end_where_its_next_cluster_never_has_a_head(kube, world):
+    world.printed("node-1", RAYS + b"one\n")
+    followed = driverlogs.Followed(kube, "a")
+    until(lambda: followed.details, "its head is asked", 10)
+    del world.job["status"]["dashboardURL"]
+    world.job["status"]["rayClusterName"] = "a-d"
+    until(lambda: followed.job["status"]["rayClusterName"] == "a-d", "it is seen", 10)
+    world.end()
+    assert followed.ended.wait(10)
+
+
 def lose_head(world, copied):
     """Have another head in the place of the first, where the log goes on with a copy."""
     world.nodes = {"node-2": {LOG: RAYS + b"Ray again\n" + copied}}

@@ -37,6 +37,13 @@ def test_place_takes_the_scheme_off_a_file_uri_and_leaves_others():
     assert Place.from_environ(environ={wire.STORAGE: "s3://bucket/runs/"}).storage == "s3://bucket/runs"
 
 
+@pytest.mark.parametrize(
+    ("said", "tracking"), [("off", False), ("False", False), ("0", False), ("no", False), ("on", True), ("", True)]
+)
+def test_place_has_no_tracking_where_that_is_switched_off_in_any_of_its_words(said, tracking):
+    assert Place.from_environ(environ={wire.TRACKING: said}).tracking is tracking
+
+
 def test_place_lists_every_bad_variable():
     environ = {wire.WORKERS: "many", wire.CPUS: "-1", wire.ATTEMPT: "0", wire.MAX_FAILURES: "x"}
     with pytest.raises(ConfigError) as caught:

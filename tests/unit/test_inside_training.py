@@ -366,6 +366,11 @@ def test_kill_by_the_memory_monitor_is_named_before_the_connections_that_it_brok
     assert failure.message == f"worker 1: Ray's memory monitor killed it: {MONITOR}"
 
 
+def test_error_of_a_worker_is_told_before_another_that_was_lost():
+    failure, _ = explain(GroupError({0: lost("The actor is dead because of x"), 1: raised(RuntimeError("no kernel"))}))
+    assert (failure.reason, failure.message) == ("LoopFailed", "RuntimeError: no kernel (worker 1)")
+
+
 def test_worker_that_died_before_it_had_a_rank_is_given_none():
     failure, _ = explain(GroupError({STARTING: lost("The actor is dead because of x")}))
     assert failure.message == "a worker, at its start: The actor is dead because of x"

@@ -170,6 +170,7 @@ def test_failure_of_a_head_is_told_from_the_servers_that_passes_it_on(answer, ki
 
 def test_answer_that_is_no_json_is_told_as_it_is():
     assert refusal("GET", "/x", httpx.Response(502, text="bad gateway")).why == "bad gateway"
+    assert refusal("GET", "/x", httpx.Response(503, json={})).why == "HTTP 503"
 
 
 def test_lines_of_a_stream_that_breaks_off_are_whole():

@@ -364,6 +364,16 @@ def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
     assert runstates.STOP_ANNOTATION in job["metadata"]["annotations"]
 
 
+def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
+    waiting(kept, rayClusterSpec={})
+    address = {"rayClusterName": "digits-c", "dashboardURL": "digits-c-head-svc.default.svc:8265", "jobId": "digits-x"}
+    kept[f"{RAY}/rayjobs/digits"]["status"] |= address
+    look = Look(Kube(), "digits")
+    assert look.head() is not None
+    jobs.stop(Kube(), look)
+    assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
+
+
 @pytest.mark.parametrize("served", [("v1beta1", "v1beta2"), ("v1beta1",)])
 def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(api, kept, served):
     api.kueue = served
@@ -552,6 +562,13 @@ def test_code_of_a_service_outlives_what_somebody_else_deploys_at_the_same_time(
     api.before_patch[SERVICE] = bring
     services.deploy(Kube(), mine)
     assert "mine.zip" in kept[path]["binaryData"]
+
+
+def test_service_whose_code_is_not_in_its_plan_is_changed_in_place(kept, service):
+    stored = dataclasses.replace(service, body=service.body[-1:], package=None)
+    services.deploy(Kube(), stored)
+    services.deploy(Kube(), other(stored, "new", image="registry/new:2"))
+    assert kept[SERVICE]["metadata"]["labels"][PLAN_LABEL] == "new"
 
 
 def with_code(plan, file):

@@ -10,6 +10,7 @@ import raykube as rk
 from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden
+from raykube.plans import Plan
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -109,6 +110,13 @@ def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_p
         with pytest.raises(Forbidden, match="may not create"):
             largecode.before(Kube(), planned)
     assert server.asked == []
+
+
+def test_code_that_a_written_rayjob_names_is_left_where_it_is(submitted):
+    environment = "working_dir: https://example.org/code.zip"
+    written = {"kind": "RayJob", "metadata": {"name": "big"}, "spec": {"runtimeEnvYAML": environment}}
+    largecode.before(Kube(), Plan("big", "kuberay", (written,)))
+    assert submitted == []
 
 
 class Given(Api):

@@ -220,6 +220,69 @@ def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(recor
     assert observe.log_path(record, 1, None).read_text() == "started\nlast words\n"
 
 
+def test_stop_that_ray_does_not_heed_is_timed_from_when_ray_was_first_asked(record, running):
+    ray, before = Ray({"status": "PENDING"}), time.time()
+    records.request_stop("a")
+    keeper._look_after(record, running, ray)
+    since = records.ending("a").since
+    assert since is not None
+    assert since >= before
+    keeper._look_after(record, running, ray)
+    assert (records.ending("a").since, records.final("a")) == (since, None)
+    records.set_ending("a", records.Ending(since=since - 60))
+    keeper._look_after(record, running, ray)
+    assert records.final("a").state == "STOPPED"
+
+
+class Listed(Quiet):
+    """A head that lists one job, of whoever sent it, in a state of its server's."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, [{"status": self.server.state}])
+
+
+@pytest.fixture
+def unused(running, monkeypatch):
+    """Give a head that nobody has used for long, and its server."""
+    monkeypatch.setenv("RAYKUBE_IDLE_TIMEOUT_S", "1")
+    head.home().mkdir()
+    head.touch()
+    os.utime(head.home() / "used", (1, 1))
+    with serving(Listed) as server:
+        server.state = "SUCCEEDED"
+        yield replace(running, address=f"http://127.0.0.1:{server.server_port}"), server
+
+
+@pytest.mark.parametrize(("state", "is_idle"), [("PENDING", False), ("RUNNING", False), ("SUCCEEDED", True)])
+def test_head_is_not_idle_while_a_job_that_somebody_else_sent_is_on_it(unused, state, is_idle):
+    found, server = unused
+    server.state = state
+    assert keeper._is_idle(found, head.api(found)) is is_idle
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_head_is_not_idle_while_a_run_has_not_ended_or_cannot_be_read(unused, record, text):
+    found, _ = unused
+    if text:
+        (records.folder(record.name) / "record.json").write_text(text)
+    assert not keeper._is_idle(found, head.api(found))
+
+
+def test_head_that_was_used_a_moment_ago_is_not_idle(unused):
+    found, _ = unused
+    head.touch()
+    assert not keeper._is_idle(found, head.api(found))
+
+
+def test_head_is_idle_where_it_does_not_answer_or_its_folder_was_removed(unused):
+    found, server = unused
+    mute = replace(found, address="http://127.0.0.1:1")
+    assert keeper._is_idle(mute, head.api(mute))
+    server.state = "RUNNING"
+    (head.home() / "used").unlink()
+    assert keeper._is_idle(found, head.api(found))
+
+
 def test_deadline_is_the_reason_whichever_keeper_sees_the_run_stopped_for_it(record, running):
     late = replace(record, timeout_s=1)
     ray = Ray({"status": "RUNNING"})

@@ -12,9 +12,10 @@ import pytest
 
 import raykube as rk
 from raykube.backends.kuberay import jobs, polling, rayhead
+from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import NotFound, Unreachable
+from raykube.errors import Forbidden, NotFound, Unreachable
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -168,6 +169,14 @@ def test_wait_for_a_run_gives_up_where_no_server_answers_for_long(api, monkeypat
         assert next(changes).failure.reason == "ApiServerUnreachable"
         with pytest.raises(Unreachable):
             [*itertools.islice(changes, 100)]
+
+
+def test_reader_of_a_log_who_may_not_see_the_run_is_told_so(api):
+    api.instead = {r"/rayjobs\?": said(403, 'rayjobs is forbidden: User "u" cannot list resource "rayjobs"')}
+    followed = Followed(Kube(), "a")
+    assert followed.ended.wait(10)
+    with pytest.raises(Forbidden, match="may not list rayjobs"):
+        followed.check()
 
 
 def asking():

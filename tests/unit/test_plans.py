@@ -301,6 +301,15 @@ def test_code_that_is_too_large_for_an_upload_is_refused_on_a_cluster_that_is_th
         assert (problem.path, problem.next_step) == ("working_dir", "exclude files from the code")
 
 
+def test_code_that_is_too_large_for_an_upload_is_refused_on_a_cluster_of_its_own_without_storage(code):
+    huge = dataclasses.replace(
+        code, files=(*code.files, PackedFile("a.bin", code.root, 101 * 2**20, "", executable=False))
+    )
+    with pytest.raises(ConfigError, match="an upload takes 104,857,600") as caught:
+        plans.rayjob(JOB.model_copy(update={"max_retries": 0}), Cluster.load("cpu-small"), huge)
+    assert "raykube.io/storage" in str(caught.value)
+
+
 def test_rayjob_carries_every_field_of_the_job(code):
     job = Job(
         entrypoint="python a.py && echo '$X'",

@@ -35,6 +35,9 @@ def test_run_fails_when_the_cluster_that_it_was_on_is_deleted():
     assert "create cluster stays again" in status.failure.next_step
     for there in ({"events": (before,)}, {"cluster": {"metadata": {"name": "stays"}}}, {"ray": {"status": "RUNNING"}}):
         assert runstates.state_of(replace(lost, **there)) == "RUNNING"
+    owner["spec"] = {"rayClusterSpec": {}}  # of its own, which KubeRay makes again
+    assert runstates.state_of(lost) == "RUNNING"
+    owner["spec"] = {"clusterSelector": {"ray.io/cluster": "stays"}}
     owner["status"]["jobStatus"] = "SUCCEEDED"  # which KubeRay concludes once its submitter has ended
     assert runstates.state_of(lost) == "SUCCEEDED"
 
@@ -49,6 +52,7 @@ def test_run_fails_when_the_cluster_that_it_was_on_is_deleted():
         ("Running", "RUNNING", None, "RUNNING"),
         ("Running", "PENDING", "RUNNING", "RUNNING"),  # Ray says it three seconds before the RayJob does
         ("Running", "RUNNING", "SUCCEEDED", "SUCCEEDED"),
+        ("Waiting", "", "RUNNING", "RUNNING"),  # in InteractiveMode, where KubeRay learns of it later
         ("Running", "RUNNING", "FAILED", "FAILED"),
         ("Complete", "SUCCEEDED", None, "SUCCEEDED"),
         ("Complete", "STOPPED", None, "STOPPED"),
@@ -67,6 +71,8 @@ def test_job_that_was_over_before_its_cluster_was_ready_has_ended_all_the_same()
     status = runstates.status_of(over, {})
     assert (status.state, status.failure) == ("SUCCEEDED", None)
     assert f"raykube job delete {over.name}" in status.detail
+    goes_on = runstates.status_of(replace(over, ray={"status": "RUNNING"}), {})
+    assert (goes_on.state, goes_on.detail) == ("RUNNING", "")
 
 
 @pytest.mark.parametrize(("failed", "state"), [(0, "WAITING"), (1, "WAITING"), (2, "FAILED")])
@@ -80,6 +86,7 @@ def test_failure_in_ray_is_not_the_end_while_kuberay_has_tries_left(failed, stat
 def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
     assert runstates.state_of(seen("Suspended")) == "WAITING"
     assert runstates.state_of(seen("Suspended", annotations={runstates.STOP_ANNOTATION: MADE})) == "STOPPED"
+    assert runstates.state_of(seen("Initializing", annotations={runstates.STOP_ANNOTATION: MADE})) == "WAITING"
 
 
 def test_attempt_is_what_the_pod_tells_then_what_was_noted_then_kuberays_count():

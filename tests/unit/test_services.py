@@ -232,8 +232,17 @@ def test_service_that_is_resumed_is_not_stopped_before_kuberay_has_seen_that():
 def test_service_that_is_being_deleted_is_stopped():
     service, apps = recorded("running")
     service["metadata"]["deletionTimestamp"] = "2026-11-24T13:00:00Z"
+    service["metadata"]["generation"] += 1  # as the server does then
+    service["metadata"]["managedFields"] = [{"manager": "raykube", "time": "2026-11-24T12:58:00Z"}]
     found = status(service, apps)
     assert (found.state, found.detail, found.failure) == ("STOPPED", "it is being deleted", None)
+
+
+def test_service_whose_configuration_is_no_yaml_has_no_application_and_is_told_of():
+    service, _ = recorded("running")
+    service["spec"]["serveConfigV2"] = "applications: ["
+    found = status(service, {})
+    assert (found.state, found.detail) == ("PENDING", "no application")
 
 
 def test_service_without_a_head_waits():
@@ -289,6 +298,7 @@ def test_serve_has_begun_once_it_has_loaded_the_code():
     assert not servestates.has_begun({"status": "DEPLOYING", "deployments": {"Model": {"status": "HEALTHY"}}})
     assert servestates.has_begun({"status": "DEPLOYING", "deployments": busy})
     assert servestates.has_begun({"status": "DEPLOY_FAILED"})
+    assert not servestates.has_begun({"status": "NOT_STARTED"})
 
 
 def merged(known, change):

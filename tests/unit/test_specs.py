@@ -100,6 +100,7 @@ def test_runtime_env_keys_with_a_field_move_into_it():
         ({"py_modules": ["./lib"]}, "working_dir"),
         ({"pip": "requirements.txt"}, "as a list"),
         ({"conda": "env.yml"}, "content"),
+        ({"conda": "env.yaml"}, "content"),
         ({"worker_process_setup_hook": print}, "JSON"),
         ({"uv": ["a"], "pip": ["b"]}, "one of pip, uv and conda"),
         ({"working_dir": "s3://bucket/x.zip"}, "local folder"),

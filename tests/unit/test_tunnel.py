@@ -9,6 +9,7 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
+from raykube.backends.kubernetes import tunnel
 from raykube.backends.kubernetes.tunnel import Caller, Refused, Tunnel, carry
 from raykube.errors import Unreachable
 
@@ -175,6 +176,26 @@ def test_caller_who_may_have_been_heard_is_not_sent_again(carried):
     assert carried.caller.again() == b""
 
 
+def test_caller_who_said_more_than_is_kept_is_not_sent_again(monkeypatch):
+    monkeypatch.setattr(tunnel, "_REPLAYED", 8)
+    client, theirs = socket.socketpair()
+    with client, Caller(theirs) as caller:
+        client.sendall(b"question")
+        assert (caller.receive(), caller.again(), caller.is_fresh) == (b"question", b"question", True)
+        client.sendall(b"?")
+        assert (caller.receive(), caller.again(), caller.is_fresh) == (b"?", b"", False)
+
+
+def test_tunnel_that_can_carry_nothing_now_says_that_nothing_moved():
+    # Else who carries it would look again at once, for as long as that lasts.
+    kubelet = Kubelet()
+    with kubelet.far, kubelet.near:
+        far = Tunnel(kubelet.stream)
+        assert (far.flush(), far.receive()) == (False, False)
+        far.send(bytes(50_000_000))  # of which the far end takes none, and the kernel some hundred KiB
+        assert not all(far.flush() for _ in range(500))
+
+
 def test_caller_who_said_nothing_is_fresh_whatever_breaks(carried):
     carried.kubelet.far.close()
     assert isinstance(carried.ended(), Unreachable)
@@ -197,6 +218,36 @@ def test_caller_who_ends_after_the_answer_ends_the_tunnel(carried):
     carried.client.close()
     carried.kubelet.hears_the_end()
     assert carried.ended() is None
+
+
+def test_tunnel_takes_no_more_than_its_caller_has_room_for(monkeypatch):
+    kubelet = Kubelet()
+    with kubelet.far, kubelet.near:
+        far = Tunnel(kubelet.stream)
+        monkeypatch.setattr(tunnel, "_BUFFERED", 4)
+        kubelet.answers(b"four")
+        assert far.receive()
+        kubelet.answers(b"more")
+        assert (far.receive(), far.wants, bytes(far.data)) == (False, 0, b"four")
+        far.data.clear()
+        assert (far.receive(), bytes(far.data)) == (True, b"more")
+
+
+def test_connection_that_falls_silent_stays_open_and_is_shown_to_be_in_use(carried, monkeypatch):
+    monkeypatch.setattr(tunnel, "_REST_S", 0.01)
+    monkeypatch.setattr(tunnel, "_PING_S", 0.05)
+    carried.client.sendall(b"question")
+    carried.kubelet.hears(8)
+    carried.kubelet.answers(b"answer")
+    assert carried.client.recv(6) == b"answer"
+    pings = 0
+    while pings < 3:
+        data = carried.kubelet.far.recv(65536)
+        assert data
+        carried.kubelet.frames.receive_data(data)
+        pings += sum(isinstance(event, Ping) for event in carried.kubelet.frames.events())
+    carried.client.sendall(b"another")
+    assert carried.kubelet.hears(7) == b"another"
 
 
 def test_tunnel_ends_when_it_is_woken(carried):
