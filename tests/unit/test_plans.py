@@ -187,8 +187,8 @@ def test_order_in_which_variables_and_arguments_are_given_makes_no_other_plan(co
 
     def planned(**order):
         variables = {key: str(value) for key, value in order.items()}
-        app = SERVICE.apps[0].model_copy(update={"args": order})
-        service = SERVICE.model_copy(update={"runtime_env": {"env_vars": variables}, "apps": (app,)})
+        app = SERVICE.apps[0].model_copy(update={"args": order, "env_vars": variables})
+        service = SERVICE.model_copy(update={"apps": (app,)})
         job = JOB.model_copy(update={"env_vars": variables})
         return plans.rayjob(job, cluster, code).hash, plans.rayservice(service, cluster, code).hash
 
