@@ -135,7 +135,11 @@ class Run(_Handle):
         return self.backend.logs(self.name, self._kind, follow=follow, source=source)
 
     def result(self) -> Result | None:
-        """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither."""
+        """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither.
+
+        Raises:
+            BackendError: it cannot be read, or is gone with a cluster that had no storage.
+        """
         return self.backend.result(self.name)
 
     def stop(self) -> None:

@@ -325,6 +325,53 @@ def test_result_that_a_user_may_not_ask_the_head_for_is_the_storages(world):
     assert KubeRay().result("a") == result
 
 
+def without_storage(world):
+    del world.job["metadata"]["annotations"]
+
+
+def test_result_that_no_storage_has_kept_is_told_to_be_gone_with_its_cluster(kube, world):
+    without_storage(world)
+    world.end()
+    world.refuses("/proxy/", 404, 'services "a-c-head-svc" not found')
+    with pytest.raises(BackendError, match="the result of a, if it had one, is gone") as caught:
+        KubeRay().result("a")
+    with pytest.raises(BackendError, match="the log of a is gone") as logs:
+        whole(kube)
+    assert (caught.value.why, caught.value.next_step) == (logs.value.why, logs.value.next_step)
+    assert caught.value.why == "the cluster names no storage that would have kept it"
+
+
+def test_result_is_told_to_be_gone_with_the_node_that_the_driver_was_on(world):
+    without_storage(world)
+    world.end()
+    world.driver = "node-0"
+    with pytest.raises(BackendError, match="if it had one, is gone"):
+        KubeRay().result("a")
+
+
+def test_head_that_does_not_answer_is_told_where_only_it_can_have_the_result(world):
+    without_storage(world)
+    world.end()
+    world.refuses("/proxy/", 503, "no endpoints available")
+    with pytest.raises(Unreachable, match="the Ray head does not answer"):
+        KubeRay().result("a")
+
+
+def test_run_has_no_result_where_its_script_returned_none(world):
+    world.end()
+    world.driver = "node-0"
+    assert KubeRay().result("a") is None  # its storage would have it
+    without_storage(world)
+    world.driver = "node-1"
+    world.printed("node-1", RAYS)
+    assert KubeRay().result("a") is None  # a RayJob of one's own, whose pod tells nothing
+    world.nodes["node-1"][STATE] = json.dumps({"attempt": 1, "result": ""}).encode()
+    assert KubeRay().result("a") is None
+    world.refuses("/proxy/", 404, 'services "a-c-head-svc" not found')
+    world.job["status"] = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+    assert KubeRay().result("a") is None  # Ray never had it
+
+
 class Reader(threading.Thread):
     """Follows the log of a run to its end."""
 

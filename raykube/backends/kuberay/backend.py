@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from raykube import manifest as manifests
-from raykube import package, plans, wire
+from raykube import package, plans
 from raykube.backends import Kind, Status, sources
 from raykube.backends.kuberay import (
     autoscalerlogs,
@@ -24,6 +24,7 @@ from raykube.backends.kuberay import (
     jobs,
     objects,
     ranklogs,
+    results,
     servelogs,
     servelook,
     services,
@@ -34,7 +35,7 @@ from raykube.backends.kubernetes import shared
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import TRACKING_ANNOTATION, Cluster
 from raykube.entrypoints import check_code
-from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError
+from raykube.errors import BackendError, Conflict, NotFound, RaykubeError
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -113,16 +114,7 @@ class KubeRay:
 
     def result(self, name: str) -> Result | None:
         """Read the result that the run left, as its head tells or, after that, as its storage holds."""
-        look, refused = Look(self.kube, name), None
-        try:
-            text = look.told().get("result")
-        except Forbidden as error:  # who may not ask a head may yet have its storage read
-            text, refused = None, error
-        if text is None:
-            text = storage.read(self.kube, look.job, wire.RESULT_FILE).decode()
-        if refused and not text:
-            raise refused
-        return Result.from_json(text) if text else None
+        return results.result(self.kube, name)
 
     def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop a run and wait until it has stopped; a service is taken down."""

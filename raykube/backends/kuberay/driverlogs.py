@@ -17,8 +17,8 @@ from raykube.backends.kuberay import logfiles, storage
 from raykube.backends.kuberay.followed import Followed, learn, log_of
 from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.runstates import was_in_ray
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
@@ -42,7 +42,7 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
 def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
     """Yield what a reader was not given yet of a run's log, as far as that is written."""
     away: BackendError | None = None
-    started = _was_in_ray(look.job)
+    started = was_in_ray(look.job)
     try:
         if (yield from _from_head(look, reader, _PATIENCE_S if started else 0)):
             return
@@ -97,20 +97,7 @@ def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -
         raise away
     if not started or not look.status().is_terminal:
         return b""
-    raise BackendError(
-        f"the log of {look.name} is gone: it was lost with the node that it was on",
-        why="the cluster names no storage that would have kept it"
-        if not storage_of(look.job)
-        else f"there is no {wire.LOG_FILE} in {storage_of(look.job)}",
-        next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s "
-        "(of a RayJob of your own: ttlSecondsAfterFinished)",
-    )
-
-
-def _was_in_ray(job: Mapping[str, Any]) -> bool:
-    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
-    status = job.get("status") or {}
-    return bool(status.get("jobStatus") or status.get("rayJobInfo"))
+    raise storage.lost(look.job, f"the log of {look.name}", wire.LOG_FILE)
 
 
 def _followed(kube: Kube, name: str) -> Iterator[bytes]:

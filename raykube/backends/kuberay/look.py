@@ -50,11 +50,6 @@ class Look:
             self._head, self._head_of = rayhead.head_of(self._kube, self.job), key
         return self._head
 
-    def told(self) -> dict[str, Any]:
-        """Return what the run's own pod tells; empty when nothing."""
-        head = self.head()
-        return head.told(self.name, head.details()) if head else {}
-
     def workload(self) -> Object | None:
         """Return what Kueue has made of the run; None when it is none of its, as where there is no Kueue.
 

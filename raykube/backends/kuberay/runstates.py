@@ -77,6 +77,12 @@ def state_of(seen: Observed) -> State:
     return "FAILED" if deployment in ("Failed", "ValidationFailed") else "WAITING"
 
 
+def was_in_ray(job: Mapping[str, Any]) -> bool:
+    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
+    status = job.get("status") or {}
+    return bool(status.get("jobStatus") or status.get("rayJobInfo"))
+
+
 def is_stopped(seen: Observed) -> bool:
     """Whether somebody has asked for the run's end before its job was there to be stopped."""
     return STOP_ANNOTATION in (seen.owner["metadata"].get("annotations") or {})

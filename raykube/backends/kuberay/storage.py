@@ -52,6 +52,17 @@ def read_newest(kube: Kube, job: Object, file: str) -> bytes | None:
     return _data(kube, job, "newest", folder, file) if folder else None
 
 
+def lost(job: Object, what: str, file: str) -> BackendError:
+    """Return the error that something of a run that has ended is gone, for its storage has no such file."""
+    folder = storage_of(job)
+    return BackendError(
+        f"{what} is gone: it was lost with the node that it was on",
+        why=f"there is no {file} in {folder}" if folder else "the cluster names no storage that would have kept it",
+        next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s "
+        "(of a RayJob of your own: ttlSecondsAfterFinished)",
+    )
+
+
 def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes | None:
     """Return what a pod reads, as it is; None where there is nothing to be read."""
     for _ in range(_TRIES):

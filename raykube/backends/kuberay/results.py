@@ -1,0 +1,60 @@
+"""What a run's script returned, as its head tells or, after that, as its storage holds."""
+
+from __future__ import annotations
+
+from raykube import wire
+from raykube.backends.kuberay import storage
+from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.observed import storage_of
+from raykube.backends.kuberay.runstates import was_in_ray
+from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import BackendError, Forbidden, NotFound
+from raykube.wire import Result
+
+
+def result(kube: Kube, name: str) -> Result | None:
+    """Return a run's result; None when its script has returned none, or not yet.
+
+    Raises:
+        Forbidden: this user may not ask the head, and the storage has none.
+        BackendError: the head does not answer, or is gone, and there is no storage that would have kept it.
+    """
+    look, away, text = Look(kube, name), None, None
+    try:
+        text = _told(look)
+    except BackendError as error:  # who may not ask a head may yet have its storage read
+        away = error
+    if text is None:
+        text = storage.read(kube, look.job, wire.RESULT_FILE).decode()
+    if away and not text:
+        _check(look, away)
+    return Result.from_json(text) if text else None
+
+
+def _told(look: Look) -> str | None:
+    """Return the result that the run's own pod tells, "" for none yet; None where no pod of the run tells anything.
+
+    Raises:
+        NotFound: the cluster is gone, or the driver's node.
+        Forbidden, BackendError: the head may not be asked, or does not answer.
+    """
+    head = look.head()
+    if head is None:
+        raise NotFound(f"{look.name} has no head")
+    details = head.api.job(head.submission_id)
+    told = head.told(look.name, details)
+    if not told and (node := details.get("driver_node_id")):
+        head.api.log(node, head.log_file, last_lines=1)  # a RayJob of one's own tells nothing, and has a log
+    return told.get("result")
+
+
+def _check(look: Look, away: BackendError) -> None:
+    """Raise if there may be, or have been, a result that cannot be had: what a storage lacks was not returned."""
+    if isinstance(away, Forbidden):
+        raise away
+    if storage_of(look.job) or not was_in_ray(look.job):
+        return
+    if not isinstance(away, NotFound):
+        raise away
+    if look.status().is_terminal:
+        raise storage.lost(look.job, f"the result of {look.name}, if it had one,", wire.RESULT_FILE)
