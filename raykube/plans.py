@@ -1,7 +1,7 @@
 """Exactly what would be sent for a piece of work: printable, comparable, made without a network.
 
 The builders add to the cluster's manifest what KubeRay leaves out and every run needs; fields they do not know
-stay as they are. Code of up to 700 KiB travels inside the plan, in a ConfigMap.
+stay as they are. Code of up to 1000 KiB travels inside the plan, in a ConfigMap.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 #: The label of what raykube makes.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_IN_CONFIG_MAP = 700 * 1024  # an object is at most 1 MiB in Kubernetes' store, and base64 adds a third
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
 _TOO_LARGE = "annotate the cluster with raykube.io/storage, or exclude files from the code"
@@ -303,7 +302,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
     """Return the ConfigMap that carries the code; None when it is too large for one."""
     data = zipped(package) if package.size <= _TRY_ZIP else b""
-    if not data or len(data) > _IN_CONFIG_MAP:
+    if not data or len(data) > bodies.CONFIG_MAP_LIMIT:
         return None
     metadata = _metadata(f"{name}-code", cluster, {})
     metadata.pop("annotations", None)

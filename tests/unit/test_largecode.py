@@ -59,7 +59,7 @@ def submitted(tmp_path, monkeypatch):
 def plan(folder, **given):
     (folder / "code").mkdir()
     (folder / "code" / "hello.py").write_text("print('hello')\n")
-    (folder / "code" / "weights").write_bytes(os.urandom(800 * 1024))
+    (folder / "code" / "weights").write_bytes(os.urandom(1200 * 1024))
     return rk.plan(rk.Job(entrypoint="python hello.py", name="big", working_dir=folder / "code", **given), "cpu-small")
 
 

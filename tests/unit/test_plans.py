@@ -54,7 +54,7 @@ def code(tmp_path):
 @pytest.fixture
 def large(tmp_path):
     (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "a.bin").write_bytes(os.urandom(800 * 1024))
+    (tmp_path / "large" / "a.bin").write_bytes(os.urandom(1200 * 1024))
     return collect(tmp_path / "large")
 
 
@@ -250,6 +250,21 @@ def test_large_code_without_storage_is_uploaded_and_not_retried(large):
     assert (spec["submissionMode"], spec["jobId"], spec["backoffLimit"]) == ("InteractiveMode", "digits-a1-1", 0)
     assert spec["metadata"]["raykube.code"] == large.hash
     assert any("cannot be retried" in note for note in plan.notes)
+
+
+@pytest.fixture
+def medium(tmp_path):
+    """Return code whose zip has less than a ConfigMap's 1 MiB, and whose base64 has more."""
+    (tmp_path / "medium").mkdir()
+    (tmp_path / "medium" / "a.bin").write_bytes(os.urandom(850 * 1024))
+    return collect(tmp_path / "medium")
+
+
+def test_code_travels_in_a_config_map_as_far_as_kubernetes_counts_its_bytes(medium):
+    cluster = Cluster.load("gpu-t4")
+    for plan in (plans.rayjob(JOB, cluster, medium), plans.rayservice(SERVICE, cluster, medium)):
+        (text,) = only(plan, "ConfigMap")["binaryData"].values()
+        assert len(base64.b64decode(text)) < 1000 * 1024 < 2**20 < len(text)
 
 
 def test_large_code_of_a_service_without_storage_is_refused(large):

@@ -20,13 +20,13 @@ from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.bodies import CONFIG_MAP_LIMIT
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
 from raykube.yamltext import as_yaml
 
 _CODE_ANNOTATION = "raykube.io/code"
-_CONFIG_MAP_LIMIT = 1000 * 1024  # of an object's 1 MiB; the rest is for its metadata
 _SCALES = "enableInTreeAutoscaling"
 _COUNTS = ("replicas", "minReplicas", "maxReplicas", "scaleStrategy")
 #: Of a pod: KubeRay leaves them out of the hash by which it tells one cluster from another.
@@ -158,7 +158,7 @@ def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, s
     in_use = [file for file in there if file in config]
     # The cluster that serves until a new one does runs what the service said before that.
     choices = [in_use] if servestates.has_one_cluster(service) else [[*there], in_use]
-    room = _CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
+    room = CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
     # Code that finds no room has long been unpacked where it runs.
     stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
     return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
