@@ -1,4 +1,4 @@
-"""Whether a cluster can ever have what a job's driver reserves for itself. Pure functions."""
+"""Whether a cluster can ever have what a job's driver reserves, and be waited for in a queue. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube import manifest as manifests
-from raykube.bodies import ray_cluster
+from raykube.bodies import QUEUE_LABEL, ray_cluster
 from raykube.cluster import Cluster, scaled_group
 from raykube.errors import Problem
 from raykube.specs import Job
 
+#: Of a job whose share of its queue Kueue lets grow and shrink with its cluster.
+_ELASTIC = "kueue.x-k8s.io/elastic-job"
 _RESERVED = {"entrypoint_num_cpus": ("CPU", manifests.cpus), "entrypoint_num_gpus": ("GPU", manifests.gpus)}
 
 
 def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
-    """Yield what no pod of a sound manifest has: Ray would look for a place for ever."""
+    """Yield what no pod of a sound manifest has: Ray would look for a place for ever. And what Kueue does not queue."""
     for field, (what, of_pod) in _RESERVED.items():
         most = max(of_pod(group) for group, _ in _groups(cluster))
         wanted = getattr(job, field) or 0
         if wanted > most:
             yield Problem(field, f"is {wanted:g}, and the largest pod has {most} {what}s", "ask for less")
+    yield from _queue_problems(job, cluster)
+
+
+def _queue_problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
+    """Yield for which clusters Kueue makes nothing wait: it would heed no queue, or refuse the RayJob."""
+    said = manifests.metadata(cluster.manifest)
+    if not (job.queue or (said.get("labels") or {}).get(QUEUE_LABEL)):
+        return
+    if cluster.selected:
+        what = f"Kueue has no job wait for a cluster that is there, as {cluster.name} is"
+        yield Problem("queue", what, "leave it out; or have a cluster made for the job, which Kueue admits")
+    elastic = str((said.get("annotations") or {}).get(_ELASTIC) or "") == "true"
+    if not cluster.selected and cluster.manifest["spec"].get("enableInTreeAutoscaling") and not elastic:
+        what = "Kueue refuses a job whose cluster Ray's autoscaler sizes, unless it is an elastic one"
+        step = f'ask for a number of workers, not a range; or annotate the manifest with {_ELASTIC}: "true"'
+        yield Problem("queue", what, f"{step}, where Kueue has the feature ElasticJobsViaWorkloadSlices")
 
 
 def notes(job: Job, cluster: Cluster) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from raykube import bodies, fits, sameness, shapes, wire
 from raykube import manifest as manifests
-from raykube.bodies import code_uri, ray_cluster
+from raykube.bodies import QUEUE_LABEL, code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
@@ -45,7 +45,6 @@ _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 #: The label of what raykube makes.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
 _TOO_LARGE = "annotate the cluster with raykube.io/storage, or exclude files from the code"

@@ -1,6 +1,7 @@
 """Whether a cluster can ever have what a job's driver reserves."""
 
 import copy
+import dataclasses
 
 import pytest
 
@@ -34,6 +35,31 @@ def test_driver_that_leaves_the_workers_too_few_gpus_is_noted():
     (note,) = fits.notes(job(entrypoint_num_gpus=1), cluster)
     gpus = cluster.scale.workers
     assert f"{gpus} workers x 1 GPU and the driver's 1 are more than the cluster's {gpus}" in note
+
+
+def test_queue_for_a_cluster_that_is_there_is_a_problem(two_by_two):
+    standing = dataclasses.replace(two_by_two, selected=True)
+    (problem,) = fits.problems(job(queue="gpus"), standing)
+    assert (problem.path, "a cluster that is there, as cpu-small is" in problem.what) == ("queue", True)
+    assert [*fits.problems(job(queue="gpus"), two_by_two)] == [*fits.problems(job(), standing)] == []
+
+
+def annotated(cluster, **metadata):
+    manifest = copy.deepcopy(dict(cluster.manifest))
+    manifest["metadata"] |= metadata
+    return dataclasses.replace(cluster, manifest=manifest)
+
+
+def test_queue_for_a_cluster_that_grows_is_a_problem_unless_kueue_is_told_that_it_does(two_by_two):
+    grows = two_by_two.sized((2, 8))
+    (problem,) = fits.problems(job(queue="gpus"), grows)
+    assert (problem.path, "Kueue refuses" in problem.what) == ("queue", True)
+    assert 'kueue.x-k8s.io/elastic-job: "true"' in problem.next_step
+    assert [
+        *fits.problems(job(queue="gpus"), annotated(grows, annotations={"kueue.x-k8s.io/elastic-job": "true"}))
+    ] == []
+    assert [*fits.problems(job(), grows)] == []
+    assert [*fits.problems(job(), annotated(grows, labels={"kueue.x-k8s.io/queue-name": "gpus"}))] == [problem]
 
 
 def test_group_that_grows_without_a_bound_is_noted_and_does_not():

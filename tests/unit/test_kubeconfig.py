@@ -128,6 +128,19 @@ def test_missing_right_is_told_with_the_rule_that_grants_it():
     assert 'apiGroups: ["ray.io"], resources: ["rayjobs"], verbs: ["create"]' in error.next_step
 
 
+@pytest.mark.parametrize("before", ["", 'rayjobs.ray.io "a" is forbidden: '])
+def test_refusal_by_a_webhook_is_of_the_manifest_and_in_its_words(before):
+    own = "spec.suspend: Invalid value: false: it is\nno good"
+    words = f'{before}admission webhook "vrayjob.kb.io" denied the request: {own}'
+    error = answered(403, words, {"kind": "rayjobs", "name": "a"})
+    assert type(error) is ManifestError
+    assert error.what == "the cluster's admission webhook vrayjob.kb.io refused rayjobs a"
+    assert [problem.what for problem in error.problems] == [own]
+    assert type(answered(403, words, method="DELETE")) is Forbidden
+    (silent,) = answered(403, 'admission webhook "x" denied the request without explanation').problems
+    assert silent.what == "without explanation"
+
+
 def test_unknown_fields_are_problems_with_their_paths():
     words = 'strict decoding error: unknown field "spec.a", unknown field "spec.b[0].c"'
     error = answered(400, words)

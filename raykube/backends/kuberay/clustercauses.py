@@ -19,8 +19,8 @@ from raykube.backends.kubernetes.fields import (
     seconds,
     status_of,
 )
+from raykube.bodies import QUEUE_LABEL
 from raykube.errors import Failure
-from raykube.plans import QUEUE_LABEL
 
 #: The operator answers in less than a second; it takes longer where it is busy or not there.
 OPERATOR_S = 5.0

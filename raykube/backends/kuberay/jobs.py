@@ -13,7 +13,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 from raykube.yamltext import as_yaml
@@ -155,10 +155,10 @@ def _taken_off(kube: Kube, look: Look) -> bool:
         workload = look.workload()
         if workload:
             kube.patch("Workload", name_of(workload), {"spec": {"active": False}})
-    except (Forbidden, NotFound) as error:
+    except (Forbidden, NotFound, ManifestError) as error:
         raise BackendError(
             f"run {look.name} could not be taken off Kueue's queue, and starts when its turn comes",
-            why=error.why or error.what,
+            why=error.why or str(error),
             next_step=f"try it again in a moment, or: raykube job delete {look.name}",
         ) from error
     return workload is not None

@@ -19,8 +19,8 @@ from raykube.backends.kubernetes.fields import claims_of, name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
+from raykube.bodies import QUEUE_LABEL
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
-from raykube.plans import QUEUE_LABEL
 
 _TAIL_LINES = 40  # some of them are Ray's own
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"

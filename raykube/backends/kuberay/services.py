@@ -21,7 +21,7 @@ from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, s
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CONFIG_MAP_LIMIT
-from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
 from raykube.yamltext import as_yaml
@@ -176,8 +176,8 @@ def _hasten(kube: Kube, service: Object, file: str) -> None:
         for pod in pods:
             with contextlib.suppress(NotFound):
                 kube.patch("Pod", name_of(pod), change)
-    except Forbidden as error:
-        _log.warning("new code takes up to %g s to reach the pods: %s", _SYNCED_S, error.why)
+    except (Forbidden, ManifestError) as error:  # a policy of the cluster may be against it, too
+        _log.warning("new code takes up to %g s to reach the pods: %s", _SYNCED_S, error.why or error)
 
 
 def _clusters(service: Object) -> list[str]:

@@ -12,6 +12,8 @@ from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, Not
 
 _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 _FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]*)")?')
+#: What of the words of a webhook is its own; before them Kubernetes says that it is forbidden, as a missing right is.
+_DENIED = re.compile(r'admission webhook "([^"]+)" denied the request(?:: )?(.*)', re.DOTALL)
 _TAGS = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 _WRITES = ("POST", "PATCH")
 _TOO_NEW = "Too large resource version"
@@ -51,8 +53,8 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
     words, code = status.get("message") or f"HTTP {response.status_code}", response.status_code
     details = status.get("details") or {}
     named = " ".join(filter(None, (details.get("kind"), details.get("name"))))
-    if code in (400, 422) and method in _WRITES:
-        return _refused_manifest(named, words, details)
+    if method in _WRITES and (refused := _refused_write(code, named, words, details)):
+        return refused
     if code in _UNAVAILABLE:
         # Of a server whose store was put back to an earlier state.
         kind = Gone if _TOO_NEW in words else Unreachable
@@ -113,6 +115,13 @@ def _forbidden(_named: str, words: str) -> BackendError:
     )
 
 
+def _refused_write(code: int, named: str, words: str, details: Mapping[str, Any]) -> ManifestError | None:
+    """Return what is wrong with what was sent; None where it is not that."""
+    if code == httpx.codes.FORBIDDEN and (denied := _DENIED.search(words)):
+        return _denied(named, *denied.groups())
+    return _refused_manifest(named, words, details) if code in (400, 422) else None
+
+
 def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> ManifestError:
     causes = [Problem(cause.get("field", ""), cause.get("message", "")) for cause in details.get("causes") or []]
     unknown = [Problem(path, "is unknown to this cluster's KubeRay") for path in _UNKNOWN_FIELD.findall(words)]
@@ -123,6 +132,14 @@ def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> Man
         next_step=f"correct the manifest{', or install the KubeRay that knows the field' if unknown else ''}",
     )
     error.problems = tuple(problems)
+    return error
+
+
+def _denied(named: str, webhook: str, words: str) -> ManifestError:
+    """Return what a webhook of the cluster means by its refusal: its rules are about what is sent, not about rights."""
+    step = "change what it names, or ask who runs that webhook in this cluster"
+    error = ManifestError(f"the cluster's admission webhook {webhook} refused {named or 'it'}", next_step=step)
+    error.problems = (Problem("", words.strip() or "it does not say why"),)
     return error
 
 
