@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import raykube as rk
 from raykube.backends.kuberay.forward import Forward
 from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.errors import Forbidden
 from tests.cluster import kubectl, layout, namespaces, workloads
 from tests.cluster.shell import until
 from tests.servers import Proxy, serving
@@ -85,6 +87,21 @@ def test_pod_without_a_kubeconfig_is_its_service_account_in_its_own_namespace(in
     assert kubectl.get("rayjob", "a", namespace) is not None
     assert inside("job", "delete", "a", *on) == "a deleted\n"
     assert kubectl.get("rayjob", "a", namespace) is None
+
+
+def test_submit_without_rights_is_forbidden_and_names_the_rule_to_ask_for(namespace, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", namespaces.nobody(namespace))
+    (tmp_path / "house.yaml").write_text(workloads.manifest("house"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "hello.py").write_text("print('hello')\n")
+    job = rk.Job(entrypoint="python hello.py", name="a", working_dir=tmp_path / "code")
+    with pytest.raises(Forbidden, match="this user may not create rayjobs") as caught:
+        rk.submit(job, rk.Cluster.load(tmp_path / "house.yaml"))
+    user = f'User "system:serviceaccount:{namespace}:nobody"'
+    assert f'{user} cannot create resource "rayjobs" in API group "ray.io"' in caught.value.why
+    rule = '{apiGroups: ["ray.io"], resources: ["rayjobs"], verbs: ["create"]}'
+    assert rule in caught.value.next_step
+    assert [kubectl.get(*each, namespace) for each in (("rayjob", "a"), ("configmap", "a-code"))] == [None, None]
 
 
 def signed(name):
