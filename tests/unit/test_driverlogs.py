@@ -325,6 +325,13 @@ def test_result_that_a_user_may_not_ask_the_head_for_is_the_storages(world):
     assert KubeRay().result("a") == result
 
 
+def test_result_of_a_rayjob_whose_pod_tells_nothing_is_its_storages(world):
+    world.printed("node-1", RAYS)
+    result = Result("train", "a", "/shared/a", {"loss": 0.5})
+    world.kept = result.to_json().encode()
+    assert KubeRay().result("a") == result
+
+
 def without_storage(world):
     del world.job["metadata"]["annotations"]
 
