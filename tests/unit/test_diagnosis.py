@@ -346,7 +346,9 @@ def test_workers_that_are_never_ready_are_named_after_long():
     seen = observed("noise: workers wait for the head")
     created = max(seconds(pod["metadata"]["creationTimestamp"]) for pod in seen.pods)
     assert cause(replace(seen, now=created + INCOMPLETE_S)) is None
-    assert cause(replace(seen, now=created + INCOMPLETE_S + 9)).reason == "HeadNotReady"
+    early = cause(replace(seen, now=created + INCOMPLETE_S + 9))
+    assert early.reason == "HeadNotReady"
+    assert "see that its image has the Ray of rayVersion: kubectl -n team exec" in early.next_step
     head = next(pod for pod in seen.pods if pod["metadata"]["labels"]["ray.io/node-type"] == "head")
     for condition in head["status"]["conditions"]:
         condition["status"] = "True"

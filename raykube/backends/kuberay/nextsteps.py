@@ -56,7 +56,9 @@ _STEPS = endings.NEXT_STEPS | {
     "submit it with submissionMode: HTTPMode, which has no such container",
     "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
-    "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}",
+    # By rayVersion KubeRay chooses the probes, and what Ray an image of one's own has raykube cannot know.
+    "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}; if its probes fail, see that its "
+    "image has the Ray of rayVersion: kubectl -n {namespace} exec {pod} -- ray --version",
     "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
     "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
     "ClusterDeleted": "create cluster {cluster} again, then submit the run again under its name: it resumes, if its "
