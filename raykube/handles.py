@@ -151,7 +151,11 @@ class Run(_Handle):
         self.backend.stop(self.name, self._kind)
 
     def delete(self) -> None:
-        """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay."""
+        """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay.
+
+        Raises:
+            NotFound: there is none, or somebody deleted it meanwhile; what has its name since is left alone.
+        """
         self.backend.delete(self.name, self._kind)
 
 

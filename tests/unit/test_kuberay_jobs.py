@@ -10,6 +10,7 @@ import pytest
 
 import raykube as rk
 from raykube.backends.kuberay import clusters, jobs, objects, runstates, services
+from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
@@ -372,6 +373,13 @@ def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
     assert look.head() is not None
     jobs.stop(Kube(), look)
     assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
+def test_delete_leaves_what_was_submitted_by_the_name_of_a_run_that_went_while_it_was_stopped(api, kept):
+    waiting(kept, rayClusterSpec={})
+    path = f"{RAY}/rayjobs/digits"
+    api.before_patch[path] = lambda: kept.update({path: merged(kept[path], {"metadata": {"uid": "another"}})})
+    with pytest.raises(NotFound, match="another one was submitted by that name"):
+        KubeRay().delete("digits", "job")
+    assert kept[path]["metadata"]["uid"] == "another"
 
 
 @pytest.mark.parametrize("served", [("v1beta1", "v1beta2"), ("v1beta1",)])

@@ -121,7 +121,10 @@ class KubeRay:
         look = self._run(name, kind)
         if look is None:
             services.take_down(self.kube, name)
-            return
+        else:
+            self._stop(look)
+
+    def _stop(self, look: Look) -> None:
         if look.status().is_terminal:
             return
         jobs.stop(self.kube, look)
@@ -131,9 +134,9 @@ class KubeRay:
                 return
             if time.monotonic() > deadline:
                 raise BackendError(
-                    f"run {name} has not stopped within {_STOP_S:g} s",
+                    f"run {look.name} has not stopped within {_STOP_S:g} s",
                     why=f"it is {status.state}: {status.detail}",
-                    next_step=f"look again: raykube job status {name}; or end all: raykube job delete {name}",
+                    next_step=f"look again: raykube job status {look.name}; or end all: raykube job delete {look.name}",
                 )
 
     def delete(self, name: str, kind: Kind | None = None) -> None:
@@ -141,12 +144,18 @@ class KubeRay:
         if (look := self._run(name, kind)) is None:
             services.take_down(self.kube, name)
             return
+        uid = look.job["metadata"]["uid"]
         # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
         # status was seen by no operator, and there is nothing to be stopped.
         with contextlib.suppress(RaykubeError):
             if look.job.get("status"):
-                self.stop(name, "job")
+                self._stop(look)
         job = Look(self.kube, name).job
+        if job["metadata"]["uid"] != uid:  # what it has kept would go first, and it is another's
+            raise NotFound(
+                f"run {name} was deleted meanwhile, and another one was submitted by that name: it is left alone",
+                next_step=f"see: raykube job status {name}",
+            )
         with storage.removed_with(self.kube, job):
             jobs.remove(self.kube, job)
 
