@@ -208,6 +208,42 @@ def test_file_whose_node_has_gone_is_read_once_more_and_no_more(kube, ray, world
     lines.close()
 
 
+REFUSED = Forbidden('secrets "s-x" is forbidden')
+
+
+def failing(*answers):
+    """Return what finds these files, or fails with these errors, one after the other, the last again and again."""
+    left = list(answers)
+
+    def find():
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return find
+
+
+def test_files_that_nobody_may_look_for_are_not_waited_for(kube):
+    with pytest.raises(Forbidden, match="secrets"):
+        list(logfiles.Following(kube, failing(REFUSED)).lines())
+
+
+def test_files_are_read_on_where_a_server_that_starts_refuses_what_it_allowed(kube, ray, world, monkeypatch):
+    monkeypatch.setattr(logfiles, "_LOOK_S", 0.01)
+    world.nodes["node-2"] = {"replica": b"one\n"}
+    file = logfiles.LogFile("a-c", "node-2", "replica", ray)
+    find = failing(([file], False), REFUSED, Unreachable("away"), ([file], True))
+    assert list(logfiles.Following(kube, find).lines()) == ["one"]
+
+
+def test_files_are_given_up_once_nobody_has_answered_for_long(kube, monkeypatch):
+    monkeypatch.setattr(logfiles, "_LOOK_S", 0.01)
+    monkeypatch.setattr(logfiles, "GIVE_UP_S", 0.1)
+    with pytest.raises(Unreachable, match="away"):
+        list(logfiles.Following(kube, failing(Unreachable("away"))).lines())
+
+
 def test_log_that_is_left_early_leaves_no_threads(kube, ray, world):
     world.nodes["node-1"]["replica"] = b"line\n" * 30_000
     file, before = logfiles.LogFile("a-c", "node-1", "replica", ray), set(threading.enumerate())

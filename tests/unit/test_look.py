@@ -162,7 +162,7 @@ def test_stop_of_a_run_in_ray_whose_head_does_not_answer_says_so_and_holds_nothi
 
 def test_wait_for_a_run_gives_up_where_no_server_answers_for_long(api, monkeypatch):
     monkeypatch.setattr(polling, "_TICK_S", 0.05)
-    monkeypatch.setattr(polling, "_GIVE_UP_S", 0.5)
+    monkeypatch.setattr(polling, "GIVE_UP_S", 0.5)
     seen = Look(Kube(), "a")
     api.instead = {"": said(503, "apiserver is shutting down")}
     with contextlib.closing(seen.changes()) as changes:

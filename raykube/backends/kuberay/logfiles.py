@@ -10,13 +10,15 @@ import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from raykube.backends.kuberay.polling import GIVE_UP_S
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi, tells_of_none
 from raykube.backends.sources import Lines, lines_of
-from raykube.errors import BackendError, ConfigError, NotFound
+from raykube.errors import BackendError, Forbidden, NotFound, RaykubeError
 
 _LOOK_S = 1.0
 _PAUSE_S = 0.3
@@ -75,7 +77,7 @@ class Following:
     """Streams files to their ends. One thread looks for files, each file has one that reads it.
 
     `find` is asked every second until it says that this was all. It may raise ConfigError, which ends the lines; where
-    it raises BackendError it is asked again.
+    it raises BackendError it is asked again, for ten minutes. A refusal before there was any file is meant.
     """
 
     def __init__(self, kube: Kube, find: Find) -> None:
@@ -84,11 +86,18 @@ class Following:
         self._over = Stop()
         self._closed = False
         self._readers: dict[LogFile, threading.Thread] = {}
+        self._away_since: float | None = None
         # What ends the lines: None when all was read, else the error that did.
-        self._lines: queue.Queue[str | ConfigError | None] = queue.Queue(maxsize=10_000)
+        self._lines: queue.Queue[str | RaykubeError | None] = queue.Queue(maxsize=10_000)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of all files as they come."""
+        """Yield the lines of all files as they come.
+
+        Raises:
+            ConfigError: that of `find`.
+            Forbidden: this user may not look for files.
+            BackendError: no answer was to be had for ten minutes.
+        """
         threading.Thread(target=self._look, daemon=True, name="raykube-logs").start()
         try:
             while isinstance(line := self._lines.get(), str):
@@ -100,18 +109,18 @@ class Following:
             self._over.set()
 
     def _look(self) -> None:
-        end = None
+        end: RaykubeError | None = None
         try:
             while not self._over.is_set() and not self._found_all():
                 self._over.wait(_LOOK_S)
-        except ConfigError as error:
+        except RaykubeError as error:
             end = error
         self._over.set()
         for reader in self._readers.values():
             reader.join()
         self._put([end])
 
-    def _put(self, lines: Sequence[str | ConfigError | None]) -> None:
+    def _put(self, lines: Sequence[str | RaykubeError | None]) -> None:
         """Wait until there is room for each line; once nobody reads any more they are dropped."""
         for line in lines:
             while not self._closed:
@@ -120,11 +129,16 @@ class Following:
                     break
 
     def _found_all(self) -> bool:
-        """Have new files read; a head or API server that is away is waited for."""
+        """Have new files read; a head or API server that is away is waited for. Raises what ends the lines."""
         try:
             files, last = self._find()
-        except BackendError:
+        except BackendError as error:
+            self._away_since = self._away_since or time.monotonic()
+            refused = isinstance(error, Forbidden) and not self._readers  # a server that starts refuses what it allows
+            if refused or time.monotonic() - self._away_since > GIVE_UP_S:
+                raise
             return False
+        self._away_since = None
         for file in files:
             if file not in self._readers:
                 reader = threading.Thread(target=self._read, args=(file,), daemon=True, name="raykube-log")

@@ -20,7 +20,8 @@ _Answer = TypeVar("_Answer")
 _EVERY_S = 0.5
 #: A waiter looks at its clock so often.
 _TICK_S = 0.5
-_GIVE_UP_S = 600.0
+#: An API server or head that has been away for so long is waited for no longer.
+GIVE_UP_S = 600.0
 
 
 def looks(watching: Watching, kind: str) -> Iterator[tuple[list[Object] | None, Unreachable | None]]:
@@ -35,7 +36,7 @@ def looks(watching: Watching, kind: str) -> Iterator[tuple[list[Object] | None, 
         found, error = watching.of(kind), watching.error(kind)
         since = since if away else time.monotonic()
         away = error if isinstance(error, Unreachable) else None
-        if error and (away is None or time.monotonic() - since > _GIVE_UP_S):
+        if error and (away is None or time.monotonic() - since > GIVE_UP_S):
             raise error
         yield found, away
         watching.wait(_TICK_S)
