@@ -61,9 +61,11 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
     """
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
+    from raykube.handles import check_time
     from raykube.notes import of_beside
     from raykube.plans import Plan
 
+    check_time(timeout_s)
     dry_run, output = given["dry_run"], given["output"]
     common.check_plan_options(dry_run, output)
     place = where.cluster(given["workers"])

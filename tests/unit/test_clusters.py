@@ -222,6 +222,15 @@ def test_create_names_what_else_stands_in_the_file(raykube, tmp_path, dry_run):
     assert "ConfigMap redis-config" in done.stderr
 
 
+@pytest.mark.parametrize("timeout_s", ["nan", "-5"])
+def test_create_that_would_wait_for_no_time_is_refused_before_anything_is_made(raykube, timeout_s):
+    path = str(PRESETS / "cpu-small.yaml")
+    for dry_run in ((), ("--dry-run=client",)):
+        done = raykube("cluster", "create", "demo", "--on", path, "--timeout-s", timeout_s, *dry_run)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "which is no time" in done.stderr
+
+
 def test_create_on_this_machine_is_refused(raykube):
     done = raykube("cluster", "create", "demo")
     assert done.returncode == 2
