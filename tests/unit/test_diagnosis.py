@@ -244,9 +244,22 @@ def test_lost_node_is_named(changes):
     assert cause(on_a_lost_node(**changes)).reason == "NodeLost"
 
 
-def test_drained_pod_is_named():
-    drained = {**TAINT, "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
-    assert cause(on_a_lost_node(conditions=[drained])).reason == "Evicted"
+@pytest.mark.parametrize(
+    ("by", "message", "step"),
+    [
+        ("EvictionByEvictionAPI", "Eviction API: evicting", "somebody drains the node"),
+        (
+            "PreemptionByScheduler",
+            "default-scheduler: preempting to accommodate a higher priority pod",
+            "priorityClass",
+        ),
+        ("TerminationByKubelet", "The node was low on resource: memory.", "to what the message names"),
+    ],
+)
+def test_pod_that_is_taken_from_its_node_is_named_with_what_to_do_about_who_takes_it(by, message, step):
+    failure = cause(on_a_lost_node(conditions=[{**TAINT, "reason": by, "message": message}]))
+    assert (failure.reason, failure.message) == ("Evicted", message)
+    assert step in failure.next_step
 
 
 def test_node_that_came_back_is_no_cause():

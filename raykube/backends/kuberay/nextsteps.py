@@ -66,6 +66,13 @@ _STEPS = endings.NEXT_STEPS | {
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
     "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",
 }
+#: Who takes a pod from its node, as its condition DisruptionTarget names them, where its resources are not to blame.
+_DISRUPTED = {
+    "PreemptionByScheduler": "give the pods a priorityClassName as high as that of what took their place, or wait for "
+    "room",
+    "EvictionByEvictionAPI": "wait for the new pod, as somebody drains the node; a job that has ended with the old one "
+    "resumes when it is submitted again, if its script loads its checkpoint",
+}
 _OTHERWISE = "see what Kubernetes says: kubectl -n {namespace} get events --sort-by=.lastTimestamp"
 
 
@@ -77,6 +84,11 @@ class _Blank(dict[str, str]):
 def next_step(reason: str, **words: str) -> str:
     """Return the one thing to do about a reason; `words` fill in names."""
     return _STEPS.get(reason, _OTHERWISE).format_map(_Blank(words))
+
+
+def after(disruption: str) -> str:
+    """Return what to do about a pod that was taken from its node; "" where that is what its reason says."""
+    return _DISRUPTED.get(disruption, "")
 
 
 def to_fit(pod: Object, message: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from raykube.backends import endings
-from raykube.backends.kuberay.nextsteps import next_step, to_fit
+from raykube.backends.kuberay.nextsteps import after, next_step, to_fit
 from raykube.backends.kubernetes.fields import Object, claims_of, conditions, name_of, seconds, status_of, times
 from raykube.errors import Failure
 
@@ -266,8 +266,9 @@ def _evicted(pod: Pod) -> Failure | None:
     if pod.status.get("reason") == "Evicted":
         return pod.failure("Evicted", pod.status.get("message") or "Evicted", "status.message")
     if target.get("status") == "True" and target.get("reason") not in _NODE_GONE:
-        words = target.get("message") or target.get("reason", "")
-        return pod.failure("Evicted", words, "status.conditions[DisruptionTarget].message")
+        by = target.get("reason", "")
+        words, place = target.get("message") or by, "status.conditions[DisruptionTarget].message"
+        return pod.failure("Evicted", words, place, step=after(by))
     told = next((each for each in pod.events if each.get("reason") == "Evicted"), None)
     return None if told is None else pod.failure("Evicted", told.get("message", ""), "event Evicted")
 
