@@ -55,9 +55,17 @@ def event(kind, name, message="", reason="Why", at=1, **more):
     }
 
 
-def job(name="a", cluster=""):
+def job(name="a", cluster="", **spec):
     metadata = {"name": name, "namespace": "team", "uid": f"RayJob-{name}"}
-    return {"metadata": metadata, "status": {"rayClusterName": cluster}}
+    return {"metadata": metadata, "spec": spec, "status": {"rayClusterName": cluster}}
+
+
+def with_groups(*names, claims=()):
+    """Return the spec of a cluster with worker groups of these names."""
+    volumes = [{"name": each, "persistentVolumeClaim": {"claimName": each}} for each in claims]
+    template = {"spec": {"containers": [], "volumes": volumes}}
+    groups = [{"groupName": name, "template": template} for name in names]
+    return {"headGroupSpec": {"template": template}, "workerGroupSpecs": groups}
 
 
 def test_events_of_all_clusters_that_a_run_has_had_are_its():
@@ -80,18 +88,19 @@ def test_events_of_all_clusters_that_a_run_has_had_are_its():
         event("PersistentVolumeClaim", "other"),
         event("RayJob", "b", "Created RayCluster team/b-1"),
     ]
-    assert eventlogs.ours(job(cluster="a-new01"), {"shared"}, [*others, *own]) == own
+    spec = with_groups("workers", claims=["shared"])
+    assert eventlogs.ours(job(cluster="a-new01"), spec, [*others, *own]) == own
 
 
 def test_pods_of_a_cluster_whose_long_name_kuberay_has_cut_are_its():
     cluster = f"{'long' * 12}-x1234"
     pod = event("Pod", f"{cluster[:50]}-head-x")
-    assert eventlogs.ours(job(cluster=cluster), set(), [pod, event("Pod", f"{cluster[:49]}-head-x")]) == [pod]
+    assert eventlogs.ours(job(cluster=cluster), with_groups(), [pod, event("Pod", f"{cluster[:49]}-head-x")]) == [pod]
 
 
 def test_run_without_a_cluster_has_only_its_own_events():
     found = [event("RayJob", "a", "no cluster yet"), event("Pod", "b-head")]
-    assert eventlogs.ours(job(), set(), found) == found[:1]
+    assert eventlogs.ours(job(), with_groups(), found) == found[:1]
 
 
 def test_event_is_one_line_with_its_count():
@@ -181,9 +190,37 @@ def test_pods_of_another_run_whose_name_begins_with_this_ones_are_not_its():
         event("Pod", "mine-hello"),
         event("RayCluster", "mine"),
     ]
-    assert eventlogs.ours(job("mine"), set(), [*others, *own]) == own
+    assert eventlogs.ours(job("mine"), with_groups(), [*others, *own]) == own
 
 
 def test_pods_of_a_cluster_that_is_there_are_those_of_a_run_of_its_name():
     own = [event("RayJob", "demo", "Using RayCluster team/demo"), event("Pod", "demo-head-b2c4d")]
-    assert eventlogs.ours(job("demo", cluster="demo"), set(), own) == own
+    assert (
+        eventlogs.ours(job("demo", cluster="demo", clusterSelector={"ray.io/cluster": "demo"}), with_groups(), own)
+        == own
+    )
+
+
+def on_demo(*pods, cluster="demo", spec=None):
+    """Return which of these pods a run on a cluster that stays takes for that cluster's."""
+    own = [event("RayJob", "train", f"Using RayCluster team/{cluster}"), *(event("Pod", pod) for pod in pods)]
+    run = job("train", cluster=cluster, clusterSelector={"ray.io/cluster": cluster})
+    found = eventlogs.ours(run, with_groups("workers", "Big") if spec is None else spec, own)
+    return [each["involvedObject"]["name"] for each in found[1:]]
+
+
+def test_pods_of_a_cluster_that_stays_are_those_of_its_head_and_groups():
+    own = ["demo-head-b2c4d", "demo-head", "demo-workers-worker-x2c4d", "demo-big-worker-x2c4d"]
+    others = ["demo-gpu-head-b2c4d", "demo-gpu-workers-worker-b2c4d", "demo-train-x1234-head-b2c4d"]
+    others += ["demo-train-storage-a1b2c3", "demo-cpu-worker-x2c4d", "demo-workers-worker-1"]
+    assert on_demo(*others, *own) == own
+
+
+def test_pods_of_a_cluster_that_stays_are_known_by_what_kuberay_leaves_of_long_names():
+    cluster = "long" * 11
+    own = [f"{cluster}-head-b2c4d", f"{cluster}-worke-worker-b2c4d"]
+    assert on_demo(*own, f"{cluster}-workers-worker-b2c4d", cluster=cluster) == own
+
+
+def test_pods_of_a_cluster_that_stayed_and_is_gone_are_known_by_its_name():
+    assert on_demo("demo-workers-worker-x2c4d", "other-head-b2c4d", spec={}) == ["demo-workers-worker-x2c4d"]

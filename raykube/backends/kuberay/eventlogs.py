@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube.backends.kuberay import rayhead
@@ -14,23 +14,23 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
 
-#: So much of a cluster's name KubeRay puts before the names of its pods.
+#: So much of a cluster's name, or of it and a group's, KubeRay puts before the names of its pods.
 _POD_PREFIX = 50
-#: What Kubernetes puts behind the name of a Job, for a pod of it.
+#: What Kubernetes puts behind the name of a Job or of a group of a cluster, for a pod of it.
 _RANDOM = "[bcdfghjklmnpqrstvwxz2456789]{5}"
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield a line an event, the oldest first; with `follow` each as it comes first, until the run has ended."""
     look = Look(kube, name)
-    claims = _claims(kube, look.job)
+    spec = _spec(kube, look.job)
     shown: set[str] = set()
     try:
         for events in _followed(kube, look) if follow else ():
-            yield from _fresh(ours(look.job, claims, events), shown)
+            yield from _fresh(ours(look.job, spec, events), shown)
     except NotFound:  # the run was deleted
         return
-    yield from _fresh(ours(look.job, claims, kube.listed("Event")), shown)
+    yield from _fresh(ours(look.job, spec, kube.listed("Event")), shown)
 
 
 def _followed(kube: Kube, look: Look) -> Iterator[Iterable[Object]]:
@@ -49,31 +49,51 @@ def _followed(kube: Kube, look: Look) -> Iterator[Iterable[Object]]:
         watching.close()
 
 
-def _claims(kube: Kube, job: Object) -> set[str]:
-    """Return the claims that the pods of a run's cluster name; none when that cluster is gone."""
+def _spec(kube: Kube, job: Object) -> Object:
+    """Return the spec of a run's cluster; empty when that cluster is gone."""
     try:
-        spec = rayhead.cluster_spec(kube, job)
+        return rayhead.cluster_spec(kube, job)
     except NotFound:
-        return set()
-    groups = [spec["headGroupSpec"], *(spec.get("workerGroupSpecs") or [])]
-    return {claim for group in groups for claim in claims_of(group["template"])}
+        return {}
 
 
-def ours(job: Object, claims: Collection[str], events: Iterable[Object]) -> list[Object]:
+def ours(job: Object, spec: Object, events: Iterable[Object]) -> list[Object]:
     """Return the events about a run's objects: those about its RayJob name the clusters that it has had."""
     events = list(events)
     own = [event for event in events if event["involvedObject"].get("uid") == job["metadata"]["uid"]]
-    clusters = _clusters(job, own)
-    pods = tuple(f"{cluster}-"[:_POD_PREFIX] for cluster in clusters)
-    submitter = re.compile(rf"{re.escape(job['metadata']['name'])}-{_RANDOM}")
+    clusters, claims = _clusters(job, own), _claims(spec)
+    pods = re.compile("|".join([_submitter(job), *(_pods(job, spec, cluster) for cluster in clusters)]))
 
     def is_ours(kind: str, name: str) -> bool:
         if kind == "Pod":
-            return name.startswith(pods) or bool(submitter.fullmatch(name))
+            return bool(pods.fullmatch(name))
         return name in {"RayCluster": clusters, "PersistentVolumeClaim": claims}.get(kind, ())
 
     about = [(event["involvedObject"], event) for event in events]
     return [*own, *(event for thing, event in about if is_ours(thing.get("kind", ""), thing.get("name", "")))]
+
+
+def _claims(spec: Object) -> set[str]:
+    groups = [spec["headGroupSpec"], *(spec.get("workerGroupSpecs") or [])] if spec else []
+    return {claim for group in groups for claim in claims_of(group["template"])}
+
+
+def _submitter(job: Object) -> str:
+    return f"{re.escape(job['metadata']['name'])}-{_RANDOM}"
+
+
+def _pods(job: Object, spec: Object, cluster: str) -> str:
+    """Return a pattern for the names of a cluster's pods.
+
+    A run's own cluster has a random end, which is no other's. The name of one that stays may begin those of other
+    clusters, of runs and of their pods: there the groups tell, as long as there is somebody to tell of them.
+    """
+    if not spec or not job["spec"].get("clusterSelector"):
+        return f"{re.escape(f'{cluster}-'[:_POD_PREFIX])}.*"
+    groups = [f"{cluster}-{group['groupName']}" for group in spec.get("workerGroupSpecs") or []]
+    workers = [f"{re.escape(group[:_POD_PREFIX].lower())}-worker-{_RANDOM}" for group in groups]
+    # An operator may be told to give heads no random end.
+    return "|".join([f"{re.escape(cluster[:_POD_PREFIX])}-head(?:-{_RANDOM})?", *workers])
 
 
 def _clusters(job: Object, own: Iterable[Object]) -> set[str]:
