@@ -203,7 +203,6 @@ def _worker_problems(spec: Manifest) -> Iterator[Problem]:
             )
         yield from _replica_problems(group, path)
         yield from _group_problems(group, path, spec)
-        yield from _v2_only_problems(group, path, spec)
 
 
 def _replica_problems(group: Manifest, path: str) -> Iterator[Problem]:
@@ -213,12 +212,6 @@ def _replica_problems(group: Manifest, path: str) -> Iterator[Problem]:
     elif list(counts.values()) != sorted(counts.values()):
         what = " <= ".join(f"{key} {value}" for key, value in counts.items())
         yield Problem(path, f"{what} does not hold; KubeRay would cut it down in silence")
-
-
-def _v2_only_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:
-    for key in ("idleTimeoutSeconds", "priority"):
-        if key in group and mapping(spec.get("autoscalerOptions")).get("version") != "v2":
-            yield Problem(f"{path}.{key}", "needs spec.autoscalerOptions.version: v2")
 
 
 def _group_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Problem]:

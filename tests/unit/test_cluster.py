@@ -365,11 +365,10 @@ def test_ray_container_must_be_the_first(manifest, loaded):
     assert paths(loaded, manifest) == {"spec.headGroupSpec.template.spec.containers[1]"}
 
 
-def test_v2_only_fields_need_v2(manifest, loaded):
-    manifest["spec"]["workerGroupSpecs"][0]["idleTimeoutSeconds"] = 30
-    loaded(manifest)
-    del manifest["spec"]["autoscalerOptions"]["version"]
-    assert paths(loaded, manifest) == {"spec.workerGroupSpecs[0].idleTimeoutSeconds"}
+def test_fields_that_only_v2_knows_need_nothing_said_of_it(manifest, loaded):
+    manifest["spec"]["workerGroupSpecs"][0] |= {"idleTimeoutSeconds": 30, "priority": 1}
+    del manifest["spec"]["autoscalerOptions"]
+    assert bodies.ray_cluster(loaded(manifest), "")["autoscalerOptions"]["version"] == "v2"
 
 
 @pytest.mark.parametrize(
