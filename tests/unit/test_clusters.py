@@ -356,6 +356,49 @@ def test_cluster_that_belongs_to_a_job_is_not_deleted(tmp_path, monkeypatch):
     assert server.asked == []
 
 
+class Standing(Quiet):
+    """Has a cluster with a run on it that Ray says has ended; KubeRay notes that when it has been asked for often."""
+
+    def do_GET(self):  # noqa: N802
+        kind, _, name = self.path.partition("/namespaces/default/")[2].partition("?")[0].partition("/")
+        self.server.looks += kind == "rayjobs"
+        if kind == "services":  # Ray's own API
+            self.answer(200, {"status": "SUCCEEDED", "driver_node_id": ""})
+        elif kind == "rayclusters" and self.server.cluster is None:
+            self.answer(404, {"kind": "Status", "code": 404, "details": {"kind": kind, "name": name}})
+        elif kind == "rayclusters":
+            self.answer(200, self.server.cluster)
+        else:
+            items = [self.run()] if kind == "rayjobs" else []
+            self.answer(200, self.run() if name else {"metadata": {"resourceVersion": "1"}, "items": items})
+
+    def run(self):
+        state = "Complete" if self.server.looks > 6 else "Running"
+        status = {"jobDeploymentStatus": state, "jobId": "a-1", "rayClusterName": "demo"}
+        status |= {"jobStatus": "RUNNING", "dashboardURL": "demo-head-svc.default.svc.cluster.local:8265"}
+        spec = {"submissionMode": "HTTPMode", "clusterSelector": {"ray.io/cluster": "demo"}}
+        return {"kind": "RayJob", "metadata": {"name": "a", "uid": "a"}, "spec": spec, "status": status}
+
+    def do_DELETE(self):  # noqa: N802
+        preconditions = json.loads(self.rfile.read(int(self.headers["content-length"])))["preconditions"]
+        self.server.asked.append((preconditions, self.run()["status"]["jobDeploymentStatus"]))
+        self.server.cluster = None
+        self.answer(200, {})
+
+
+def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs_on_it_have_ended(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(clusters, "_TICK_S", 0.01)
+    with serving(Standing) as server:
+        server.cluster, server.looks = body(), 0
+        server.cluster["metadata"]["uid"] = "u"
+        server.cluster["spec"].pop("authOptions")
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        clusters.delete(Kube(), "demo")
+    assert server.asked == [({"uid": "u"}, "Complete")]
+
+
 @pytest.mark.parametrize(("number", "own"), [(signal.SIGTERM, ""), (signal.SIGHUP, "mine")])
 def test_forward_that_is_ended_takes_its_token_file_along(tmp_path, number, own):
     with serving(Api) as server:

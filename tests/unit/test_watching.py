@@ -16,6 +16,7 @@ from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {"metadata": {"uid": "u", "name": "digits", "resourceVersion": "7"}}
+CHANGED = {"metadata": {**JOB["metadata"], "resourceVersion": "8"}}
 #: As a server says it that has read its bindings, but not yet the roles.
 REFUSED = {
     "kind": "Status",
@@ -46,6 +47,7 @@ class Api(Quiet):
         else:
             self.send_response(200)
             self.end_headers()
+            self.wfile.write(self.server.says)
             self.wfile.flush()
             self.server.watches += 1
             self.server.dropped.wait(20)
@@ -57,6 +59,7 @@ def api(tmp_path, monkeypatch):
     with serving(Api) as server:
         server.refuses, server.dropped, server.mute, server.fails = (threading.Event() for _ in range(4))
         server.refusals = server.watches = 0
+        server.says = b""
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
         server.dropped.set()
@@ -95,6 +98,35 @@ def test_refusal_that_lasts_ends_a_watch(api, watched, monkeypatch):
     api.refuses.set()
     api.dropped.set()
     until(lambda: isinstance(watched.error("RayJob"), Forbidden), "it is told", 5)
+
+
+def test_refusal_counts_from_when_a_server_has_allowed_it_last(api, watched, monkeypatch):
+    watched.watch("RayJob")
+    until(lambda: api.watches == 1, "it watches", 5)
+    api.refuses.set()
+    api.dropped.set()
+    until(lambda: api.refusals, "it is refused", 5)
+    api.says = json.dumps({"type": "MODIFIED", "object": CHANGED}).encode() + b"\n"
+    api.dropped.clear()
+    api.refuses.clear()
+    until(lambda: watched.of("RayJob") == [CHANGED], "it sees a change", 5)
+    before = api.refusals
+    monkeypatch.setattr(watching, "STARTING_S", 0)
+    api.refuses.set()
+    api.dropped.set()
+    until(lambda: isinstance(watched.error("RayJob"), Forbidden), "it is told", 5)
+    assert api.refusals == before + 2  # a single one, the first since, has not lasted
+
+
+def test_watch_with_other_selectors_ends_the_one_before(api, watched):
+    def threads():
+        return [each for each in threading.enumerate() if each.name == "raykube-watch-ours"]
+
+    watched.watch("Pod", key="ours", labelSelector="ray.io/cluster=a")
+    until(lambda: api.watches == 1, "it watches", 5)
+    watched.watch("Pod", key="ours", labelSelector="ray.io/cluster=b")
+    until(lambda: api.watches == 2, "it watches the other", 5)
+    until(lambda: len(threads()) == 1, "the first ends", 5)
 
 
 def test_server_that_takes_connections_and_does_not_answer_is_told(api, monkeypatch):
