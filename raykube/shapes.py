@@ -27,7 +27,12 @@ _VOLUME: Mapping[str, Any] = {
 }
 _TEMPLATE = {
     "metadata": {"labels": {}, "annotations": {}},
-    "spec": {"containers": [_CONTAINER], "initContainers": [_CONTAINER], "volumes": [_VOLUME]},
+    "spec": {
+        "containers": [_CONTAINER],
+        "initContainers": [_CONTAINER],
+        "imagePullSecrets": [{}],
+        "volumes": [_VOLUME],
+    },
 }
 _GROUP = {"rayStartParams": {}, "resources": {}, "numOfHosts": 0, "template": _TEMPLATE}
 _CLUSTER_SPEC = {

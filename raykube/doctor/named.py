@@ -19,6 +19,9 @@ from raykube.errors import Forbidden, NotFound
 _ROUNDED = 1e-9
 #: What KubeRay gives its autoscaler where the manifest does not say.
 _AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
+#: What becomes of pods whose manifest names what is not there, and whether that is wrong.
+_WAITS = (False, "pods would wait for it")
+_PULLS = (None, "nodes pull images without it, which is enough for public ones")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
 #: Where a pod names other objects: the keys on the way to the name, the name's own, and the kind.
 _IN_VOLUMES = (
@@ -36,11 +39,14 @@ _IN_CONTAINERS = (
 
 def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
     """Look for everything that a cluster's manifest names."""
+    spec = cluster.manifest["spec"]
     yield storage(cluster)
-    yield from images(cluster.manifest["spec"])
-    for kind, name in sorted(references(cluster.manifest["spec"])):
-        yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_there, kube, kind, name))
-    yield from looked("quota", lambda: quota(kube.listed("ResourceQuota"), asked(cluster.manifest["spec"])))
+    yield from images(spec)
+    for kind, name in sorted(needed := references(spec)):
+        yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_there, kube, kind, name, _WAITS))
+    for name in sorted(pull_secrets(spec) - {name for kind, name in needed if kind == "Secret"}):
+        yield from looked(f"secret {name}", functools.partial(_there, kube, "Secret", name, _PULLS))
+    yield from looked("quota", lambda: quota(kube.listed("ResourceQuota"), asked(spec)))
 
 
 def storage(cluster: Cluster) -> Check:
@@ -56,7 +62,7 @@ def storage(cluster: Cluster) -> Check:
 
 
 def images(spec: Mapping[str, Any]) -> Iterator[Check]:
-    """Say where no image is named, and what each costs at the start of a pod."""
+    """Say where no image is named, and what each costs at the start of a pod; no registry is asked for it."""
     first = [container for pod in _pods(spec) for container in pod["containers"][:1]]
     for name in (container.get("name") for container in first if not container.get("image")):
         yield Check("image", False, f"container {name!r} has none: its pod would be refused", "give it one with Ray")
@@ -71,12 +77,18 @@ def images(spec: Mapping[str, Any]) -> Iterator[Check]:
                 "image", None, f"{image} must be on every node: its imagePullPolicy is Never", "use IfNotPresent"
             )
         else:
-            yield Check("image", True, image)
+            yield Check("image", True, f"{image} is named; the first pod shows whether nodes can pull it")
 
 
 def references(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Return what the pods of a cluster cannot start without, as kind and name."""
     return {found for pod in _pods(spec) for found in _references(pod) if found[1]}
+
+
+def pull_secrets(spec: Mapping[str, Any]) -> set[str]:
+    """Return the Secrets with which nodes pull the images of a cluster: a node tries without, too."""
+    named = [each.get("name") for pod in _pods(spec) for each in pod.get("imagePullSecrets") or []]
+    return {name for name in named if name}
 
 
 def _references(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -95,14 +107,15 @@ def _references(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield kind, inner.get("name", "")
 
 
-def _there(kube: Kube, kind: str, name: str) -> Iterator[Check]:
+def _there(kube: Kube, kind: str, name: str, otherwise: tuple[bool | None, str]) -> Iterator[Check]:
     title = f"{_WORDS[kind]} {name}"
     look = f"kubectl -n {kube.namespace} get {kind.lower()}s"
     try:
         yield bound(title, kube.get(kind, name), kube.namespace)
     except NotFound:
-        found = f"is not in {kube.namespace}: pods would wait for it"
-        yield Check(title, False, found, f"create it, or correct its name in the manifest: {look}")
+        ok, then = otherwise
+        found = f"is not in {kube.namespace}: {then}"
+        yield Check(title, ok, found, f"create it, or correct its name in the manifest: {look}")
     except Forbidden:
         # A job that waits for it says so itself.
         yield Check(title, None, "you may not see whether it is there", f"an administrator sees it: {look}")

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from raykube.backends.kubernetes.kubeapi import _PATHS, Kube
+from raykube.cluster import Cluster
 from raykube.doctor import kuberay, machine, named, rights, server
 from raykube.errors import Unreachable
 from tests.servers import Quiet, serving, write_kubeconfig
@@ -149,6 +150,33 @@ def test_references_are_found_in_volumes_and_environment():
     assert {kind for kind, _ in named.references({"headGroupSpec": head})} <= _PATHS.keys()
 
 
+class Secrets(Quiet):
+    """An API server that has the Secret `there`, and no other."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        name = self.path.rpartition("/")[2]
+        if name in ("there", "resourcequotas"):
+            return self.answer(200, {"kind": "Secret", "items": []})
+        about = {"kind": "secrets", "name": name}
+        return self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": about})
+
+
+def test_pull_secret_that_is_missing_is_told_and_is_no_fault_for_nodes_pull_without_it(tmp_path, monkeypatch):
+    head = pod(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "both", "key": "a"}}}])
+    head["template"]["spec"]["imagePullSecrets"] = [{"name": name} for name in ("regcred", "there", "both", "")]
+    cluster = Cluster({"metadata": {"name": "c"}, "spec": {"headGroupSpec": head}}, "a file", "c")
+    with serving(Secrets) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "c"))
+        found = {each.name: each for each in named.checks(Kube(), cluster) if each.name.startswith("secret ")}
+    assert {name: each.ok for name, each in found.items()} == {
+        "secret regcred": None,
+        "secret there": True,
+        "secret both": False,
+    }
+    assert "nodes pull images without it" in found["secret regcred"].found
+    assert "kubectl -n default get secrets" in found["secret regcred"].next_step
+
+
 CLUSTER = {
     "headGroupSpec": pod(resources={"requests": {"cpu": "500m", "memory": "1Gi"}}),
     "workerGroupSpecs": [
@@ -244,6 +272,7 @@ def test_claim_is_judged_by_its_volume(thing, ok):
 def test_image_that_costs_time_or_may_be_missing_is_named(container, ok):
     (check,) = named.images({"headGroupSpec": pod(**container)})
     assert check.ok is ok
+    assert ("the first pod shows whether nodes can pull it" in check.found) == bool(ok)
 
 
 @pytest.mark.parametrize("image", [{}, {"image": None}, {"image": ""}])
