@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,15 @@ def test_ray_is_asked_for_a_run_no_longer_than_somebody_waits_for_it(api):
         assert next(changes).state == "RUNNING"
         assert asking()
     until(lambda: not asking(), "nobody asks", 5)
+
+
+def test_end_of_the_ray_job_is_seen_at_once_though_its_rayjob_still_runs(api):
+    api.instead = {r"/rayjobs\?": (200, {**EMPTY, "items": [JOB]}), "/proxy/": (200, {"status": "RUNNING"})}
+    with contextlib.closing(Look(Kube(), "a").changes()) as changes:
+        assert next(changes).state == "RUNNING"
+        api.instead["/proxy/"] = (200, {"status": "SUCCEEDED"})
+        late = time.monotonic() + 2
+        assert next(each.state for each in changes if each.is_terminal or time.monotonic() > late) == "SUCCEEDED"
 
 
 @pytest.mark.usefixtures("api")
