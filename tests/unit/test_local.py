@@ -110,6 +110,13 @@ def test_relative_home_reaches_the_keeper_and_its_jobs_as_an_absolute_one(tmp_pa
     assert starting.keeper_environ()["RAYKUBE_HOME"] == str(tmp_path / ".rk")
 
 
+@pytest.mark.usefixtures("home")
+def test_jobs_of_the_head_run_the_python_that_started_it_and_its_agent_takes_no_fixed_port(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert keeper.ray_environ("h1")["PATH"] == os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin"])
+    assert "--dashboard-agent-listen-port=0" in keeper.ray_command(8265, "/tmp/x")
+
+
 @pytest.mark.parametrize("cpus", [0.5, 1])
 def test_driver_larger_than_the_machine_is_refused_whatever_its_workers_need(code, cpus):
     job = rk.Job(entrypoint="python hello.py", working_dir=code, entrypoint_num_cpus=10_000)
