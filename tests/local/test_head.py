@@ -206,17 +206,24 @@ def test_record_that_was_never_sent_is_sent_by_the_keeper(code):
     assert run.wait(timeout_s=WAIT_S).status().state == "SUCCEEDED"
 
 
-def test_ctrl_c_detaches_and_says_how_to_come_back(code, tmp_path):
+@pytest.mark.usefixtures("home")
+def test_ctrl_c_detaches_from_the_head_that_it_started_and_says_how_to_come_back(code, tmp_path):
     name = f"h-{uuid.uuid4().hex[:8]}"
-    submitter = raykube(code, "job", "submit", "--name", name, "--", "python", "waits.py", tmp_path / "go")
+    words = ("job", "submit", "--name", name, "--", "python", "waits.py", tmp_path / "go")
+    submitter = raykube(code, *words, start_new_session=True)
     assert any(line == "started\n" for line in submitter.stdout)
-    submitter.send_signal(signal.SIGINT)
+    running = head.current()
+    os.killpg(submitter.pid, signal.SIGINT)  # as a terminal does: all that is in its foreground
     _, errors = submitter.communicate(timeout=30)
     assert submitter.returncode == 130
     assert f"raykube job logs -f {name}" in errors
     assert rk.attach(name).status().state == "RUNNING"
     (tmp_path / "go").touch()
-    rk.attach(name).wait(timeout_s=WAIT_S)
+    assert rk.attach(name).wait(timeout_s=WAIT_S).status().state == "SUCCEEDED"
+    assert head.current() == running
+    assert head.alive(running.keeper_pid, running.keeper_born)
+    # By its session Ray's processes are found when it is ended.
+    assert os.getsid(running.ray_pid) == running.ray_pid
 
 
 def test_exit_code_of_submit_and_wait_is_the_run_s_fate(code):
