@@ -5,15 +5,20 @@ import re
 import statistics
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import raykube
+from raykube.settings import tomllib
+from tests.support import run
 
 ROOT = Path(raykube.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 TESTS = sorted((ROOT.parent / "tests").rglob("*.py"))
+PYPROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
 SEVEN_PARAMETERS: set[str] = {"train", "sweep"}
 PUBLIC = {
     *("App", "BackendError", "Cluster", "ConfigError", "Endpoint", "Job", "RaykubeError", "Result", "Run", "RunFailed"),
@@ -94,6 +99,48 @@ def test_outside_loads_neither_ray_nor_torch():
     code = "import sys, raykube.api; print({'ray', 'torch', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+#: Imports the modules that the second word names where no others are than Python's own and those of the first.
+_ALONE = """
+import importlib, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+class Base(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        top = name.partition(".")[0]
+        is_there = top in allowed or top.startswith("_sysconfigdata_")  # each platform has its own
+        return super().find_spec(name, path, target) if is_there else None
+allowed = {*sys.stdlib_module_names, *sys.argv[1].split()}
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Base]
+for name in sys.argv[2].split():
+    importlib.import_module(name)
+"""
+
+
+def base_install():
+    """Return the modules of what pyproject.toml says that raykube needs, and of what that brings."""
+    names, modules = set(), {"raykube"}
+    left = [*PYPROJECT["project"]["dependencies"]]
+    while left:
+        needed = Requirement(left.pop())
+        if needed.name in names or (needed.marker and not needed.marker.evaluate({"extra": ""})):
+            continue
+        names.add(needed.name)
+        found = metadata.distribution(needed.name)
+        left.extend(found.requires or ())
+        modules |= {path.parts[0].partition(".")[0] for path in found.files}
+    return modules
+
+
+def test_outside_needs_no_more_than_the_base_install():
+    outside = [".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in MODULES]
+    outside = [name.removesuffix(".__init__") for name in outside if not name.startswith("raykube.inside")]
+    outside.remove("raykube.__main__")  # which is a command
+    assert len(outside) > 80
+    words = (" ".join(base_install()), " ".join(outside))
+    done = run("python", "-c", _ALONE, *words, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
 
 
 def names_used(text):
