@@ -18,6 +18,7 @@ from tests.support import run
 ROOT = Path(raykube.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 TESTS = sorted((ROOT.parent / "tests").rglob("*.py"))
+JOBS = sorted((ROOT.parent / "jobs").glob("*.py"))
 PYPROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
 SEVEN_PARAMETERS: set[str] = {"train", "sweep"}
 PUBLIC = {
@@ -143,6 +144,15 @@ def test_outside_needs_no_more_than_the_base_install():
     assert done.returncode == 0, done.stderr
 
 
+def test_every_module_stands_in_the_contracts_of_import_linter():
+    tops = {f"raykube.{path.relative_to(ROOT).parts[0].removesuffix('.py')}" for path in MODULES}
+    outside = tops - {f"raykube.{name}" for name in ("__init__", "__main__", "inside", "wire", "errors")}
+    inside_never, outside_never, one_way, _ = PYPROJECT["tool"]["importlinter"]["contracts"]
+    assert set(inside_never["forbidden_modules"]) == outside
+    assert set(outside_never["source_modules"]) == outside | {"raykube.wire", "raykube.errors"}
+    assert set(re.findall(r"[\w.]+", " ".join(one_way["layers"]))) == set(outside_never["source_modules"])
+
+
 def names_used(text):
     """Yield what a module imports, by whole names, and the attributes that it takes of names."""
     for node in ast.walk(ast.parse(text)):
@@ -175,3 +185,32 @@ def test_tests_use_no_mocks_and_no_sleeps(path):
 )
 def test_mocks_and_sleeps_are_found(text):
     assert len(mocks_and_sleeps(text)) == 1
+
+
+def not_for_a_job(text, *, is_app=False):
+    """Return what a job uses of the outside plane, which only an app may, and of other jobs than what they share."""
+    names = [re.sub(r"^rk\.", "raykube.", name) for name in names_used(text)]
+    of_raykube = [name.split(".")[1] for name in names if name.startswith("raykube.")]
+    inside = ("inside", "wire", "errors")
+    outside = [name for name in of_raykube if raykube._HOMES.get(name, name).partition(".")[0] not in inside]
+    others = [name for name in names if f"{name}.".startswith("jobs.") and not name.startswith("jobs._digits")]
+    return [*([] if is_app else outside), *others]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_jobs_use_only_the_inside_plane_and_nothing_of_each_other(path):
+    assert not_for_a_job(path.read_text(), is_app=path.stem.endswith("_app")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import raykube.api",
+        "from raykube import submit",
+        "import raykube as rk; rk.Cluster.local()",
+        "from jobs import digits",
+        "from jobs.digits import main",
+    ],
+)
+def test_what_is_not_for_a_job_is_found(text):
+    assert len(not_for_a_job(text)) == 1
