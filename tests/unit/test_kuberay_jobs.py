@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import threading
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -72,6 +72,7 @@ class Api(Quiet):
         return self.answer(200, {})
 
     def _body(self):
+        self.server.queries.append((self.command, parse_qs(urlsplit(self.path).query)))
         return json.loads(self.rfile.read(int(self.headers["content-length"])))
 
     def _missing(self, path):
@@ -106,7 +107,7 @@ def api(tmp_path, monkeypatch):
     """Give the server: what it keeps by path, does not answer, refuses, has of Kueue, and does before a change."""
     with serving(Api) as server:
         server.kept, server.unable, server.refuses, server.kueue = {}, 0, {}, ("v1beta1", "v1beta2")
-        server.before_patch = {}
+        server.before_patch, server.queries = {}, []
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
@@ -219,6 +220,12 @@ def test_namespace_that_there_cannot_be_is_asked_for_nowhere(api, namespace):
     with pytest.raises(rk.ConfigError, match="there can be no namespace"):
         Kube(namespace=namespace)
     assert api.asked == []
+def test_objects_are_made_and_changed_only_if_the_server_knows_all_their_fields(api):
+    kube = Kube()
+    kube.create({"kind": "ConfigMap", "metadata": {"name": "a"}})
+    kube.patch("ConfigMap", "a", {"data": {}})
+    strict = {"fieldValidation": ["Strict"], "fieldManager": ["raykube"]}
+    assert api.queries == [("POST", strict), ("PATCH", strict)]
 
 
 def test_object_without_a_name_is_asked_for_nowhere(api):
