@@ -144,6 +144,7 @@ class BackendContract:
         with pytest.raises(WaitTimeout, match="still RUNNING"):
             run.wait(timeout_s=0)
         assert run.status().state == "RUNNING"
+        assert run.url.startswith("http")
 
     def test_wait_tells_every_change_once(self, submit):
         seen = []

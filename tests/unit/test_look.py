@@ -78,6 +78,11 @@ def test_state_is_the_rayjobs_where_the_rest_is_not_told(api, path, answer):
     assert (status.state, status.failure) == ("RUNNING", None)
 
 
+def test_url_of_a_run_is_its_dashboard_through_the_api_server(api):
+    path = "api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
+    assert rk.attach("a", on="kubernetes").url == f"http://127.0.0.1:{api.server_port}/{path}/"
+
+
 def test_cluster_without_kuberay_is_said_to_be_one(api):
     api.instead = {"/apis/ray.io/": said(404, "the server could not find the requested resource")}
     with pytest.raises(rk.BackendError, match="KubeRay's definitions are not installed") as caught:
