@@ -113,3 +113,11 @@ def test_guide_names_files_that_exist():
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / page).parent / Path(target)).exists(), target
+
+
+def test_python_of_the_readme_that_is_not_run_is_type_checked():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    checked = {line.strip() for line in (ROOT / "tests/typing/readme.py").read_text().splitlines()}
+    lines = [line for block in blocks if not block.startswith('"""Line fit') for line in block.splitlines()]
+    assert len(lines) > 5
+    assert [line for line in lines if line.strip() not in checked] == []
