@@ -71,16 +71,17 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
     place = where.cluster(given["workers"])
     body = clusters.plan(place, name)
     plan = Plan(name, "kuberay", (body,), notes=tuple(of_beside(place.beside)))
-    if not dry_run:
-        common.tell_plan(plan)
-    if dry_run != "client":
-        kube = Client(place.context, place.namespace)
-        clusters.create(kube, body, dry_run=dry_run == "server")
     if dry_run:
+        if dry_run == "server":
+            clusters.create(Client(place.context, place.namespace), body, dry_run=True)
         common.print_plan(plan, "client", output or "yaml")
         return
+    common.tell_plan(plan)
+    kube = Client(place.context, place.namespace)
+    with _hint(name, f"interrupted while cluster {name} was sent; if it has arrived, it goes on starting"):
+        clusters.create(kube, body)
     if not no_wait:
-        with _goes_on(name):
+        with _hint(name, f"cluster {name} goes on starting"):
             clusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
     click.echo(name)
 
@@ -181,10 +182,10 @@ def delete(names: tuple[str, ...], where: Where) -> None:
     common.each(names, act)
 
 
-def _goes_on(name: str) -> contextlib.AbstractContextManager[None]:
-    """After Ctrl-C, say that the cluster is made all the same."""
+def _hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:
+    """After Ctrl-C, say what goes on, how to look at it and how to end it."""
     return common.hint(
-        f"\ncluster {name} goes on starting",
+        f"\n{goes_on}",
         f"  look at it: raykube cluster status {name}",
         f"  end it:     raykube cluster delete {name}",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -122,11 +123,22 @@ def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
         common.print_plan(plan, dry_run, output or "yaml")
         return
     common.tell_plan(plan)
-    run = api.start(plan)
+    with _sent_hint(plan.name):
+        run = api.start(plan)
     if no_wait:
         click.echo(json.dumps({"name": run.name}) if as_json else run.name)
         return
     common.follow_run(run, as_json=as_json)
+
+
+def _sent_hint(name: str) -> AbstractContextManager[None]:
+    """After Ctrl-C, say how to find out whether a run was submitted, how to submit it and how to end it."""
+    return common.hint(
+        f"\ninterrupted while {name} was sent: it may have been submitted, or not",
+        f"  see whether it was: raykube job status {name}",
+        f"  submit or join it:  the same command, with --name {name}",
+        f"  end and remove it:  raykube job delete {name}",
+    )
 
 
 def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> Plan:

@@ -229,6 +229,53 @@ def test_create_that_would_wait_for_no_time_is_refused_before_anything_is_made(r
         done = raykube("cluster", "create", "demo", "--on", path, "--timeout-s", timeout_s, *dry_run)
         assert (done.returncode, done.stdout) == (2, "")
         assert "which is no time" in done.stderr
+class Taking(Quiet):
+    """Has no cluster until it is sent one, of which all pods are ready at once."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        kind, name = self.path.partition("?")[0].split("/")[-2:]
+        if name == "pods":
+            self.answer(200, {"metadata": {}, "items": [pod("a"), pod("b"), pod("c")]})
+        elif name in ("rayclusters", "events"):
+            self.answer(200, {"metadata": {}, "items": self.server.asked if name == "rayclusters" else []})
+        elif kind == "rayclusters" and self.server.asked:
+            self.answer(200, self.server.asked[0])
+        else:
+            self.answer(404, {"kind": "Status", "code": 404, "message": "no", "details": {"kind": kind, "name": name}})
+
+    def do_POST(self):  # noqa: N802
+        thing = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        thing["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        self.server.asked.append(thing)
+        self.answer(201, thing)
+
+
+@pytest.fixture
+def taking(tmp_path):
+    """Have an API server that takes clusters, where the commands of `raykube` look for one."""
+    with serving(Taking) as server:
+        write_kubeconfig(server, tmp_path / "none")
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("create", "interrupted while cluster demo was sent; if it has arrived, it goes on starting"),
+        ("wait_ready", "cluster demo goes on starting"),
+    ],
+)
+@pytest.mark.usefixtures("taking")
+def test_ctrl_c_while_a_cluster_is_made_says_how_to_look_at_it_and_end_it(raykube, monkeypatch, step, told):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clusters, step, pressed)
+    done = raykube("cluster", "create", "demo", "--on", str(PRESETS / "cpu-small.yaml"))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert f"\n{told}\n" in done.stderr
+    assert "raykube cluster status --on" in done.stderr
+    assert "raykube cluster delete --on" in done.stderr
 
 
 def test_create_on_this_machine_is_refused(raykube):

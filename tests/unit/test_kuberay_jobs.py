@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import logging
 import threading
 from urllib.parse import parse_qs, urlsplit
 
@@ -459,15 +460,17 @@ def test_run_that_is_being_deleted_is_not_joined_but_made_anew_once_it_is_gone(k
     assert kept[path]["metadata"]["uid"] != "leaving"
 
 
-def test_run_whose_making_is_interrupted_is_not_left_unless_it_was_there(kept):
+def test_run_whose_making_is_interrupted_is_not_left_unless_it_was_there(kept, caplog):
+    caplog.set_level(logging.INFO, "raykube")
     owner = keep({"kind": "RayJob", "metadata": {"name": "digits"}})
     kept[f"{RAY}/rayjobs/digits"] = owner
     with pytest.raises(KeyboardInterrupt), objects.needed_by(Kube(), owner, is_new=False):
         raise KeyboardInterrupt
-    assert [*kept] == [f"{RAY}/rayjobs/digits"]
+    assert ([*kept], caplog.messages) == ([f"{RAY}/rayjobs/digits"], [])
     with pytest.raises(KeyboardInterrupt), objects.needed_by(Kube(), owner, is_new=True):
         raise KeyboardInterrupt
     assert kept == {}
+    assert caplog.messages == ["interrupted before RayJob digits had all that it needs: it is removed"]
 
 
 SERVICE, CLUSTER = f"{RAY}/rayservices/hello", f"{RAY}/rayclusters/hello-c"

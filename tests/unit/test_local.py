@@ -653,6 +653,20 @@ def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch
     assert "raykube service status good" in done.stderr
 
 
+@pytest.mark.usefixtures("home")
+def test_ctrl_c_while_a_run_is_sent_says_how_to_see_submit_and_end_it(code, monkeypatch):
+    def pressed():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starting, "ensure", pressed)
+    done = typed("job", "submit", "--name", "a", "--working-dir", ".", "--", "python", "hello.py", cwd=code)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted while a was sent: it may have been submitted, or not" in done.stderr
+    assert "raykube job status a" in done.stderr
+    assert "the same command, with --name a" in done.stderr
+    assert "raykube job delete a" in done.stderr
+
+
 def test_time_to_wait_for_a_service_is_what_sending_it_has_left():
     now = time.monotonic()
     assert (handles.left(600, now - 100), handles.left(60, now - 100)) == (500, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ _NOUNS = {"RayJob": "run", "RayService": "service", "RayCluster": "cluster"}
 _COMMANDS = _NOUNS | {"RayJob": "job"}
 #: The label selector of what raykube has made.
 OURS = ",".join(f"{key}={value}" for key, value in plans.MANAGED_BY.items())
+_log = logging.getLogger("raykube")
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
 
@@ -217,6 +219,7 @@ def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         if is_new:
+            _log.info("interrupted before %s %s had all that it needs: it is removed", owner["kind"], name_of(owner))
             _undo(kube, owner, interrupt)
         raise
     except RaykubeError as error:
