@@ -22,6 +22,8 @@ CODE_FOLDER = ".code"
 #: they lie in etcd, too, which takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
 CONFIG_MAP_LIMIT = 1000 * 1024
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+#: What the URI begins with of code that a head holds itself.
+HELD = "gcs://"
 #: Of a RayService that has, or once had, code in its storage.
 STORED_ANNOTATION = "raykube.io/code-in-storage"
 #: Of a pod, and of its container: where it may stand, and what it can reach there.
@@ -73,7 +75,7 @@ def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
 
 def held_uri(package: Package) -> str:
     """Return the URI of a package that a head holds itself, by Ray's own form of name."""
-    return f"gcs://_ray_pkg_{package.hash}.zip"
+    return f"{HELD}_ray_pkg_{package.hash}.zip"
 
 
 def ray_job_spec(job: Job) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import manifest as manifests
+from raykube.bodies import CODE_MOUNT, HELD
 from raykube.shapes import entries, mapping
 
 Manifest = Mapping[str, Any]
@@ -37,6 +38,15 @@ def of_storage(manifest: Manifest) -> Iterator[str]:
 def _mounts(container: Manifest, path: PurePosixPath) -> bool:
     mounts = [str(mapping(each).get("mountPath") or "") for each in entries(container.get("volumeMounts"))]
     return any(mount and path.is_relative_to(mount) for mount in mounts)
+
+
+def of_code(uri: str) -> Iterator[str]:
+    """Say where code goes that is too large for a ConfigMap. The cluster reads it at `uri`; "" is for an upload."""
+    if not uri:
+        yield "the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried"
+    elif not uri.startswith((f"file://{CODE_MOUNT}/", HELD)):
+        folder = uri.removeprefix("file://").rpartition("/")[0]
+        yield f"the code is too large for a ConfigMap: it goes to the storage, to {folder}"
 
 
 def of_submitter(spec: Manifest) -> Iterator[str]:

@@ -21,7 +21,7 @@ from raykube.bodies import QUEUE_LABEL, code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
-from raykube.notes import of_beside, of_open_dashboard, of_storage, of_submitter
+from raykube.notes import of_beside, of_code, of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import literal, text_problem
 from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
@@ -206,7 +206,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         cluster,
         (*([code] if code else []), work),
         package,
-        (*_notes(cluster, upload=upload), *fits.notes(job, cluster)),
+        (*_notes(cluster, working_dir), *fits.notes(job, cluster)),
     )
 
 
@@ -295,7 +295,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
         metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
-    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, upload=False))
+    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, uri))
 
 
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
@@ -324,12 +324,10 @@ def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package |
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
 
 
-def _notes(cluster: Cluster, *, upload: bool) -> tuple[str, ...]:
+def _notes(cluster: Cluster, working_dir: str) -> tuple[str, ...]:
     notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"
         )
-    if upload:
-        notes.append("the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried")
-    return tuple(notes)
+    return (*notes, *of_code(working_dir))

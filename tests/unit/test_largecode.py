@@ -1,6 +1,7 @@
 """Code that is too large for a ConfigMap, brought to a head: a server that plays an API server and its Ray."""
 
 import json
+import logging
 import os
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden
 from raykube.plans import Plan
+from raykube.package import zipped
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
@@ -117,6 +119,30 @@ def test_code_that_a_written_rayjob_names_is_left_where_it_is(submitted):
     written = {"kind": "RayJob", "metadata": {"name": "big"}, "spec": {"runtimeEnvYAML": environment}}
     largecode.before(Kube(), Plan("big", "kuberay", (written,)))
     assert submitted == []
+class Storing(Api):
+    """Makes pods that have in their storage what they are to be given."""
+
+    def do_GET(self):  # noqa: N802
+        self.answer(200 if "/proxy/" in self.path else 404, {})
+
+    def do_POST(self):  # noqa: N802
+        self._read()
+        self.answer(201, {"metadata": {"name": "big-storage-1"}})
+
+    def do_DELETE(self):  # noqa: N802
+        self.do_POST()
+
+
+def test_way_of_large_code_to_the_storage_is_told(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "raykube")
+    planned = plan(tmp_path)
+    planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
+    with serving(Storing) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        largecode.before(Kube(), planned)
+    size = f"{len(zipped(planned.package)):,} bytes"
+    told = f"the code of big ({size}) goes to /shared/big/.code/1.zip by a pod, which may have to wait for"
+    assert [each.startswith(told) for each in caplog.messages if "code" in each] == [True]
 
 
 class Given(Api):

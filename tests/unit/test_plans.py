@@ -241,6 +241,19 @@ def test_large_code_goes_to_the_storage(large, storage, uri):
     assert [part["kind"] for part in plan.body] == ["RayJob"]
 
 
+def notes_of_code(*planned):
+    return [note for plan in planned for note in plan.notes if "the code" in note]
+
+
+def test_plan_says_where_code_goes_that_no_config_map_holds(large, code):
+    cluster = stored(Cluster.load("gpu-t4"), "/shared/")
+    told = "the code is too large for a ConfigMap: it goes to the storage, to /shared/{}/.code"
+    planned = plans.rayjob(JOB, cluster, large), plans.rayservice(SERVICE, cluster, large)
+    assert notes_of_code(*planned) == [told.format("digits-a1"), told.format("digits")]
+    assert notes_of_code(plans.rayjob(JOB, cluster, code), plans.rayservice(SERVICE, cluster, code)) == []
+    assert notes_of_code(plans.rayjob(JOB, dataclasses.replace(cluster, selected=True), large)) == []
+
+
 def test_large_code_without_storage_is_uploaded_and_not_retried(large):
     cluster = Cluster.load("gpu-t4")
     with pytest.raises(ConfigError, match="max_retries: must be 0"):

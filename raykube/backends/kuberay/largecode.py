@@ -24,7 +24,7 @@ from raykube.package import Package
 from raykube.plans import Plan
 
 _POLL_S = 1.0
-_HELD = "gcs://"
+_BROUGHT = "the code of %s (%s bytes) goes to %s by a pod, which may have to wait for a node and its image"
 
 _log = logging.getLogger("raykube")
 
@@ -36,12 +36,14 @@ def before(kube: Kube, plan: Plan) -> None:
     work = plan.body[-1]
     if not (uri := _working_dir(work)):
         return
-    if uri.startswith(_HELD):
+    if uri.startswith(bodies.HELD):
         _give(_selected(kube, work["spec"]["clusterSelector"]["ray.io/cluster"]), uri, plan.package)
     else:
         with contextlib.suppress(Conflict):  # that is looked at when it is made
             kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind
-        storage.write(kube, work, uri.removeprefix("file://"), package.zipped(plan.package))
+        path, data = uri.removeprefix("file://"), package.zipped(plan.package)
+        _log.info(_BROUGHT, plan.name, f"{len(data):,}", path)
+        storage.write(kube, work, path, data)
 
 
 def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
