@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raykube.cli import common
+from raykube.cli import common, planned
 from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
 from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
 
@@ -67,16 +67,16 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
 
     check_time(timeout_s)
     dry_run, output = given["dry_run"], given["output"]
-    common.check_plan_options(dry_run, output)
+    planned.check_options(dry_run, output)
     place = where.cluster(given["workers"])
     body = clusters.plan(place, name)
     plan = Plan(name, "kuberay", (body,), notes=tuple(of_beside(place.beside)))
     if dry_run:
         if dry_run == "server":
             clusters.create(Client(place.context, place.namespace), body, dry_run=True)
-        common.print_plan(plan, "client", output or "yaml")
+        planned.show(plan, "client", output or "yaml")
         return
-    common.tell_plan(plan)
+    planned.announce(plan)
     kube = Client(place.context, place.namespace)
     with _hint(name, f"interrupted while cluster {name} was sent; if it has arrived, it goes on starting"):
         clusters.create(kube, body)

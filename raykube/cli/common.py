@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import shlex
 import sys
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from raykube.cluster import Cluster
     from raykube.errors import Failure, RaykubeError
     from raykube.handles import Endpoint, Run, Status
-    from raykube.plans import Plan
     from raykube.wire import Result
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -236,31 +234,6 @@ def line_of(status: Status) -> str:
     from raykube.cli import view
 
     return view.status_line(status, time.time())
-
-
-def print_plan(plan: Plan, dry_run: str, output: str) -> None:
-    """Print a plan as yaml, json or just its name; for ``server`` once the server has found nothing wrong with it."""
-    if dry_run == "server":
-        from raykube import api
-
-        api.check(plan)
-    texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
-    click.echo(texts[output].rstrip("\n"))
-    tell_plan(plan)
-
-
-def tell_plan(plan: Plan) -> None:
-    """Tell which files a plan sends, and what its reader should know."""
-    tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
-
-
-def check_plan_options(dry_run: str | None, output: str | None, *, as_json: bool = False) -> None:
-    """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
-    if dry_run and as_json:
-        raise click.UsageError("--json prints a result, and --dry-run has none; for a plan as JSON: -o json")
-    if output and not dry_run:
-        step = "add --dry-run=client (or server), or use --json for the result"
-        raise click.UsageError(f"-o sets the format of --dry-run; {step}")
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

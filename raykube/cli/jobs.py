@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raykube.cli import common
+from raykube.cli import common, planned
 from raykube.cli.common import (
     Where,
     code_options,
@@ -117,12 +117,12 @@ def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
     from raykube import api
 
     no_wait, as_json, dry_run, output = (given.pop(key) for key in ("no_wait", "as_json", "dry_run", "output"))
-    common.check_plan_options(dry_run, output, as_json=as_json)
+    planned.check_options(dry_run, output, as_json=as_json)
     plan = _plan(entrypoint, where, given)
     if dry_run:
-        common.print_plan(plan, dry_run, output or "yaml")
+        planned.show(plan, dry_run, output or "yaml")
         return
-    common.tell_plan(plan)
+    planned.announce(plan)
     with _sent_hint(plan.name):
         run = api.start(plan)
     if no_wait:

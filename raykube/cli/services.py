@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raykube.cli import common
+from raykube.cli import common, planned
 from raykube.cli.common import (
     Where,
     code_options,
@@ -56,14 +56,14 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
-    common.check_plan_options(dry_run, output, as_json=as_json)
+    planned.check_options(dry_run, output, as_json=as_json)
     work = args.service_of(name, given)
     check_time(timeout_s)
     plan = api.plan(work, cluster)
     if dry_run:
-        common.print_plan(plan, dry_run, output or "yaml")
+        planned.show(plan, dry_run, output or "yaml")
         return
-    common.tell_plan(plan)
+    planned.announce(plan)
     begun, shown = time.monotonic(), common.screen(as_json=as_json)
     with _detach_hint(name, f"interrupted while {name} was sent; what has arrived of it goes on"):
         endpoint = api.serve(plan)

@@ -275,6 +275,24 @@ def test_dry_run_prints_the_plan_and_starts_nothing(raykube, code, tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "kib", "told"),
+    [
+        ("cpu-small", 1, []),
+        ("cpu-small", 200, ["kubectl apply --server-side -f -"]),
+        ("cpu-small", 800, ["the code is not in this plan"]),
+        ("local", 800, []),
+    ],
+)
+def test_dry_run_says_what_its_plan_lacks_for_kubectl(raykube, code, place, kib, told):
+    (code / "weights").write_bytes(os.urandom(kib * 1024))
+    words = ("job", "submit", "--on", place, "--dry-run=client", "-o")
+    possible = ("kubectl apply --server-side -f -", "the code is not in this plan")
+    for output, expected in (("yaml", told), ("name", [])):
+        done = raykube(*words, output, "--", "python", "hello.py")
+        assert (done.returncode, [each for each in possible if each in done.stderr]) == (0, expected)
+
+
 def test_dry_run_of_a_local_job_is_ray_s_own_body(raykube):
     done = raykube("job", "submit", "--name", "a", "--dry-run=client", "-o", "json", "--", "python", "hello.py")
     (body,) = json.loads(done.stdout)
