@@ -280,7 +280,7 @@ def test_dry_run_prints_the_plan_and_starts_nothing(raykube, code, tmp_path):
     [
         ("cpu-small", 1, []),
         ("cpu-small", 200, ["kubectl apply --server-side -f -"]),
-        ("cpu-small", 800, ["the code is not in this plan"]),
+        ("cpu-small", 1100, ["the code is not in this plan"]),
         ("local", 800, []),
     ],
 )

@@ -11,8 +11,8 @@ import raykube as rk
 from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden
-from raykube.plans import Plan
 from raykube.package import zipped
+from raykube.plans import Plan
 from tests.servers import Quiet, serving, write_kubeconfig
 
 JOB = {
