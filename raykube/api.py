@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raykube import package, plans
-from raykube.backends import Backend, Kind, Status, backend_for, backend_of
+from raykube.backends import Backend, Kind, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
 from raykube.handles import Endpoint, OnEvent, Run, check_time, left
@@ -182,14 +182,13 @@ def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | No
         Unreachable: the place does not answer.
     """
     place = backend_for(cluster_of(on))
-    found = _known(place, asked_for(name), kind)
-    return Run(name, place) if found.kind == "job" else Endpoint(name, place)
+    return Run(name, place) if _kind_of(place, asked_for(name), kind) == "job" else Endpoint(name, place)
 
 
-def _known(place: Backend, name: str, kind: Kind | None) -> Status:
+def _kind_of(place: Backend, name: str, kind: Kind | None) -> Kind:
     try:
-        return place.status(name, kind)
+        return place.kind_of(name, kind)
     except NotFound:
         if kind is None:
             raise
-        return place.status(name)
+        return place.kind_of(name)

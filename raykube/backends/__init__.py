@@ -90,6 +90,9 @@ class Backend(Protocol):
             Conflict: a run of that name came from another plan.
         """
 
+    def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
+        """Return what has this name, with no more questions than that takes. Raises NotFound."""
+
     def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now. Raises NotFound."""
 

@@ -81,6 +81,12 @@ def test_state_is_the_rayjobs_where_the_rest_is_not_told(api, path, answer):
 def test_url_of_a_run_is_its_dashboard_through_the_api_server(api):
     path = "api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
     assert rk.attach("a", on="kubernetes").url == f"http://127.0.0.1:{api.server_port}/{path}/"
+@pytest.mark.parametrize(("name", "kinds"), [("a", ["rayjobs"]), ("s", ["rayjobs", "rayservices"])])
+def test_handle_is_made_with_no_more_questions_than_what_has_the_name(api, name, kinds):
+    gone = {"kind": "Status", "code": 404, "message": "no", "details": {"kind": "rayjobs", "name": "s"}}
+    api.instead = {"/rayjobs/s$": (404, gone)}
+    assert rk.attach(name, on="kubernetes").name == name
+    assert [path.rpartition("/namespaces/default/")[2] for path in api.asked] == [f"{kind}/{name}" for kind in kinds]
 
 
 def test_cluster_without_kuberay_is_said_to_be_one(api):

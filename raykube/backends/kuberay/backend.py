@@ -90,6 +90,12 @@ class KubeRay:
         (services.deploy if plan.is_service else jobs.start)(self.kube, plan)
         return plan.name
 
+    def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
+        """Return which of the two the API server has by this name."""
+        if kind == "service":
+            objects.found(self.kube, "RayService", name)
+        return "job" if self._run(name, kind) else "service"
+
     def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now."""
         look = self._run(name, kind)

@@ -77,6 +77,10 @@ class Local:
                 _submit(plan)
         return plan.name
 
+    def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
+        """Return what the record of this name is of."""
+        return _load(name, kind).kind
+
     def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now; of a run that has ended, the state it ended in."""
         record = _load(name, kind)
