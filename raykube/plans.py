@@ -17,7 +17,7 @@ from typing import Any
 
 from raykube import bodies, fits, sameness, shapes, wire
 from raykube import manifest as manifests
-from raykube.bodies import QUEUE_LABEL, code_uri, ray_cluster
+from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
@@ -213,7 +213,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
     """Return the fields that say which cluster a RayJob runs on: one of its own, or one that is there."""
     if cluster.selected:
-        return {"clusterSelector": {"ray.io/cluster": cluster.name}, "shutdownAfterJobFinishes": False}
+        return {"clusterSelector": {CLUSTER_LABEL: cluster.name}, "shutdownAfterJobFinishes": False}
     ttl = {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s)}
     return ttl | {"rayClusterSpec": ray_cluster(cluster, config_map, probed=True)}
 

@@ -17,6 +17,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound
 
 _CONTAINER = "autoscaler"
@@ -58,7 +59,7 @@ def _check_has_one(kube: Kube, look: Look) -> None:
 
 def _head_pod(kube: Kube, job: Object) -> str:
     cluster = (job.get("status") or {}).get("rayClusterName")
-    pods = kube.listed("Pod", labelSelector=f"ray.io/cluster={cluster}") if cluster else []
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={cluster}") if cluster else []
     return name_of(head_of(tuple(pods)))
 
 

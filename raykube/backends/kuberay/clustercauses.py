@@ -19,7 +19,7 @@ from raykube.backends.kubernetes.fields import (
     seconds,
     status_of,
 )
-from raykube.bodies import QUEUE_LABEL
+from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
 from raykube.errors import Failure
 
 #: The operator answers in less than a second; it takes longer where it is busy or not there.
@@ -68,7 +68,7 @@ def deleted(seen: Observed) -> Failure | None:
     """A pod that is not to be started again is deleted at once, and KubeRay's event alone keeps what it died of."""
     for event in events_about(seen, (name_of(seen.cluster),)) if _is_short(seen) else ():
         if event.get("reason") in _DELETED and (reason := _died_of(event)):
-            words = {"limit": "too little", "pod": f"-f -l ray.io/cluster={name_of(seen.cluster)}"}
+            words = {"limit": "too little", "pod": f"-f -l {CLUSTER_LABEL}={name_of(seen.cluster)}"}
             return complete(seen, Failure(reason, event["message"]), event_place(event), **words)
     return None
 

@@ -11,14 +11,14 @@ from typing import Any
 from raykube import manifest as manifests
 from raykube import plans
 from raykube.backends.kuberay import objects, rayhead
-from raykube.backends.kuberay.clusterstates import CLUSTER_LABEL, ClusterStatus, seen, status_of
+from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
-from raykube.bodies import ray_cluster
+from raykube.bodies import CLUSTER_LABEL, ray_cluster
 from raykube.cluster import LOCAL, Cluster
 from raykube.differences import ABSENT, of_objects
 from raykube.errors import (

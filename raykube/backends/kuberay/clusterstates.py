@@ -9,10 +9,10 @@ from typing import Literal
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
 
 ClusterState = Literal["WAITING", "RUNNING", "STOPPED"]
-CLUSTER_LABEL = "ray.io/cluster"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import httpx
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
 #: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
@@ -174,7 +175,7 @@ class Forward:
         except NotFound:  # the service is gone
             self.gone.set()
             raise
-        selector = f"ray.io/cluster={cluster},ray.io/node-type=head"
+        selector = f"{CLUSTER_LABEL}={cluster},ray.io/node-type=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         head = dict(head_of(tuple(live)))

@@ -19,12 +19,11 @@ from raykube.backends.kubernetes.fields import claims_of, name_of, newest
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
-from raykube.bodies import QUEUE_LABEL
+from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
 _TAIL_LINES = 40  # some of them are Ray's own
 _JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
-_CLUSTER_LABEL = "ray.io/cluster"
 _JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
 
 _Told = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -184,7 +183,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     metadata = job["metadata"]
     if cluster := (job.get("status") or {}).get("rayClusterName"):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
-        selectors["pods"] = ("Pod", {"labelSelector": f"{_CLUSTER_LABEL}={cluster}"})
+        selectors["pods"] = ("Pod", {"labelSelector": f"{CLUSTER_LABEL}={cluster}"})
         # Why KubeRay has deleted a pod stands in an event that is no warning.
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})

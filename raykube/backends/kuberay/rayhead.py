@@ -11,6 +11,7 @@ from typing import Any
 from raykube import wire
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, NotFound, Unreachable
 
 #: KubeRay reads a token from under this key, and puts its own there.
@@ -76,7 +77,7 @@ def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
     own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
     if own is not None:
         return own
-    if not (name := (spec.get("clusterSelector") or {}).get("ray.io/cluster")):  # KubeRay takes it for invalid
+    if not (name := (spec.get("clusterSelector") or {}).get(CLUSTER_LABEL)):  # KubeRay takes it for invalid
         raise NotFound(f"RayJob {job['metadata']['name']} names no cluster, and has none of its own")
     return dict(kube.get("RayCluster", name)["spec"])
 

@@ -18,6 +18,7 @@ from raykube.backends.kuberay import clustercauses, diagnosis
 from raykube.backends.kuberay.observed import Observed, storage_of
 from raykube.backends.kuberay.rayhead import is_sidecar
 from raykube.backends.kubernetes import fields
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
 
 STOP_ANNOTATION = "raykube.io/stop"
@@ -141,7 +142,7 @@ def _waiting(seen: Observed) -> str:
     if deployment == "Waiting":
         return "its cluster is ready; with InteractiveMode KubeRay waits until somebody submits the job there"
     if selected := seen.owner["spec"].get("clusterSelector"):
-        return f"waiting for KubeRay to hand it to cluster {selected.get('ray.io/cluster')}"
+        return f"waiting for KubeRay to hand it to cluster {selected.get(CLUSTER_LABEL)}"
     if not seen.pods:
         return "waiting for KubeRay to create its cluster"
     stages = Counter(_stage(pod) for pod in seen.pods)

@@ -16,9 +16,8 @@ from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Refused, Watching
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
-
-CLUSTER_LABEL = "ray.io/cluster"
 
 
 class ServeHead:

@@ -20,7 +20,7 @@ from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.bodies import CONFIG_MAP_LIMIT
+from raykube.bodies import CLUSTER_LABEL, CONFIG_MAP_LIMIT
 from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
@@ -171,7 +171,7 @@ def _size(texts: Iterable[str]) -> int:
 def _hasten(kube: Kube, service: Object, file: str) -> None:
     """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
     change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
-    pods = kube.listed("Pod", labelSelector=f"ray.io/cluster in ({','.join(_clusters(service))})")
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({','.join(_clusters(service))})")
     try:
         for pod in pods:
             with contextlib.suppress(NotFound):
