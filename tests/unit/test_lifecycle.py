@@ -113,6 +113,14 @@ def test_unsent_record_ends_as_stopped_once_a_stop_was_asked_for():
     assert action(None, now=106.0, ending=Ending()) == lifecycle.Action("end", 1)
 
 
+@pytest.mark.parametrize(("now", "do"), [(1005.0, "stop"), (1006.0, "end")])
+def test_retry_that_may_be_under_way_is_stopped_and_not_yet_taken_for_ended(now, do):
+    record = replace(RECORD, timeout_s=None)
+    for since in (None, 1001.0):
+        ending = Ending(since=since)
+        assert action(None, attempt=2, noted=1000.0, now=now, ending=ending, record=record) == lifecycle.Action(do, 2)
+
+
 def test_attempt_that_began_after_a_stop_was_asked_for_is_stopped():
     assert action(RUNNING, attempt=2, ending=Ending()) == lifecycle.Action("stop", 2)
 

@@ -157,6 +157,56 @@ def test_retry_whose_sending_failed_is_sent_again_and_has_waited_since_it_was_no
     assert (records.final("a"), records.noted(record)) == (None, noted)
 
 
+class Learning(Ray):
+    """A head that knows a job once its POST is through; `meanwhile` happens while that is under way."""
+
+    def __init__(self, meanwhile=lambda: None, **jobs):
+        super().__init__()
+        self.meanwhile, self.states = meanwhile, {name.replace("_", "-"): state for name, state in jobs.items()}
+
+    def job(self, submission_id):
+        if submission_id in self.states:
+            return {"status": self.states[submission_id], "message": ""}
+        raise NotFound(f"no {submission_id}")
+
+    def submit(self, body):
+        super().submit(body)
+        self.meanwhile()
+        self.states[body["submission_id"]] = "RUNNING"
+
+    def stop(self, submission_id):
+        if self.job(submission_id):
+            super().stop(submission_id)
+            self.states[submission_id] = "STOPPED"
+
+
+@pytest.fixture
+def learning(running, monkeypatch):
+    """Let such a head be the one that runs, with a keeper."""
+
+    def run(*how, **jobs):
+        ray = Learning(*how, **jobs)
+        head.home().mkdir(exist_ok=True)
+        head.write_state(replace(running, **dict.fromkeys(("keeper_born", "ray_born"), head.born(os.getpid()))))
+        monkeypatch.setattr(head, "api", lambda _: ray)
+        return ray
+
+    return run
+
+
+def test_stop_of_a_run_whose_retry_is_being_sent_stops_that(record, running, learning):
+    def stop():
+        records.request_stop("a")
+        seen.append(Local().status("a").state)
+
+    seen = []
+    ray = learning(stop, a_n_1="FAILED")
+    keeper._tick(running, ray)
+    assert (ray.asked, seen) == (["submit a-n-2"], ["PENDING"])
+    Local().stop("a")
+    assert ray.states["a-n-2"] == records.final(record.name).state == "STOPPED"
+
+
 @pytest.mark.usefixtures("record")
 def test_keeper_goes_on_when_it_cannot_even_log(running):
     head.home().mkdir()

@@ -319,9 +319,9 @@ def _live_status(record: Record) -> Status:
         if head.current():
             raise
         return _lost_status(record)
-    ending = records.ending(record.name)
-    if ending and not known:
-        return observe.settle(record, lifecycle.cut_short(status, ending.failure, time.time()), running)
+    ending, now = records.ending(record.name), time.time()
+    if ending and not known and lifecycle.is_unsent(records.noted(record), now):
+        return observe.settle(record, lifecycle.cut_short(status, ending.failure, now), running)
     if lifecycle.has_retry(record, status, ending):
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"

@@ -14,7 +14,8 @@ from raykube.backends import State, Status, endings
 from raykube.backends.local.records import Ending, Record
 from raykube.errors import Failure
 
-#: How long a record may stand without a job on the head before the keeper sends it: its writer died.
+#: How long an attempt may stand without a job on the head: until then it may be under way. After that its sender has
+#: died, and the keeper sends it, or ends the run if that is to end.
 ORPHAN_AFTER_S = 5.0
 #: How long Ray may take to stop a job before its end is noted all the same: it kills it 3 s after it asked it to end.
 STOPS_WITHIN_S = 20.0
@@ -136,13 +137,18 @@ def action_of(
     if not status.is_terminal:
         overrun = _overrun(record, status, noted, now)
         if why := ending or (Ending(overrun) if overrun else None):
-            done = not known or _has_had_its_time(status, why, now)
+            done = _has_had_its_time(status, why, now) if known else is_unsent(noted, now)
             return Action("end" if done else "stop", status.attempt, why.failure)
     if not known and now - record.submitted > ORPHAN_AFTER_S:
         return Action("send", status.attempt)
     if has_retry(record, status, ending):
         return Action("send", status.attempt + 1)
     return Action("wait")
+
+
+def is_unsent(noted: float, now: float) -> bool:
+    """Whether an attempt that the head does not know will not come any more; until then it may be under way."""
+    return now - noted > ORPHAN_AFTER_S
 
 
 def _has_had_its_time(status: Status, ending: Ending, now: float) -> bool:
