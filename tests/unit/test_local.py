@@ -207,6 +207,50 @@ def test_stop_of_a_run_whose_retry_is_being_sent_stops_that(record, running, lea
     assert ray.states["a-n-2"] == records.final(record.name).state == "STOPPED"
 
 
+def sent_anew(record, first, head="h"):
+    """Have the name of a run sent again: after its end, or, with 1, after it was deleted. Return the new record."""
+    new = replace(record, nonce="new", submitted=time.time(), first=first, head=head)
+    records.save(new)
+    records.reopen(record.name, first)
+    return new
+
+
+def test_stop_of_a_run_that_is_noted_before_its_attempt_is_sent_stops_that(record, running):
+    def end():
+        records.set_final(Status("a", "job", "STOPPED"))
+
+    for meanwhile in (end, lambda: records.remove("a")):
+        ray = Learning(meanwhile)
+        observe.send(record, 1, running, ray)
+        assert ray.asked == ["submit a-n-1", "stop a-n-1"]
+
+
+@pytest.mark.parametrize(("first", "state"), [(2, "FAILED"), (1, "STOPPED"), (1, "FAILED")])
+def test_keeper_leaves_alone_what_was_sent_anew_since_it_read_the_record(record, running, first, state):
+    ray = Learning(a_n_1=state)
+    sent_anew(record, first)
+    keeper._look_after(record, running, ray)
+    assert (ray.asked, records.final("a"), records.attempt("a")) == ([], None, first)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_end_of_a_run_is_not_noted_as_that_of_the_next_of_its_name(record, running, first):
+    running.driver_log("a-n-1").write_text("of the first\n")
+    new = sent_anew(record, first)
+    assert observe.settle(record, Status("a", "job", "STOPPED", attempt=first), running).state == "STOPPED"
+    assert observe.settle_lost(record, None).failure.reason == "HeadDied"
+    assert records.final("a") is None
+    assert not observe.log_path(new, 1, None).exists()
+
+
+def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_failed(record, learning, monkeypatch):
+    learning(a_new_2="RUNNING")
+    records.save(replace(record, head="gone"))
+    monkeypatch.setattr(backend, "_keep_watched", lambda: sent_anew(record, 2))
+    assert Local().status("a").state == "RUNNING"
+    assert records.final("a") is None
+
+
 @pytest.mark.usefixtures("record")
 def test_keeper_goes_on_when_it_cannot_even_log(running):
     head.home().mkdir()

@@ -89,7 +89,8 @@ class Local:
         if ended := records.final(name):
             return ended
         _keep_watched()
-        return _live_status(record)
+        # Read anew: it may have been sent again since, on another head, which is why there is no end of it any more.
+        return _live_status(_load(name, "job"))
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
         """Yield the status again and again; a head that gives no answer is asked for a while, its last one told."""

@@ -41,6 +41,14 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
 
+def is_current(record: Record) -> bool:
+    """Whether a record that was read still is that of its name: what was deleted or sent anew since is another's."""
+    with contextlib.suppress(NotFound):
+        now = records.load(record.name)
+        return (now.nonce, now.submitted) == (record.nonce, record.submitted)
+    return False
+
+
 def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
     """Ask again and again; yield what is answered, and None for no answer: the head may be about to be found dead.
 
@@ -66,14 +74,18 @@ def settle(record: Record, ended: Status, head: Head) -> Status:
     """Keep the logs of a run that has ended for good, and then its last status."""
     for attempt in range(1, ended.attempt + 1):
         _keep_log(record, attempt, head)
-    return records.set_final(replace(ended, progress=progress(record)))
+    return _note(record, replace(ended, progress=progress(record)))
+
+
+def _note(record: Record, ended: Status) -> Status:
+    """Note the end of a run, unless its name is another's by now."""
+    return records.set_final(ended) if is_current(record) else ended
 
 
 def settle_lost(record: Record, head: Head | None) -> Status:
     """Note that a run's head is gone; `head` is where its logs may still lie."""
-    left = head if head and head.id == record.head else None
-    ended = lost(record, left)
-    return settle(record, ended, left) if left else records.set_final(ended)
+    ended = lost(record, head)
+    return settle(record, ended, head) if head else _note(record, ended)
 
 
 def lost(record: Record, left: Head | None) -> Status:
@@ -89,7 +101,7 @@ def _keep_log(record: Record, attempt: int, head: Head) -> None:
     """Copy a driver's log to the record, once."""
     kept = _kept_log(record, attempt)
     source = head.driver_log(record.submission_id(attempt))
-    if source.exists() and not kept.exists():
+    if source.exists() and not kept.exists() and is_current(record):
         # FileNotFoundError: somebody else who saw the end has removed the head's files meanwhile.
         with disk.errors(), contextlib.suppress(FileNotFoundError), source.open("rb") as log, disk.whole(kept) as file:
             shutil.copyfileobj(log, file)
@@ -126,15 +138,18 @@ def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
     """
     try:
         api.submit(body_of(record, attempt))
-    except (Conflict, Unreachable) as error:
-        if isinstance(error, Unreachable):
-            raise
+    except Unreachable:
+        raise
+    except Conflict:
+        pass
     except BackendError as error:
         settle(record, lifecycle.refused(record, attempt, error.why, time.time()), head)
         raise
     except ValueError as error:  # a text that cannot be sent, in what an earlier version of raykube took
         settle(record, lifecycle.refused(record, attempt, str(error), time.time()), head)
         raise BackendError(f"{record.name} cannot be sent", why=str(error), next_step="correct its text") from error
+    if not is_current(record) or records.final(record.name):  # it was ended while this was under way
+        stop(record, attempt, api)
 
 
 def stop(record: Record, attempt: int, api: RayApi) -> None:
