@@ -40,10 +40,13 @@ class Ray:
     def stop(self, submission_id):
         self.asked.append(f"stop {submission_id}")
 
+    def no_answer(self, *_):
+        raise Unreachable("no answer")
+
     def submit(self, body):
         self.asked.append(f"submit {body['submission_id']}")
         if not self.takes:
-            raise Unreachable("no answer")
+            self.no_answer()
 
 
 @pytest.fixture
@@ -249,6 +252,22 @@ def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_faile
     monkeypatch.setattr(backend, "_keep_watched", lambda: sent_anew(record, 2))
     assert Local().status("a").state == "RUNNING"
     assert records.final("a") is None
+
+
+@pytest.mark.parametrize(
+    ("jobs", "file", "idle"),
+    [([], "", True), (["SUCCEEDED"], "", True), (["RUNNING"], "", False), (None, "", False), ([], "{", False)],
+)
+def test_head_is_idle_once_it_is_known_that_nothing_runs_on_it(running, record, learning, jobs, file, idle):
+    ray = learning()
+    ray.jobs = (lambda: [{"status": state} for state in jobs]) if jobs is not None else ray.no_answer
+    head.touch()
+    os.utime(head.home() / "used", (1, 1))
+    assert not keeper._is_idle(running, ray)  # the run of `record` has not ended
+    records.set_final(Status(record.name, "job", "SUCCEEDED"))
+    if file:
+        (records.folder("a") / "record.json").write_text(file)
+    assert keeper._is_idle(running, ray) == idle
 
 
 @pytest.mark.usefixtures("record")

@@ -174,9 +174,10 @@ def _is_busy(started: head.Head, api: RayApi) -> bool:
         return True
     if records.unfinished(started.id):
         return True
-    with contextlib.suppress(BackendError):
+    try:
         return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
-    return False
+    except BackendError:  # nobody can tell; that Ray has died is found by the loop
+        return True
 
 
 def _tick(started: head.Head, api: RayApi) -> None:
