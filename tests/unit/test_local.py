@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -249,7 +250,7 @@ def test_end_of_a_run_is_not_noted_as_that_of_the_next_of_its_name(record, runni
 def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_failed(record, learning, monkeypatch):
     learning(a_new_2="RUNNING")
     records.save(replace(record, head="gone"))
-    monkeypatch.setattr(backend, "_keep_watched", lambda: sent_anew(record, 2))
+    monkeypatch.setattr(starting, "keep_watched", lambda: sent_anew(record, 2))
     assert Local().status("a").state == "RUNNING"
     assert records.final("a") is None
 
@@ -495,6 +496,35 @@ def test_lost_run_is_told_of_also_where_its_end_cannot_be_noted(record):
     records.folder("a").chmod(0o700)
     assert [run["state"] for run in json.loads(done.stdout)] == ["FAILED"]
     assert records.final(record.name) is None
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Let no file grow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("log", ["", "last words\n"])
+def test_end_of_a_run_that_a_full_disk_takes_no_note_of_is_told(running, record, learning, log):
+    learning(a_n_1="SUCCEEDED")
+    running.driver_log("a-n-1").write_text(log)
+    with full_disk():
+        ended = handles.Run("a", Local()).wait(timeout_s=0)
+        (listed,) = handles.statuses([ended])
+    assert (listed.state, records.final(record.name)) == ("SUCCEEDED", None)
+
+
+def test_run_that_is_stopped_before_it_was_sent_ends_also_on_a_full_disk(record, learning):
+    learning()
+    records.request_stop("a")
+    with full_disk():
+        assert Local().status(record.name).state == "STOPPED"
+    assert records.final("a") is None
 
 
 @pytest.mark.usefixtures("record")

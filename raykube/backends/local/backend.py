@@ -31,6 +31,7 @@ _log = logging.getLogger("raykube")
 _POLL_S = 0.1
 _LOOK_S = 0.2
 _STOP_TIMEOUT_S = 30.0  # more than its keeper waits for Ray
+_NOT_NOTED = "%s: its end cannot be noted: %s"
 #: Sources of logs that only Kubernetes has: what, why, and what to do instead.
 _NOT_HERE = {
     sources.AUTOSCALER: (
@@ -88,7 +89,7 @@ class Local:
             return services.status(record)
         if ended := records.final(name):
             return ended
-        _keep_watched()
+        starting.keep_watched()
         # Read anew: it may have been sent again since, on another head, which is why there is no end of it any more.
         return _live_status(_load(name, "job"))
 
@@ -138,7 +139,7 @@ class Local:
             return
         if records.final(name):
             return
-        _keep_watched()
+        starting.keep_watched()
         records.request_stop(name)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while not (status := self.status(name)).is_terminal:
@@ -237,14 +238,6 @@ def _remove_unused_code() -> None:
             path.unlink()
 
 
-def _keep_watched() -> None:
-    """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
-    running = head.current()
-    if running and not head.alive(running.keeper_pid, running.keeper_born):
-        with head.lock():
-            starting.adopt_if_orphaned()
-
-
 def _submit(plan: Plan) -> None:
     """Send a job, or join the run that has this name and plan already. The caller holds the lock."""
     try:
@@ -322,15 +315,24 @@ def _live_status(record: Record) -> Status:
         return _lost_status(record)
     ending, now = records.ending(record.name), time.time()
     if ending and not known and lifecycle.is_unsent(records.noted(record), now):
-        return observe.settle(record, lifecycle.cut_short(status, ending.failure, now), running)
+        return _ended(record, lifecycle.cut_short(status, ending.failure, now), running)
     if lifecycle.has_retry(record, status, ending):
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
         )
     if status.is_terminal:
-        return observe.settle(record, status, running)
+        return _ended(record, status, running)
     detail = observe.trouble(record, status.attempt) if status.state == "RUNNING" else ""
     return replace(status, detail=detail or status.detail, progress=observe.progress(record), url=running.address)
+
+
+def _ended(record: Record, ended: Status, running: head.Head) -> Status:
+    """Note the end of a run; what cannot be written is only told."""
+    try:
+        return observe.settle(record, ended, running)
+    except (BackendError, OSError) as error:
+        _log.info(_NOT_NOTED, record.name, error)
+        return ended
 
 
 def _lost_status(record: Record) -> Status:
@@ -342,5 +344,5 @@ def _lost_status(record: Record) -> Status:
             starting.retire(left)
         return records.final(record.name) or observe.settle_lost(record, None)
     except (BackendError, OSError) as error:
-        _log.info("%s: its end cannot be noted: %s", record.name, error)
+        _log.info(_NOT_NOTED, record.name, error)
         return observe.lost(record, left)

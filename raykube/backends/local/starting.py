@@ -57,6 +57,14 @@ def adopt_if_orphaned() -> None:
         _spawn_keeper(running.id, "--adopt")
 
 
+def keep_watched() -> None:
+    """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
+    running = head.current()
+    if running and not head.alive(running.keeper_pid, running.keeper_born):
+        with head.lock():
+            adopt_if_orphaned()
+
+
 def retire(gone: Head) -> None:
     """End a head with all that runs on it: note the end of its runs, keep their logs, leave nothing behind.
 
