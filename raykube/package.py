@@ -203,7 +203,7 @@ def zipped(package: Package, *, top: str = _TOP) -> bytes:
     """Return the package's zip, all of it in the folder `top`; "" for none.
 
     Raises:
-        ConfigError: a file was changed since it was collected.
+        ConfigError: a file was changed or removed since it was collected.
     """
     buffer = io.BytesIO()
     zip_into(buffer, package, top)
@@ -238,7 +238,7 @@ def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
     """Write the package's zip, all of it in the folder `top`; "" for none.
 
     Raises:
-        ConfigError: a file was changed since it was collected.
+        ConfigError: a file was changed or removed since it was collected.
     """
     level = 6 if package.size < _FAST_ABOVE else 1
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
@@ -252,13 +252,21 @@ def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
 
 def _copy(file: PackedFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     digest = hashlib.sha256()
-    with file.source.open("rb") as source, archive.open(info, "w", force_zip64=file.size > 2**31) as target:
+    with _opened(file) as source, archive.open(info, "w", force_zip64=file.size > 2**31) as target:
         while chunk := source.read(1 << 20):
             digest.update(chunk)
             target.write(chunk)
     if digest.hexdigest() != file.sha256:
-        raise ConfigError(
-            f"{file.source} was changed while it was packed",
-            why="the package is named by its content, and that is another now",
-            next_step="submit again when it is at rest, or exclude it",
-        )
+        raise _changed(file, "the package is named by its content, and that is another now")
+
+
+def _opened(file: PackedFile) -> IO[bytes]:
+    try:
+        return file.source.open("rb")
+    except OSError as error:  # removed, or closed to us, since it was collected
+        raise _changed(file, error.strerror or str(error)) from error
+
+
+def _changed(file: PackedFile, why: str) -> ConfigError:
+    what = f"{file.source} was changed while it was packed"
+    return ConfigError(what, why=why, next_step="submit again when it is at rest, or exclude it")

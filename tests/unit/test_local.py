@@ -986,9 +986,10 @@ def test_code_on_a_full_disk_leaves_nothing_and_says_what_to_do(home, code):
     assert list((home / "packages").iterdir()) == []
 
 
-def test_code_that_is_changed_while_it_is_kept_leaves_nothing(home, code):
+@pytest.mark.parametrize("change", [lambda path: path.write_text("another"), Path.unlink], ids=["changed", "removed"])
+def test_code_that_is_changed_while_it_is_kept_leaves_nothing(home, code, change):
     packed = package.collect(code)
-    (code / "hello.py").write_text("another")
+    change(code / "hello.py")
     with pytest.raises(ConfigError, match="changed while it was packed"):
         backend._keep_code(packed)
     assert list((home / "packages").iterdir()) == []

@@ -343,6 +343,16 @@ def test_file_changed_while_it_is_packed_is_an_error(tree):
         zipped(package)
 
 
+def test_file_removed_before_it_is_packed_is_an_error(tree):
+    root = tree({"a.py": "one", "b.tmp": "two"})
+    package = collect(root)
+    (root / "b.tmp").unlink()
+    with pytest.raises(
+        ConfigError, match=r"b\.tmp was changed while it was packed\n  why:  No such file or directory\n"
+    ):
+        zipped(package)
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_log_that_this_process_prints_into_is_left_out_and_told(tree, stream):
     root = tree({"a.py": "", "b.log": ""})
