@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import raykube as rk
-from raykube import handles, package
+from raykube import handles, package, wire
 from raykube.backends import Status
 from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting
 from raykube.backends.local.backend import Local
@@ -883,6 +883,16 @@ def test_run_is_not_deleted_as_the_service_that_had_its_name(record):
     assert records.load(record.name) == record
 
 
+@pytest.mark.usefixtures("home")
+def test_result_is_not_read_for_a_service(record, tmp_path, monkeypatch):
+    records.save(replace(record, kind="service", body=[], storage=""))
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a", wire.RESULT_FILE).write_text(wire.Result("train", "another", "/x").to_json())
+    with pytest.raises(NotFound, match="there is no job a here"):
+        handles.Run("a", Local()).result()
+
+
 def test_list_leaves_out_what_was_deleted_since_it_was_begun():
     place = Answering("RUNNING", NotFound("nothing is called 'b' here"), "FAILED")
     found = handles.statuses(rk.Run(name, place) for name in ("a", "b", "c"))
@@ -1040,6 +1050,22 @@ def test_limit_of_a_container_bounds_its_cpus(tmp_path, files, cpus):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert head._quota(tmp_path) == cpus
+
+
+def test_files_of_a_head_are_removed_also_where_another_removes_them_too(running, monkeypatch):
+    for number in range(3):
+        running.driver_log(str(number)).touch()
+    left, unlink = Path(running.session_dir, "logs"), os.unlink
+
+    def race(path, **options):
+        for file in list(left.glob("*1.log")):
+            unlink(file)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", race)
+    head.remove_files(running)
+    assert not Path(running.folder).exists()
+    head.remove_files(running)
 
 
 @pytest.mark.parametrize(("is_ours", "code"), [(True, -signal.SIGKILL), (False, 7)])

@@ -126,7 +126,7 @@ class Local:
 
     def result(self, name: str) -> Result | None:
         """Read the result that the run left in its storage."""
-        record = records.load(name)
+        record = _load(name, "job")
         path = Path(record.storage) / name / wire.RESULT_FILE
         return Result.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 

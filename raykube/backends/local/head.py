@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -277,9 +276,12 @@ def free_port() -> int:
 
 
 def remove_files(head: Head) -> None:
-    """Remove the head's folder with what Ray left in it; the logs of runs have been kept by then."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(head.folder)
+    """Remove the head's folder with what Ray left in it; the logs of runs have been kept by then.
+
+    Raises:
+        BackendError: it may not be removed, or somebody goes on writing to it.
+    """
+    disk.remove_tree(Path(head.folder))
 
 
 def kill_processes(head: Head) -> None:
