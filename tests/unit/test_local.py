@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -412,6 +414,25 @@ def test_deadline_is_the_reason_whichever_keeper_sees_the_run_stopped_for_it(rec
     ray.details = {"status": "STOPPED"}
     keeper._look_after(late, running, ray)  # nothing but the record is left of the first look
     assert (records.final("a").state, records.final("a").failure.reason) == ("FAILED", "DeadlineExceeded")
+
+
+def test_time_that_ray_has_to_stop_a_run_counts_from_when_it_was_first_asked(record, running):
+    asked = records.Ending(since=time.time() - 5)
+    records.set_ending("a", asked)
+    ray = Ray({"status": "RUNNING"})
+    keeper._look_after(record, running, ray)
+    assert (ray.asked, records.ending("a")) == (["stop a-n-1"], asked)
+
+
+def test_run_whose_head_dies_while_it_is_asked_has_failed(record, learning):
+    def die(_):
+        (head.home() / "state.json").unlink()
+        ray.no_answer()
+
+    ray = learning()
+    ray.job = die
+    assert Local().status("a").failure.reason == "HeadDied"
+    assert records.final(record.name).state == "FAILED"
 
 
 def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, running):
@@ -854,6 +875,14 @@ def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
     assert next(changes).state == "RUNNING"
     with pytest.raises(Unreachable):
         next(changes)
+
+
+def test_patience_with_a_silent_head_begins_anew_with_each_answer(monkeypatch):
+    clock = itertools.count(1, step=observe.PATIENCE_S / 3)
+    monkeypatch.setattr(observe, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    place = Answering(SILENT, "RUNNING", SILENT, "FAILED")
+    states = [status and status.state for status in itertools.islice(observe.answers(lambda: place.status("a")), 4)]
+    assert states == [None, "RUNNING", None, "FAILED"]
 
 
 @pytest.mark.usefixtures("record")

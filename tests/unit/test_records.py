@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,22 @@ def test_run_whose_earlier_attempt_was_settled_late_is_unfinished_and_can_end_on
         assert records.set_final(Status("a", "job", "SUCCEEDED", detail, attempt=2)).detail == "first"
     assert records.unfinished("h") == []
     assert records.final("a").detail == "first"
+
+
+def test_end_that_is_noted_while_that_of_an_earlier_attempt_is_removed_stays(monkeypatch):
+    records.save(record())
+    records.set_final(Status("a", "job", "FAILED", attempt=1))
+    later = json.dumps(asdict(Status("a", "job", "SUCCEEDED", attempt=2)))
+    path, beside = records.folder("a") / "final.json", disk.beside
+
+    def meanwhile(of):
+        path.write_text(later)
+        return beside(of)
+
+    monkeypatch.setattr(disk, "beside", meanwhile)
+    records._remove_earlier(path, 2)
+    assert records.final("a").state == "SUCCEEDED"
+    assert [file.name for file in path.parent.iterdir() if file.name.startswith(".")] == []
 
 
 def test_ended_run_that_is_reopened_is_unfinished_at_once():
