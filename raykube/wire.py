@@ -154,8 +154,9 @@ class Result:
         kind: ``"train"`` or ``"sweep"``.
         run: the run's name.
         path: folder (or URI) of the stage that made it; holds the checkpoints and the metric history.
-        metrics: of the best checkpoint by the metric asked for, else the last ones reported.
-        checkpoint: path or URI of the best checkpoint; None when the loop reported none.
+        metrics: of `checkpoint`; the last ones reported where there is none.
+        checkpoint: path or URI of the best checkpoint by the metric asked for, of the last one where none was; None
+            when the loop reported none.
         params: the config of the loop; of the best trial for a sweep.
         model_uri: MLflow's ``models:/NAME/VERSION`` when the model was registered, else None.
         trials: one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial; empty for ``train``.
