@@ -8,7 +8,8 @@ What the keeper does for a run on one machine, this does in the head's pod, next
 
 - an entrypoint that fails is started again on the same cluster, in seconds and not after a new one has come up;
 - KubeRay starts a job again, in silence, when its head was lost. The run's storage tells that from a first start: it
-  counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice;
+  counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice. What had ended well by
+  then has ended well;
 - of two attempts that both believe to be the run's, as when a node comes back, the older one is ended;
 - a deadline ends the entrypoint: KubeRay only calls the RayJob failed then, and on a cluster that stays Ray goes on;
 - the output goes to the storage too, and what a reader asks for most (attempt, metrics, result; where the output of
@@ -84,6 +85,11 @@ class Run:
         starts = [row for row in rows if "started" in row]
         return {row["attempt"] for row in starts if row.get("submission", self.submission) == self.submission}
 
+    def has_ended_well(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether this very submission has: KubeRay starts it again when its head goes before that was read."""
+        own = self.own([row for row in rows if self.submission and "submission" in row])
+        return any(row.get("exit_code") == 0 and row["attempt"] in own for row in rows)
+
     def is_anothers(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the folder has attempts of other work: its results are not this run's, nor is it to be ended."""
         return bool(self.work) and any(row.get("work", self.work) != self.work for row in rows)
@@ -131,14 +137,20 @@ class Attempts:
         self._output.replay()
         for lost in sorted(known - _ended(rows)):
             self._run.note(_end(lost, None, "HeadLost"))
+        if self._run.has_ended_well(rows):
+            return self._leave_done()
         if self.attempt > self._run.first + self._run.retries:
             return self._refuse()
         self._run.note(self._start())  # raises, as all before it: from here on nothing that is written may
         watcher = threading.Thread(target=self._look_after, daemon=True)
-        watcher.start()
+        limit = threading.Timer(min(self._run.timeout_s, threading.TIMEOUT_MAX), self._time_out)
+        limit.daemon = True
+        for thread in (watcher, limit):
+            thread.start()
         try:
             return self._until_well(command)
         finally:
+            limit.cancel()
             self._wind_up(watcher)
 
     def _until_well(self, command: str) -> int:
@@ -165,6 +177,12 @@ class Attempts:
             self._note(_end(self.attempt, code, "" if code == 0 else "EntrypointFailed"))
         return code
 
+    def _leave_done(self) -> int:
+        self.attempt -= 1
+        _say(f"attempt {self.attempt} has ended well and its head was lost after that: nothing is done again")
+        self._keep_rest()
+        return 0
+
     def _refuse(self) -> int:
         _say(
             f"attempt {self.attempt - 1} ended with the head that ran it, and no attempt is left "
@@ -178,13 +196,9 @@ class Attempts:
         self._stopped = True
 
     def _look_after(self) -> None:
-        deadline, looked = time.monotonic() + self._run.timeout_s, 0.0
+        looked = 0.0
         pause = _REMOTE_S if storage.is_uri(self._run.path) else _LOOK_S
-        while not self._ended.wait(_LOOK_S):
-            if time.monotonic() > deadline:
-                self._note(_end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
-                self._cut(f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)", _TIMED_OUT)
-                return
+        while not (self._ended.wait(_LOOK_S) or self._cut_short):
             if time.monotonic() - looked < pause:
                 continue
             looked = time.monotonic()
@@ -200,10 +214,18 @@ class Attempts:
             return any(row["attempt"] > self.attempt for row in self._run.rows())
         return False
 
-    def _cut(self, words: str, code: int) -> None:
+    def _time_out(self) -> None:
+        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer."""
+        words = f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)"
+        self._cut(words, _TIMED_OUT, _end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
+
+    def _cut(self, words: str, code: int, *ends: dict[str, Any]) -> None:
         """End this attempt before it ends by itself, and start no other."""
         _say(words)
         self._stopped, self._cut_short = True, code
+        noting = threading.Thread(target=self._note, args=ends, daemon=True)
+        noting.start()
+        noting.join(_INSIST_S)  # before the signals: where Ray runs us, the last of them ends us too
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             if self._ended.wait(_END_S):

@@ -165,6 +165,20 @@ def test_submission_has_all_its_retries_however_many_attempts_were_before(finish
     assert [row["attempt"] for row in rows(storage) if "started" in row] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_submission_that_ended_well_is_not_run_again_when_its_head_is_lost(finished, storage, retries):
+    finished("echo work", retries, **submission("first"))
+    code, log, told = finished("echo again", retries, **submission("first"))
+    assert (code, log.splitlines()[0], len(log.splitlines()), told["attempt"]) == (0, "work", 2, 1)
+    assert [(row["attempt"], row.get("exit_code")) for row in rows(storage)] == [(1, None), (1, 0)]
+
+
+def test_submission_under_the_name_of_one_that_ended_well_runs(finished):
+    finished("echo work", **submission("first"))
+    code, log, told = finished("echo again", **submission("second"))
+    assert (code, log, told["attempt"]) == (0, "work\nagain\n", 2)
+
+
 def test_attempt_that_was_overtaken_ends(start, storage):
     process, log = start("sleep 60")
     path = storage / "a" / wire.ATTEMPTS_FILE
@@ -183,16 +197,34 @@ def test_deadline_ends_the_entrypoint_and_starts_no_other(start, storage):
 
 
 IMPATIENT = (
-    "import sys; from raykube.inside import attempts; attempts._END_S = 0.2; sys.exit(attempts.main(0, sys.argv[1]))"
+    "import sys; from raykube.inside import attempts; attempts.{} = 0.2; sys.exit(attempts.main(0, sys.argv[1]))"
 )
 
 
 def test_deadline_ends_an_entrypoint_that_does_not_listen(storage):
     environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage), wire.TIMEOUT: "1"}
-    words = [sys.executable, "-c", IMPATIENT, "trap '' TERM; sleep 60"]
+    words = [sys.executable, "-c", IMPATIENT.format("_END_S"), "trap '' TERM; sleep 60"]
     with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
         try:
             assert process.wait(timeout=30) == -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
+
+
+def test_deadline_ends_the_entrypoint_while_the_storage_gives_no_answer(storage):
+    """A pipe that nobody writes to takes the place of a file: who opens it waits."""
+    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage), wire.TIMEOUT: "4"}
+    words = [
+        sys.executable,
+        "-c",
+        IMPATIENT.format("_JOIN_S"),
+        f"mkfifo {storage}/a/{wire.TROUBLE_FILE}; exec sleep 60",
+    ]
+    with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
+        try:
+            assert process.wait(timeout=30) == 124
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
