@@ -1,5 +1,7 @@
 """What is kept of the output of a run's driver and training workers."""
 
+import contextlib
+import resource
 import subprocess
 import sys
 
@@ -7,6 +9,17 @@ import pytest
 
 from raykube.inside import outputs
 from raykube.inside.outputs import Printed
+
+
+@contextlib.contextmanager
+def file_size_limited(size):
+    """Have no file of this process grow beyond a size, as on a full volume."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -78,6 +91,18 @@ def test_output_that_could_not_be_kept_is_kept_later(sources, tmp_path):
     add(sources[0], "two\n")
     assert not outputs._copied(printed, str(target), failing=True)
     assert target.read_text() == "one\ntwo\n"
+
+
+def test_output_of_which_the_disk_took_a_part_is_kept_whole_later(sources, tmp_path):
+    target = tmp_path / "rank-0.log"
+    printed = Printed(sources, str(target))
+    add(sources[0], "".join(f"line {number:03}\n" for number in range(40)))
+    with file_size_limited(100):
+        assert outputs._copied(printed, str(target), failing=False)
+    assert target.stat().st_size == 100
+    add(sources[0], "last\n")
+    printed.copy(last=True)
+    assert target.read_text() == sources[0].read_text()
 
 
 #: In a process whose output is a file, as a driver's is: `grow` has more of it, `peak` tells what a block held at most.
