@@ -160,12 +160,26 @@ class Loop:
         os.environ[wire.ATTEMPT] = str(self.attempt)
         with _recording(self.path, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
-                self.body(config) if takes_config(self.body, config) else self.body()
+                call(self.body, config)
             except BaseException as error:
                 mark(error, traceback.format_exc())
                 if (told := brought(error)) is not error:
                     raise told from error
                 raise
+
+
+def call(body: Callable[..., Any], config: dict[str, Any]) -> None:
+    """Call a loop, with `config` if it takes one.
+
+    Raises:
+        ConfigError: it cannot be called so, or the call has not run it: of a wrapped loop only the call tells.
+    """
+    done = body(config) if takes_config(body, config) else body()
+    if inspect.iscoroutine(done):
+        done.close()  # Python would warn
+    # Not all that can be awaited: a loop may return an ObjectRef of Ray.
+    if inspect.iscoroutine(done) or inspect.isgenerator(done) or inspect.isasyncgen(done):
+        raise _not_run(body)
 
 
 def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
@@ -205,11 +219,15 @@ def _runs_when_called(body: Any) -> None:
         raise ConfigError(f"the loop must be a function, not {type(body).__name__}")
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     if any(kind(each) for kind in kinds for each in (body, type(body).__call__)):
-        raise ConfigError(
-            f"the loop {getattr(body, '__name__', body)} is a generator or a coroutine",
-            why="to call it does not run it: the training would end at once, and as if it had gone well",
-            next_step="write it without yield and async; within it, asyncio.run(...) runs a coroutine",
-        )
+        raise _not_run(body)
+
+
+def _not_run(body: Any) -> ConfigError:
+    return ConfigError(
+        f"the loop {getattr(body, '__name__', body)} is a generator or a coroutine",
+        why="to call it does not run it: the training would end at once, and as if it had gone well",
+        next_step="write it without yield and async; within it, asyncio.run(...) runs a coroutine",
+    )
 
 
 def _signature(body: Callable[..., Any]) -> inspect.Signature:

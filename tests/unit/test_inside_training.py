@@ -34,6 +34,7 @@ from tests.support import Later
 from tests.support import run as finished
 
 np = Later("numpy")
+ray = Later("ray")
 torch = Later("torch")
 
 
@@ -129,6 +130,28 @@ class Awaited:
 def test_loop_that_a_call_does_not_run_is_refused(loop):
     with pytest.raises(ConfigError, match="does not run it"):
         Task(loop)
+
+
+def wrapped(loop):
+    @functools.wraps(loop)
+    def call(*args):
+        return loop(*args)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [wrapped(awaited), wrapped(yielding), lambda config: yielding(config), functools.partial(Awaited())],  # noqa: PLW0108
+)
+@pytest.mark.filterwarnings("error")
+def test_wrapped_loop_that_a_call_does_not_run_is_refused_once_called(loop):
+    with pytest.raises(ConfigError, match="is a generator or a coroutine"):
+        loops.call(loop, {"lr": 1})
+
+
+def test_loop_may_return_what_could_be_awaited_of_ray():
+    loops.call(lambda: ray.ObjectRef(bytes(28)), {})
 
 
 def test_loop_takes_what_its_decorator_takes():
