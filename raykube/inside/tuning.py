@@ -14,11 +14,12 @@ from typing import Any
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, Failure, Problem, RunFailed
 from raykube.inside import joining, storage, tracking
+from raykube.inside.begun import as_begun
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.place import Place
 from raykube.inside.room import room
-from raykube.inside.space import described, unsearchable
+from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, as_dict, log_start, own_signals, sent_by_pickle
 from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
@@ -27,7 +28,6 @@ __all__ = ["sweep"]
 
 log = logging.getLogger("raykube")
 _SEED = 0
-_SEARCH_FILE = "search.json"
 
 
 def sweep(
@@ -79,8 +79,8 @@ def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tra
     """Search on the cluster that is connected; return what the search found."""
     place, metric, mode = stage.place, task.metric, task.mode
     goes_on = _goes_on(stage)
-    trials, changed = _as_begun(stage, task, trials, goes_on=goes_on)
-    at_once = min(trials, room(place.scale, place.trial_workers) // place.trial_workers)
+    fit = room(place.scale, place.trial_workers) // place.trial_workers
+    trials, at_once, changed = as_begun(stage, task, trials, fit, goes_on=goes_on)
     log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
     subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
     with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
@@ -138,23 +138,6 @@ def _goes_on(stage: Stage) -> bool:
     from ray import tune
 
     return stage.place.attempt > 1 and bool(tune.Tuner.can_restore(stage.path))
-
-
-def _as_begun(stage: Stage, task: Task, trials: int, *, goes_on: bool) -> tuple[int, tuple[str, ...]]:
-    """Return how many trials are tried, and notes: Tune goes on with a search as it began, whatever it is given now."""
-    path = storage.join(stage.path, _SEARCH_FILE)
-    now = {"trials": trials, "space": described(task.config)}
-    begun = json.loads(storage.read_from(path) or "{}") if goes_on else {}
-    if not begun:
-        storage.write_text(path, json.dumps(now))
-        return trials, ()
-    changed = [name for name in now if json.dumps(now[name]) != json.dumps(begun[name])]
-    if not changed:
-        return trials, ()
-    note = f"the search went on as it began, with {begun['trials']} trials: changed since, and not heeded, are its "
-    note += f"{' and '.join(changed)}; for another search give the run another name"
-    log.warning("%s", note)
-    return int(begun["trials"]), (note,)
 
 
 def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool) -> Any:

@@ -13,6 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raykube.errors import RunFailed
 from raykube.inside import history, tuning
+from raykube.inside.begun import as_begun
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
 from raykube.inside.training import Stage, Task, own_signals
@@ -177,6 +178,7 @@ SPACE = {"lr": tune.loguniform(1e-4, 1), "net": {"act": tune.choice([Path, (1, "
     [
         (4, {}, ""),
         (4, {"lr": tune.loguniform(1e-4, 1)}, ""),
+        (4, {name: SPACE[name] for name in reversed(SPACE)}, ""),
         (8, {}, "4 trials: changed since, and not heeded, are its trials;"),
         (4, {"lr": tune.uniform(1e-4, 1)}, "its space;"),
         (4, {"net": {"act": tune.choice([Path, (2, "a")])}}, "its space;"),
@@ -185,15 +187,23 @@ SPACE = {"lr": tune.loguniform(1e-4, 1), "net": {"act": tune.choice([Path, (1, "
 )
 def test_search_that_goes_on_as_it_began_says_what_was_changed_since(sweep, trials, change, told):
     task = Task(lambda config: config, dict(SPACE), "loss")
-    assert tuning._as_begun(sweep.stage, task, 4, goes_on=False) == (4, ())
-    count, notes = tuning._as_begun(sweep.stage, replace(task, config={**SPACE, **change}), trials, goes_on=True)
-    assert count == 4
+    assert as_begun(sweep.stage, task, 4, 9, goes_on=False) == (4, 4, ())
+    changed = replace(task, config={**change, **{name: SPACE[name] for name in SPACE.keys() - change.keys()}})
+    count, at_once, notes = as_begun(sweep.stage, changed, trials, 9, goes_on=True)
+    assert (count, at_once) == (4, 4)
     assert told in "".join(notes)
     assert len(notes) == bool(told)
 
 
 def test_search_of_an_older_raykube_goes_on_without_a_word(sweep):
-    assert tuning._as_begun(sweep.stage, sweep.task, 4, goes_on=True) == (4, ())
+    assert as_begun(sweep.stage, sweep.task, 4, 2, goes_on=True) == (4, 2, ())
+
+
+def test_search_that_goes_on_says_how_many_trials_run_at_once_and_that_the_room_is_another(sweep):
+    assert as_begun(sweep.stage, sweep.task, 4, 2, goes_on=False) == (4, 2, ())
+    count, at_once, (note,) = as_begun(sweep.stage, sweep.task, 4, 3, goes_on=True)
+    assert (count, at_once) == (4, 2)
+    assert "with 2 trials at once, as it began; the cluster has room for 3" in note
 
 
 def test_signal_that_c_handles_stays_with_it():

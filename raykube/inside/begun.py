@@ -1,0 +1,54 @@
+"""How a search began: after an interruption Tune goes on with it as it was, whatever it is given then."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from raykube.inside import storage
+from raykube.inside.space import described
+from raykube.inside.stages import Stage
+from raykube.inside.training import Task
+
+log = logging.getLogger("raykube")
+_SEARCH_FILE = "search.json"
+
+
+def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) -> tuple[int, int, tuple[str, ...]]:
+    """Return how many trials are tried, how many at once, and notes of what is otherwise now.
+
+    `fit` is how many the cluster has room for.
+    """
+    path = storage.join(stage.path, _SEARCH_FILE)
+    now = {"trials": trials, "at_once": min(trials, fit), "space": described(task.config)}
+    begun = json.loads(storage.read_from(path) or "{}") if goes_on else {}
+    if not begun:
+        storage.write_text(path, json.dumps(now))
+        return trials, min(trials, fit), ()
+    fit = min(begun["trials"], fit)
+    at_once = begun.get("at_once", fit)  # an older raykube has not noted it
+    notes = tuple(filter(None, (_unheeded(begun, now), _other_room(at_once, fit))))
+    for note in notes:
+        log.warning("%s", note)
+    return begun["trials"], at_once, notes
+
+
+def _unheeded(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what was changed in the script since; "" if nothing was but the order of keys."""
+
+    def told(search: Mapping[str, Any], name: str) -> str:
+        return json.dumps(search[name], sort_keys=True)
+
+    changed = [name for name in ("trials", "space") if told(now, name) != told(begun, name)]
+    if not changed:
+        return ""
+    note = f"the search went on as it began, with {begun['trials']} trials: changed since, and not heeded, are its "
+    return f"{note}{' and '.join(changed)}; for another search give the run another name"
+
+
+def _other_room(at_once: int, fit: int) -> str:
+    if at_once == fit:
+        return ""
+    return f"the search went on with {at_once} trials at once, as it began; the cluster has room for {fit} now"
