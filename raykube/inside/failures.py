@@ -148,13 +148,21 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     rank, cause = worst(failures)
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
-    words = said(cause)
-    reason, step = "LoopFailed", "read the traceback below; it is the loop's own"
+    told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # which has the task's own
+    words, step = _advice(cause, "read the traceback below; it is the loop's own" if told else "")
+    reason = "LoopFailed"
     if is_device_full(cause):
         # CUDA's advice on finding errors, in the lines after the first, does not help here.
         reason, step, words = "GpuOutOfMemory", GPU_MEMORY_STEP, words.partition("\n")[0]
-    told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # which has the task's own
     return Failure(reason, f"{words} (worker {rank})", tail=_tail(told), next_step=step), cause
+
+
+def _advice(cause: BaseException, otherwise: str) -> tuple[str, str]:
+    """Return what an exception of a loop said, and what to do: an error of raykube knows."""
+    own = _own(cause)
+    if isinstance(own, ConfigError) and own.next_step:
+        return ": ".join(filter(None, (own.what, own.why))), own.next_step
+    return said(cause), otherwise
 
 
 def _tail(text: str) -> list[str]:

@@ -7,11 +7,13 @@ import os
 import re
 import secrets
 import string
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,11 +78,11 @@ class Place:
                 gpus=read(wire.GPUS, 0.0, _gpus),
                 accelerator=environ.get(wire.ACCELERATOR, ""),
             ),
-            trial_workers=read(wire.TRIAL_WORKERS, 1, _count),
-            attempt=read(wire.ATTEMPT, 1, _count),
+            trial_workers=read(wire.TRIAL_WORKERS, 1, partial(_from, 1)),
+            attempt=read(wire.ATTEMPT, 1, partial(_from, 1)),
             git_commit=environ.get(wire.GIT_COMMIT, ""),
             tracking=environ.get(wire.TRACKING, "").lower() not in {"off", "0", "false", "no"},
-            max_failures=read(wire.MAX_FAILURES, 3, _whole),
+            max_failures=read(wire.MAX_FAILURES, 3, partial(_from, 0)),
         )
         if problems:
             raise ConfigError.of("the environment of this run has values that do not work", problems)
@@ -105,6 +107,8 @@ class Place:
             return
         try:
             Path(self.path).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):  # it may be another user's
+                pass
         except OSError as error:
             raise ConfigError(
                 f"the storage {self.storage} cannot be used",
@@ -139,9 +143,9 @@ def _new_name(experiment: str) -> str:
     return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 
 
-def _checked(text: str, number: float, low: float, what: str) -> float:
-    if not number >= low:
-        raise ValueError(f"{what} is needed, not {text}")
+def _from(low: int, text: str) -> int:
+    if not (number := int(text)) >= low:
+        raise ValueError(f"a whole number from {low} on is needed, not {text}")
     return number
 
 
@@ -155,11 +159,3 @@ def _gpus(text: str) -> float:
     if not wire.is_gpu_share(number := float(text)):
         raise ValueError(f"{wire.GPU_SHARE} is needed, not {text}")
     return number
-
-
-def _count(text: str) -> int:
-    return int(_checked(text, int(text), 1, "a whole number from 1 on"))
-
-
-def _whole(text: str) -> int:
-    return int(_checked(text, int(text), 0, "a whole number from 0 on"))

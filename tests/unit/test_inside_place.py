@@ -9,6 +9,7 @@ from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside.place import Place
 from raykube.inside.room import slots
+from tests.support import run_without_root_rights
 
 
 def node(cpus, gpus=0, *, alive=True, **others):
@@ -56,6 +57,14 @@ def test_storage_that_cannot_be_made_is_named(tmp_path):
     place = Place.from_environ(environ={wire.STORAGE: str(tmp_path / "file" / "runs")})
     with pytest.raises(ConfigError, match="RAYKUBE_STORAGE"):
         place.prepare()
+
+
+def test_storage_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "demo").mkdir(mode=0o555)
+    code = f"from raykube.inside.place import Place; Place('demo', {str(tmp_path)!r}).prepare()"
+    done = run_without_root_rights(sys.executable, "-c", code)
+    assert f"ConfigError: the storage {tmp_path} cannot be used" in done.stderr
+    assert "Permission denied" in done.stderr
 
 
 def test_stages_are_numbered_in_the_order_of_the_calls():

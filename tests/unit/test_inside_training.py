@@ -370,6 +370,18 @@ def test_failure_shows_the_bug_and_not_the_broken_connections_around_it():
     assert isinstance(cause, KeyError)
 
 
+def test_failure_of_a_loop_that_uses_raykube_wrongly_has_the_words_and_the_step_of_that():
+    wrong = ConfigError("reported unequally often", why="all are waited for", next_step="report on every rank")
+    failure, _ = explain(LoopError({1: wrong}))
+    assert failure.message == "reported unequally often: all are waited for (worker 1)"
+    assert failure.next_step == "report on every rank"
+
+
+def test_failure_that_came_without_a_traceback_sends_nobody_to_one():
+    steps = [explain(LoopError({0: error}))[0].next_step for error in (KeyError("lr"), raised(KeyError("lr")))]
+    assert steps == ["", "read the traceback below; it is the loop's own"]
+
+
 def test_failure_of_a_lost_worker_is_told_apart():
     failure, _ = explain(GroupError({0: lost("a\nThe actor is dead because of x\nb")}))
     assert failure.reason == "WorkerDied"
