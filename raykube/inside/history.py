@@ -196,16 +196,26 @@ class Follower:
         self._failing = False
         self._end = threading.Event()
         self.troubles: tuple[str, ...] = ()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._thread is not None
 
     def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
+        """Begin to read, or go on where it was stopped."""
+        if self._thread is None:
+            self._end.clear()
+            self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
+            self._thread.start()
 
     def stop(self) -> None:
         """Hand on the rows that are left and end the thread."""
         self._end.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _run(self) -> None:
         interval = _REMOTE_S if any(map(storage.is_uri, self._offsets)) else _FLUSH_S / 2

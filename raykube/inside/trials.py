@@ -24,6 +24,8 @@ log = logging.getLogger("raykube")
 TRAIN = "train-1"
 CONFIG_FILE = "config.json"
 STARTED_FILE = "started"
+#: Is there once Tune has ended a trial, until it goes on.
+ENDED_FILE = "ended"
 #: The metric's name in Tune, whatever its name in the loop.
 METRIC = "metric"
 #: At these counts ASHA compares trials: at its grace period, and at each power of its reduction factor, both 3.
@@ -47,6 +49,7 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # an attempt before this one began it
         storage.write_text(stamp, repr(time.time()))
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
+    storage.remove(storage.join(folder, ENDED_FILE))
     stage = Stage(place, TRAIN, folder)
     relay = Relay(task, reached(stage.rows(), task.metric))
     settle()
@@ -59,6 +62,28 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
             f"no report held the metric {task.metric!r}; reported were: {names}",
             next_step="name one of these, or report it in the loop",
         )
+
+
+def ends(sweep: str) -> Any:
+    """Return what has Tune note in the folder of each trial that it has ended, which most trials do not themselves.
+
+    Tune keeps it with the sweep, and has it again when that goes on.
+    """
+    from ray import tune
+
+    class Ends(tune.Callback):  # type: ignore[misc] # Ray's base class has no types
+        def on_trial_complete(self, **told: Any) -> None:
+            note_end(sweep, told["trial"].trial_id)
+
+        on_trial_error = on_trial_complete
+
+    return Ends()
+
+
+def note_end(sweep: str, trial: str) -> None:
+    """Note that a trial has ended; where the storage does not take it, that is no reason to end the sweep."""
+    with contextlib.suppress(OSError):
+        storage.write_text(storage.join(sweep, trial, ENDED_FILE), "")
 
 
 def started(path: str) -> float:
@@ -124,7 +149,7 @@ def reached(rows: list[Row], metric: str | None) -> int:
 class Trials:
     """Watches a sweep's folder for trials, and has each one's rows told and tracked.
 
-    It goes by the files, not by Tune's callbacks, because those do not survive a restored sweep.
+    It goes by the files, not by Tune's callbacks, because a sweep that goes on has those of its first driver.
 
     Attributes:
         statuses: how MLflow's run of each trial ends; those that are not named were ``KILLED``.
@@ -136,6 +161,7 @@ class Trials:
         self._sweep = sweep
         self._experiment = experiment
         self._followed: dict[str, tuple[Follower, tracking.Tracker]] = {}
+        self._through: set[str] = set()
         self.statuses: dict[str, str] = {}
         self.troubles: tuple[str, ...] = ()
         self._end = threading.Event()
@@ -148,6 +174,7 @@ class Trials:
         self._end.set()
         self._thread.join()
         for follower, _tracker in self._followed.values():
+            follower.start()  # where it has been stopped, for what was on its way when Tune ended the trial
             follower.stop()
             self.troubles += follower.troubles
         followed = self._followed.items()
@@ -169,11 +196,20 @@ class Trials:
             path = storage.join(self._stage.path, folder)
             if folder not in self._followed and (text := storage.read_from(storage.join(path, CONFIG_FILE))):
                 self._followed[folder] = self._follow(folder, path, json.loads(text))
+        for trial in self._followed.keys() - self._through:
+            self._heed(trial)
+
+    def _heed(self, trial: str) -> None:
+        """Read a trial's rows until it has ended; one that had ended when this attempt began may yet go on."""
+        follower, _ = self._followed[trial]
+        if not storage.exists(storage.join(self._stage.path, trial, ENDED_FILE)):
+            follower.start()
+        elif follower.is_reading:
+            follower.stop()
+            self._through.add(trial)
 
     def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
         files = Stage(self._stage.place, TRAIN, path).files
         subject = tracking.Subject(self._experiment, path, config, trial, self._stage.path, files)
         tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
-        follower = Follower(files, [Narrator(f"trial {trial}"), tracker.rows])
-        follower.start()
-        return follower, tracker
+        return Follower(files, [Narrator(f"trial {trial}"), tracker.rows]), tracker

@@ -22,7 +22,7 @@ from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, as_dict, log_start, own_signals, sent_by_pickle
-from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, run_trial, started, valid
+from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, ends, run_trial, started, valid
 
 __all__ = ["sweep"]
 
@@ -168,7 +168,7 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool
             scheduler=ASHAScheduler(max_t=3 * max(RUNGS), grace_period=3, reduction_factor=3),
             trial_dirname_creator=_trial_id,
         ),
-        run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0),
+        run_config=tune.RunConfig(name=stage.name, storage_path=stage.parent, verbose=0, callbacks=[ends(parent)]),
     )
 
 

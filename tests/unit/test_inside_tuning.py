@@ -12,12 +12,23 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from raykube.errors import RunFailed
-from raykube.inside import history, tuning
+from raykube.inside import history, tracking, tuning
 from raykube.inside.begun import as_begun
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
 from raykube.inside.training import Stage, Task, own_signals
-from raykube.inside.trials import CONFIG_FILE, METRIC, STARTED_FILE, TRAIN, Relay, reached, valid
+from raykube.inside.trials import (
+    CONFIG_FILE,
+    ENDED_FILE,
+    METRIC,
+    STARTED_FILE,
+    TRAIN,
+    Relay,
+    Trials,
+    note_end,
+    reached,
+    valid,
+)
 from raykube.inside.tuning import reason
 from tests.cluster.shell import write
 from tests.support import run
@@ -160,6 +171,66 @@ def test_trial_whose_metric_is_reported_with_checkpoints_has_its_best_one(sweep)
     sweep.keeps("a", one={"loss": 1.0}, two={"loss": 2.0}, three={})
     result = tuning._best(sweep.stage, sweep.task, sweep.found(), ())
     assert (result.metrics, Path(result.checkpoint).name, result.notes) == ({"loss": 1.0}, "one", ())
+
+
+class Followed:
+    """One trial of a sweep that is watched, and what is said of it."""
+
+    def __init__(self, sweep, caplog):
+        caplog.set_level("INFO", "raykube")
+        self._caplog, self._path = caplog, Path(sweep.stage.path)
+        sweep.ran("a")
+        self._metrics = self._path / "a" / TRAIN / "metrics.jsonl"
+        self.trials = Trials(
+            replace(sweep.stage, place=replace(sweep.stage.place, tracking=False)), "e", tracking.Tracker()
+        )
+
+    def look(self):
+        """Have the sweep looked at once; return whether the trial's rows are read from then on."""
+        self.trials._look()
+        return self.trials._followed["a"][0].is_reading
+
+    def reports(self, step):
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(reported("checkpoint", step=step)) + "\n")
+
+    def end(self):
+        note_end(str(self._path), "a")
+
+    def go_on(self):
+        (self._path / "a" / ENDED_FILE).unlink()
+
+    def leave(self):
+        """End the watch; return what was said."""
+        with self.trials:
+            pass
+        return [message for message in self._caplog.messages if message.startswith("trial a")]
+
+
+@pytest.fixture
+def followed(sweep, caplog):
+    return Followed(sweep, caplog)
+
+
+def test_trial_that_has_ended_is_read_no_more_but_for_what_was_on_its_way(followed):
+    assert followed.look()
+    followed.reports(1)
+    followed.end()
+    assert not followed.look()
+    followed.reports(2)
+    assert not followed.look()
+    assert followed.leave() == [f"trial a step {step} (checkpoint)" for step in (1, 2)]
+
+
+def test_trial_that_goes_on_after_its_end_in_an_earlier_attempt_is_read_again(followed):
+    followed.end()
+    assert not followed.look()
+    followed.go_on()
+    assert followed.look()
+    followed.reports(1)
+    followed.end()
+    assert not followed.look()
+    assert followed.leave() == ["trial a step 1 (checkpoint)"]
 
 
 def test_failure_that_is_told_is_the_first_one(sweep):

@@ -16,6 +16,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import checkpoints, place
+from raykube.inside.trials import ENDED_FILE
 from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
@@ -63,6 +64,7 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
     assert checkpoints.load(result.checkpoint) == {"epoch": 1, "x": result.params["x"]}
     assert all("no luck with three" in trial["error"] for trial in result.trials if trial["params"]["x"] == 3)
     assert {trial["metrics"]["done"] for trial in good} == {False}
+    assert all((Path(result.path) / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
     assert len(here.rows("sweep-1")) == 3
     assert here.rows("sweep-1")[-1]["metrics"]["score"] == result.metrics["score"]
     with sqlite3.connect(here.storage / "mlflow.db") as store:
@@ -86,6 +88,7 @@ def test_trials_of_all_workers_take_turns_and_a_hopeless_one_is_ended(monkeypatc
     result = raykube.sweep(worse_each_time, space, trials=2, metric="score", mode="max")
     assert [trial["error"] for trial in result.trials] == [None, None]
     assert len({trial["params"]["x"] for trial in result.trials}) == 2
+    assert all((Path(result.path) / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
     assert result.metrics["score"] == 1.0
     hopeless = min(result.trials, key=lambda trial: trial["metrics"]["score"])
     rows = wire.read_rows(Path(result.path) / hopeless["trial"] / "train-1" / wire.METRICS_FILE)
@@ -162,6 +165,7 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     monkeypatch.setenv(wire.ATTEMPT, "2")
     result = resumed_sweep(str(tmp_path))
     assert len(result.trials) == 3
+    assert all((sweep / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
     assert [trial["error"] for trial in result.trials] == [None, None, None]
     assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert result.trials[0]["params"]["x"] == first
