@@ -66,7 +66,8 @@ LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"
 TROUBLE_FILE = "trouble.json"
 
-_TAIL_BYTES = 65_536  # of a metrics file, more than one row ever has
+#: So many bytes of the end of a metrics file are read, the more where they hold no whole row.
+_TAILS = (65_536, 2**20)
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -221,8 +222,11 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     if path is None:
         return {}
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        return last_row(file.read())
+        size = os.fstat(file.fileno()).st_size
+        for tail in _TAILS:
+            file.seek(max(0, size - tail))
+            if row := last_row(file.read()):
+                return row
     return {}
 
 

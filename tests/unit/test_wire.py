@@ -36,13 +36,26 @@ def test_last_metrics_leave_out_the_line_being_written(tmp_path):
     assert wire.last_metrics(tmp_path) == {"loss": 0.5}
 
 
+def test_last_metrics_may_be_many(tmp_path):
+    many = {f"layer.{number}.weight.grad_norm": 0.123456789 for number in range(2000)}
+    for _ in range(2):
+        report(tmp_path / "train-1", **many)
+    assert wire.last_metrics(tmp_path) == many
+
+
 def test_last_metrics_of_a_run_that_reported_nothing_are_empty(tmp_path):
     assert wire.last_metrics(tmp_path / "nowhere") == {}
 
 
 @pytest.mark.parametrize(
     "line",
-    ['{"step": 1, "loss": 0.5}', '{"metrics": [1]}', "[1]", "no JSON", f'{{"metrics": {{"text": "{"x" * 70_000}"}}}}'],
+    [
+        '{"step": 1, "loss": 0.5}',
+        '{"metrics": [1]}',
+        "[1]",
+        "no JSON",
+        pytest.param(f'{{"metrics": {{"text": "{"x" * 2**20}"}}}}', id="too long"),
+    ],
 )
 def test_last_metrics_are_empty_where_the_last_line_cannot_be_read(tmp_path, line):
     (tmp_path / "other").mkdir()
