@@ -332,7 +332,7 @@ def main(retries: int, command: str) -> int:
     run = Run.from_environ(retries)
     try:
         return Attempts(run).run(command)
-    except (OSError, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
+    except (*_UNUSABLE, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
         _say(f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one")
         return 1
 

@@ -248,6 +248,12 @@ def test_storage_that_cannot_be_written_is_said(finished, tmp_path):
     assert "never" not in log
 
 
+def test_storage_of_a_kind_that_is_not_known_is_said(finished):
+    code, log, _ = finished("echo never", RAYKUBE_STORAGE="foo://bucket/runs")
+    assert (code, len(log.splitlines())) == (1, 1)
+    assert "the storage foo://bucket/runs/a cannot be used" in log
+
+
 def test_ranks_are_left_to_readers_in_a_file_of_their_own(finished, storage, tmp_path):
     finished(f'echo \'[["node", "worker"]]\' > {storage}/a/ranks.json')
     assert json.loads((tmp_path / "logs-0" / wire.ranks_file("a")).read_text()) == [["node", "worker"]]
