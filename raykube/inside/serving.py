@@ -118,6 +118,9 @@ def resolve(reference: str, environ: Mapping[str, str] = os.environ) -> str:
     checkpoint = wire.Result.from_json(text).checkpoint
     if not checkpoint:
         raise NotFound(f"{reference} has no checkpoint", next_step="report one: raykube.report(metrics, {...})")
+    if not storage.exists(checkpoint):
+        step = "train again, under another name, or name a checkpoint that is there by its path"
+        raise NotFound(f"the checkpoint of {reference} is gone", why=f"there is no {checkpoint}", next_step=step)
     return checkpoint
 
 

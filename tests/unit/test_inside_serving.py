@@ -47,7 +47,11 @@ def test_run_reference_is_its_best_checkpoint(tmp_path):
     folder.mkdir()
     result = wire.Result("train", "demo", str(folder), checkpoint=str(folder / "checkpoint_1"))
     (folder / wire.RESULT_FILE).write_text(result.to_json())
+    (folder / "checkpoint_1").mkdir()
     assert serving.resolve("run:demo", {wire.STORAGE: str(tmp_path)}) == result.checkpoint
+    (folder / "checkpoint_1").rmdir()
+    with pytest.raises(NotFound, match=r"the checkpoint of run:demo is gone"):
+        serving.resolve("run:demo", {wire.STORAGE: str(tmp_path)})
 
 
 @pytest.mark.parametrize("reference", ["run:nobody", "/no/where"])
