@@ -39,7 +39,12 @@ def params(values: Mapping[Any, Any]) -> list[Any]:
     """Return `values` as MLflow's params."""
     from mlflow.entities import Param
 
-    return [Param(name, str(value)[:_VALUE_MAX]) for name, value in Names().named(values).items()]
+    return [Param(name, _text(value)) for name, value in Names().named(values).items()]
+
+
+def _text(value: Any) -> str:
+    """Return a value as text that can be sent: of a file's name that is no UTF-8, Python has halves of characters."""
+    return str(value)[:_VALUE_MAX].encode(errors="replace").decode()
 
 
 def points(found: Sequence[Row], before: int, names: Names) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -303,6 +304,10 @@ def test_registration_that_fails_is_told_and_the_run_has_ended_well(server, tmp_
     assert "training goes on" not in caplog.text
     assert calls(server, "runs/update", "FINISHED")
     assert calls(server, "runs/update", "FAILED") == []
+
+
+def test_param_that_is_no_text_of_unicode_is_sent_as_near_as_can_be():
+    assert [param.value for param in entities.params({"data": os.fsdecode(b"/caf\xe9"), "lr": 0.1})] == ["/caf?", "0.1"]
 
 
 def test_params_that_mlflow_refuses_are_apart_from_the_run(server, tmp_path):
