@@ -146,7 +146,7 @@ class Recorder:
 
     def _append(self) -> None:
         if storage.is_uri(self._path):  # object stores cannot append
-            storage.write_text(self._path, (self._remote + self._unsent).decode())
+            storage.write_bytes(self._path, self._remote + self._unsent)
             self._remote, self._unsent = self._remote + self._unsent, b""
             return
         Path(self._path).parent.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,10 @@ _folder: str | None = None
 _before: Mapping[str, str | None] = {}
 
 
-def apply_environ(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
+def apply_environ() -> None:
     """Set the variables of Ray that raykube relies on, unless they are set."""
     for name, value in RAY_ENVIRON.items():
-        environ.setdefault(name, value)
+        os.environ.setdefault(name, value)
 
 
 def show_progress() -> None:
