@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from raykube.errors import ConfigError
@@ -112,15 +113,20 @@ class Relay:
         self.silent = True
 
     def __call__(self, rows: list[Row]) -> None:
-        """Tell of rows that ASHA compares or with a checkpoint, otherwise of the newest: Tune takes few a second."""
+        """Tell Tune what is :meth:`due`."""
         from ray import tune
 
+        for told in self.due(rows):
+            self.silent = False
+            tune.report(told)
+
+    def due(self, rows: list[Row]) -> Iterator[dict[str, Any]]:
+        """Yield rows that ASHA compares or with a checkpoint, otherwise the newest: Tune takes few a second."""
         found = valid(rows, self._metric)
         for row in found:
             self._count += 1
             if row["checkpoint"] or row is found[-1] or self._count in RUNGS:
-                self.silent = False
-                tune.report(self.told(row))
+                yield self.told(row)
 
     def told(self, row: Row) -> dict[str, Any]:
         """Return what Tune is told of a row: Optuna learns nothing of NaN, and ASHA does not end a trial for it."""

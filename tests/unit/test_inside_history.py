@@ -8,6 +8,7 @@ from raykube import wire
 from raykube.inside import history
 from raykube.inside.history import (
     Follower,
+    Narrator,
     Recorder,
     as_reported,
     describe,
@@ -176,6 +177,29 @@ def test_follower_reads_all_files_of_a_stage(tmp_path):
         for step, path in enumerate(paths):
             recorded(path, step)
     assert sorted(steps(found)) == [0, 1]
+
+
+def test_follower_hands_on_the_rows_of_two_files_by_their_time(tmp_path):
+    paths, found = [str(tmp_path / name) for name in ("m.jsonl", "m.jsonl.plain")], []
+    follower = Follower(paths, [found.extend])
+    for step, path in enumerate(reversed(paths)):
+        recorded(path, step)
+    follower.start()
+    follower.stop()
+    assert steps(found) == [0, 1]
+
+
+def test_narrator_says_every_checkpoint_and_otherwise_one_row_a_second(caplog):
+    caplog.set_level("INFO", "raykube")
+    narrator = Narrator("trial a")
+    told = [{"metrics": {"step": step}, "checkpoint": "c" if step == 3 else None} for step in range(5)]
+    narrator(told[:2])
+    assert narrator._next > 0
+    narrator._next = math.inf  # of the second that is not over yet
+    narrator(told[2:])
+    narrator._next = 0.0
+    narrator(told[4:])
+    assert caplog.messages == ["trial a step 1", "trial a step 3 (checkpoint)", "trial a step 4"]
 
 
 @pytest.mark.parametrize("value", [None, "0.5", float("nan"), float("inf"), float("-inf")])

@@ -127,6 +127,14 @@ def test_words_of_tune_that_a_loop_reports_are_not_told_to_tune():
     assert Relay(Task(lambda: None, {}, "done", "max")).told(row) == {METRIC: True, "training_iteration": 0}
 
 
+def test_tune_is_told_of_exactly_the_reports_that_are_compared_of_checkpoints_and_of_the_newest():
+    relay = Relay(Task(lambda: None, {}, "loss"), count=1)
+    found = [reported("checkpoint" if step == 5 else None, loss=float(step)) for step in range(2, 31)]
+    found[3:3] = [reported(other=1.0)]  # which does not count
+    told = [(each["training_iteration"], each[METRIC]) for each in relay.due(found)]
+    assert told == [(step, step) for step in (3, 5, 9, 27, 30)]
+
+
 def test_resumed_trial_counts_on_from_its_checkpoint():
     first = [reported(loss=1.0), reported(other=1.0), reported("checkpoint_1", loss=1.0), reported(loss=1.0)]
     again = [reported(attempt=2, loss=1.0), reported("checkpoint_2", attempt=2, loss=1.0)]
