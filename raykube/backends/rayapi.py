@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
+from raykube.backends.transport import listening, shown
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 
 # The first submit on a fresh head waits for its job agent to come up, which takes seconds.
@@ -105,16 +106,12 @@ class RayApi:
     def log_parts(self, node_id: str, filename: str) -> Iterator[bytes]:
         """Yield all of a file of a node's log folder as it comes. Raises NotFound."""
         params: dict[str, str | int] = {"node_id": node_id, "filename": filename, "lines": -1}
-        try:
-            with self._http.stream(
-                "GET", f"{self._base}{_LOGS}/file", headers=self._headers, params=params
-            ) as response:
-                if response.is_error:
-                    response.read()
-                    raise _refusal("GET", f"{_LOGS}/file", response)
-                yield from response.iter_bytes()
-        except httpx.TransportError as error:
-            raise self._silence(error) from error
+        asked = self._http.stream("GET", f"{self._base}{_LOGS}/file", headers=self._headers, params=params)
+        with listening(self._silence), asked as response:
+            if response.is_error:
+                response.read()
+                raise _refusal("GET", f"{_LOGS}/file", response)
+            yield from response.iter_bytes()
 
     def log_files(self, node_id: str, pattern: str) -> list[str]:
         """Return the files of a node's log folder whose path matches a pattern."""
@@ -140,17 +137,15 @@ class RayApi:
             raise Unreachable("what answers in the place of the Ray head is none", why=words) from error
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
+        with listening(self._silence):
             response = self._http.request(method, f"{self._base}{path}", headers=self._headers, **options)
-        except httpx.TransportError as error:
-            raise self._silence(error) from error
         if response.is_error:
             raise _refusal(method, path, response)
         return response
 
-    def _silence(self, error: httpx.TransportError) -> Unreachable:
-        where = f"{self._http.base_url}{self._base}"
-        return Unreachable(f"no answer from the Ray head at {where}", why=f"{type(error).__name__}: {error}")
+    def _silence(self, words: str) -> Unreachable:
+        where = f"{shown(str(self._http.base_url))}{self._base}"
+        return Unreachable(f"no answer from the Ray head at {where}", why=words)
 
 
 def tells_of_none(words: str) -> bool:

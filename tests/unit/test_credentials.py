@@ -260,6 +260,33 @@ def test_token_file_that_is_missing_is_waited_for(context):
         Kube().send("GET", "/version")
 
 
+def test_newline_at_the_end_of_a_token_is_not_sent(context, plugin):
+    assert who(context(user={"token": "static\n"})) == ["static", ""]
+    assert who(context(user=plugin({"token": "given\n"}))) == ["given", ""]
+    assert who(context(user={"token": "", "username": "jane", "password": "x"}))[0].startswith("Basic ")
+
+
+@pytest.mark.parametrize("token", ["SECRET\nline", "SECRET\u2026", "SECRET\0"])
+def test_token_that_cannot_be_sent_is_refused_without_its_words(context, plugin, tmp_path, token):
+    (tmp_path / "token").write_text(token)
+    for user, kind in (({"token": token}, ConfigError), ({"tokenFile": "token"}, NoCredential)):
+        context(user=user)
+        with pytest.raises(kind, match="several lines, or characters") as told:
+            Kube().send("GET", "/version")
+        assert "SECRET" not in "".join(traceback.format_exception(told.value))
+    context(user=plugin({"token": token}))
+    with pytest.raises(NoCredential, match="several lines, or characters") as told:
+        Kube().send("GET", "/version")
+    assert "SECRET" not in "".join(traceback.format_exception(told.value))
+
+
+@pytest.mark.parametrize("end", ["tomorrow", 7, "2999-01-01T25:00:00Z"])
+def test_plugin_whose_answer_ends_at_no_time_gave_no_credential(context, plugin, end):
+    context(user=plugin({"token": "t", "expirationTimestamp": end}))
+    with pytest.raises(NoCredential, match="gave no credential"):
+        Kube().send("GET", "/version")
+
+
 def test_plugin_is_asked_again_only_when_its_token_is_refused(context, plugin, api, tmp_path):
     with kubeconfig.client(context(user=plugin({"token": "one"}, {"token": "two"})), TIMEOUT) as client:
         assert [client.get("/").json() for _ in range(2)] == [["one", ""]] * 2

@@ -13,6 +13,7 @@ import pytest
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
 from raykube.backends.kubernetes.refusals import Gone, Unable, UnknownKind, refusal
+from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
 
@@ -241,6 +242,21 @@ def test_server_whose_address_is_none_is_said(tmp_path, monkeypatch):
         kubeconfig.client(kubeconfig.load(), httpx.Timeout(1))
 
 
+@pytest.mark.parametrize("password", ["hunter2/x", "hunter2#x"])
+@pytest.mark.parametrize("where", ["server", "proxy-url", "HTTPS_PROXY"])
+def test_password_that_breaks_an_address_is_not_shown(tmp_path, monkeypatch, password, where):
+    address = f"http://me:{password}@10.1.2.3:1"
+    path = write(tmp_path / "c", "c", address if where == "server" else "https://10.1.2.4")
+    if where == "proxy-url":
+        path.write_text(path.read_text().replace('"server"', f'"proxy-url": "{address}", "server"'))
+    (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setenv("HTTPS_PROXY", address if where == "HTTPS_PROXY" else "")
+    with pytest.raises(ConfigError, match="is no URL; a / or # in a password is written %2F") as caught:
+        kubeapi.Kube()
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_password_and_token_of_a_kubeconfig_are_shown_nowhere(tmp_path, monkeypatch):
     path = write(tmp_path / "c", "c", "http://me:hunter2@127.0.0.1:1/k8s", token="hunter2")
     path.write_text(path.read_text().replace('"server"', '"proxy-url": "http://me:hunter2@127.0.0.1:1", "server"'))
@@ -251,4 +267,8 @@ def test_password_and_token_of_a_kubeconfig_are_shown_nowhere(tmp_path, monkeypa
     assert "hunter2" not in repr(config)
     with pytest.raises(Unreachable, match=r"the API server http://127.0.0.1:1/k8s") as caught:
         kubeapi.Kube().get("Pod", "a")
+    assert "hunter2" not in str(caught.value)
+    kube = kubeapi.Kube()
+    with pytest.raises(Unreachable, match=r"the Ray head at http://127.0.0.1:1/k8s/x") as caught:
+        RayApi.behind(kube.http, "x", "").version()
     assert "hunter2" not in str(caught.value)

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,14 @@ def test_secret_without_a_token_is_named_with_the_key_that_it_lacks(api):
 def test_token_of_a_secret_that_was_made_of_a_file_ends_where_its_line_does(api):
     api.instead = {"/secrets/a-c$": (200, {"data": {"auth_token": base64.b64encode(b"t0ken\n").decode()}})}
     assert rayhead.token(Kube(), "a-c", {"authOptions": {"mode": "token"}}) == "t0ken"
+
+
+@pytest.mark.parametrize("held", [b"SECRET\nline", b"SECRET\xff", b"\n"])
+def test_token_of_a_secret_that_cannot_be_sent_is_refused_without_its_words(api, held):
+    api.instead = {"/secrets/a-c$": (200, {"data": {"auth_token": base64.b64encode(held).decode()}})}
+    with pytest.raises(rk.BackendError, match="the Secret a-c holds no token") as caught:
+        rayhead.token(Kube(), "a-c", {"authOptions": {"mode": "token"}})
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 ELSEWHERE = "../../kube-system/secrets/admin"

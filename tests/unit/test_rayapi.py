@@ -2,11 +2,12 @@
 
 import contextlib
 import socket
+import traceback
 
 import pytest
 
 from raykube.backends.rayapi import RayApi
-from raykube.errors import Conflict, Unreachable
+from raykube.errors import BackendError, Conflict, Unreachable
 from tests.servers import Quiet, serving
 
 TAKEN = """Traceback (most recent call last):
@@ -35,9 +36,9 @@ class Head(Quiet):
 
 
 @contextlib.contextmanager
-def reached(server):
+def reached(server, token="t0ken"):
     """Give the API of that head, and close its connections after."""
-    api = RayApi.at(f"http://127.0.0.1:{server.server_port}", "t0ken")
+    api = RayApi.at(f"http://127.0.0.1:{server.server_port}", token)
     with contextlib.closing(api._http):
         yield api
 
@@ -59,3 +60,11 @@ def test_job_that_ray_answers_with_500_is_there_already_or_to_be_sent_again(word
         server.words = words.encode()
         with reached(server) as api, pytest.raises(kind):
             api.submit({"submission_id": "a-n-1"})
+
+
+def test_header_that_cannot_be_sent_is_no_silence_of_the_head_and_is_not_shown():
+    refused = pytest.raises(BackendError, match="could not be sent")
+    with serving(Head) as server, reached(server, "SECRET\nline") as api, refused as told:
+        api.version()
+    assert not isinstance(told.value, Unreachable)
+    assert "SECRET" not in "".join(traceback.format_exception(told.value))

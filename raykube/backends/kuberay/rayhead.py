@@ -11,6 +11,7 @@ from typing import Any
 from raykube import wire
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
+from raykube.backends.transport import sendable
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, NotFound, Unreachable
 
@@ -47,13 +48,17 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
         return ""
     name = auth.get("secretName") or _checked(cluster)
     held = (kube.get("Secret", name).get("data") or {}).get(_KEY)
-    if not held:
-        raise BackendError(
-            f"the Secret {name} holds no token of the Ray of cluster {cluster}",
-            why=f"it has no key {_KEY}",
-            next_step=f"put the token there under {_KEY}, or name another Secret in authOptions.secretName",
-        )
-    return base64.b64decode(held).decode().strip()  # a file that it was made from ends in a newline
+    try:
+        if held:
+            return sendable(base64.b64decode(held).decode())
+        why = f"it has no key {_KEY}"
+    except ValueError as error:
+        why = f"{_KEY}: {error}"
+    raise BackendError(
+        f"the Secret {name} holds no token of the Ray of cluster {cluster}",
+        why=why,
+        next_step=f"put the token there under {_KEY}, or name another Secret in authOptions.secretName",
+    )
 
 
 def api_of(kube: Kube, cluster: str, spec: Mapping[str, Any], path: str) -> RayApi:

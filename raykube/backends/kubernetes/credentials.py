@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightkube.config.client_adapter import user_auth
 from lightkube.config.models import User, UserExec
 
 from raykube.backends.kubernetes.fields import seconds
+from raykube.backends.transport import sendable
 from raykube.errors import Unreachable
 
 _Flow = Generator[httpx.Request, httpx.Response, None]
@@ -42,10 +43,16 @@ class Manner:
 
 
 def auth_of(user: User, tls: ssl.SSLContext, manner: Manner = Manner()) -> httpx.Auth | None:
-    """Return what signs requests for a user; a client certificate of a plugin is put into `tls`."""
+    """Return what signs requests for a user; a client certificate of a plugin is put into `tls`.
+
+    Raises:
+        ValueError: the user's token cannot be sent.
+    """
     if user.token_file:
         return TokenFile(user.token_file)
-    return Plugin(user.exec, tls, manner) if user.exec else user_auth(user)
+    if user.exec:
+        return Plugin(user.exec, tls, manner)
+    return user_auth(replace(user, token=sendable(user.token) if user.token else None))
 
 
 class TokenFile(httpx.Auth):
@@ -60,9 +67,9 @@ class TokenFile(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> _Flow:
         """Sign a request."""
         try:
-            token = self._path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            step = "the kubeconfig's tokenFile, or the pod's service account, must name a file that you can read"
+            token = sendable(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            step = "the kubeconfig's tokenFile, or the pod's service account, must name a file that holds one token"
             raise NoCredential("the file with the token cannot be read", why=str(error), next_step=step) from error
         request.headers["Authorization"] = f"Bearer {token}"
         yield request
@@ -104,10 +111,10 @@ class Plugin(httpx.Auth):
         try:
             words = [plugin.command, *(plugin.args or ())]
             stdin = None if interactive else subprocess.DEVNULL
-            given: Mapping[str, Any] = json.loads(_printed(words, environ, stdin))["status"]
+            given = _checked(json.loads(_printed(words, environ, stdin))["status"])
             if "clientCertificateData" in given:
                 _load(self._tls, given["clientCertificateData"] + "\n" + given["clientKeyData"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{plugin.command}, which the kubeconfig names to log in, gave no credential"
             step = plugin.installHint or "see what it says by itself: kubectl get pods"
             raise NoCredential(what, why=f"{type(error).__name__}: {error}", next_step=step) from error
@@ -134,6 +141,12 @@ def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) ->
     return done.stdout
 
 
+def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a plugin gave. Raises ValueError where its token cannot be sent, or its end is no time."""
+    _is_over(given)
+    return {**given, "token": sendable(str(given["token"]))} if given.get("token") else given
+
+
 def _signed(request: httpx.Request, given: Mapping[str, Any]) -> httpx.Request:
     if token := given.get("token"):
         request.headers["Authorization"] = f"Bearer {token}"
@@ -145,7 +158,7 @@ def _signed(request: httpx.Request, given: Mapping[str, Any]) -> httpx.Request:
 
 def _is_over(given: Mapping[str, Any]) -> bool:
     expires = given.get("expirationTimestamp")
-    return bool(expires) and seconds(expires) <= time.time()
+    return bool(expires) and seconds(str(expires)) <= time.time()
 
 
 def _load(tls: ssl.SSLContext, pem: str) -> None:

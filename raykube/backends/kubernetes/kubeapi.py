@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -23,6 +22,7 @@ import httpx
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
 from raykube.backends.kubernetes.refusals import Gone, no_api_server, refusal
+from raykube.backends.transport import listening, shown
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 from raykube.names import is_namespace, is_object_name
 
@@ -44,7 +44,6 @@ _PATHS = {
     "Secret": ("api/v1", "secrets"),
     "Service": ("api/v1", "services"),
 }
-_USER = re.compile(r"(?<=://)[^/]*@")
 _REVIEWS = "authorization.k8s.io/v1"
 _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
@@ -68,8 +67,8 @@ class Kube:
 
     def __init__(self, context: str = "", namespace: str = "", config: kubeconfig.Config | None = None) -> None:
         config = config or kubeconfig.load(context)
-        #: As it may be shown: without the user and password that an address may hold.
-        self.server: str = _USER.sub("", config.cluster.server)
+        #: As it may be shown.
+        self.server: str = shown(config.cluster.server)
         self.context = config.context
         self.namespace: str = _checked(namespace or config.namespace)
         self._config = config
@@ -152,18 +151,15 @@ class Kube:
     @contextlib.contextmanager
     def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
         """Open a response that is read while it comes; `stop` ends it from another thread."""
-        try:
-            with self.http.stream("GET", path, **options) as response:
-                if response.is_error:
-                    response.read()
-                    raise refusal("GET", path, response)
-                connection = response.extensions["network_stream"].get_extra_info("socket")
-                _have_asked(connection)
-                if stop:
-                    stop.take(connection)
-                yield response
-        except (httpx.TransportError, httpx.StreamError) as error:
-            raise self._unreachable(error) from error
+        with listening(self._silence), self.http.stream("GET", path, **options) as response:
+            if response.is_error:
+                response.read()
+                raise refusal("GET", path, response)
+            connection = response.extensions["network_stream"].get_extra_info("socket")
+            _have_asked(connection)
+            if stop:
+                stop.take(connection)
+            yield response
 
     def watch(self, kind: str, version: str, stop: Stop, **selectors: str) -> Iterator[Object]:
         """Yield the changes after a version, as ``{"type": "MODIFIED", "object": …}``, until the server ends it.
@@ -207,10 +203,8 @@ class Kube:
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and return what answers it; the errors of the API server are raised."""
         for wait_s in (*_BUSY_S, None):
-            try:
+            with listening(self._silence):
                 response = self.http.request(method, path, **options)
-            except httpx.TransportError as error:
-                raise self._unreachable(error) from error
             if wait_s is None or response.status_code != httpx.codes.TOO_MANY_REQUESTS or "/proxy/" in path:
                 break
             time.sleep(wait_s)  # it has done nothing yet
@@ -239,10 +233,10 @@ class Kube:
         group = f"{group}/{self._kueue}" if kind == "Workload" else group
         return f"/{group}/namespaces/{self.namespace}/{plural}"
 
-    def _unreachable(self, error: Exception) -> Unreachable:
+    def _silence(self, words: str) -> Unreachable:
         return Unreachable(
             f"no answer from the API server {self.server}",
-            why=f"{type(error).__name__}: {error}",
+            why=words,
             next_step="look whether kubectl get nodes answers; what runs there goes on meanwhile",
         )
 

@@ -175,12 +175,16 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
             limits=_LIMITS,
             trust_env=False,
         )
-    except (LightkubeError, OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-        raise ConfigError(
-            f"context {config.context} of the kubeconfig cannot be used",
-            why=str(error),
-            next_step="see: kubectl config view --minify",
-        ) from error
+    except httpx.InvalidURL:  # whose words are a part of it, as of a password
+        why = "the address of its server, or of the proxy on the way there, is no URL"
+        raise _unusable(config, f"{why}; a / or # in a password is written %2F or %23") from None
+    except (LightkubeError, OSError, ValueError, ImportError) as error:
+        raise _unusable(config, str(error)) from error
+
+
+def _unusable(config: Config, why: str) -> ConfigError:
+    what = f"context {config.context} of the kubeconfig cannot be used"
+    return ConfigError(what, why=why, next_step="see: kubectl config view --minify")
 
 
 def _proxy_of(config: Config) -> str | None:
