@@ -4,6 +4,7 @@ import datetime as dt
 import socket
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography import x509
@@ -11,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from raykube.backends.kubernetes.kubeapi import Stop
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
+from tests.servers import Quiet, serving, write_kubeconfig
 
 
 @pytest.fixture
@@ -86,3 +88,30 @@ def test_stop_sets_those_that_are_chained_to_it():
     stop.chain(late)
     assert other.is_set()
     assert late.is_set()
+
+
+class Api(Quiet):
+    """Ends each watch in order, as a server does after an hour, and makes an object when the test says so."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {})
+
+    def do_POST(self):  # noqa: N802
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.begun.set()
+        self.server.goes_on.wait(10)
+        self.answer(201, {"metadata": {"name": "b"}})
+
+
+def test_stop_cuts_nobody_who_asks_after_a_stream_has_ended(tmp_path, monkeypatch):
+    with serving(Api) as server:
+        server.begun, server.goes_on = threading.Event(), threading.Event()
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        kube, stop = Kube(), Stop()
+        assert len([*kube.watch("RayJob", "7", stop)]) == 1
+        with ThreadPoolExecutor() as pool:
+            made = pool.submit(kube.create, {"kind": "RayJob", "metadata": {"name": "b"}})
+            assert server.begun.wait(10)
+            stop.set()
+            server.goes_on.set()
+            assert made.result() == {"metadata": {"name": "b"}}

@@ -151,6 +151,8 @@ class Kube:
     @contextlib.contextmanager
     def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
         """Open a response that is read while it comes; `stop` ends it from another thread."""
+        # `stop` has the connection for good: once this has ended nobody else may get it.
+        options["headers"] = {"connection": "close", **(options.get("headers") or {})}
         with listening(self._silence), self.http.stream("GET", path, **options) as response:
             if response.is_error:
                 response.read()
