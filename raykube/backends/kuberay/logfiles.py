@@ -49,10 +49,11 @@ def chunks(kube: Kube, file: LogFile, skip: int, stop: Stop) -> Iterator[bytes]:
 
     Raises:
         NotFound: it is not there any more, nor may its node be.
+        Unreachable: no answer; Ray begins none before the file has something in it.
     """
     path, options = file.api.log_path(file.node, file.path)
     try:
-        with kube.stream(path, stop, timeout=None, **options) as response:
+        with kube.growing(path, stop, **options) as response:
             # What comes after that is read by itself, from where this ends.
             yield from _after(itertools.takewhile(lambda _: not stop.is_set(), response.iter_raw()), skip)
     except BackendError as error:

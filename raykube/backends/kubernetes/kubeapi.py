@@ -134,7 +134,7 @@ class Kube:
     def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
         """Yield the lines that a container of a pod prints as they come, until it ends or `stop` is set."""
         path, params = f"{self._one('Pod', name)}/log", {"follow": "true", **params}
-        with self.stream(path, stop, params=params, timeout=None) as response:
+        with self.growing(path, stop, params=params) as response:
             yield from _lines(response)
 
     def proxy(self, service: str) -> str:
@@ -161,6 +161,18 @@ class Kube:
             _have_asked(connection)
             if stop:
                 stop.take(connection)
+            yield response
+
+    @contextlib.contextmanager
+    def growing(self, path: str, stop: Stop, **options: Any) -> Iterator[httpx.Response]:
+        """Open the response that a growing log is, which may be silent for days once it has begun.
+
+        Raises:
+            Unreachable: it has not begun in the time of other answers; it may be empty so far.
+        """
+        limits = _TIMEOUT.as_dict()
+        with self.stream(path, stop, extensions={"timeout": limits}, **options) as response:
+            limits["read"] = None  # looked up again where the body is read
             yield response
 
     def watch(self, kind: str, version: str, stop: Stop, **selectors: str) -> Iterator[Object]:
