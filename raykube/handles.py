@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -221,14 +224,34 @@ def left(timeout_s: float | None, begun: float) -> float:
     return float(round(rest)) if 1 < rest < math.inf else rest
 
 
-def statuses(handles: Sequence[Run | Endpoint]) -> list[Status]:
-    """Return the states of runs or services, several asked for at once, without those that were deleted meanwhile."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return [found for found in pool.map(_status, handles) if found]
+def statuses(handles: Iterable[Run | Endpoint]) -> list[Status]:
+    """Return the states of runs or services, several asked for at once, without those that were deleted meanwhile.
 
-
-def _status(handle: Run | Endpoint) -> Status | None:
+    Raises:
+        Forbidden, Unreachable: a place refuses to tell, or does not answer.
+    """
+    asked: list[tuple[Run | Endpoint, Future[Status | None]]] = [(each, Future()) for each in handles]
+    todo = deque(asked)
+    # Not those of concurrent.futures, whose end the interpreter waits for: a head may be silent when Ctrl-C is pressed.
+    for _ in range(min(_AT_ONCE, len(asked))):
+        threading.Thread(target=_ask, args=(todo,), daemon=True, name="raykube-status").start()
     try:
-        return handle.status()
+        return [status for _, answer in asked if (status := answer.result())]
+    finally:
+        todo.clear()
+
+
+def _ask(todo: deque[tuple[Run | Endpoint, Future[Status | None]]]) -> None:
+    with contextlib.suppress(IndexError):
+        while True:
+            handle, answer = todo.popleft()
+            _tell(handle, answer)
+
+
+def _tell(handle: Run | Endpoint, answer: Future[Status | None]) -> None:
+    try:
+        answer.set_result(handle.status())
     except NotFound:
-        return None
+        answer.set_result(None)
+    except BaseException as error:  # noqa: BLE001 - raised again by whoever asks the future
+        answer.set_exception(error)

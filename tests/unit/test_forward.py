@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 import threading
+import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -121,3 +122,26 @@ def test_forward_to_a_cluster_that_is_gone_says_so(tmp_path, monkeypatch, caplog
         with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
             assert there.gone.wait(10)
             until(lambda: "cluster hello is gone" in caplog.text, "it is told", 10)
+
+
+class Silent(Quiet):
+    """Takes requests, and answers none before the test has ended."""
+
+    def do_GET(self):  # noqa: N802
+        self.server.asked.append(self.path)
+        self.server.ended.wait(20)
+        self.close_connection = True
+
+
+def test_forward_ends_while_the_server_is_silent(tmp_path, monkeypatch):
+    with serving(Silent) as server:
+        server.ended = threading.Event()
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
+            until(lambda: server.asked, "it asks for the head", 10)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 10
+        server.ended.set()
+        until(lambda: not there._thread.is_alive(), "its thread ends", 10)
+        there._wake.close()
+        there._waker.close()

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -926,6 +927,36 @@ def test_list_leaves_out_what_was_deleted_since_it_was_begun():
     place = Answering("RUNNING", NotFound("nothing is called 'b' here"), "FAILED")
     found = handles.statuses(rk.Run(name, place) for name in ("a", "b", "c"))
     assert [(status.name, status.state) for status in found] == [("a", "RUNNING"), ("c", "FAILED")]
+
+
+class Noting(Local):
+    """Notes which threads ask for a state, and lets the first of them wait."""
+
+    def __init__(self):
+        self.threads = []
+        self.goes_on = threading.Event()
+
+    def status(self, name, kind=None):  # noqa: ARG002
+        self.threads.append(threading.current_thread())
+        if name == "silent":
+            self.goes_on.wait(10)
+        if name == "bad":
+            raise Unreachable("no answer")
+        return Status(name, "job", "RUNNING")
+
+
+def test_list_keeps_no_command_that_was_interrupted_waiting_for_who_is_silent():
+    place = Noting()
+    with pytest.raises(Unreachable):
+        handles.statuses([rk.Run("bad", place), rk.Run("silent", place)])
+    assert all(thread.daemon for thread in place.threads)
+    place.goes_on.set()
+
+
+def test_list_of_many_is_in_order():
+    place, names = Noting(), [f"run-{number}" for number in range(50)]
+    assert [status.name for status in handles.statuses(rk.Run(name, place) for name in names)] == names
+    assert len(set(place.threads)) <= handles._AT_ONCE
 
 
 @pytest.mark.usefixtures("dashboard")

@@ -30,6 +30,8 @@ from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unrea
 #: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
 PATIENCE_S = 60.0
 _PAUSE_S = 0.3
+#: For so long the end of a forward waits for those of its connections.
+_END_S = 1.0
 _TIMEOUT = httpx.Timeout(10, connect=5)
 _PROTOCOL = "v4.channel.k8s.io"
 _PORTS = {"dashboard": 8265, "serve": 8000}
@@ -82,9 +84,11 @@ class Forward:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
-        self._wake.close()
-        self._waker.close()
+        # One that asks a silent API server ends by itself, and with the process.
+        self._thread.join(_END_S)
+        if not self._thread.is_alive():
+            self._wake.close()
+            self._waker.close()
 
     def _accept(self, listener: socket.socket) -> None:
         """Give each connection a thread, and outlive them all."""
