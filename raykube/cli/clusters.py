@@ -52,8 +52,9 @@ def cluster() -> None:
 @click.option("--timeout-s", type=float, default=900, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("--no-wait", is_flag=True, help="Print the name and return at once.")
 @plan_options
+@json_option
 @click.argument("name")
-def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given: Any) -> None:
+def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json: bool, **given: Any) -> None:
     """Create a cluster from a preset or manifest, and wait until it is ready.
 
     Example: raykube cluster create demo --on cpu-small. Repeated with the same name and manifest it changes nothing;
@@ -61,6 +62,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
     """
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
+    from raykube.cli import view
     from raykube.handles import check_time
     from raykube.notes import of_beside
     from raykube.plans import Plan
@@ -83,7 +85,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, **given:
     if not no_wait:
         with _hint(name, f"cluster {name} goes on starting"):
             clusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
-    click.echo(name)
+    click.echo(view.dump(_as_json(clusters.status(kube, name))) if as_json else name)
 
 
 @cluster.command("list")

@@ -229,15 +229,20 @@ def test_create_that_would_wait_for_no_time_is_refused_before_anything_is_made(r
         done = raykube("cluster", "create", "demo", "--on", path, "--timeout-s", timeout_s, *dry_run)
         assert (done.returncode, done.stdout) == (2, "")
         assert "which is no time" in done.stderr
+
+
 class Taking(Quiet):
     """Has no cluster until it is sent one, of which all pods are ready at once."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
         kind, name = self.path.partition("?")[0].split("/")[-2:]
-        if name == "pods":
-            self.answer(200, {"metadata": {}, "items": [pod("a"), pod("b"), pod("c")]})
-        elif name in ("rayclusters", "events"):
-            self.answer(200, {"metadata": {}, "items": self.server.asked if name == "rayclusters" else []})
+        listed = {"rayclusters": self.server.asked[:1], "pods": self.server.pods, "events": []}
+        if "watch=1" in self.path:
+            self.send_response(200)  # nothing changes any more
+            self.send_header("content-length", "0")
+            self.end_headers()
+        elif name in listed:
+            self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": listed[name]})
         elif kind == "rayclusters" and self.server.asked:
             self.answer(200, self.server.asked[0])
         else:
@@ -254,6 +259,9 @@ class Taking(Quiet):
 def taking(tmp_path):
     """Have an API server that takes clusters, where the commands of `raykube` look for one."""
     with serving(Taking) as server:
+        server.pods = [pod("a"), pod("b"), pod("c")]
+        for each in server.pods:
+            each["metadata"]["uid"] = each["metadata"]["name"]
         write_kubeconfig(server, tmp_path / "none")
         yield server
 
@@ -276,6 +284,19 @@ def test_ctrl_c_while_a_cluster_is_made_says_how_to_look_at_it_and_end_it(raykub
     assert f"\n{told}\n" in done.stderr
     assert "raykube cluster status --on" in done.stderr
     assert "raykube cluster delete --on" in done.stderr
+
+
+@pytest.mark.parametrize("no_wait", [(), ("--no-wait",)])
+@pytest.mark.usefixtures("taking")
+def test_cluster_that_was_created_is_told_as_json_by_its_state(raykube, no_wait):
+    words = ("--on", str(PRESETS / "cpu-small.yaml"), *no_wait)
+    plain, made = raykube("cluster", "create", "demo", *words), raykube("cluster", "create", "demo", *words, "--json")
+    known = raykube("cluster", "status", "demo", "-n", "default", "--json")
+    assert (plain.returncode, plain.stdout, made.returncode) == (0, "demo\n", 0)
+    told, there = (json.loads(done.stdout) for done in (made, known))
+    assert (told["state"], told["ready"]) == ("RUNNING", 3)
+    assert {**told, "age_s": 0} == {**there, "age_s": 0}
+    assert ("demo RUNNING" in made.stderr) == (not no_wait)
 
 
 def test_create_on_this_machine_is_refused(raykube):
@@ -356,6 +377,7 @@ def test_options_of_create_are_the_agreed_ones():
 
     assert {option.opts[-1] for option in create.params} == {
         *("--on", "--namespace", "--context", "--workers", "--timeout-s", "--no-wait", "--dry-run", "--output", "name"),
+        "--json",
     }
 
 

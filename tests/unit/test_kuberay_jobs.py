@@ -221,6 +221,8 @@ def test_namespace_that_there_cannot_be_is_asked_for_nowhere(api, namespace):
     with pytest.raises(rk.ConfigError, match="there can be no namespace"):
         Kube(namespace=namespace)
     assert api.asked == []
+
+
 def test_objects_are_made_and_changed_only_if_the_server_knows_all_their_fields(api):
     kube = Kube()
     kube.create({"kind": "ConfigMap", "metadata": {"name": "a"}})
@@ -381,6 +383,8 @@ def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
     assert look.head() is not None
     jobs.stop(Kube(), look)
     assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
+
+
 def test_delete_leaves_what_was_submitted_by_the_name_of_a_run_that_went_while_it_was_stopped(api, kept):
     waiting(kept, rayClusterSpec={})
     path = f"{RAY}/rayjobs/digits"

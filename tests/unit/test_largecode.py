@@ -119,6 +119,8 @@ def test_code_that_a_written_rayjob_names_is_left_where_it_is(submitted):
     written = {"kind": "RayJob", "metadata": {"name": "big"}, "spec": {"runtimeEnvYAML": environment}}
     largecode.before(Kube(), Plan("big", "kuberay", (written,)))
     assert submitted == []
+
+
 class Storing(Api):
     """Makes pods that have in their storage what they are to be given."""
 

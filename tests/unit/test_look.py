@@ -82,6 +82,8 @@ def test_state_is_the_rayjobs_where_the_rest_is_not_told(api, path, answer):
 def test_url_of_a_run_is_its_dashboard_through_the_api_server(api):
     path = "api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
     assert rk.attach("a", on="kubernetes").url == f"http://127.0.0.1:{api.server_port}/{path}/"
+
+
 @pytest.mark.parametrize(("name", "kinds"), [("a", ["rayjobs"]), ("s", ["rayjobs", "rayservices"])])
 def test_handle_is_made_with_no_more_questions_than_what_has_the_name(api, name, kinds):
     gone = {"kind": "Status", "code": 404, "message": "no", "details": {"kind": "rayjobs", "name": "s"}}
