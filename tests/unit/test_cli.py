@@ -873,14 +873,3 @@ def test_doctor_says_what_it_found(raykube):
     found = {check["name"]: check["ok"] for check in json.loads(done.stdout)}
     assert found["ray"] is True
     assert done.returncode == 0
-
-
-def test_options_of_submit_are_the_agreed_ones():
-    """Every option is a promise; this list is changed on purpose or not at all."""
-    assert {option.opts[-1] for option in submit.params} == {
-        *("--on", "--namespace", "--context", "--filename", "--cluster", "--workers", "--name"),
-        *("--working-dir", "--excludes", "--pip", "--runtime-env", "--runtime-env-json"),
-        *("--env", "--entrypoint-num-cpus", "--entrypoint-num-gpus", "--entrypoint-memory", "--entrypoint-resources"),
-        *("--metadata-json", "--max-retries", "--timeout-s", "--pending-timeout-s", "--keep-cluster-s", "--queue"),
-        *("--no-wait", "--dry-run", "--output", "--json", "entrypoint"),
-    }

@@ -371,16 +371,6 @@ def test_token_without_a_place_for_it_says_so(tmp_path, monkeypatch):
         pass
 
 
-def test_options_of_create_are_the_agreed_ones():
-    """Every option is a promise; this list is changed on purpose or not at all."""
-    from raykube.cli.clusters import create
-
-    assert {option.opts[-1] for option in create.params} == {
-        *("--on", "--namespace", "--context", "--workers", "--timeout-s", "--no-wait", "--dry-run", "--output", "name"),
-        "--json",
-    }
-
-
 def test_list_beside_a_kubernetes_that_does_not_answer_says_so(raykube, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # taken, and not listened on
