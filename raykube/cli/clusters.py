@@ -69,7 +69,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
 
     check_time(timeout_s)
     dry_run, output = given["dry_run"], given["output"]
-    planned.check_options(dry_run, output)
+    planned.check_options(dry_run, output, as_json=as_json)
     place = where.cluster(given["workers"])
     body = clusters.plan(place, name)
     plan = Plan(name, "kuberay", (body,), notes=tuple(of_beside(place.beside)))
