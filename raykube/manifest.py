@@ -13,13 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube import shapes
+from raykube import shapes, tokens
 from raykube.errors import Problem
 from raykube.names import name_problem
 from raykube.shapes import entries, mapping
 
 MAX_CLUSTER_NAME = 53
-MIN_RAY_FOR_TOKENS = (2, 52)
 MIN_RAY_FOR_HEALTH = (2, 53)
 #: What KubeRay's definition has for a `maxReplicas` that is not given.
 UNBOUNDED = 2**31 - 1
@@ -147,16 +146,13 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
     elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
         has = ", ".join(f"{image} has {has}" for image, has in others.items())
         yield Problem("spec.rayVersion", f"is {version}, and {has}", "take one image for all groups, and its version")
-    elif auth(spec).get("mode", "token") == "token" and parsed < MIN_RAY_FOR_TOKENS:
+    elif tokens.mode(spec) == "token" and parsed < tokens.MIN_RAY:
         yield Problem(
             "spec.rayVersion",
             f"{version} knows no tokens; Ray 2.52 does",
             "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
-    if auth(spec).get("enableK8sTokenAuth"):
-        yield Problem(
-            "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
-        )
+    yield from tokens.problems(spec)
 
 
 def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
@@ -165,11 +161,6 @@ def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
         image = _image({"headGroupSpec": group})
         if has := version_of(image):
             yield image, has
-
-
-def auth(spec: Manifest) -> Manifest:
-    """Return a cluster's ``authOptions``."""
-    return mapping(spec.get("authOptions"))
 
 
 def max_replicas(group: Manifest) -> int:

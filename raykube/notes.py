@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import manifest as manifests
+from raykube import tokens
 from raykube.bodies import CODE_MOUNT, HELD
 from raykube.shapes import entries, mapping
 
@@ -83,6 +84,6 @@ def _operator(entrypoint: str) -> str:
 def of_open_dashboard(spec: Mapping[str, Any]) -> Iterator[str]:
     """Say that a RayJob makes a cluster of its own which asks nobody for a token."""
     own = spec.get("rayClusterSpec")
-    if own and manifests.auth(own).get("mode") != "token":
+    if own and tokens.auth(own).get("mode") != "token":
         words = "anyone who can reach its dashboard's port can run code; write authOptions: {mode: token} (Ray 2.52)"
         yield f"rayClusterSpec: {words}"

@@ -254,6 +254,42 @@ RULES = {
 }
 
 
+REFERENCE = {"secretKeyRef": {"name": "mine", "key": "auth_token"}}
+
+
+@pytest.mark.parametrize("group", [HEAD, GROUP])
+@pytest.mark.parametrize(
+    ("variable", "auth", "words"),
+    [
+        ({"name": "RAY_AUTH_TOKEN", "valueFrom": REFERENCE}, None, "secretName: mine}"),
+        ({"name": "RAY_AUTH_TOKEN", "value": "x"}, None, "secretName: SECRET}, of a Secret that has the token under"),
+        (
+            {"name": "RAY_AUTH_TOKEN_PATH", "value": "/x"},
+            {"mode": "token", "secretName": "mine"},
+            "secretName: SECRET}",
+        ),
+        ({"name": "RAY_AUTH_TOKEN", "valueFrom": REFERENCE}, {"secretName": "mine"}, None),
+        ({"name": "RAY_AUTH_TOKEN", "value": "x"}, {"mode": "disabled"}, None),
+        ({"name": "RAY_AUTH_MODE", "value": "token"}, None, None),
+        ({"name": "RAY_AUTH_MODE", "value": "disabled"}, None, "write spec.authOptions: {mode: …}"),
+        ({"name": "RAY_AUTH_MODE", "value": "token"}, {"mode": "disabled"}, "write spec.authOptions: {mode: …}"),
+    ],
+)
+def test_token_that_kuberay_would_not_know_is_refused(manifest, loaded, group, variable, auth, words):
+    edit(*group, "template", "spec", "containers", 0, "env", value=[variable])(manifest)
+    if auth:
+        manifest["spec"]["authOptions"] = auth
+    if not words:
+        loaded(manifest)
+        return
+    with pytest.raises(ConfigError) as caught:
+        loaded(manifest)
+    (problem,) = caught.value.problems
+    assert problem.path.endswith("containers[0].env")
+    assert words in str(problem)
+    assert "'x'" not in str(problem)
+
+
 @pytest.mark.parametrize("path", RULES)
 def test_manifest_that_would_hang_is_refused(path, manifest, loaded):
     RULES[path](manifest)

@@ -14,9 +14,8 @@ from raykube.backends.rayapi import RayApi
 from raykube.backends.transport import sendable
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, NotFound, Unreachable
+from raykube.tokens import KEY
 
-#: KubeRay reads a token from under this key, and puts its own there.
-_KEY = "auth_token"
 #: So much of a cluster's name KubeRay leaves in that of the Secret it makes.
 _CHECKED = 50
 
@@ -47,17 +46,17 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     if auth.get("mode") != "token":
         return ""
     name = auth.get("secretName") or _checked(cluster)
-    held = (kube.get("Secret", name).get("data") or {}).get(_KEY)
+    held = (kube.get("Secret", name).get("data") or {}).get(KEY)
     try:
         if held:
             return sendable(base64.b64decode(held).decode())
-        why = f"it has no key {_KEY}"
+        why = f"it has no key {KEY}"
     except ValueError as error:
-        why = f"{_KEY}: {error}"
+        why = f"{KEY}: {error}"
     raise BackendError(
         f"the Secret {name} holds no token of the Ray of cluster {cluster}",
         why=why,
-        next_step=f"put the token there under {_KEY}, or name another Secret in authOptions.secretName",
+        next_step=f"put the token there under {KEY}, or name another Secret in authOptions.secretName",
     )
 
 

@@ -1,0 +1,59 @@
+"""Whether a cluster's Ray asks for a token, and all who ask Ray know the same one.
+
+KubeRay and raykube read it from the Secret of ``authOptions``. A variable of a container that says otherwise wins in
+that container alone, and nobody tells: KubeRay asks in vain for as long as the job may wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raykube.errors import Problem
+from raykube.shapes import entries, mapping
+
+MIN_RAY = (2, 52)
+#: Under which KubeRay looks for it in a Secret.
+KEY = "auth_token"
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def auth(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a cluster's ``authOptions``."""
+    return mapping(spec.get("authOptions"))
+
+
+def mode(spec: Mapping[str, Any]) -> str:
+    """Return what a cluster says of tokens; raykube has it ask for one where it says nothing."""
+    return str(auth(spec).get("mode") or "token")
+
+
+def problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what of a cluster's authentication KubeRay refuses, or what contradicts itself."""
+    if auth(spec).get("enableK8sTokenAuth"):
+        yield Problem(
+            "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
+        )
+    groups = [("spec.headGroupSpec", spec.get("headGroupSpec"))]
+    groups += [(f"spec.workerGroupSpecs[{i}]", each) for i, each in enumerate(entries(spec.get("workerGroupSpecs")))]
+    for path, group in groups:
+        pod = mapping(mapping(mapping(group).get("template")).get("spec"))
+        for variable in entries(mapping((entries(pod.get("containers")) or [{}])[0]).get("env")):
+            yield from _contradicts(mapping(variable), f"{path}.template.spec.containers[0].env", spec)
+
+
+def _contradicts(variable: Mapping[str, Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
+    name = variable.get("name")
+    if name == "RAY_AUTH_MODE" and variable.get("value") != mode(spec):
+        what = f"RAY_AUTH_MODE={variable.get('value')} contradicts authOptions, whose mode is {mode(spec)}"
+        yield Problem(path, what, "remove it, and write spec.authOptions: {mode: …}")
+    if name not in _TOKENS or mode(spec) != "token":
+        return
+    reference = mapping(mapping(variable.get("valueFrom")).get("secretKeyRef"))
+    if reference.get("key") != KEY or reference.get("name") != auth(spec).get("secretName"):
+        step = (
+            f"remove it, and write spec.authOptions: {{mode: token, secretName: {reference.get('name') or 'SECRET'}}}"
+        )
+        beside = "" if reference.get("key") == KEY else f", of a Secret that has the token under {KEY}"
+        what = "would be known in this container alone: KubeRay asks Ray with the token of authOptions, and in vain"
+        yield Problem(path, f"{name} {what}", f"{step}{beside}")
