@@ -23,7 +23,7 @@ import yaml
 from raykube import manifest as manifests
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.here import from_here, upward
+from raykube.here import from_here, seems, upward
 from raykube.names import nearest
 from raykube.settings import is_path, setting
 from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
@@ -289,14 +289,14 @@ def known() -> set[str]:
 
 
 def _folders() -> list[Path]:
-    return [parent / FOLDER for parent in upward() if (parent / FOLDER).is_dir()]
+    return [parent / FOLDER for parent in upward() if seems((parent / FOLDER).is_dir)]
 
 
 def _find(name: str) -> Path:
     """Return the preset's file; the nearest folder upward from here that has it wins, raykube's own comes last."""
     folders = _folders()
     for folder in (*folders, _shipped()):
-        if (path := folder / f"{name}.yaml").is_file():
+        if seems((path := folder / f"{name}.yaml").is_file):
             return path
     here = next(iter(upward()), None)
     none = f"no folder {FOLDER}/ in {here} or above it" if here else "the folder that this runs in was removed"
@@ -313,7 +313,7 @@ def _shipped() -> Path:
 def _read(path: Path) -> Cluster:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # what is no text, or a name that no file can have
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
             f"the manifest {path} cannot be read", why=why, next_step="name a readable YAML file"

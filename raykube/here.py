@@ -1,7 +1,8 @@
-"""The folder that this runs in, which somebody may have removed since."""
+"""The folder that this runs in, which somebody may have removed since, and looks at what may be closed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from raykube.errors import ConfigError
@@ -30,3 +31,11 @@ def from_here(path: str | Path) -> Path:
             why=str(error),
             next_step="go to a folder that exists, or write the path from the root",
         ) from None
+
+
+def seems(is_so: Callable[[], bool]) -> bool:
+    """Whether a look at a path says yes, as ``path.is_file``; below a folder that may not be entered, nothing does."""
+    try:
+        return is_so()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import os
+import stat
 import subprocess
 import zipfile
 from collections import Counter
@@ -101,9 +102,7 @@ def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
         ConfigError: no such folder, files that cannot be sent, or too many or too large ones; every problem at once.
     """
     root = from_here(working_dir)
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise ConfigError(f"the working directory {root} {what}", next_step="give --working-dir a folder")
+    _check_folder(root)
     if not os.access(root, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         why = os.strerror(errno.EACCES)
         raise ConfigError(f"the working directory {root} cannot be read", why=why, next_step=f"chmod u+rx {root}")
@@ -114,6 +113,19 @@ def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
     if problems:
         raise ConfigError.of(f"the working directory {root} cannot be sent", problems)
     return Package(root, files, _digest(files), walked.ignored, _git_commit(root))
+
+
+def _check_folder(root: Path) -> None:
+    step = "give --working-dir a folder"
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"the working directory {root} does not exist", next_step=step) from None
+    except (OSError, ValueError) as error:  # in a closed folder, or a name that no folder can have
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the working directory {root} cannot be read", why=why, next_step=step) from None
+    if not is_folder:
+        raise ConfigError(f"the working directory {root} is not a folder", next_step=step)
 
 
 def _too_much(files: tuple[Found, ...]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.here import upward
+from raykube.here import seems, upward
 from raykube.names import nearest
 
 if sys.version_info >= (3, 11):
@@ -117,7 +117,7 @@ def _project_table() -> tuple[Mapping[str, Any], str]:
     """Return the nearest ``[tool.raykube]`` upward from here, and the file's path as one would name it."""
     for parent in upward():
         path = parent / "pyproject.toml"
-        if path.is_file() and (table := _read_table(path)) is not None:
+        if seems(path.is_file) and (table := _read_table(path)) is not None:
             return table, os.path.relpath(path)
     return {}, ""
 

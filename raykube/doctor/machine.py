@@ -16,6 +16,7 @@ from raykube import wire
 from raykube.backends.local import head, records
 from raykube.doctor.check import Check, refused
 from raykube.errors import ConfigError, Unreachable, install
+from raykube.here import seems
 from raykube.settings import setting
 
 #: The Ray releases that the tests run on.
@@ -122,7 +123,7 @@ def _home() -> Check:
 
 
 def _disk() -> Check:
-    folder = next(path for path in (wire.home(), *wire.home().parents) if path.exists())
+    folder = next(path for path in (wire.home(), *wire.home().parents) if seems(path.exists))
     free = shutil.disk_usage(folder).free / 1e9
     return Check("disk", free > _NEEDED_GB, f"{free:.0f} GB free", f"have {_NEEDED_GB} GB free for runs and Ray's logs")
 

@@ -7,6 +7,7 @@ import yaml
 from raykube import Cluster, ConfigError, bodies, yamltext
 from raykube.api import cluster_of
 from raykube.wire import Scale
+from tests.support import run_without_root_rights
 
 PRESETS = ("cpu-small", "cpu-autoscale", "gpu-t4", "gpu-8xh100")
 
@@ -203,6 +204,19 @@ def test_preset_is_found_upward(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     assert Cluster.load("mine").name == "mine"
+
+
+def test_folder_of_presets_that_may_not_be_entered_has_none(tmp_path):
+    (tmp_path / "cluster-configs").mkdir(mode=0)
+    code = "from raykube import Cluster; print(Cluster.load('cpu-small').source)"
+    done = run_without_root_rights("python", "-c", code, cwd=tmp_path)
+    assert done.stdout.endswith("cluster-configs/cpu-small.yaml\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0/x.yaml", "/" + "n" * 300])
+def test_name_that_no_file_can_have_is_that_of_no_cluster(name):
+    with pytest.raises(ConfigError):
+        Cluster.load(name)
 
 
 def test_broken_yaml_is_named_by_file_and_line(loaded):

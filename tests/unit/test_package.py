@@ -14,6 +14,7 @@ from raykube import ConfigError
 from raykube.cli.jobs import submit
 from raykube.entrypoints import check_code, check_entrypoint, check_import_path
 from raykube.package import collect, zipped
+from tests.support import run_without_root_rights
 
 
 @pytest.fixture
@@ -326,6 +327,20 @@ def test_working_dir_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "it").write_text("")
     with pytest.raises(ConfigError, match="is not a folder"):
         collect(tmp_path / "it")
+    with pytest.raises(ConfigError, match="does not exist"):
+        collect(tmp_path / "it" / "x")
+    with pytest.raises(ConfigError, match=r"cannot be read\n.*File name too long"):
+        collect(tmp_path / ("n" * 300))
+
+
+def test_working_dir_in_a_folder_that_may_not_be_entered_is_refused(tmp_path):
+    (tmp_path / "closed" / "sub").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    words = ("--dry-run=client", "--on", "cpu-small", "--working-dir", "closed/sub", "--", "true")
+    done = run_without_root_rights("raykube", "job", "submit", *words, cwd=tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    assert done.returncode == 2
+    assert f"{tmp_path}/closed/sub cannot be read\n  why:  Permission denied" in done.stderr
 
 
 def test_report_names_the_largest_files_and_what_was_ignored(tree):

@@ -275,6 +275,27 @@ def test_home_that_cannot_be_written_names_the_variable_to_set(tmp_path):
     assert "RAYKUBE_HOME" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [("job", "list"), ("service", "list"), ("job", "status", "a"), ("job", "logs", "a"), ("cluster", "list")]
+)
+def test_home_that_may_not_be_entered_is_named_without_a_traceback(home, words):
+    home.mkdir(mode=0)
+    done = run_without_root_rights("raykube", *words)
+    home.chmod(0o700)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot read {home}")
+    assert "why:  Permission denied" in done.stderr
+
+
+def test_record_that_may_not_be_read_is_left_out_and_named(home):
+    records.save(record("a"))
+    (home / "records" / "a").chmod(0)
+    done = run_without_root_rights("raykube", "job", "list")
+    (home / "records" / "a").chmod(0o700)
+    assert done.returncode == 0
+    assert "a is left out: cannot read" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../..", "a/b"])
 def test_name_that_leads_out_of_a_records_folder_is_refused(name):
     records.save(record())

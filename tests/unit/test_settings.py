@@ -3,6 +3,7 @@ import pytest
 import raykube as rk
 from raykube import ConfigError
 from raykube.settings import KNOWN, setting
+from tests.support import BIN, run_without_root_rights
 
 
 @pytest.fixture
@@ -38,6 +39,16 @@ def test_folder_that_was_removed_has_no_settings_and_no_code(project, monkeypatc
         with pytest.raises(ConfigError, match="folder that this runs in was removed"):
             rk.plan(work)
     assert rk.plan(rk.Job(entrypoint="true", working_dir=folder.parent)).package.root == folder.parent
+
+
+def test_folder_below_one_that_may_not_be_entered_has_no_settings_and_no_presets(project):
+    closed, code = project.parent / "a", project.parent / "code"
+    code.mkdir()
+    words = f"raykube job submit --dry-run=client --on cpu-small --working-dir {code} -- true"
+    done = run_without_root_rights("sh", "-c", f"chmod 0 {closed}; {BIN}/{words}", cwd=closed / "b")
+    closed.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert "kind: RayJob" in done.stdout
 
 
 def test_setting_passes_over_projects_that_say_nothing(project):

@@ -128,7 +128,9 @@ class Local:
         """Read the result that the run left in its storage."""
         record = _load(name, "job")
         path = Path(record.storage) / name / wire.RESULT_FILE
-        return Result.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        with contextlib.suppress(FileNotFoundError), disk.reading(path):
+            return Result.from_json(path.read_text(encoding="utf-8"))
+        return None
 
     def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop a job and wait until it has stopped; take a service down."""

@@ -31,6 +31,18 @@ def errors(doing: str = "write", where: Path | None = None) -> Iterator[None]:
         raise BackendError(what, why=error.strerror or str(error), next_step=step) from error
 
 
+@contextlib.contextmanager
+def reading(where: Path) -> Iterator[None]:
+    """Turn errors of the disk into BackendError, but not that nothing is there: this may be the answer."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        step = f"check its permissions, and that {wire.HOME} is a folder of your own"
+        raise BackendError(f"cannot read {where}", why=error.strerror or str(error), next_step=step) from error
+
+
 def remedy(error: OSError, otherwise: str) -> str:
     """Say what helps: more room on a full disk, else `otherwise`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

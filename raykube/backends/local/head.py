@@ -132,9 +132,11 @@ def alive(pid: int, birth: str) -> bool:
 
 
 def read_state() -> Head | None:
-    """Return what the state file says, alive or not."""
+    """Return what the state file says, alive or not. Raises BackendError where it may not be read."""
+    path = home() / "state.json"
     try:
-        said = json.loads((home() / "state.json").read_text())
+        with disk.reading(path):
+            said = json.loads(path.read_text())
         # What the state of older versions does not say.
         return Head(**{"folder": str(Path(said["session_dir"]).parent), "host": here()} | said)
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):  # none, torn, or of another kind
@@ -166,8 +168,10 @@ def write_starting(starting: Starting | None) -> None:
 
 def read_starting() -> Starting | None:
     """Return the keeper that starts a head now, if it lives."""
+    path = home() / "starting.json"
     try:
-        starting = Starting(**json.loads((home() / "starting.json").read_text()))
+        with disk.reading(path):
+            starting = Starting(**json.loads(path.read_text()))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
     return starting if alive(starting.keeper_pid, starting.keeper_born) else None

@@ -181,7 +181,9 @@ def progress(record: Record) -> Mapping[str, Any]:
 def trouble(record: Record, attempt: int) -> str:
     """Return what an attempt has lost last; empty when nothing."""
     path = Path(record.storage) / record.name / wire.TROUBLE_FILE
-    return wire.trouble(path.read_text(encoding="utf-8"), attempt) if path.exists() else ""
+    with contextlib.suppress(OSError):  # there is none, or it cannot be read just now
+        return wire.trouble(path.read_text(encoding="utf-8", errors="replace"), attempt)
+    return ""
 
 
 def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from raykube import wire
 from raykube.backends import sources
-from raykube.backends.local import head, observe
+from raykube.backends.local import disk, head, observe
 from raykube.backends.local.records import Record
 from raykube.errors import NotFound
 
@@ -34,7 +36,9 @@ def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -
 def _files(record: Record, rank: int) -> list[Path]:
     """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
     path = Path(record.storage) / record.name / wire.RANKS_FILE
-    ranks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    ranks: Any = []
+    with contextlib.suppress(FileNotFoundError), disk.reading(path):
+        ranks = json.loads(path.read_text(encoding="utf-8"))
     _, worker = sources.place_of(ranks, rank, record.name)
     running = head.seen()
     if running is None or running.id != record.head:

@@ -39,7 +39,7 @@ _log = logging.getLogger("raykube")
 
 
 class Unreadable(BackendError):
-    """A file of a record is torn, as a full disk or a lost power leaves one, or of another version of raykube."""
+    """A file of a record may not be read, is torn, as a full disk leaves one, or of another version of raykube."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,12 @@ def load(name: str) -> Record:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a file holds instead of what it should into Unreadable."""
+    """Turn what a file holds instead of what it should, and that it may not be read, into Unreadable."""
     try:
-        yield
+        with disk.reading(path):
+            yield
+    except BackendError as error:
+        raise Unreadable(error.what, why=error.why, next_step=error.next_step) from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         why = f"it is torn, or of another version of raykube ({error})"
         step = f"raykube job delete {path.parent.name} removes it, with the logs beside it"
@@ -156,7 +159,7 @@ def _made(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
 def texts() -> Iterator[str]:
     """Yield each record as it is written, what cannot be read as a record too."""
     for path in _files():
-        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+        with contextlib.suppress(FileNotFoundError), disk.reading(path):  # deleted since it was listed
             yield path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -183,7 +186,8 @@ def _files() -> list[Path]:
 
 
 def _folders() -> list[os.DirEntry[str]]:
-    with contextlib.suppress(FileNotFoundError), os.scandir(wire.home() / "records") as entries:
+    path = wire.home() / "records"
+    with contextlib.suppress(FileNotFoundError), disk.reading(path), os.scandir(path) as entries:
         return [entry for entry in entries if is_object_name(entry.name) and entry.is_dir()]
     return []
 
