@@ -78,7 +78,7 @@ class Cluster:
         if str(name_or_path) == _KUBERNETES:
             return Cluster({"kind": _KUBERNETES_KIND, "metadata": {}}, "Kubernetes", _KUBERNETES).placed(**where)
         says_path = isinstance(name_or_path, Path) or is_path(name_or_path)
-        return _read(Path(name_or_path) if says_path else _find(str(name_or_path))).placed(**where)
+        return _read(wire.expanded(name_or_path) if says_path else _find(str(name_or_path))).placed(**where)
 
     @staticmethod
     def local(workers: int | tuple[int, int] = 1, cpus: float | None = None, gpus: float | None = None) -> Cluster:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from raykube import wire
 from raykube.errors import ConfigError
 
 
@@ -21,10 +22,10 @@ def from_here(path: str | Path) -> Path:
     """Return a path from here, or from the home folder, as one from the root.
 
     Raises:
-        ConfigError: it is from here, and here was removed.
+        ConfigError: it is from here, and here was removed; or from the home folder of nobody.
     """
     try:
-        return Path(path).expanduser().absolute()
+        return wire.expanded(path).absolute()
     except FileNotFoundError as error:
         raise ConfigError(
             f"the folder that this runs in was removed, and {str(path)!r} is a path from there",

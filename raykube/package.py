@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.here import from_here
 from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
@@ -228,7 +229,7 @@ def check_implied(folder: Path) -> None:
     Raises:
         ConfigError: `folder` is such a one.
     """
-    if Path("~").expanduser().resolve().is_relative_to(folder):
+    if wire.expanded("~").resolve().is_relative_to(folder):
         raise ConfigError(
             f"the working directory would be {folder}, with your home folder and all that is in it",
             why="no working directory was given, and raykube sends the folder that it runs in",

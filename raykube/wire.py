@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raykube.errors import BackendError
+from raykube.errors import BackendError, ConfigError
 
 HOME = "RAYKUBE_HOME"
 RUN_NAME = "RAYKUBE_RUN_NAME"
@@ -72,7 +72,20 @@ _TAILS = (65_536, 2**20)
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of raykube's own state on this machine: ``RAYKUBE_HOME`` or ``~/.raykube``."""
-    return Path(environ.get(HOME) or "~/.raykube").expanduser().absolute()
+    return expanded(environ.get(HOME) or "~/.raykube").absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder that a ``~`` at its beginning stands for.
+
+    Raises:
+        ConfigError: it stands for none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        what = f"{Path(path).parts[0]!r} at the beginning of {str(path)!r} is nobody's home folder"
+        raise ConfigError(what, why=str(error), next_step="write the path from the root") from None
 
 
 def default_storage(environ: Mapping[str, str] = os.environ) -> str:

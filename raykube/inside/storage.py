@@ -30,7 +30,13 @@ def plain(path: str) -> str:
     if path.startswith("file:/"):
         path = unquote(path.removeprefix("file:").removeprefix("//localhost"))
         return str(Path("/" + path.lstrip("/")))
-    return path.rstrip("/") if is_uri(path) else str(Path(path).expanduser().absolute())
+    if is_uri(path):
+        return path.rstrip("/")
+    if path.startswith("~"):
+        from raykube import wire  # not at the top: a pod without raykube runs the text of this module
+
+        path = str(wire.expanded(path))
+    return str(Path(path).absolute())
 
 
 def join(base: str, *parts: str) -> str:

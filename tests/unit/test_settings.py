@@ -1,7 +1,13 @@
+import os
+import shutil
+
 import pytest
 
 import raykube as rk
-from raykube import ConfigError
+from raykube import ConfigError, wire
+from raykube.backends.kubernetes import kubeconfig
+from raykube.here import from_here
+from raykube.inside import storage
 from raykube.settings import KNOWN, setting
 from tests.support import BIN, run_without_root_rights
 
@@ -73,6 +79,13 @@ def test_setting_path_of_a_project_is_one_from_its_file(project, line, value):
     assert setting(line.split()[0]).value == value
 
 
+def test_cluster_that_a_project_names_may_lie_in_the_home_folder(project, monkeypatch):
+    shutil.copy(rk.Cluster.load("cpu-small").source, project.parent / "c.yaml")
+    monkeypatch.setenv("HOME", str(project.parent))
+    project.write_text('[tool.raykube]\non = "~/c.yaml"\n')
+    assert rk.Cluster.load(setting("on").value).source == str(project.parent / "c.yaml")
+
+
 def test_setting_unknown_key_of_a_project_names_the_nearest(project):
     project.write_text('[tool.raykube]\nstorge = "x"\n')
     with pytest.raises(ConfigError, match="did you mean storage"):
@@ -115,3 +128,19 @@ def test_size_of_a_run_is_not_that_of_what_it_submits(monkeypatch):
     assert setting("gpus_per_worker").value == "0.5"
     monkeypatch.setenv("RAYKUBE_RUN_NAME", "outer")
     assert setting("gpus_per_worker").value == "0"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        from_here,
+        storage.plain,
+        rk.Cluster.load,
+        lambda path: wire.home({"RAYKUBE_HOME": path}),
+        lambda path: os.environ.update(KUBECONFIG=path) or kubeconfig.load(),
+    ],
+)
+def test_home_folder_of_nobody_is_said(read, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", "")  # what was set before comes back, whatever is read here
+    with pytest.raises(ConfigError, match="'~no-such-user' at the beginning of"):
+        read("~no-such-user/x.yaml")

@@ -26,7 +26,7 @@ from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
-from raykube import shapes
+from raykube import shapes, wire
 from raykube.backends.kubernetes.credentials import Manner, auth_of
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
@@ -97,7 +97,7 @@ def load(context: str = "") -> Config:
     Raises:
         ConfigError: there is none, it cannot be read, or it has no such context.
     """
-    paths = [path for path in map(Path.expanduser, map(Path, _paths())) if _is_there(path)]
+    paths = [path for path in map(wire.expanded, _paths()) if _is_there(path)]
     try:
         joined = _joined(paths)
         found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
