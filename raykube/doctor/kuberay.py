@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube.backends.kubernetes.fields import seconds
+from raykube.backends.kubernetes.fields import seconds, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, ManifestError, NotFound
@@ -143,7 +143,7 @@ def leased(lease: Mapping[str, Any], now: float) -> Check:
 
 def noticed(things: list[Object], now: float) -> Check:
     """Say whether the operator has seen what is in the namespace: it writes a status at once."""
-    waits = [each for each in things if not each.get("status") and not each["spec"].get("suspend")]
+    waits = [each for each in things if not each.get("status") and not spec_of(each).get("suspend")]
     for each in waits:
         age = now - seconds(each["metadata"]["creationTimestamp"])
         if age > _NOTICED_S:

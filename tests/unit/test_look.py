@@ -20,6 +20,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden, NotFound, Unreachable
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
+from tests.support import typed
 
 JOB = {
     "kind": "RayJob",
@@ -221,6 +222,31 @@ def test_end_of_the_ray_job_is_seen_at_once_though_its_rayjob_still_runs(api):
         api.instead["/proxy/"] = (200, {"status": "SUCCEEDED"})
         late = time.monotonic() + 2
         assert next(each.state for each in changes if each.is_terminal or time.monotonic() > late) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("cluster", "list"), ("cluster", "status", "a"), ("cluster", "delete", "a")),
+        *(("job", verb, "a") for verb in ("status", "why", "stop", "delete", "logs", "result")),
+        *(("service", verb, "a") for verb in ("status", "delete")),
+    ],
+)
+def test_object_that_does_not_say_what_it_is_to_be_is_told_of(api, words, tmp_path):
+    bare = {**{key: value for key, value in JOB.items() if key != "spec"}, "apiVersion": "ray.io/v1"}
+    metadata = {**bare["metadata"], "namespace": "test"}
+    cluster, service = ({"kind": f"Ray{kind}", "metadata": metadata} for kind in ("Cluster", "Service"))
+    api.instead = {
+        "/rayjobs/a$": (200, bare),
+        "/rayjobs": (200, {**EMPTY, "items": [bare]}),
+        "/rayservices/a$": (200, service),
+        "/rayservices": (200, {**EMPTY, "items": [service]}),
+        "/rayclusters/a$": (200, cluster),
+        "/rayclusters": (200, {**EMPTY, "items": [cluster]}),
+        "/proxy/": said(404, "no such job"),
+    }
+    done = typed(*words, "--on", "kubernetes", cwd=tmp_path)
+    assert done.returncode in (0, 1, 2)  # and nothing was raised that is no answer
 
 
 @pytest.mark.usefixtures("api")

@@ -17,6 +17,7 @@ from raykube.backends.kubernetes.fields import (
     moment,
     name_of,
     seconds,
+    spec_of,
     status_of,
 )
 from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
@@ -161,7 +162,7 @@ def _unseen(seen: Observed) -> Failure | None:
     since = changed(seen.owner)
     if not since or is_current(seen.owner) or seen.now - since <= UNSEEN_S:
         return None
-    if owner_kind(seen.owner) != "rayservice" or seen.owner["spec"].get("managedBy", "") not in _OPERATOR:
+    if owner_kind(seen.owner) != "rayservice" or spec_of(seen.owner).get("managedBy", "") not in _OPERATOR:
         return None
     if any(moment(event) >= since for event in events_about(seen, (seen.name, name_of(seen.cluster)))):
         return None

@@ -118,7 +118,7 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
 
 def _said(thing: Object) -> Any:
     """Return a spec without what an autoscaler writes into it."""
-    spec = copy.deepcopy(dict(thing["spec"]))
+    spec = copy.deepcopy(dict(fields.spec_of(thing)))
     if spec.get("enableInTreeAutoscaling"):
         for group in spec.get("workerGroupSpecs") or []:
             group.pop("replicas", None)
@@ -248,7 +248,7 @@ def _running(kube: Kube, name: str) -> list[Object]:
     """Return the RayJobs on a cluster that go on, as far as KubeRay knows."""
     with contextlib.suppress(Forbidden):
         jobs = kube.listed("RayJob")
-        on_it = (job for job in jobs if (job["spec"].get("clusterSelector") or {}).get(CLUSTER_LABEL) == name)
+        on_it = (job for job in jobs if (fields.spec_of(job).get("clusterSelector") or {}).get(CLUSTER_LABEL) == name)
         return [job for job in on_it if fields.status_of(job).get("jobDeploymentStatus") == "Running"]
     return []
 
@@ -293,7 +293,7 @@ def token(kube: Kube, name: str) -> str:
     """
     cluster = found(kube, name)
     try:
-        return rayhead.token(kube, name, cluster["spec"])
+        return rayhead.token(kube, name, fields.spec_of(cluster))
     except NotFound as error:
         raise NotFound(
             f"cluster {name} has no token yet",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_of
-from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds
+from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds, spec_of
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
 
@@ -50,7 +50,7 @@ def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now:
 
 def status_of(look: Observed) -> ClusterStatus:
     """Return the state of a cluster that was looked at. Pure."""
-    metadata, spec = look.cluster["metadata"], look.cluster["spec"]
+    metadata, spec = look.cluster["metadata"], spec_of(look.cluster)
     wanted = _wanted(spec)
     ready = sum(1 for pod in look.pods if is_ready(pod) and not is_leaving(pod))
     state = _state(spec, wanted, ready, leaving=is_leaving(look.cluster))
@@ -71,7 +71,7 @@ def status_of(look: Observed) -> ClusterStatus:
 def _detail(cluster: Object, wanted: int, ready: int) -> str:
     if is_leaving(cluster):
         return "it is being deleted"
-    return "it is suspended" if cluster["spec"].get("suspend") else f"{ready} of {wanted} pods are ready"
+    return "it is suspended" if spec_of(cluster).get("suspend") else f"{ready} of {wanted} pods are ready"
 
 
 def _state(spec: Object, wanted: int, ready: int, *, leaving: bool) -> ClusterState:

@@ -11,7 +11,7 @@ from raykube import differences, runtime_env, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import is_leaving, name_of
+from raykube.backends.kubernetes.fields import is_leaving, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 from raykube.plans import Plan
@@ -115,7 +115,7 @@ def stop(kube: Kube, look: Look) -> None:
     if head and _is_in_ray(head, look.job):
         head.api.stop(head.submission_id)
         return
-    if "clusterSelector" in look.job["spec"]:
+    if "clusterSelector" in spec_of(look.job):
         raise BackendError(
             f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
             next_step=f"stop it once it runs, or: raykube job delete {look.name}",

@@ -16,7 +16,7 @@ from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import name_of, status_of
+from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi
 from raykube.bodies import CLUSTER_LABEL
@@ -117,7 +117,7 @@ def _selected(kube: Kube, name: str) -> RayApi:
     if not service:
         step = f"wait for it: raykube cluster status {name}"
         raise BackendError(f"cluster {name} has no head yet", next_step=step)
-    return rayhead.api_of(kube, name, cluster["spec"], kube.proxy(service))
+    return rayhead.api_of(kube, name, spec_of(cluster), kube.proxy(service))
 
 
 def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:

@@ -15,7 +15,7 @@ from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import claims_of, name_of, newest
+from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
@@ -149,7 +149,7 @@ class Look:
 
     def _unended(self) -> BackendError:
         """Nobody will end the run in its time: it would be waited for without an end."""
-        limit = self.job["spec"]["preRunningDeadlineSeconds"]
+        limit = spec_of(self.job)["preRunningDeadlineSeconds"]
         return BackendError(
             f"run {self.name} has not begun in its {limit} s, and nobody ends it",
             why="KubeRay's operator, which would have ended it, does not run or does not watch this namespace",
@@ -187,7 +187,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
         # Why KubeRay has deleted a pod stands in an event that is no warning.
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})
-    if (job["spec"].get("submissionMode") or "K8sJobMode") == "K8sJobMode":
+    if (spec_of(job).get("submissionMode") or "K8sJobMode") == "K8sJobMode":
         selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={metadata['name']}"})
     if QUEUE_LABEL in (metadata.get("labels") or {}):
         selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})

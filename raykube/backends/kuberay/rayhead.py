@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import wire
+from raykube.backends.kubernetes.fields import spec_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
 from raykube.backends.transport import sendable
@@ -32,7 +33,7 @@ def service_of(job: Mapping[str, Any]) -> str:
 
 def is_sidecar(job: Mapping[str, Any]) -> bool:
     """Whether a container beside the head hands the job to Ray, as soon as that answers (``SidecarMode``)."""
-    return bool(job["spec"].get("submissionMode") == "SidecarMode")
+    return bool(spec_of(job).get("submissionMode") == "SidecarMode")
 
 
 def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
@@ -77,20 +78,20 @@ def _checked(name: str) -> str:
 
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
-    spec = job["spec"]
+    spec = spec_of(job)
     own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
     if own is not None:
         return own
     if not (name := (spec.get("clusterSelector") or {}).get(CLUSTER_LABEL)):  # KubeRay takes it for invalid
         raise NotFound(f"RayJob {job['metadata']['name']} names no cluster, and has none of its own")
-    return dict(kube.get("RayCluster", name)["spec"])
+    return spec_of(kube.get("RayCluster", name))
 
 
 class RayHead:
     """The head that a RayJob runs on now."""
 
     def __init__(self, kube: Kube, job: Mapping[str, Any]) -> None:
-        status, spec = job["status"], job["spec"]
+        status, spec = job["status"], spec_of(job)
         self.cluster: str = status["rayClusterName"]
         self.submission_id: str = status.get("jobId") or spec.get("jobId") or ""
         self.path = kube.proxy(service_of(job))

@@ -99,7 +99,7 @@ def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
 
 
 def _workers(job: Mapping[str, Any]) -> str:
-    found = _WORKERS.search(job["spec"].get("runtimeEnvYAML") or "")
+    found = _WORKERS.search(fields.spec_of(job).get("runtimeEnvYAML") or "")
     return found[1] if found else ""
 
 
@@ -141,7 +141,7 @@ def _waiting(seen: Observed) -> str:
         return "retrying"
     if deployment == "Waiting":
         return "its cluster is ready; with InteractiveMode KubeRay waits until somebody submits the job there"
-    if selected := seen.owner["spec"].get("clusterSelector"):
+    if selected := fields.spec_of(seen.owner).get("clusterSelector"):
         return f"waiting for KubeRay to hand it to cluster {selected.get(CLUSTER_LABEL)}"
     if not seen.pods:
         return "waiting for KubeRay to create its cluster"

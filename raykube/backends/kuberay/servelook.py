@@ -13,7 +13,7 @@ from raykube.backends.kuberay import objects, rayhead, servestates
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
-from raykube.backends.kubernetes.fields import name_of, status_of
+from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Refused, Watching
 from raykube.bodies import CLUSTER_LABEL
@@ -28,7 +28,7 @@ class ServeHead:
         service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
         self._answered = False
         self._refused = Refused()
-        self.api = rayhead.api_of(kube, self.cluster, cluster["spec"], kube.proxy(service))
+        self.api = rayhead.api_of(kube, self.cluster, spec_of(cluster), kube.proxy(service))
 
     def applications(self) -> Apps | None:
         """Return the applications as Serve tells of them: none while it does not; None if it may not be asked."""

@@ -14,7 +14,16 @@ import yaml
 from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay import diagnosis
 from raykube.backends.kuberay.observed import Observed
-from raykube.backends.kubernetes.fields import Object, conditions, is_current, is_leaving, is_ready, seconds, status_of
+from raykube.backends.kubernetes.fields import (
+    Object,
+    conditions,
+    is_current,
+    is_leaving,
+    is_ready,
+    seconds,
+    spec_of,
+    status_of,
+)
 from raykube.bodies import serve_port
 from raykube.errors import Failure, Unreachable
 
@@ -127,7 +136,7 @@ def wanted(service: Object) -> dict[str, dict[str, Any]]:
 
 def url_of(service: Object) -> str:
     """Return the address of a service's first application, inside its Kubernetes."""
-    spec, metadata = service["spec"], service["metadata"]
+    spec, metadata = spec_of(service), service["metadata"]
     named = ((spec.get("serveService") or {}).get("metadata") or {}).get("name")
     host = named or f"{metadata['name']}-serve-svc"
     route = next((app.get("route_prefix") for app in wanted(service).values()), None) or "/"
@@ -149,7 +158,7 @@ def _is_settled(service: Object) -> bool:
 
 def _is_suspended(service: Object) -> bool:
     """Whether it is without a cluster until somebody resumes it; once that is done KubeRay has yet to see it."""
-    resumes = not service["spec"].get("suspend") and not is_current(service)
+    resumes = not spec_of(service).get("suspend") and not is_current(service)
     return _is_true(conditions(service), "Suspended") and not resumes
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
-from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of
+from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CLUSTER_LABEL, CONFIG_MAP_LIMIT
 from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
@@ -126,7 +126,7 @@ def _check_ours(known: Object) -> None:
 def _difference(known: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return the patch that makes `known` say what `wanted` says; what only the server or others added to it stays."""
     metadata = {key: wanted["metadata"][key] for key in ("labels", "annotations") if key in wanted["metadata"]}
-    return {"metadata": metadata, "spec": replacement(known["spec"], wanted["spec"])}
+    return {"metadata": metadata, "spec": replacement(spec_of(known), wanted["spec"])}
 
 
 def replacement(known: Any, wanted: Any) -> Any:
@@ -153,7 +153,7 @@ def _carry(kube: Kube, part: dict[str, Any], service: Object) -> None:
 
 def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
     """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
-    config = service["spec"].get("serveConfigV2") or ""
+    config = spec_of(service).get("serveConfigV2") or ""
     there: dict[str, str] = known.get("binaryData") or {}
     in_use = [file for file in there if file in config]
     # The cluster that serves until a new one does runs what the service said before that.

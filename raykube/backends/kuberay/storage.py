@@ -21,7 +21,7 @@ from raykube import wire
 from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kubernetes.fields import conditions, name_of, seconds
+from raykube.backends.kubernetes.fields import conditions, name_of, seconds, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
@@ -237,7 +237,7 @@ def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         NotFound: the cluster that it ran on is gone, and nobody has noted what its head saw.
     """
-    spec = job["spec"]
+    spec = spec_of(job)
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")
     try:
         cluster = cluster or cluster_spec(kube, job)

@@ -31,6 +31,12 @@ def status_of(thing: Object) -> Object:
     return found
 
 
+def spec_of(thing: Object) -> Object:
+    """Return what an object is to be; empty where it does not say: KubeRay's definitions do not ask for it."""
+    found: Object = thing.get("spec") or {}
+    return found
+
+
 def is_ready(pod: Object) -> bool:
     """Whether a pod is ready."""
     return bool(conditions(pod).get("Ready", {}).get("status") == "True")
