@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from raykube.sameness import NOT_PLAN_LINE
-from raykube.yamltext import as_yaml
+from raykube.yamltext import as_yaml, documents
 
 #: What stands for a field that is not there.
 ABSENT: Any = object()
@@ -35,13 +35,13 @@ def of_texts(old: str, new: str) -> str:
 
 def _hidden(text: str, other: str, where: str) -> str:
     try:
-        documents, others = ([*yaml.safe_load_all(each)] for each in (text, other))
-    except yaml.YAMLError:
+        found, others = ([*documents(each)] for each in (text, other))
+    except yaml.YAMLError:  # in which it is not told what is a variable's value
+        return f"(the text {where}; one of the two is no YAML)" if _VARIABLES in text + other else text
+    if not all(isinstance(each, (Mapping, list)) for each in found):
         return text
-    if not all(isinstance(each, (Mapping, list)) for each in documents):
-        return text
-    beside = [*others, *[None] * len(documents)]
-    return "---\n".join(as_yaml(_hide(*each, where)) for each in zip(documents, beside, strict=False))
+    beside = [*others, *[None] * len(found)]
+    return "---\n".join(as_yaml(_hide(*each, where)) for each in zip(found, beside, strict=False))
 
 
 def _hide(value: Any, other: Any, where: str) -> Any:
@@ -63,7 +63,7 @@ def _variables(value: Any, other: Any, where: str) -> Any:
 
 
 def _told(name: str, value: Any, other: Any, where: str) -> Any:
-    if name.startswith(_OURS):
+    if str(name).startswith(_OURS):
         return value
     return "(as there)" if value == other else f"(the value {where})"
 

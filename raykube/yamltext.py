@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -83,9 +84,16 @@ def documents(text: str) -> Iterator[Any]:
     """Yield the documents of a manifest or of a job's file.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: it is not YAML, or holds what cannot be sent: JSON has no NaN, no bytes and nothing endless.
     """
     try:
-        yield from yaml.load_all(text, Loader=_Loader)
-    except ValueError as error:  # of a value that is none of the kind that its tag says
+        for document in yaml.load_all(text, Loader=_Loader):
+            json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+            yield document
+    except UnicodeEncodeError as error:  # whose words would show the text
+        what = f"half a character, {error.object[error.start : error.end]!a}, which no text can have"
+        raise yaml.YAMLError(what) from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError) as error:  # of a value that is none of the kind that its tag says, or not of JSON
         raise yaml.YAMLError(str(error)) from error

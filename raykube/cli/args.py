@@ -144,7 +144,7 @@ def _replicas(option: str, text: str) -> dict[str, Any]:
 def _json(option: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:  # its words say where it is wrong, and not what stands there
+    except (json.JSONDecodeError, RecursionError) as error:  # its words say where it is wrong, not what stands there
         step = f"""write it in quotes, as in {option} '{{"KEY": "VALUE"}}'"""
         raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", step)]) from None
 

@@ -134,7 +134,8 @@ def test_env_without_value_is_refused(raykube):
 
 
 def test_broken_json_is_refused(raykube):
-    refused(raykube("job", "submit", "--metadata-json", "{x", "--", "python", "hello.py"), "is not JSON")
+    for text in ("{x", "[" * 3000):
+        refused(raykube("job", "submit", "--metadata-json", text, "--", "python", "hello.py"), "is not JSON")
 
 
 def test_broken_manifest_names_file_and_line(raykube, code):

@@ -1,5 +1,7 @@
 """In what two plans differ, as a user is told it."""
 
+import pytest
+
 from raykube import differences
 from raykube.yamltext import as_yaml
 
@@ -88,3 +90,16 @@ def test_variables_in_a_text_of_one_line_are_told_without_their_values():
         told = "\n".join(differences.of_objects(spec(wanted), spec(known), "spec"))
         assert "spec.runtimeEnvYAML" in told
         assert "hunter" not in told
+
+
+@pytest.mark.parametrize("odd", ["env_vars: {1: a}", "a: 2024-99-99", "[" * 3000, "a: .nan"])
+def test_text_that_is_odd_yaml_is_told_of_all_the_same(odd):
+    assert differences.of_texts("a: b", odd)
+
+
+@pytest.mark.parametrize("odd", ["a: .nan", "a: 1\na: 2", "a: ["])
+def test_variables_beside_what_cannot_be_read_are_told_without_their_values(odd):
+    sound, text = "env_vars: {A: secret-there}", "env_vars: {A: secret-here}\n" + odd
+    told = differences.of_texts(sound, text)
+    assert told
+    assert "secret" not in told

@@ -18,6 +18,22 @@ def test_value_that_is_none_of_its_tag_is_no_yaml():
         list(documents("a: !!int abc"))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: .nan", "Out of range float"),
+        ('a: "x\\ud800"', "half a character"),
+        ("a: !!binary aGk=", "bytes is not JSON"),
+        ("a: !!set {b}", "set is not JSON"),
+        ("&x [*x]", "Circular reference"),
+        ("[" * 1500, "nested too deeply"),
+    ],
+)
+def test_value_that_json_has_not_is_refused_in_words(text, words):
+    with pytest.raises(yaml.YAMLError, match=words):
+        list(documents(text))
+
+
 def test_merged_mapping_may_say_otherwise_wherever_it_is_merged_again():
     text = "x: {deep: {deeper: &b {<<: &a {k: 1}, k: 2}}}\nc: {<<: *b}\nd: {<<: *a, k: 3}"
     (found,) = documents(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
+from raykube.backends.kubernetes.fields import Object, claims_of, moment, spec_of, times
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
@@ -88,7 +88,7 @@ def _pods(job: Object, spec: Object, cluster: str) -> str:
     A run's own cluster has a random end, which is no other's. The name of one that stays may begin those of other
     clusters, of runs and of their pods: there the groups tell, as long as there is somebody to tell of them.
     """
-    if not spec or not job["spec"].get("clusterSelector"):
+    if not spec or not spec_of(job).get("clusterSelector"):
         return f"{re.escape(f'{cluster}-'[:_POD_PREFIX])}.*"
     groups = [f"{cluster}-{group['groupName']}" for group in spec.get("workerGroupSpecs") or []]
     workers = [f"{re.escape(group[:_POD_PREFIX].lower())}-worker-{_RANDOM}" for group in groups]
