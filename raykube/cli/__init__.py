@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -90,16 +90,39 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("raykube").setLevel(logging.INFO)
     try:
+        with _reader_watched():
+            code = _done()
+    except _ReaderGone:
+        _drop_unread()
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _done() -> int:
+    """Run the command line, tell what went wrong, and return the exit code."""
+    try:
         raykube.main(prog_name="raykube", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except RaykubeError as error:
         tell(f"error: {error}")
-        sys.exit(exit_code(error))
+        return exit_code(error)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(INTERRUPTED)
-    except _ReaderGone:
-        # Flushing again at exit would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return 0
+
+
+def _drop_unread() -> None:
+    """Have what nobody reads any more go nowhere: flushing it again at exit would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        if _is_unread(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _is_unread(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False

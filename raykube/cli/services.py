@@ -140,9 +140,8 @@ def service_forward(name: str, where: Where, port: int) -> None:
     with Forward(kube, serving, port, remote="serve") as there:
         click.echo(there.address)
         common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")
-        with contextlib.suppress(KeyboardInterrupt):
-            there.gone.wait()
-            raise NotFound(f"service {name} is gone, and so is what was forwarded", next_step="raykube service list")
+        there.gone.wait()
+        raise NotFound(f"service {name} is gone, and so is what was forwarded", next_step="raykube service list")
 
 
 @service.command("logs")

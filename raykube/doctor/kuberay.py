@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -123,10 +122,10 @@ def _alive(kube: Kube) -> Check:
     try:
         found = kube.json("GET", _LEASES, params=_LEASE)["items"]
     except Forbidden:
-        return noticed([*kube.listed("RayJob"), *kube.listed("RayCluster")], time.time())
+        return noticed([*kube.listed("RayJob"), *kube.listed("RayCluster")], kube.now())
     if not found:
         return Check("operator alive", None, "no leader lease is found, so whether it runs is not known", _ASK)
-    return leased(newest_lease(found), time.time())
+    return leased(newest_lease(found), kube.now())
 
 
 def newest_lease(found: list[Object]) -> Mapping[str, Any]:

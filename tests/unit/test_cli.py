@@ -869,6 +869,17 @@ def test_reader_that_goes_away_is_no_error(code, words):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("words", [("job", "status", "nope"), ("job", "frobnicate"), ("job", "list", "--nope")])
+def test_reader_of_errors_that_goes_away_is_no_failed_run(code, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environ = {**os.environ, "RAYKUBE_HOME": str(code.parent / "home")}
+    with open(writer, "w") as gone:  # noqa: PTH123 - a descriptor has no path
+        command = [BIN / "raykube", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=gone, check=False, cwd=code, env=environ)
+    assert (done.returncode, done.stdout) == (130, b"")
+
+
 def test_doctor_says_what_it_found(raykube):
     done = raykube("doctor", "--json")
     found = {check["name"]: check["ok"] for check in json.loads(done.stdout)}

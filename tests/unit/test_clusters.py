@@ -456,6 +456,28 @@ def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         clusters.delete(Kube(), "demo")
     assert server.asked == [({"uid": "u"}, "Complete")]
+class Serving(Quiet):
+    """Has a service and its cluster."""
+
+    def do_GET(self):  # noqa: N802
+        status = {"activeServiceStatus": {"rayClusterName": "s-x"}}
+        self.answer(200, {"kind": "RayService", "metadata": {"name": "s"}, "spec": {}, "status": status})
+
+
+@pytest.mark.parametrize("noun", ["service", "cluster"])
+def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
+    with serving(Serving) as server:
+        config = write_kubeconfig(server, tmp_path / "kubeconfig")
+        environ = {**os.environ, "KUBECONFIG": config, "RAYKUBE_HOME": str(tmp_path)}
+        words = [sys.executable, "-m", "raykube", noun, "forward", "s", "-n", "default"]
+        with subprocess.Popen(
+            words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert any(line.startswith("carrying") for line in process.stdout)
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in rest
 
 
 @pytest.mark.parametrize(("number", "own"), [(signal.SIGTERM, ""), (signal.SIGHUP, "mine")])

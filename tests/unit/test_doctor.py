@@ -80,6 +80,40 @@ def test_certificate_that_is_not_trusted_is_told_apart_from_no_answer():
     assert "VPN" in server.unreachable(Unreachable("no answer", why="ConnectTimeout: ")).next_step
 
 
+class Behind(Quiet):
+    """An API server whose clock is 90 s behind this one, and whose KubeRay has just renewed its lease."""
+
+    def date_time_string(self, timestamp=None):
+        return super().date_time_string(timestamp or time.time() - 90)
+
+    def do_GET(self):  # noqa: N802
+        renewed = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(time.time() - 90))
+        self.answer(
+            *self.server.answers.get(
+                self.path.partition("?")[0].rpartition("/")[2],
+                (
+                    200,
+                    {
+                        "items": [
+                            {
+                                "metadata": {"name": "a", "creationTimestamp": renewed},
+                                "spec": {"holderIdentity": "a", "renewTime": renewed},
+                            }
+                        ]
+                    },
+                ),
+            )
+        )
+
+
+@pytest.mark.parametrize("answers", [{}, {"leases": (403, {"kind": "Status", "code": 403, "message": "no"})}])
+def test_operator_is_judged_by_the_servers_clock(tmp_path, monkeypatch, answers):
+    with serving(Behind) as api:
+        api.answers = answers
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(api, tmp_path / "kubeconfig"))
+        assert kuberay._alive(Kube()).ok is not False
+
+
 PAGE = "<html><style>p {}</style><h1>Log in</h1></html>"
 
 
