@@ -16,6 +16,7 @@ import raykube as rk
 from raykube.backends.kuberay import jobs, polling, rayhead
 from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden, NotFound, Unreachable
 from tests.cluster.shell import until
@@ -253,3 +254,20 @@ def test_object_that_does_not_say_what_it_is_to_be_is_told_of(api, words, tmp_pa
 def test_rayjob_that_names_no_cluster_has_none():
     with pytest.raises(NotFound, match="names no cluster"):
         rayhead.cluster_spec(Kube(), {"metadata": {"name": "a"}, "spec": {"clusterSelector": None}})
+
+
+def test_secret_that_is_refused_is_not_asked_for_at_each_look_and_is_later(api, monkeypatch):
+    job = {**JOB, "spec": {**JOB["spec"], "rayClusterSpec": {"authOptions": {"mode": "token"}}}}
+    answers = {"/rayjobs/a$": (200, job), r"/rayjobs\?": (200, {**EMPTY, "items": [job]})}
+    api.instead = {"/secrets/": said(403, "secrets is forbidden"), **answers}
+    seen = Look(Kube(), "a")
+    with contextlib.closing(seen.changes()) as changes:
+        assert [each.state for each in itertools.islice(changes, 3)] == ["RUNNING"] * 3
+    with pytest.raises(rk.errors.Forbidden, match="does not allow this"):
+        seen.head()
+    assert len([path for path in api.asked if "/secrets/" in path]) == 1
+    monkeypatch.setattr(watching, "STARTING_S", 0.0)
+    later = Look(Kube(), "a")
+    with contextlib.closing(later.changes()) as changes:
+        assert [each.state for each in itertools.islice(changes, 3)] == ["RUNNING"] * 3
+    assert len([path for path in api.asked if "/secrets/" in path]) >= 4

@@ -18,7 +18,7 @@ from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
-from raykube.backends.kubernetes.watching import Watching
+from raykube.backends.kubernetes.watching import Later, Watching
 from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
@@ -39,6 +39,7 @@ class Look:
         self.job = objects.found(kube, "RayJob", name)
         self._head: RayHead | None = None
         self._head_of = ("", "")
+        self._later = Later()
         self._place = Place(kube)
 
     def head(self) -> RayHead | None:
@@ -46,7 +47,8 @@ class Look:
         status = self.job.get("status") or {}
         key = (status.get("rayClusterName") or "", status.get("jobId") or "")
         if self._head is None or self._head_of != key:
-            self._head, self._head_of = rayhead.head_of(self._kube, self.job), key
+            head = self._later.asked(key, lambda: rayhead.head_of(self._kube, self.job))
+            self._head, self._head_of = head, key
         return self._head
 
     def workload(self) -> Object | None:

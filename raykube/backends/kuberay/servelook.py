@@ -15,7 +15,7 @@ from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.watching import Refused, Watching
+from raykube.backends.kubernetes.watching import Later, Refused, Watching
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
@@ -66,7 +66,7 @@ def status(kube: Kube, name: str) -> Status:
     service = objects.found(kube, "RayService", name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
     seen = _joined(service, things, kube.now())
-    head = _askable(kube, seen.cluster)
+    head = _askable(kube, seen.cluster, Later())
     return servestates.service_status(seen, head.applications() if head else None)
 
 
@@ -92,6 +92,7 @@ class _Follower:
         self._watching = watching
         self._serve = serve
         self._head: ServeHead | None = None
+        self._later = Later()
         self._last: Status | None = None
 
     def follow(self) -> Iterator[Status]:
@@ -122,7 +123,7 @@ class _Follower:
     def _askable(self, cluster: Mapping[str, Any]) -> ServeHead | None:
         """Return the head of this cluster, made once."""
         if not cluster or not self._head or self._head.cluster != name_of(cluster):
-            self._head = _askable(self._kube, cluster)
+            self._head = _askable(self._kube, cluster, self._later)
         return self._head
 
     def _unseen(self, error: Unreachable) -> Status:
@@ -132,10 +133,11 @@ class _Follower:
         return replace(last, state=state, detail=error.what, failure=unreachable(error))
 
 
-def _askable(kube: Kube, cluster: Mapping[str, Any]) -> ServeHead | None:
+def _askable(kube: Kube, cluster: Mapping[str, Any], later: Later) -> ServeHead | None:
     """Return the head of a cluster unless this user may not speak to it, or nobody answers: the RayService must do."""
     with contextlib.suppress(BackendError):  # the Secret may not be there yet
-        return ServeHead(kube, cluster) if cluster and _has_head(cluster) else None
+        if cluster and _has_head(cluster):
+            return later.asked(name_of(cluster), lambda: ServeHead(kube, cluster))
     return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import Gone, UnknownKind
@@ -21,6 +22,7 @@ _LONGEST_PAUSE_S = 2.0
 #: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
 STARTING_S = 30.0
 _REFUSED = (Forbidden, NotFound, UnknownKind)
+_Answer = TypeVar("_Answer")
 
 
 class Watching:
@@ -81,6 +83,27 @@ class Refused:
     def ends(self) -> None:
         """Note that the server allows it again."""
         self._since = None
+
+
+class Later:
+    """Puts off what was refused: who looks again and again would be refused each time, without an end."""
+
+    def __init__(self) -> None:
+        self._refused: tuple[object, Forbidden, float] | None = None
+
+    def asked(self, key: object, ask: Callable[[], _Answer]) -> _Answer:
+        """Return what `ask` does, unless it was just refused under this key.
+
+        Raises:
+            Forbidden: it is refused, or was in the last ``STARTING_S`` seconds.
+        """
+        if self._refused and self._refused[0] == key and time.monotonic() < self._refused[2]:
+            raise self._refused[1].with_traceback(None)
+        try:
+            return ask()
+        except Forbidden as error:
+            self._refused = key, error, time.monotonic() + STARTING_S
+            raise
 
 
 class _Kept:
