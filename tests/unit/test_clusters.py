@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -22,6 +23,7 @@ from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict
+from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, typed
 
@@ -474,6 +476,7 @@ def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
             words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             assert any(line.startswith("carrying") for line in process.stdout)
+            until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, "it waits", 10)
             process.send_signal(signal.SIGINT)
             rest = process.communicate(timeout=30)[0]
     assert process.returncode == 130
