@@ -8,6 +8,7 @@ import pytest
 
 import raykube as rk
 from raykube.backends.kuberay.clustercauses import OPERATOR_S
+from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.servers import Quiet, serving, write_kubeconfig
 
@@ -69,3 +70,9 @@ def test_connections_of_a_handle_that_nobody_holds_are_closed(api):  # noqa: ARG
 def test_run_that_was_just_made_is_not_taken_for_one_that_no_operator_sees(api):
     api.behind = 2 * OPERATOR_S
     assert rk.attach("a", on="kubernetes").status().failure is None
+
+
+@pytest.mark.parametrize("digits", ["1", "12", "123456", "123456789"])
+def test_time_may_have_any_number_of_digits_of_a_second(digits):
+    found = fields.seconds(f"2001-09-09T01:46:40.{digits}Z")
+    assert found == pytest.approx(1_000_000_000 + float(f"0.{digits}"), abs=2e-6)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 Object = Mapping[str, Any]
+
+#: Of a second; Python 3.10 takes six digits of it, where Go writes as many as there are.
+_FRACTION = re.compile(r"\.(\d{1,6})\d*")
 
 
 def conditions(thing: Object) -> dict[str, Object]:
@@ -17,7 +21,10 @@ def conditions(thing: Object) -> dict[str, Object]:
 
 def seconds(stamp: str | None) -> float:
     """Return a Kubernetes timestamp as Unix time; 0 for none."""
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp() if stamp else 0.0
+    if not stamp:
+        return 0.0
+    exact = _FRACTION.sub(lambda found: f".{found[1]:0<6}", stamp.replace("Z", "+00:00"))
+    return datetime.fromisoformat(exact).timestamp()
 
 
 def name_of(thing: Object) -> str:
