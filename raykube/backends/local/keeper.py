@@ -197,7 +197,7 @@ def _tick(started: head.Head, api: RayApi) -> None:
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
     """Do what is due for one run."""
     status, known = observe.status(record, started, api)
-    if not observe.is_current(record):  # it is of before this tick
+    if not observe.is_current(record):  # deleted, or sent again, since the tick began
         return
     ending, now = records.ending(record.name), time.time()
     action = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
