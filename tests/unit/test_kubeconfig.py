@@ -82,6 +82,16 @@ def test_config_that_is_none_is_said(tmp_path, monkeypatch):
         ("clusters: [{cluster: {}}]", "clusters[0]", "has no name"),
         ("users: [{name: u, user: {exec: SECRET}}]", "users[0].user.exec", "is text, not a mapping"),
         ("clusters: [{name: c, cluster: {server: 5}}]", "clusters[0].cluster.server", "not text"),
+        ("clusters: [{name: c, cluster: {proxy-url: [1]}}]", "clusters[0].cluster.proxy-url", "not text"),
+        ("users: [{name: u, user: {password: 12345}}]", "users[0].user.password", "is a whole number, not text"),
+        ("users: [{name: u, user: {token: 12345}}]", "users[0].user.token", "is a whole number, not text"),
+        ("users: [{name: u, user: {username: 5}}]", "users[0].user.username", "is a whole number, not text"),
+        (
+            "users: [{name: u, user: {client-certificate-data: 5}}]",
+            "users[0].user.client-certificate-data",
+            "is a whole number, not text",
+        ),
+        ("current-context: [c]", "current-context", "is a list, not text"),
     ],
 )
 def test_config_with_a_value_of_another_kind_is_refused(tmp_path, monkeypatch, text, path, words):
@@ -93,6 +103,50 @@ def test_config_with_a_value_of_another_kind_is_refused(tmp_path, monkeypatch, t
     assert problem.path == path
     assert words in problem.what
     assert "SECRET" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("token: 2024-99-99", "looks like a number or a date"), ("[" * 1500, "nested too deeply")]
+)
+def test_config_with_a_value_that_yaml_breaks_on_is_refused(tmp_path, monkeypatch, text, why):
+    (tmp_path / "c").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "c"))
+    with pytest.raises(ConfigError, match=why):
+        kubeconfig.load()
+
+
+def test_plugin_of_the_chosen_context_is_whole_and_others_may_be_unfinished(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", "https://c", token="t")
+    config = json.loads(path.read_text())
+    config["users"].append({"name": "other", "user": {"exec": {}}})
+    config["contexts"].append({"name": "other", "context": {"cluster": "c", "user": "other"}})
+    path.write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().user.token == "t"
+    with pytest.raises(
+        ConfigError, match=r"(?s)user other .*exec\.command: is required.*exec\.apiVersion: is required"
+    ):
+        kubeconfig.load("other")
+
+
+def test_value_of_nothing_is_one_that_is_not_there(tmp_path, monkeypatch):
+    path = write(tmp_path / "c", "c", None, exec=None, token="t")
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().cluster.server == "http://localhost:8080"
+    path.write_text(path.read_text().replace('"cluster": "c", "user"', '"cluster": null, "user"'))
+    with pytest.raises(ConfigError, match="context c names no cluster"):
+        kubeconfig.load()
+
+
+@pytest.mark.parametrize("extension", [{"name": "client.authentication.k8s.io/exec"}, {"extension": {}}])
+def test_extension_that_was_only_begun_tells_a_plugin_nothing(tmp_path, monkeypatch, extension):
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "true", "provideClusterInfo": True}
+    path = write(tmp_path / "c", "c", "https://c", exec=plugin)
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["extensions"] = [extension]
+    path.write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().manner.cluster == {"server": "https://c"}
 
 
 def test_context_that_names_what_is_not_there_is_said(tmp_path, monkeypatch):
@@ -215,6 +269,15 @@ def test_user_who_acts_as_another_says_so_with_each_request(tmp_path, monkeypatc
     assert (sent["Impersonate-User"], sent["Impersonate-Uid"]) == ("alice", "7")
     assert sent.get_list("Impersonate-Group") == ["readers", "team"]
     assert sent["Impersonate-Extra-a%2Fb"] == "x"
+
+
+def test_extra_of_a_user_may_be_called_by_a_number(tmp_path, monkeypatch):
+    (tmp_path / "c").write_text(
+        "{current-context: c, clusters: [{name: c, cluster: {server: 'https://c'}}],"
+        " contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {as-user-extra: {1: [a]}}}]}"
+    )
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "c"))
+    assert kubeconfig.load().impersonated == (("Impersonate-Extra-1", "a"),)
 
 
 def test_extra_of_a_user_who_is_acted_as_is_a_list(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
-import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,36 +18,20 @@ from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
-import yaml
 from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError as LightkubeError
 
-from raykube import shapes, wire
+from raykube.backends.kubernetes import kubefiles
 from raykube.backends.kubernetes.credentials import Manner, auth_of
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
-_FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
-#: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
-_QUOTED = re.compile(r"'(?!<).{2,}'")
-_LISTS = {"clusters": "cluster", "contexts": "context", "users": "user"}
-_EXEC: Mapping[str, Any] = {
-    **dict.fromkeys(("apiVersion", "command", "interactiveMode"), ""),
-    "args": [""],
-    "env": [{"name": "", "value": ""}],
-}
-_CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(("server", _FILES[0], f"{_FILES[0]}-data"), "")}
-_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}  # and each of these a list
-_SHAPE = {
-    "clusters": [{"name": "", "cluster": _CLUSTER}],
-    "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
-    "users": [{"name": "", "user": dict.fromkeys(_FILES[1:], "") | _ACTING | {"exec": _EXEC}}],
-}
+_KINDS = ("cluster", "user")
 #: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
 _TOLD = (
-    *("server", "tls-server-name", "insecure-skip-tls-verify", f"{_FILES[0]}-data"),
+    *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.FILES[0]}-data"),
     *("proxy-url", "disable-compression"),
 )
 _MODES = ("Never", "IfAvailable", "Always")
@@ -97,11 +79,11 @@ def load(context: str = "") -> Config:
     Raises:
         ConfigError: there is none, it cannot be read, or it has no such context.
     """
-    paths = [path for path in map(wire.expanded, _paths()) if _is_there(path)]
+    paths = kubefiles.paths()
     try:
-        joined = _joined(paths)
-        found = KubeConfig.from_dict(joined) if paths else KubeConfig.from_service_account()
-        _check_names(found, context, paths)
+        joined = kubefiles.joined(paths)
+        _check_names(joined, context, paths)
+        found = KubeConfig.from_dict(_alone(joined, context)) if paths else KubeConfig.from_service_account()
         chosen = found.get(context or None)
     except (LightkubeError, OSError, KeyError, TypeError) as error:
         raise _unreadable(error, context, paths) from error
@@ -128,7 +110,7 @@ def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             step = "write entries that begin with - "
             raise ConfigError(f"as-user-extra.{key} of the kubeconfig is no list", next_step=step)
         for value in values:
-            yield f"Impersonate-Extra-{quote(key, safe='')}", str(value)
+            yield f"Impersonate-Extra-{quote(str(key), safe='')}", str(value)
 
 
 def _said(joined: Mapping[str, Any], kind: str, name: str | None) -> Mapping[str, Any]:
@@ -143,11 +125,11 @@ def _manner(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> Manner:
     if not plugin.get("provideClusterInfo"):
         return Manner(mode)
     told = {key: cluster[key] for key in _TOLD if cluster.get(key)}
-    if (authority := cluster.get(_FILES[0])) and f"{_FILES[0]}-data" not in told:
+    if (authority := cluster.get(kubefiles.FILES[0])) and f"{kubefiles.FILES[0]}-data" not in told:
         with contextlib.suppress(OSError):  # which client() tells
-            told[f"{_FILES[0]}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
+            told[f"{kubefiles.FILES[0]}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
     for each in cluster.get("extensions") or ():
-        if each["name"] == "client.authentication.k8s.io/exec":
+        if each.get("name") == "client.authentication.k8s.io/exec" and "extension" in each:
             told["config"] = each["extension"]
     return Manner(mode, told)
 
@@ -228,63 +210,41 @@ def _expect(tls: ssl.SSLContext, name: str) -> None:
         setattr(tls, each, named(getattr(tls, each)))
 
 
-def _paths() -> list[str]:
-    said = os.environ.get("KUBECONFIG", "")
-    return [path for path in said.split(os.pathsep) if path] or ["~/.kube/config"]
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is such a file; one that was named and may not be looked for is, and reading it will tell."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return bool(os.environ.get("KUBECONFIG"))
-
-
-def _joined(paths: list[Path]) -> dict[str, Any]:
-    """Join several files to one: of two entries of one name the first counts, as for kubectl."""
-    joined: dict[str, Any] = {key: [] for key in _LISTS}
-    for path in paths:
-        config = _read(path)
-        if config.get("current-context"):
-            joined.setdefault("current-context", config["current-context"])
-        for key, kind in _LISTS.items():
-            known = {entry["name"] for entry in joined[key]}
-            entries = [entry for entry in config.get(key) or [] if entry["name"] not in known]
-            joined[key] += [_absolute(entry, kind, path) for entry in entries]
-    return joined
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = _loaded(path)
-    if problems := list(shapes.problems_of(config, _SHAPE)) or list(_missing(config)):
-        raise ConfigError.of(f"the kubeconfig {path} cannot be read", problems)
-    return config
-
-
-def _missing(config: Mapping[str, Any]) -> Iterator[Problem]:
-    for key, kind in _LISTS.items():
-        for index, entry in enumerate(config.get(key) or []):
-            if absent := [each for each in ("name", kind) if each not in entry]:
-                yield Problem(f"{key}[{index}]", f"has no {' and no '.join(absent)}", "write it, or remove the entry")
-
-
-def _check_names(found: KubeConfig, context: str, paths: list[Path]) -> None:
-    """Have what a context names be there.
+def _check_names(joined: Mapping[str, Any], context: str, paths: list[Path]) -> None:
+    """Have what a context names be there, and be whole.
 
     Raises:
         ConfigError: it is not.
     """
-    name = context or found.current_context or ""
-    if name not in found.contexts:
+    name = _name(joined, context)
+    said, where = _said(joined, "context", name), ", ".join(map(str, paths))
+    if not said:
         return
-    said, where = found.contexts[name], ", ".join(map(str, paths))
-    if not said.cluster:
+    if not said["cluster"]:
         raise ConfigError(f"context {name} names no cluster", next_step="see: kubectl config get-contexts")
-    for kind, wanted, known in (("cluster", said.cluster, found.clusters), ("user", said.user, found.users)):
+    for kind in _KINDS:
+        wanted, known = said.get(kind), [each["name"] for each in joined[f"{kind}s"]]
         if wanted and wanted not in known:
             what = f"context {name} names {kind} {wanted}, which is not in {where}"
             raise ConfigError(what, next_step=nearest(wanted, known))
+    plugin = _said(joined, "user", said.get("user")).get("exec", {"command": "-", "apiVersion": "-"})
+    if missing := [Problem(f"exec.{key}", "is required") for key in ("command", "apiVersion") if not plugin.get(key)]:
+        raise ConfigError.of(f"user {said['user']} of the kubeconfig {where} cannot be used", missing)
+
+
+def _name(joined: Mapping[str, Any], context: str) -> str:
+    return context or joined.get("current-context") or ""
+
+
+def _alone(joined: Mapping[str, Any], context: str) -> dict[str, Any]:
+    """Return a kubeconfig with what one context names and no more: what others do may be unfinished."""
+    name = _name(joined, context)
+    names = {"context": name, **_said(joined, "context", name)}
+    kept = {
+        f"{kind}s": [each for each in joined[f"{kind}s"] if each["name"] == names.get(kind)][:1]
+        for kind in ("context", *_KINDS)
+    }
+    return {**joined, **kept}
 
 
 def _certificate_problems(owner: Cluster | User) -> Iterator[Problem]:
@@ -301,39 +261,12 @@ def _certificate_problems(owner: Cluster | User) -> Iterator[Problem]:
                 yield Problem(f"{key}-data" if data else key, "holds no PEM: it has no line -----BEGIN …")
 
 
-def _loaded(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        why = getattr(error, "problem", None) or getattr(error, "reason", "")
-    except (OSError, UnicodeDecodeError) as error:
-        where, why = str(path), getattr(error, "strerror", None) or type(error).__name__
-    # Outside of `except`, for a traceback of what YAML said would show the line: it may be a token's.
-    why = _QUOTED.sub("'…'", str(why))
-    raise ConfigError(f"the kubeconfig {where} cannot be read", why=why, next_step="correct it, or name another")
-
-
-def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
-    """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
-    # A context that was only begun hurts nobody who chooses another.
-    inner: dict[str, Any] = {"cluster": ""} if kind == "context" else {}
-    inner |= entry[kind] or {}
-    # What stands there itself comes before a file.
-    inner = {key: value for key, value in inner.items() if not (key in _FILES and inner.get(f"{key}-data"))}
-    inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
-    if os.sep in (command := (inner.get("exec") or {}).get("command", "")):  # else it is looked for on PATH
-        inner["exec"] = {**inner["exec"], "command": str(path.parent / command)}
-    return {"name": entry["name"], kind: inner}
-
-
 def _unreadable(error: Exception, context: str, paths: list[Path]) -> ConfigError:
     where = ", ".join(map(str, paths))
     if context and "not found" in str(error):
-        known = [entry["name"] for entry in _joined(paths)["contexts"]] if paths else ["default"]
+        known = [entry["name"] for entry in kubefiles.joined(paths)["contexts"]] if paths else ["default"]
         what = f"there is no context {context!r} in {where or 'this pod, which has no kubeconfig'}"
         return ConfigError(what, why=str(error), next_step=nearest(context, known))
-    nowhere = f"neither {' nor '.join(_paths())} nor a pod's service account"
+    nowhere = f"neither {' nor '.join(kubefiles.named())} nor a pod's service account"
     what, step = f"no Kubernetes is configured: {where or nowhere}", "see: kubectl config get-contexts"
     return (ConfigError if paths else NotConfigured)(what, why=str(error), next_step=step)
