@@ -231,6 +231,9 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
         yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
     if any(mapping(variable).get("name") == _V2_ENV for variable in entries(containers[0].get("env"))):
         yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
+    for index, port in enumerate(entries(containers[0].get("ports"))):
+        if mapping(port).get("containerPort") is None:
+            yield Problem(f"{path}.containers[0].ports[{index}].containerPort", "is required")
     yield from _quantity_problems(group, path)
 
 
@@ -238,7 +241,7 @@ def _dashboard_problems(head: Manifest) -> Iterator[Problem]:
     """KubeRay looks for the dashboard by the name of its port, and waits without a word where none has it."""
     pods = entries(mapping(mapping(mapping(head).get("template")).get("spec")).get("containers"))
     ports = [mapping(each) for each in entries(mapping(pods[0] if pods else {}).get("ports"))]
-    named = {each.get("name"): each.get("containerPort") for each in ports}
+    named = {str(each.get("name") or ""): each.get("containerPort") for each in ports}
     for name, port in named.items():
         if port == DASHBOARD_PORT and name and "dashboard" not in named:
             path = "spec.headGroupSpec.template.spec.containers[0].ports"

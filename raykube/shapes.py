@@ -15,7 +15,7 @@ _CONTAINER: Mapping[str, Any] = {
     "image": "",
     "env": [{"valueFrom": {"secretKeyRef": {}, "configMapKeyRef": {}}}],
     "envFrom": [{"secretRef": {}, "configMapRef": {}}],
-    "ports": [{}],
+    "ports": [{"name": "", "containerPort": 0}],
     "resources": {"limits": {}, "requests": {}},
     "volumeMounts": [{"mountPath": ""}],
 }

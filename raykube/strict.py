@@ -92,6 +92,12 @@ def _told(kind: type[Spec]) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise ConfigError.of(f"invalid {kind.__name__}", tuple(_problems(error, kind))) from None
+    except UnicodeEncodeError:
+        raise ConfigError.of(f"invalid {kind.__name__}", [Problem("", "a key holds half a character")]) from None
+    except TypeError as error:  # of a mapping that is to be a spec of its own
+        if "keywords must be strings" not in str(error):
+            raise
+        raise ConfigError.of(f"invalid {kind.__name__}", [Problem("", "a key must be text")]) from None
 
 
 def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:

@@ -193,7 +193,8 @@ class Result:
         Only where `path` is a folder that this machine can read, as in the script itself; else there are none.
         """
         files = (Path(self.path) / name for name in METRICS_FILES)
-        return sorted((row for file in files for row in read_rows(file)), key=lambda row: row["time"])
+        rows = (row for file in files for row in read_rows(file) if isinstance(row.get("time"), (int, float)))
+        return sorted(rows, key=lambda row: row["time"])
 
     def to_json(self) -> str:
         """Return this result as one JSON document."""
@@ -208,6 +209,7 @@ class Result:
         """
         try:
             fields = {key: value for key, value in json.loads(text).items() if key in Result.__dataclass_fields__}
+            fields |= {key: dict(fields.get(key, ())) for key in ("metrics", "params")}
             return Result(**fields | {key: tuple(fields.get(key, ())) for key in ("trials", "notes")})
         except (ValueError, TypeError, AttributeError) as error:
             step = "look into the run's storage: raykube job status NAME says where it is"
@@ -217,12 +219,20 @@ class Result:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file; none when it does not exist.
 
-    A last line without its newline is left out: its writer is still at it, or was killed there.
+    A last line without its newline is left out: its writer is still at it, or was killed there. So is what is no row.
     """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines if line.endswith("\n"))
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        yield from filter(None, (row_of(line) for line in lines if line.endswith("\n")))
+
+
+def row_of(line: str | bytes) -> dict[str, Any]:
+    """Return the row that a line holds; empty where it holds none, as after a power failure or by somebody else."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -272,10 +282,12 @@ def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
 
 def trouble(text: str, attempt: int) -> str:
     """Read a run's trouble file: what its attempt `attempt` has lost last, and when; empty when nothing."""
-    note = json.loads(text or "{}")
+    note = row_of(text)
     if note.get("attempt") != attempt:
         return ""
-    return f"{time.strftime('%H:%M:%S', time.localtime(note['time']))} {note['message']}"
+    with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, OSError):  # it is somebody else's file
+        return f"{time.strftime('%H:%M:%S', time.localtime(note['time']))} {note['message']}"
+    return ""
 
 
 def finite(value: Any) -> Any:

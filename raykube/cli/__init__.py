@@ -7,6 +7,7 @@ where the reader of the output went away.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -89,6 +90,8 @@ def main() -> None:
     """Run the command line and exit with its code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("raykube").setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a name may hold any bytes
     try:
         with _reader_watched():
             code = _done()

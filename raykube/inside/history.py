@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raykube import wire
 from raykube.inside import storage
 from raykube.inside.scalars import fetched
 
@@ -168,8 +169,8 @@ def heal(path: Path) -> None:
 
 
 def rows(path: str) -> list[Row]:
-    """Return the rows of a metrics file, oldest first; none when it does not exist."""
-    return [json.loads(line) for line in _whole(storage.read_from(path)).splitlines()]
+    """Return the rows of a metrics file, oldest first; none when it does not exist, and nothing for what is no row."""
+    return [row for line in _whole(storage.read_from(path)).splitlines() if (row := wire.row_of(line))]
 
 
 def _whole(data: bytes) -> bytes:

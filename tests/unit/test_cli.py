@@ -885,3 +885,12 @@ def test_doctor_says_what_it_found(raykube):
     found = {check["name"]: check["ok"] for check in json.loads(done.stdout)}
     assert found["ray"] is True
     assert done.returncode == 0
+
+
+def test_name_of_bytes_that_are_no_text_is_printed(tmp_path):
+    (tmp_path / "config").write_text("contexts: []\nclusters: [{name: c, cluster: {}}]")
+    environ = {"KUBECONFIG": str(tmp_path / "config"), "PYTHONIOENCODING": "utf-8:strict"}
+    done = run("raykube", "doctor", "--context", "\udcff", cwd=tmp_path, **environ)
+    assert done.returncode in (0, 1, 2)
+    assert "Traceback" not in done.stderr
+    assert "\\udcff" in done.stdout + done.stderr

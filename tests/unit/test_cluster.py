@@ -324,12 +324,24 @@ SHAPES = {
     "spec.headGroupSpec.template.spec.containers[0].env[0]": edit(*HEAD, *CONTAINER, "env", value=["A=b"]),
     "spec.headGroupSpec.template.spec.containers[0].env[1]": edit(*HEAD, *CONTAINER, "env", value=[{}, None]),
     "spec.headGroupSpec.template.spec.containers[0].ports": edit(*HEAD, *CONTAINER, "ports", value={"a": 1}),
+    "spec.headGroupSpec.template.spec.containers[0].ports[0].name": edit(
+        *HEAD, *CONTAINER, "ports", value=[{"name": ["a"], "containerPort": 1}]
+    ),
+    "spec.headGroupSpec.template.spec.containers[0].ports[0].containerPort": edit(
+        *HEAD, *CONTAINER, "ports", value=[{"name": "serve", "containerPort": "x"}]
+    ),
     "spec.headGroupSpec.template.spec.volumes": edit(*HEAD, "template", "spec", "volumes", value={"v": "x"}),
     "spec.workerGroupSpecs[0].numOfHosts": edit(*GROUP, "numOfHosts", value="two"),
     "spec.workerGroupSpecs[0].template.spec.containers[0].volumeMounts": edit(
         *GROUP, *CONTAINER, "volumeMounts", value={"v": "/x"}
     ),
 }
+
+
+@pytest.mark.parametrize("port", [{"name": "serve"}, {"name": "serve", "containerPort": None}])
+def test_port_without_a_number_is_refused(port, manifest, loaded):
+    edit(*HEAD, *CONTAINER, "ports", value=[port])(manifest)
+    assert paths(loaded, manifest) == {"spec.headGroupSpec.template.spec.containers[0].ports[0].containerPort"}
 
 
 @pytest.mark.parametrize("path", SHAPES)

@@ -251,3 +251,8 @@ def test_follower_whose_sink_fails_says_so(tmp_path):
 def test_row_reads_as_words():
     row = {"metrics": {"step": 120, "loss": 0.0312345}, "checkpoint": "checkpoint_1"}
     assert describe(row) == "step 120 loss 0.03123 (checkpoint)"
+
+
+def test_rows_leave_out_what_is_none(tmp_path):
+    (tmp_path / "m.jsonl").write_text('\0\0\n\n[1]\n{"metrics": {"step": 1}}\n{\n')
+    assert rows(str(tmp_path / "m.jsonl")) == [{"metrics": {"step": 1}}]

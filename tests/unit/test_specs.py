@@ -308,3 +308,15 @@ def test_job_that_was_changed_into_an_invalid_one_is_not_planned(tmp_path):
     job = Job(entrypoint="true", name="a", working_dir=tmp_path)
     job.env_vars["RAYKUBE_RUN_NAME"] = "x"
     assert set(problems(lambda: rk.plan(job, "local"))) == {"env_vars"}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: App(import_path="a:b", autoscaling_config={1: 2}), "a key must be text"),
+        (lambda: Service(name="s", apps=(App(import_path="a:b"),), runtime_env={"\ud800": "x"}), "half a character"),
+    ],
+)
+def test_key_that_no_json_has_is_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()

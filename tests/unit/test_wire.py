@@ -69,13 +69,35 @@ def test_rows_leave_out_the_line_being_written(tmp_path):
     assert [*wire.read_rows(path)] == [{"step": 1}, {"step": 2}]
 
 
+ODD = ["", "\0\0\0", "[1]", "null", "{", "[" * 3000, "caf\udce9"]
+
+
+def test_rows_leave_out_what_is_none(tmp_path):
+    path = tmp_path / wire.METRICS_FILE
+    row = '{"time": 1, "metrics": {"loss": 1}}'
+    path.write_text("\n".join([*ODD, row, '{"metrics": {}}', *ODD, ""]), errors="surrogateescape")
+    assert wire.Result("train", "demo", str(tmp_path)).history() == [json.loads(row)]
+
+
+@pytest.mark.parametrize("text", [*ODD, '{"attempt": 1}', '{"attempt": 1, "time": "x", "message": "y"}'])
+def test_trouble_is_none_where_the_file_is_torn_or_another_s(text):
+    assert wire.trouble(text, 1) == ""
+
+
 def test_result_of_another_version_is_read():
     written = {"kind": "train", "run": "demo", "path": "/x", "metrics": {"loss": 1}, "notes": ["late"], "later": 1}
     read = wire.Result.from_json(json.dumps(written))
     assert read == wire.Result("train", "demo", "/x", {"loss": 1}, notes=("late",))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "train"}', '{"kind": "", "run": "", "path": "", "notes": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"kind": "train"}', '{"kind": "", "run": "", "path": "", "notes": 1}'),
+        '{"kind": "", "run": "", "path": "", "metrics": null}',
+        '{"kind": "", "run": "", "path": "", "params": "x"}',
+    ],
+)
 def test_result_that_cannot_be_read_says_so(text):
     with pytest.raises(BackendError, match="result of the run cannot be read"):
         wire.Result.from_json(text)
