@@ -157,13 +157,20 @@ def _name_problem(path: str) -> Problem | None:
         path.encode()
     except UnicodeEncodeError:
         told = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        pattern = re.sub(r"[\ud800-\udfff]", "?", path)
-        return Problem(told, "has a name that is not UTF-8, as archives want it", f"rename it, or exclude {pattern!r}")
+        step = f"rename it, or exclude {_pattern(path)}"
+        return Problem(told, "has a name that is not UTF-8, as archives want it", step)
     return None
 
 
 def _or_exclude(path: str) -> str:
-    return f"repair it, or exclude {path!r}" if path else "make it readable"
+    return f"repair it, or exclude {_pattern(path)}" if path else "make it readable"
+
+
+def _pattern(path: str) -> str:
+    """Return the pattern that leaves out this path, in a shell's quotes; what nobody can type is any character."""
+    escaped = re.sub(r"[\\*?\[!#]| \Z", r"\\\g<0>", path)
+    typed = re.sub(r"[\ud800-\udfff\x00-\x1f\x7f]", "?", escaped).replace("'", "'\\''")
+    return f"'/{typed}'"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

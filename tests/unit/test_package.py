@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,19 @@ def test_file_whose_name_is_not_utf8_is_named_with_a_pattern_that_leaves_it_out(
     assert "not UTF-8" in problem.what
     (pattern,) = re.findall(r"exclude '(.*)'", problem.next_step)
     assert own(collect(root, excludes=(pattern,))) == ["a.py", "sub/b.py", "Ä.txt"]
+
+
+ODD = ["!fifo", "#fifo", "[ab]fifo", "bs\\fifo", "dang[1]", "tr fifo ", "it's", "a*", "a?", "new\nline", "plain"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_pattern_that_is_told_leaves_out_what_it_was_told_for_and_no_more(tree, name):
+    root = tree({"a.py": "", "ab": "", "sub/a.py": "", f"other/{name}": ""})
+    for folder in (root, root / "sub"):
+        os.mkfifo(folder / name)
+    patterns = [shlex.split(problem.next_step.partition("exclude ")[2])[0] for problem in problems(root).values()]
+    assert len(patterns) == 2
+    assert own(collect(root, excludes=tuple(patterns))) == ["a.py", "ab", f"other/{name}", "sub/a.py"]
 
 
 def test_file_that_cannot_be_read_is_named(tree):
