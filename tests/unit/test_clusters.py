@@ -458,6 +458,8 @@ def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         clusters.delete(Kube(), "demo")
     assert server.asked == [({"uid": "u"}, "Complete")]
+
+
 class Serving(Quiet):
     """Has a service and its cluster."""
 
