@@ -192,7 +192,8 @@ def _specs_of(folder: Path) -> Iterator[GitIgnoreSpec]:
 
 def _spec(lines: list[str] | tuple[str, ...], source: str) -> GitIgnoreSpec:
     try:
-        return GitIgnoreSpec.from_lines(lines)
+        # pathspec takes "a/**/" for "a/", with all files that are in a itself.
+        return GitIgnoreSpec.from_lines(re.sub(r"(?<=[^/])/\*\*/$", "/**/*/", line) for line in lines)
     except ValueError as error:
         raise ConfigError(f"a pattern of {source} cannot be read", why=str(error), next_step="repair it") from None
 

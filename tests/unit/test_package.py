@@ -182,6 +182,7 @@ BRANCHES = {"a.py": "", "a.log": "", "pkg/x.py": "", "pkg/x.log": "", "pkg/deep/
         ("*.log", "!.*"),
         ("pkg/*", "!pkg/deep/", "*.log"),
         ("pkg/**", "!pkg/*.py"),
+        ("pkg/**/", "*.log"),
         ("deep", "!deep/y.py"),
         ("**/deep/*.log", "!y.log"),
     ],
