@@ -118,7 +118,7 @@ class Job(_Code):
         entrypoint: the command, as in Ray; run by a shell on the head.
         name: of the run; made from the entrypoint when empty. Kubernetes' rules hold on every backend.
         working_dir: the folder that is packed and sent.
-        excludes: more patterns (as in .gitignore) of what is not sent.
+        excludes: more patterns (as in .gitignore) of what is not sent; ``!data/**`` has all of a folder sent.
         pip: packages to install before the start; pip takes 20 s and more, an image none.
         env_vars: environment of the driver and its workers, byte for byte. In the ``env_vars`` of ``runtime_env``
             Ray puts in what ``${NAME}`` is there.

@@ -13,12 +13,12 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from pathspec import GitIgnoreSpec, RegexPattern
+from pathspec import GitIgnoreSpec
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
@@ -52,32 +52,34 @@ class Walked:
     problems: tuple[Problem, ...]
 
 
+#: Whether what matches is left out, and the pattern's expression; the last pattern of a file comes first.
+_Patterns: TypeAlias = "tuple[tuple[bool, re.Pattern[str]], ...]"
+
+
 class _Rule(NamedTuple):
     """An ignore file's patterns, and how a path below the root reads from its folder: cut `cut`, put `add` before."""
 
     cut: str
     add: str
-    spec: GitIgnoreSpec
+    patterns: _Patterns
 
     def verdict(self, path: str) -> bool | None:
         path = self.add + path.removeprefix(self.cut)
-        patterns = (each for each in reversed(list(self.spec.patterns)) if each.include is not None)
-        return next((each.include for each in patterns if _matches_itself(each, path)), None)
+        said = (out for out, regex in self.patterns if regex.search(path) and _matches_itself(regex, path))
+        return next(said, None)
 
 
-def _matches_itself(pattern: RegexPattern, path: str) -> bool:
+def _matches_itself(regex: re.Pattern[str], path: str) -> bool:
     """Whether a pattern matches a file, or a folder whose path ends with ``/``, and not only a folder that it lies in.
 
     pathspec asks whether git would leave a path out, and takes a folder's verdict for all that is in it. So it cannot
     tell ``!*/`` from "bring all back"; a walk that stays out of the folders that are left out has no need of that.
     """
-    if pattern.regex is None:  # a comment
-        return False
-    for match in pattern.regex.finditer(path):
+    for match in regex.finditer(path):
         if "ps_d" in match.re.groupindex and match["ps_d"]:  # where pathspec saw a folder end
             if match.end("ps_d") == len(path):
                 return True
-        elif not path.endswith("/") or pattern.regex.search(path[:-1]):  # "src/**" matches what is in src alone
+        elif not path.endswith("/") or regex.search(path[:-1]):  # "src/**" matches what is in src alone
             return True
     return False
 
@@ -100,7 +102,7 @@ class _Walk:
         except OSError as error:
             self.problems.append(Problem(prefix or ".", f"cannot be listed: {error.strerror}", _or_exclude(prefix)))
             return
-        rules = (*(_Rule(prefix, "", spec) for spec in _specs_of(folder)), *rules)
+        rules = (*(_Rule(prefix, "", found) for found in _patterns_of(folder)), *rules)
         for entry in entries:
             if len(self.files) < MAX_SEEN:
                 self._take(entry, f"{prefix}{entry.name}", rules, chain)
@@ -180,22 +182,32 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _specs_of(folder: Path) -> Iterator[GitIgnoreSpec]:
+def _patterns_of(folder: Path) -> Iterator[_Patterns]:
     for path in (folder / name for name in _IGNORE_FILES):
         try:
             lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
         except OSError as error:
             raise ConfigError(f"{path} cannot be read", why=str(error), next_step="make it readable") from None
         if lines:
-            yield _spec(lines, str(path))
+            yield _patterns(lines, str(path))
 
 
-def _spec(lines: list[str] | tuple[str, ...], source: str) -> GitIgnoreSpec:
+def _patterns(lines: Iterable[str], source: str) -> _Patterns:
     try:
         # pathspec takes "a/**/" for "a/", with all files that are in a itself.
-        return GitIgnoreSpec.from_lines(re.sub(r"(?<=[^/])/\*\*/$", "/**/*/", line) for line in lines)
+        spec = GitIgnoreSpec.from_lines(re.sub(r"(?<=[^/])/\*\*/$", "/**/*/", line) for line in lines)
     except ValueError as error:
         raise ConfigError(f"a pattern of {source} cannot be read", why=str(error), next_step="repair it") from None
+    found = ((each.include, each.regex) for each in spec.patterns)
+    return tuple((out, regex) for out, regex in found if out is not None and regex is not None)[::-1]
+
+
+def _with_folders(excludes: tuple[str, ...]) -> Iterator[str]:
+    """Put before ``!data/**``, which is to bring back all of a folder, what brings back the folder itself."""
+    for each in excludes:
+        if found := re.fullmatch(r"!(?!\*\*)/?(.+/)\*\*", each):
+            yield f"!/{found[1]}"
+        yield each
 
 
 def _rules_above(root: Path) -> tuple[_Rule, ...]:
@@ -206,7 +218,7 @@ def _rules_above(root: Path) -> tuple[_Rule, ...]:
     root = root.resolve()  # a link to a folder of a repository is that folder
     for parent in root.parents:
         add = f"{root.relative_to(parent).as_posix()}/"
-        rules += [_Rule("", add, spec) for spec in _specs_of(parent)]
+        rules += [_Rule("", add, found) for found in _patterns_of(parent)]
         if (parent / ".git").exists():
             return tuple(rules)
     return ()
@@ -220,8 +232,8 @@ def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
     """
     own_state = os.path.realpath(wire.home())
     own_output = frozenset(_own_output())
-    own = (_Rule("", "", _spec(excludes, "excludes")), _Rule("", "", _spec(SECRETS, "the defaults")))
-    state = _Walk(root, own, _Rule("", "", _spec(CLUTTER, "the defaults")), own_state, own_output)
+    own = tuple(_Rule("", "", _patterns(each, "excludes")) for each in (_with_folders(excludes), SECRETS))
+    state = _Walk(root, own, _Rule("", "", _patterns(CLUTTER, "the defaults")), own_state, own_output)
     state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
     return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))
 

@@ -167,7 +167,10 @@ code_options = joined(
     # A text, not a path, which would make s3:/b of s3://b: the spec says what is wrong with that.
     click.option("--working-dir", metavar="PATH", help="Folder to pack and send. [.]"),
     click.option(
-        "--excludes", multiple=True, metavar="PATTERN", help="Files not to send, as in .gitignore; repeatable."
+        "--excludes",
+        multiple=True,
+        metavar="PATTERN",
+        help="Files not to send, as in .gitignore; '!data/**': send all of a folder.",
     ),
     click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
     click.option("--runtime-env", type=PATH, help="YAML file with a Ray runtime environment."),

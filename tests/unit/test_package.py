@@ -236,6 +236,13 @@ def test_excludes_win_over_ignore_files_and_defaults(tree):
     ]
 
 
+def test_folder_is_brought_back_with_all_that_is_in_it_by_one_exclude(tree):
+    root = tree({".gitignore": "data/\n*.csv\n", "data/a.csv": "", "data/deep/b": "", "c.csv": "", "x/data/d": ""})
+    assert own(collect(root, excludes=("!data/",))) == [".gitignore", "data/deep/b", "x/data/d"]
+    assert own(collect(root, excludes=("!data/**",))) == [".gitignore", "data/a.csv", "data/deep/b"]
+    assert own(collect(root, excludes=("!/data/**",))) == [".gitignore", "data/a.csv", "data/deep/b"]
+
+
 def test_credentials_and_raykube_s_own_state_are_left_out(tree, monkeypatch):
     doors = (".ssh/id", ".aws/credentials", ".kube/config", ".gnupg/key", ".netrc", ".raykube/token", "state/token")
     root = tree({"a.py": "", **dict.fromkeys(doors, ""), "sub/.aws/credentials": ""})
