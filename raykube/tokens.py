@@ -43,17 +43,17 @@ def problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _contradicts(variable: Mapping[str, Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
-    name = variable.get("name")
-    if name == "RAY_AUTH_MODE" and variable.get("value") != mode(spec):
-        what = f"RAY_AUTH_MODE={variable.get('value')} contradicts authOptions, whose mode is {mode(spec)}"
-        yield Problem(path, what, "remove it, and write spec.authOptions: {mode: …}")
+    name, value = variable.get("name"), variable.get("value")
+    if name == "RAY_AUTH_MODE" and value not in (None, mode(spec)):  # none: what it refers to is not seen
+        what = f"RAY_AUTH_MODE is {value}, and authOptions says, or is given by raykube, mode: {mode(spec)}"
+        yield Problem(path, what, f"remove it, and write spec.authOptions: {{mode: {value}}} if that is meant")
     if name not in _TOKENS or mode(spec) != "token":
         return
     reference = mapping(mapping(variable.get("valueFrom")).get("secretKeyRef"))
-    if reference.get("key") != KEY or reference.get("name") != auth(spec).get("secretName"):
-        step = (
-            f"remove it, and write spec.authOptions: {{mode: token, secretName: {reference.get('name') or 'SECRET'}}}"
-        )
-        beside = "" if reference.get("key") == KEY else f", of a Secret that has the token under {KEY}"
-        what = "would be known in this container alone: KubeRay asks Ray with the token of authOptions, and in vain"
-        yield Problem(path, f"{name} {what}", f"{step}{beside}")
+    secret = auth(spec).get("secretName")
+    if name == _TOKENS[0] and reference.get("key") == KEY and secret and reference.get("name") == secret:
+        return
+    step = f"remove it, and write spec.authOptions: {{mode: token, secretName: {reference.get('name') or 'SECRET'}}}"
+    beside = "" if reference.get("key") == KEY else f", of a Secret that has the token under {KEY}"
+    what = f"{name} wins over authOptions in this container, and KubeRay asks Ray in vain with the token of those"
+    yield Problem(path, what, f"{step}{beside}")

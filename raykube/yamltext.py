@@ -39,13 +39,15 @@ class _Loader(yaml.SafeLoader):
 def _take_keys(node: yaml.MappingNode) -> None:
     """Have the keys of a mapping be what is written: ``ON`` and ``YES`` are two names, and not both true."""
     known: set[str] = set()
-    for key, _ in node.value:
+    for index, (key, value) in enumerate(node.value):
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in known:
                 what = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
             known.add(key.value)
-            key.tag = "tag:yaml.org,2002:str"
+            # Another node: the value that an alias of it stands for stays what it is.
+            text = yaml.ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark, key.end_mark)
+            node.value[index] = (text, value)
 
 
 #: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.

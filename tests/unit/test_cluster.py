@@ -285,8 +285,9 @@ REFERENCE = {"secretKeyRef": {"name": "mine", "key": "auth_token"}}
         ({"name": "RAY_AUTH_TOKEN", "valueFrom": REFERENCE}, {"secretName": "mine"}, None),
         ({"name": "RAY_AUTH_TOKEN", "value": "x"}, {"mode": "disabled"}, None),
         ({"name": "RAY_AUTH_MODE", "value": "token"}, None, None),
-        ({"name": "RAY_AUTH_MODE", "value": "disabled"}, None, "write spec.authOptions: {mode: …}"),
-        ({"name": "RAY_AUTH_MODE", "value": "token"}, {"mode": "disabled"}, "write spec.authOptions: {mode: …}"),
+        ({"name": "RAY_AUTH_MODE", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}, None, None),
+        ({"name": "RAY_AUTH_MODE", "value": "disabled"}, None, "mode: token"),
+        ({"name": "RAY_AUTH_MODE", "value": "token"}, {"mode": "disabled"}, "mode: disabled"),
     ],
 )
 def test_token_that_kuberay_would_not_know_is_refused(manifest, loaded, group, variable, auth, words):

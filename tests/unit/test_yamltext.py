@@ -44,6 +44,9 @@ def test_keys_are_what_is_written():
     (found,) = documents("{ON: a, YES: b, true: c, 1: d, 1.0: e, 0x1: f, ~: g, 2024-01-01: h}")
     names = ("ON", "YES", "true", "1", "1.0", "0x1", "~", "2024-01-01")
     assert found == dict(zip(names, "abcdefgh", strict=True))
+    assert list(documents("a: &x 8080\nb: {*x : y}\nc: {&z 1: y}\nd: *z")) == [
+        {"a": 8080, "b": {"8080": "y"}, "c": {"1": "y"}, "d": 1}
+    ]
 
 
 def test_keys_are_text_and_times_are_no_numbers():
