@@ -23,7 +23,7 @@ import pytest
 import raykube as rk
 from raykube import handles, package, wire
 from raykube.backends import Status
-from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting
+from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting, zips
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable, WaitTimeout
 from tests.servers import Quiet, serving
@@ -1024,7 +1024,7 @@ def test_conflict_over_changed_code_names_the_files(code):
 
     (code / "dw1.log").write_text("one\n")
     first = plan()
-    backend._keep_code(first.package)
+    zips.keep(first.package)
     records.save(replace(backend._record(first), head="gone"))
     (code / "dw1.log").write_text("two\n")
     with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
@@ -1033,20 +1033,20 @@ def test_conflict_over_changed_code_names_the_files(code):
 
 def test_code_that_is_there_is_kept(home, code):
     packed = package.collect(code)
-    backend._keep_code(packed)
+    zips.keep(packed)
     (path,) = (home / "packages").iterdir()
     before = path.stat()
     assert path.name == f"{packed.hash}.zip"
-    backend._keep_code(packed)
+    zips.keep(packed)
     assert path.stat().st_ino == before.st_ino
 
 
 def test_code_on_a_full_disk_leaves_nothing_and_says_what_to_do(home, code):
     (code / "a.bin").write_bytes(os.urandom(200_000))
     inner = (
-        "import resource, signal\nfrom raykube.package import collect\nfrom raykube.backends.local import backend\n"
+        "import resource, signal\nfrom raykube.package import collect\nfrom raykube.backends.local import zips\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        f"backend._keep_code(collect({str(code)!r}))"
+        f"zips.keep(collect({str(code)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True, check=False)
     assert f"BackendError: cannot write {home}/packages/" in done.stderr
@@ -1059,7 +1059,7 @@ def test_code_that_is_changed_while_it_is_kept_leaves_nothing(home, code, change
     packed = package.collect(code)
     change(code / "hello.py")
     with pytest.raises(ConfigError, match="changed while it was packed"):
-        backend._keep_code(packed)
+        zips.keep(packed)
     assert list((home / "packages").iterdir()) == []
 
 

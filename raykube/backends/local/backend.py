@@ -16,12 +16,11 @@ from zipfile import BadZipFile
 
 from raykube import differences, package, plans, sameness, wire
 from raykube.backends import Kind, Status, sources
-from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting
+from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting, zips
 from raykube.backends.local.records import Record
 from raykube.cluster import Cluster
 from raykube.entrypoints import check_code
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, Unreachable
-from raykube.package import Package
 from raykube.plans import Plan
 from raykube.runtime_env import plain
 from raykube.specs import Job, Service
@@ -55,7 +54,7 @@ class Local:
         """Return the body that Ray's Job API or Serve API will get."""
         checks.refuse_impossible(work, on)
         code = package.collect(work.working_dir, work.excludes)
-        uri = _code_folder().joinpath(f"{code.hash}.zip").as_uri()
+        uri = zips.path_of(code).as_uri()
         check_code(work, code, here=True)
         if isinstance(work, Service):
             applications = plans.localservice(checks.with_absolute_models(work), on, uri)
@@ -71,7 +70,7 @@ class Local:
         records.ensure_home()
         with disk.errors(), head.lock():
             if plan.package:
-                _keep_code(plan.package)
+                zips.keep(plan.package)
             if plan.is_service:
                 services.deploy(plan)
             else:
@@ -163,7 +162,7 @@ class Local:
             _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
         with head.lock():
             records.remove(name)
-            _remove_unused_code()
+            zips.remove_unused()
 
     def _end(self, name: str, kind: Kind | None) -> None:
         record = _load(name, kind)
@@ -217,29 +216,6 @@ def end_head() -> bool:
     return running is not None
 
 
-def _code_folder() -> Path:
-    return wire.home() / "packages"
-
-
-def _keep_code(code: Package) -> None:
-    """Write the zip that the run's URI names, unless it is there."""
-    path = _code_folder() / f"{code.hash}.zip"
-    if path.exists():
-        return
-    with disk.errors(where=path):
-        path.parent.mkdir(exist_ok=True, mode=0o700)
-        with disk.whole(path) as file:
-            package.zip_into(file, code)
-
-
-def _remove_unused_code() -> None:
-    """Remove the zips that no record names. The caller holds the lock, as those do who write both."""
-    plans_of_all = "".join(records.texts())
-    for path in _code_folder().glob("*.zip"):
-        if path.name not in plans_of_all:
-            path.unlink()
-
-
 def _submit(plan: Plan) -> None:
     """Send a job, or join the run that has this name and plan already. The caller holds the lock."""
     try:
@@ -269,7 +245,7 @@ def _difference(known: Record, plan: Plan) -> str:
     uris = [body.get("runtime_env", {}).get("working_dir", "") for body in (known.body, plan.body[0])]
     files = ""
     with contextlib.suppress(OSError, BadZipFile):  # there is none, or none any more
-        files = differences.of_files(*(package.contents(_code_folder() / PurePosixPath(uri).name) for uri in uris))
+        files = differences.of_files(*(package.contents(zips.folder() / PurePosixPath(uri).name) for uri in uris))
     return f"{texts}\nin the code: {files}" if files else texts
 
 
