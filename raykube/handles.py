@@ -157,7 +157,8 @@ class Run(_Handle):
         """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay.
 
         Raises:
-            NotFound: there is none, or somebody deleted it meanwhile; what has its name since is left alone.
+            NotFound: there is none, or somebody deleted it or sent it again meanwhile; what has its name since is left
+                alone.
         """
         self.backend.delete(self.name, self._kind)
 
@@ -192,7 +193,11 @@ class Endpoint(_Handle):
         return self.backend.logs(self.name, self._kind, follow=follow)
 
     def delete(self) -> None:
-        """Take the service down and forget it."""
+        """Take the service down and forget it.
+
+        Raises:
+            NotFound: there is none, or somebody deleted it meanwhile; what has its name since is left alone.
+        """
         self.backend.delete(self.name, self._kind)
 
 

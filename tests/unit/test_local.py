@@ -222,6 +222,35 @@ def sent_anew(record, first, head="h"):
     return new
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_stop_of_a_run_is_over_once_another_has_its_name(record, learning, first):
+    def stop(_):
+        records.set_final(Status("a", "job", "STOPPED"))
+        sent_anew(record, first)
+        ray.states[f"a-new-{first}"] = "RUNNING"
+
+    ray = learning(a_n_1="RUNNING")
+    ray.stop = stop
+    Local().stop("a")
+    assert (ray.states[f"a-new-{first}"], records.ending(record.name)) == ("RUNNING", None)
+
+
+def test_delete_leaves_alone_what_is_sent_by_the_name_while_it_waits_for_ray(record, learning):
+    def sent_while_asked(_):
+        storage.mkdir(parents=True, exist_ok=True)
+        ray.job = Learning().job
+        sent.append(sent_anew(record, 2))
+        return {"status": "RUNNING"}
+
+    ray, storage, sent = learning(), Path(record.storage, "a"), []
+    ray.job = sent_while_asked
+    records.set_final(Status("a", "job", "STOPPED"))
+    with pytest.raises(NotFound, match="job a was deleted or sent again meanwhile"):
+        Local().delete("a")
+    assert storage.exists()
+    assert [records.load("a")] == sent
+
+
 def test_stop_of_a_run_that_is_noted_before_its_attempt_is_sent_stops_that(record, running):
     def end():
         records.set_final(Status("a", "job", "STOPPED"))

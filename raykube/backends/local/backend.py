@@ -143,7 +143,8 @@ class Local:
         starting.keep_watched()
         records.request_stop(name)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while not (status := self.status(name)).is_terminal:
+        # What was sent by this name since has not been asked to stop.
+        while observe.is_current(record) and not (status := self.status(name)).is_terminal:
             if time.monotonic() > deadline:
                 raise BackendError(
                     f"run {name} has not stopped within {_STOP_TIMEOUT_S:g} s",
@@ -156,20 +157,24 @@ class Local:
 
     def delete(self, name: str, kind: Kind | None = None) -> None:
         """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
+        record = None
         try:
-            self._end(name, kind)
+            record = self._ended(name, kind)
         except records.Unreadable as error:
             _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
-        with head.lock():
+        with head.lock():  # nothing is sent by this name meanwhile
+            if record:
+                _remove_storage(record)
             records.remove(name)
             zips.remove_unused()
 
-    def _end(self, name: str, kind: Kind | None) -> None:
+    def _ended(self, name: str, kind: Kind | None) -> Record:
+        """Stop it, and return its record once nothing of it runs any more."""
         record = _load(name, kind)
         self.stop(name)
         if record.kind == "job":
             _wait_for_ray(record)
-            disk.remove_tree(Path(record.storage) / name)
+        return record
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all jobs or services, oldest first."""
@@ -197,6 +202,17 @@ def _load(name: str, kind: Kind | None) -> Record:
         why=f"a {record.kind} has that name",
         next_step=f"raykube {record.kind} status {name}",
     )
+
+
+def _remove_storage(record: Record) -> None:
+    """Remove what a job has kept. The caller holds the lock. Raises NotFound when another has its name by now."""
+    if not observe.is_current(record):
+        raise NotFound(
+            f"{record.kind} {record.name} was deleted or sent again meanwhile; what has that name now is left alone",
+            next_step=f"see: raykube {record.kind} status {record.name}",
+        )
+    if record.kind == "job":
+        disk.remove_tree(Path(record.storage) / record.name)
 
 
 def _wait_for_ray(record: Record) -> None:
