@@ -23,7 +23,7 @@ import pytest
 import raykube as rk
 from raykube import handles, package, wire
 from raykube.backends import Status
-from raykube.backends.local import backend, disk, head, keeper, observe, records, services, starting, zips
+from raykube.backends.local import backend, disk, head, keeper, lifecycle, observe, records, services, starting, zips
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable, WaitTimeout
 from tests.servers import Quiet, serving
@@ -259,6 +259,24 @@ def test_stop_of_a_run_that_is_noted_before_its_attempt_is_sent_stops_that(recor
         ray = Learning(meanwhile)
         observe.send(record, 1, running, ray)
         assert ray.asked == ["submit a-n-1", "stop a-n-1"]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_run_that_is_to_end_while_it_is_being_sent_is_stopped_in_ray(record, running, monkeypatch, limit):
+    def end():
+        if limit is None:
+            records.request_stop("a")
+        keeper._look_after(late, running, ray)  # Ray does not know it yet
+
+    late, ray = replace(record, submitted=time.time() - 2, timeout_s=limit), Learning(end)
+    records.save(late)
+    monkeypatch.setattr(lifecycle, "STOPS_WITHIN_S", -1)  # the POST takes longer than that
+    records.set_attempt("a", 1)
+    observe.send(late, 1, running, ray)
+    keeper._look_after(late, running, ray)
+    assert (ray.asked, records.final("a")) == (["submit a-n-1", "stop a-n-1"], None)
+    keeper._look_after(late, running, ray)
+    assert records.final("a").state == ("FAILED" if limit else "STOPPED")
 
 
 @pytest.mark.parametrize(("first", "state"), [(2, "FAILED"), (1, "STOPPED"), (1, "FAILED")])

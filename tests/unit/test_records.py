@@ -186,12 +186,12 @@ def test_end_of_an_earlier_attempt_counts_for_nothing_in_a_later_one():
     assert records.final("a") is None
 
 
-def test_attempt_of_a_submission_is_noted_when_it_begins_and_the_first_when_it_was_submitted():
+@pytest.mark.parametrize("attempt", [2, 3])
+def test_attempt_is_noted_when_it_begins_also_the_first_of_a_submission(attempt):
     again = replace(record(), first=2)
     records.save(again)
-    records.set_attempt("a", 2)
-    assert records.noted(again) == again.submitted
-    records.set_attempt("a", 3)
+    assert records.noted(again) == again.submitted  # its sender was killed here
+    records.set_attempt("a", attempt)
     os.utime(records.folder("a") / "attempt", (50, 50))
     assert records.noted(again) == 50
 

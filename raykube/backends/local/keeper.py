@@ -206,9 +206,10 @@ def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None
             records.set_attempt(record.name, action.attempt)
         observe.send(record, action.attempt, started, api)
     elif action.do == "stop":
-        # The reason first: whoever sees the job stopped without one takes it for stopped by somebody.
-        if ending is None or ending.since is None:
-            records.set_ending(record.name, records.Ending(action.failure, now))
+        # The reason first: whoever sees the job stopped without one takes it for stopped by somebody. What Ray does not
+        # know yet, for it is being sent, it was not asked to stop.
+        if ending is None or (known and ending.since is None):
+            records.set_ending(record.name, records.Ending(action.failure, now if known else None))
         observe.stop(record, status.attempt, api)
     elif action.do == "end":
         observe.settle(record, lifecycle.cut_short(status, action.failure, now), started)

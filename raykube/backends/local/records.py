@@ -251,10 +251,9 @@ def set_attempt(name: str, number: int) -> None:
 
 
 def noted(record: Record) -> float:
-    """Return when the current attempt was noted; of the first one of a submission, when it was submitted."""
+    """Return when the current attempt was noted: it is sent after that, the first one once the head answers."""
     with contextlib.suppress(FileNotFoundError):
-        if attempt(record.name) != record.first:
-            return (folder(record.name) / "attempt").stat().st_mtime
+        return (folder(record.name) / "attempt").stat().st_mtime
     return record.submitted
 
 
@@ -264,7 +263,7 @@ class Ending:
 
     Attributes:
         failure: the deadline that it has exceeded; None when somebody asked to stop it.
-        since: Unix time in seconds when its keeper first asked Ray to stop it; None before that.
+        since: Unix time in seconds when its keeper first asked Ray, which knew it, to stop it; None before that.
     """
 
     failure: Failure | None = None
