@@ -1064,6 +1064,29 @@ def test_code_of_a_record_that_cannot_be_read_is_kept(record, home, code):
     assert [path.exists() for path in zips] == [True, False]
 
 
+def test_delete_keeps_all_code_while_a_record_may_not_be_read(record, home, code):
+    (home / "packages").mkdir()
+    (home / "packages" / "of-b.zip").touch()
+    (records.folder("b") / "record.json").mkdir(parents=True)
+    done = typed("job", "delete", record.name, cwd=code)
+    assert (done.returncode, done.stdout) == (0, "a deleted\n")
+    assert (home / "packages" / "of-b.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        (wire.RESULT_FILE, lambda: Local().result("a")),
+        (wire.RANKS_FILE, lambda: list(Local().logs("a", follow=False, source="rank-0"))),
+    ],
+)
+def test_file_of_a_storage_that_cannot_be_read_says_nothing_of_raykube_s_folder(record, file, read):
+    Path(record.storage, "a", file).mkdir(parents=True)
+    with pytest.raises(rk.BackendError, match=rf"cannot read .*/runs/a/{file}\n  why:  Is a directory") as told:
+        read()
+    assert told.value.next_step == "check that it is a file, as the run left it, and its permissions"
+
+
 @pytest.mark.usefixtures("home")
 def test_conflict_over_changed_code_names_the_files(code):
     def plan():

@@ -127,7 +127,7 @@ class Local:
         """Read the result that the run left in its storage."""
         record = _load(name, "job")
         path = Path(record.storage) / name / wire.RESULT_FILE
-        with contextlib.suppress(FileNotFoundError), disk.reading(path):
+        with contextlib.suppress(FileNotFoundError), disk.reading(path, disk.CHECK_STORAGE):
             return Result.from_json(path.read_text(encoding="utf-8"))
         return None
 

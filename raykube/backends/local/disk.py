@@ -18,6 +18,8 @@ from raykube.errors import BackendError, ConfigError
 #: How often a folder is removed anew, which somebody writes to meanwhile, and with what pause.
 _TRIES = 50
 _PAUSE_S = 0.1
+#: What helps with a file that a run has left in its storage and that cannot be read.
+CHECK_STORAGE = "check that it is a file, as the run left it, and its permissions"
 
 
 @contextlib.contextmanager
@@ -32,14 +34,17 @@ def errors(doing: str = "write", where: Path | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(where: Path) -> Iterator[None]:
-    """Turn errors of the disk into BackendError, but not that nothing is there: this may be the answer."""
+def reading(where: Path, next_step: str = "") -> Iterator[None]:
+    """Turn errors of the disk into BackendError, but not that nothing is there: this may be the answer.
+
+    Without a next step it is what helps with a file below raykube's folder.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        step = f"check its permissions, and that {wire.HOME} is a folder of your own"
+        step = next_step or f"check its permissions, and that {wire.HOME} is a folder of your own"
         raise BackendError(f"cannot read {where}", why=error.strerror or str(error), next_step=step) from error
 
 

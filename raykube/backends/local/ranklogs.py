@@ -37,7 +37,7 @@ def _files(record: Record, rank: int) -> list[Path]:
     """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
     path = Path(record.storage) / record.name / wire.RANKS_FILE
     ranks: Any = []
-    with contextlib.suppress(FileNotFoundError), disk.reading(path):
+    with contextlib.suppress(FileNotFoundError), disk.reading(path, disk.CHECK_STORAGE):
         ranks = json.loads(path.read_text(encoding="utf-8"))
     _, worker = sources.place_of(ranks, rank, record.name)
     running = head.seen()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from raykube import package, wire
 from raykube.backends.local import disk, records
+from raykube.errors import BackendError
 from raykube.package import Package
 
 
@@ -37,7 +39,8 @@ def keep(code: Package) -> None:
 
 def remove_unused() -> None:
     """Remove the zips that no record names. The caller holds the lock, as those do who write both."""
-    plans_of_all = "".join(records.texts())
-    for path in folder().glob("*.zip"):
-        if path.name not in plans_of_all:
-            path.unlink()
+    with contextlib.suppress(BackendError):  # a record cannot be read: it may name any of them
+        plans_of_all = "".join(records.texts())
+        for path in folder().glob("*.zip"):
+            if path.name not in plans_of_all:
+                path.unlink()
