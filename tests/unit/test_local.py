@@ -305,22 +305,6 @@ def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_faile
     assert records.final("a") is None
 
 
-@pytest.mark.parametrize(
-    ("jobs", "file", "idle"),
-    [([], "", True), (["SUCCEEDED"], "", True), (["RUNNING"], "", False), (None, "", False), ([], "{", False)],
-)
-def test_head_is_idle_once_it_is_known_that_nothing_runs_on_it(running, record, learning, jobs, file, idle):
-    ray = learning()
-    ray.jobs = (lambda: [{"status": state} for state in jobs]) if jobs is not None else ray.no_answer
-    head.touch()
-    os.utime(head.home() / "used", (1, 1))
-    assert not keeper._is_idle(running, ray)  # the run of `record` has not ended
-    records.set_final(Status(record.name, "job", "SUCCEEDED"))
-    if file:
-        (records.folder("a") / "record.json").write_text(file)
-    assert keeper._is_idle(running, ray) == idle
-
-
 @pytest.mark.usefixtures("record")
 def test_keeper_goes_on_when_it_cannot_even_log(running):
     head.home().mkdir()
@@ -406,37 +390,68 @@ def test_stop_that_ray_does_not_heed_is_timed_from_when_ray_was_first_asked(reco
 
 
 class Listed(Quiet):
-    """A head that lists one job, of whoever sent it, in a state of its server's."""
+    """A head that lists jobs, of whoever sent them, in the states of its server's; with None it is silent."""
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
-        self.answer(200, [{"status": self.server.state}])
+        states = self.server.states
+        self.answer(503 if states is None else 200, [{"status": state} for state in states or ()])
+
+
+def unused_for(seconds):
+    """Have the head been used last so many seconds ago."""
+    os.utime(head.home() / "used", (time.time() - seconds,) * 2)
 
 
 @pytest.fixture
 def unused(running, monkeypatch):
-    """Give a head that nobody has used for long, and its server."""
+    """Give a head that nobody has used for a minute, which is too long, and its server."""
     monkeypatch.setenv("RAYKUBE_IDLE_TIMEOUT_S", "1")
     head.home().mkdir()
     head.touch()
-    os.utime(head.home() / "used", (1, 1))
+    unused_for(60)
     with serving(Listed) as server:
-        server.state = "SUCCEEDED"
+        server.states = ["SUCCEEDED"]
         yield replace(running, address=f"http://127.0.0.1:{server.server_port}"), server
 
 
-@pytest.mark.parametrize(("state", "is_idle"), [("PENDING", False), ("RUNNING", False), ("SUCCEEDED", True)])
-def test_head_is_not_idle_while_a_job_that_somebody_else_sent_is_on_it(unused, state, is_idle):
+@pytest.mark.parametrize(
+    ("states", "idle"),
+    [([], True), (["SUCCEEDED"], True), (["PENDING"], False), (["SUCCEEDED", "RUNNING"], False), (None, False)],
+)
+def test_head_is_idle_once_it_is_known_that_nothing_runs_on_it_whoever_sent_it(unused, states, idle):
     found, server = unused
-    server.state = state
-    assert keeper._is_idle(found, head.api(found)) is is_idle
+    server.states = states
+    assert keeper._is_idle(found, head.api(found)) is idle
 
 
 @pytest.mark.parametrize("text", [None, "{"])
 def test_head_is_not_idle_while_a_run_has_not_ended_or_cannot_be_read(unused, record, text):
     found, _ = unused
     if text:
+        records.set_final(Status(record.name, "job", "SUCCEEDED"))
         (records.folder(record.name) / "record.json").write_text(text)
     assert not keeper._is_idle(found, head.api(found))
+
+
+def test_head_is_idle_once_the_last_run_has_ended(unused, record):
+    found, _ = unused
+    records.set_final(Status(record.name, "job", "SUCCEEDED"))
+    assert keeper._is_idle(found, head.api(found))
+
+
+@pytest.mark.parametrize(("seconds", "idle"), [(60, False), (590, False), (601, True)])
+def test_head_that_has_given_no_answer_for_long_is_ended_as_idle(unused, seconds, idle):
+    found, server = unused
+    server.states = None
+    unused_for(seconds)
+    assert keeper._is_idle(found, head.api(found)) is idle
+
+
+def test_head_is_used_while_anything_runs_on_it(unused):
+    found, server = unused
+    server.states = ["RUNNING"]
+    assert not keeper._is_idle(found, head.api(found))
+    assert time.time() - (head.home() / "used").stat().st_mtime < 30
 
 
 def test_head_that_was_used_a_moment_ago_is_not_idle(unused):
@@ -447,7 +462,7 @@ def test_head_that_was_used_a_moment_ago_is_not_idle(unused):
 
 def test_head_is_idle_where_its_folder_was_removed(unused):
     found, server = unused
-    server.state = "RUNNING"
+    server.states = ["RUNNING"]
     (head.home() / "used").unlink()
     assert keeper._is_idle(found, head.api(found))
 

@@ -23,6 +23,9 @@ from raykube.errors import BackendError, Unreachable
 from raykube.settings import setting
 
 _TICK_S = 1.0
+#: A head of which nobody can tell whether it is idle is ended after so many idle timeouts, and no fewer seconds.
+_SILENT_TIMES = 10
+_SILENT_S = 600.0
 # Ray's command line loads those of Serve, Jobs and the state API (2 s of pandas and fastapi), none of which
 # `ray start` uses. A name that stands for None in sys.modules fails to import, which Ray takes for "not installed".
 _RAY = """
@@ -159,15 +162,24 @@ def _adopt() -> head.Head:
 
 
 def _is_idle(started: head.Head, api: RayApi) -> bool:
-    """Whether nothing has run on the head for as long as the setting allows."""
+    """Whether nothing has run on the head for as long as the setting allows, or it was silent for far longer."""
     if not (head.home() / "used").exists():
         return True  # raykube's folder was removed: nobody can find this head any more
     unused_s = time.time() - (head.home() / "used").stat().st_mtime
-    return unused_s > float(setting("idle_timeout_s").value) and not _is_busy(started, api)
+    limit = float(setting("idle_timeout_s").value)
+    if unused_s <= limit:
+        return False
+    busy = _is_busy(started, api)
+    if busy is None:  # as at each look since the limit was over: an answer ends the head, or is noted as a use
+        return unused_s > max(_SILENT_TIMES * limit, _SILENT_S)
+    if busy:
+        with contextlib.suppress(OSError):  # the folder was removed just now
+            head.touch()
+    return not busy
 
 
-def _is_busy(started: head.Head, api: RayApi) -> bool:
-    """Whether anything runs on the head, sent by raykube or not."""
+def _is_busy(started: head.Head, api: RayApi) -> bool | None:
+    """Whether anything runs on the head, sent by raykube or not; None where its dashboard does not say."""
     try:
         records.check_all()
     except records.Unreadable:  # it may be of something that runs here
@@ -176,8 +188,8 @@ def _is_busy(started: head.Head, api: RayApi) -> bool:
         return True
     try:
         return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
-    except BackendError:  # nobody can tell; that Ray has died is found by the loop
-        return True
+    except BackendError:  # that Ray has died is found by the loop
+        return None
 
 
 def _tick(started: head.Head, api: RayApi) -> None:
