@@ -59,11 +59,16 @@ class Api(Quiet):
     def do_PATCH(self):  # noqa: N802
         path, change = urlsplit(self.path).path, self._body()
         self.server.before_patch.pop(path, lambda: None)()
+        if path in self.server.denies:
+            words = 'admission webhook "policy" denied the request: no'
+            return self.answer(403, {"kind": "Status", "code": 403, "message": words, "details": self._details(path)})
         known, based_on = self.server.kept[path]["metadata"], change.get("metadata", {}).get("resourceVersion")
         if based_on not in (None, known.get("resourceVersion")):
             return self.answer(409, {"code": 409, "message": "has been modified", "details": self._details(path)})
-        self.server.kept[path] = merged(self.server.kept[path], change)
-        return self.answer(200, self.server.kept[path])
+        found = merged(self.server.kept[path], change)
+        if "dryRun=All" not in self.path:
+            self.server.kept[path] = found
+        return self.answer(200, found)
 
     def do_DELETE(self):  # noqa: N802
         path, wanted = urlsplit(self.path).path, self._body().get("preconditions") or {}
@@ -105,10 +110,10 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    """Give the server: what it keeps by path, does not answer, refuses, has of Kueue, and does before a change."""
+    """Give the server: what it keeps by path, does not answer, refuses, denies, has of Kueue, does before a change."""
     with serving(Api) as server:
         server.kept, server.unable, server.refuses, server.kueue = {}, 0, {}, ("v1beta1", "v1beta2")
-        server.before_patch, server.queries = {}, []
+        server.before_patch, server.queries, server.denies = {}, [], set()
         monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
@@ -503,6 +508,24 @@ def other(plan, label, image="", **counts):
     if image:
         spec["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = image
     return dataclasses.replace(plan, body=(*code, service))
+
+
+@pytest.mark.parametrize("clusters", [["active"], ["active", "pending"]])
+def test_code_in_use_goes_only_for_a_service_that_the_server_takes(api, service, tmp_path, monkeypatch, clusters):
+    services.deploy(Kube(), service)
+    api.kept[SERVICE]["status"] = {f"{each}ServiceStatus": {"rayClusterName": each} for each in clusters}
+    (tmp_path / "served" / "hello.py").write_text("app = 2\n")
+    work = rk.Service(name="hello", apps=(rk.App(import_path="hello:app"),), working_dir=tmp_path / "served")
+    new, before = rk.plan(work, "cpu-small"), copy.deepcopy(api.kept[f"{CONFIG_MAPS}/hello-code"])
+    monkeypatch.setattr(services, "CONFIG_MAP_LIMIT", services._size(new.body[0]["binaryData"].values()))
+    api.denies.add(SERVICE)
+    with pytest.raises(ManifestError, match="webhook policy"):
+        services.deploy(Kube(), new)
+    assert api.kept[f"{CONFIG_MAPS}/hello-code"] == before
+    api.denies.clear()
+    services.deploy(Kube(), new)
+    assert api.kept[f"{CONFIG_MAPS}/hello-code"]["binaryData"] == new.body[0]["binaryData"]
+    assert api.kept[SERVICE]["spec"]["serveConfigV2"] == new.body[-1]["spec"]["serveConfigV2"]
 
 
 def workers(kept, path=CLUSTER):

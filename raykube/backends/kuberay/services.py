@@ -93,9 +93,9 @@ def _never_came_up(service: Object) -> bool:
 
 def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
-    _carry_all(kube, code, known)
-    undone = _undone(kube, known)
     is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
+    _carry_all(kube, code, known, wanted if is_other else None)
+    undone = _undone(kube, known)
     changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
     # Even where nothing is new: whoever deployed it last may have been interrupted before this.
     _resize(kube, known, changed)
@@ -137,31 +137,49 @@ def replacement(known: Any, wanted: Any) -> Any:
     return gone | {key: replacement(known.get(key), value) for key, value in wanted.items()}
 
 
-def _carry_all(kube: Kube, code: list[dict[str, Any]], service: Object) -> None:
+def _carry_all(
+    kube: Kube, code: list[dict[str, Any]], service: Object, wanted: Mapping[str, Any] | None = None
+) -> None:
+    """Put the code where the service's pods have it mounted: next to what is in use, if both find room.
+
+    If they do not, the server first says whether it takes the service that is `wanted` next: were that refused
+    afterwards, the service would go on with code that is gone.
+    """
     for part in code:
-        _carry(kube, part, service)
+        _carry(kube, part, service, wanted)
 
 
-def _carry(kube: Kube, part: dict[str, Any], service: Object) -> None:
-    """Put the code where the service's pods have it mounted: next to what is in use, if both find room."""
+def _carry(kube: Kube, part: dict[str, Any], service: Object, wanted: Mapping[str, Any] | None = None) -> None:
     file = next(iter(part["binaryData"]))
     known = objects.claim(kube, part, service)
-    if file not in (known.get("binaryData") or {}):
-        kube.patch("ConfigMap", name_of(part), {"binaryData": kept(known, part, service)})
+    if file not in (there := known.get("binaryData") or {}):
+        change = kept(known, part, service)
+        if wanted and any(change.get(each, "") is None for each in _in_use(there, service)):
+            kube.patch("RayService", name_of(service), _difference(service, wanted), dry_run=True)
+        kube.patch("ConfigMap", name_of(part), {"binaryData": change})
         _hasten(kube, service, file)
 
 
 def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
     """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
-    config = spec_of(service).get("serveConfigV2") or ""
     there: dict[str, str] = known.get("binaryData") or {}
-    in_use = [file for file in there if file in config]
-    # The cluster that serves until a new one does runs what the service said before that.
-    choices = [in_use] if servestates.has_one_cluster(service) else [[*there], in_use]
+    choices = (_in_use(there, service), _named(there, service))
     room = CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
-    # Code that finds no room has long been unpacked where it runs.
+    # What finds no room is unpacked in the pods that run it, but a pod that starts cannot load it: neither before the
+    # service names the new code, nor on the cluster that serves until a new one does.
     stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
     return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
+
+
+def _in_use(there: Iterable[str], service: Object) -> list[str]:
+    """Return the files that pods may have to load."""
+    # The cluster that serves until a new one does runs what the service said before that.
+    return _named(there, service) if servestates.has_one_cluster(service) else [*there]
+
+
+def _named(there: Iterable[str], service: Object) -> list[str]:
+    config = spec_of(service).get("serveConfigV2") or ""
+    return [file for file in there if file in config]
 
 
 def _size(texts: Iterable[str]) -> int:

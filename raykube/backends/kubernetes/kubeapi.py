@@ -117,10 +117,10 @@ class Kube:
         """
         return self.json("POST", self._path(thing["kind"]), thing, _strict(dry_run=dry_run))
 
-    def patch(self, kind: str, name: str, change: Mapping[str, Any]) -> Object:
+    def patch(self, kind: str, name: str, change: Mapping[str, Any], *, dry_run: bool = False) -> Object:
         """Merge a change into an object (``application/merge-patch+json``). Raises NotFound, ManifestError."""
         headers = {"content-type": "application/merge-patch+json"}
-        return self.json("PATCH", self._one(kind, name), change, _strict(dry_run=False), headers)
+        return self.json("PATCH", self._one(kind, name), change, _strict(dry_run=dry_run), headers)
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
         """Ask for an object's end; `options` are those of DeleteOptions. Raises NotFound."""
