@@ -179,6 +179,21 @@ def test_token_of_a_cluster_with_a_long_name_is_where_kuberay_puts_it(api):
     assert rayhead.token(Kube(), f"aaaa-99-{'b' * 47}", auth) == "nine"
 
 
+@pytest.mark.parametrize("state", [said(503, "error trying to reach service: EOF"), (200, "half")])
+def test_result_of_a_run_whose_state_was_not_told_is_not_taken_for_none(api, state):
+    job = {**JOB, "status": {**JOB["status"], "jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}}
+    api.instead = {
+        "/rayjobs/a$": (200, job),
+        "/proxy/api/jobs/": (200, {"status": "SUCCEEDED", "driver_node_id": "n"}),
+        "filename=job-driver": (200, {}),
+        "/proxy/.*logs": state,
+    }
+    with pytest.raises(Unreachable):
+        rk.attach("a", on="kubernetes").result()
+    api.instead["/proxy/.*logs"] = said(404, "no such file")
+    assert rk.attach("a", on="kubernetes").result() is None
+
+
 def test_stop_of_a_run_in_ray_whose_head_does_not_answer_says_so_and_holds_nothing_back(api):
     api.instead = {"/proxy/": said(503, "no endpoints available for service")}
     with pytest.raises(Unreachable, match="the Ray head does not answer"):

@@ -107,10 +107,23 @@ class RayHead:
         """Return what the run's own pod tells; empty when it tells nothing (yet)."""
         if not details.get("driver_node_id"):
             return {}
-        with contextlib.suppress(BackendError, ValueError):
-            told: dict[str, Any] = json.loads(self.api.log(details["driver_node_id"], wire.state_file(name)))
-            return told
+        with contextlib.suppress(BackendError):
+            return self.state(name, details["driver_node_id"])
         return {}
+
+    def state(self, name: str, node: str) -> dict[str, Any]:
+        """Return what the run's own pod tells on the driver's node.
+
+        Raises:
+            NotFound: it tells nothing (yet), or the node is gone.
+            Forbidden, BackendError: the head may not be asked, or does not answer with it.
+        """
+        file = wire.state_file(name)
+        text = self.api.log(node, file)
+        with contextlib.suppress(ValueError):
+            if isinstance(told := json.loads(text), dict):
+                return told
+        raise Unreachable(f"the Ray head does not answer with all of {file}", why=f"{len(text)} bytes, no JSON object")
 
     def ranks(self, name: str, details: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return Ray's ids of node and worker of each rank of the run; empty when none is known (yet)."""

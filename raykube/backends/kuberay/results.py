@@ -41,11 +41,14 @@ def _told(look: Look) -> str | None:
     head = look.head()
     if head is None:
         raise NotFound(f"{look.name} has no head")
-    details = head.api.job(head.submission_id)
-    told = head.told(look.name, details)
-    if not told and (node := details.get("driver_node_id")):
+    node = head.api.job(head.submission_id).get("driver_node_id")
+    if not node:
+        return None
+    try:
+        return head.state(look.name, node).get("result")
+    except NotFound:
         head.api.log(node, head.log_file, last_lines=1)  # a RayJob of one's own tells nothing, and has a log
-    return told.get("result")
+        return None
 
 
 def _check(look: Look, away: BackendError) -> None:
