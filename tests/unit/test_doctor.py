@@ -114,6 +114,25 @@ def test_operator_is_judged_by_the_servers_clock(tmp_path, monkeypatch, answers)
         assert kuberay._alive(Kube()).ok is not False
 
 
+class Denying(Quiet):
+    """An API server with a webhook that lets no job pass."""
+
+    def do_POST(self):  # noqa: N802
+        self.rfile.read(int(self.headers["content-length"]))
+        words = 'admission webhook "policy.test" denied the request: label team is required'
+        self.answer(403, {"kind": "Status", "code": 403, "message": words})
+
+
+def test_webhook_that_denies_doctors_own_job_is_no_fault_for_it_may_take_the_users(tmp_path, monkeypatch):
+    with serving(Denying) as api:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(api, tmp_path / "kubeconfig"))
+        (check,) = kuberay._schema(Kube())
+    assert (check.name, check.ok) == ("kuberay schema", None)
+    assert "webhook policy.test refused" in check.found
+    assert "label team is required" in check.found
+    assert "--dry-run=server" in check.next_step
+
+
 PAGE = "<html><style>p {}</style><h1>Log in</h1></html>"
 
 

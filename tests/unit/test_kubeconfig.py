@@ -12,7 +12,7 @@ import pytest
 
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.backends.kubernetes.refusals import Gone, Unable, UnknownKind, refusal
+from raykube.backends.kubernetes.refusals import Denied, Gone, Unable, UnknownKind, refusal
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
@@ -188,7 +188,8 @@ def test_refusal_by_a_webhook_is_of_the_manifest_and_in_its_words(before):
     own = "spec.suspend: Invalid value: false: it is\nno good"
     words = f'{before}admission webhook "vrayjob.kb.io" denied the request: {own}'
     error = answered(403, words, {"kind": "rayjobs", "name": "a"})
-    assert type(error) is ManifestError
+    assert type(error) is Denied
+    assert isinstance(error, ManifestError)
     assert error.what == "the cluster's admission webhook vrayjob.kb.io refused rayjobs a"
     assert [problem.what for problem in error.problems] == [own]
     assert type(answered(403, words, method="DELETE")) is Forbidden

@@ -35,6 +35,10 @@ class Unable(Unreachable):
     """The API server itself answers, and cannot do now what it is asked: it is busy, or has lost what it needs."""
 
 
+class Denied(ManifestError):
+    """A webhook of the cluster has refused what was sent, by rules that are the cluster's own."""
+
+
 def no_api_server(server: str, response: httpx.Response) -> Unreachable:
     """Return what an answer without a JSON object means; one of a pod's proxy comes by way of a true API server."""
     path, words = response.request.url.path, " ".join(_TAGS.sub(" ", response.text).split())[:200]
@@ -135,10 +139,10 @@ def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> Man
     return error
 
 
-def _denied(named: str, webhook: str, words: str) -> ManifestError:
+def _denied(named: str, webhook: str, words: str) -> Denied:
     """Return what a webhook of the cluster means by its refusal: its rules are about what is sent, not about rights."""
     step = "change what it names, or ask who runs that webhook in this cluster"
-    error = ManifestError(f"the cluster's admission webhook {webhook} refused {named or 'it'}", next_step=step)
+    error = Denied(f"the cluster's admission webhook {webhook} refused {named or 'it'}", next_step=step)
     error.problems = (Problem("", words.strip() or "it does not say why"),)
     return error
 
