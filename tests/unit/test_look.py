@@ -246,6 +246,7 @@ def test_end_of_the_ray_job_is_seen_at_once_though_its_rayjob_still_runs(api):
         *(("cluster", "list"), ("cluster", "status", "a"), ("cluster", "delete", "a")),
         *(("job", verb, "a") for verb in ("status", "why", "stop", "delete", "logs", "result")),
         *(("service", verb, "a") for verb in ("status", "delete")),
+        ("job", "submit", "--cluster", "a", "--dry-run=client", "--", "true"),
     ],
 )
 def test_object_that_does_not_say_what_it_is_to_be_is_told_of(api, words, tmp_path):
@@ -261,8 +262,19 @@ def test_object_that_does_not_say_what_it_is_to_be_is_told_of(api, words, tmp_pa
         "/rayclusters": (200, {**EMPTY, "items": [cluster]}),
         "/proxy/": said(404, "no such job"),
     }
-    done = typed(*words, "--on", "kubernetes", cwd=tmp_path)
+    noun, verb, *rest = words
+    done = typed(noun, verb, "--on", "kubernetes", *rest, cwd=tmp_path)
     assert done.returncode in (0, 1, 2)  # and nothing was raised that is no answer
+
+
+@pytest.mark.parametrize("spec", [{}, {"spec": {"rayVersion": "2.60.0"}}])
+def test_job_for_a_cluster_that_has_no_head_is_refused_in_words(api, spec, tmp_path):
+    cluster = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "a"}, **spec}
+    api.instead = {"/rayclusters/a$": (200, cluster)}
+    done = typed("job", "submit", "--on", "kubernetes", "--cluster", "a", "--", "true", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no job can run on cluster a" in done.stderr
+    assert "spec.headGroupSpec" in done.stderr
 
 
 @pytest.mark.usefixtures("api")

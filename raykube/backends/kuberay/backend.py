@@ -32,10 +32,11 @@ from raykube.backends.kuberay import (
 )
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes import shared
-from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.backends.kubernetes.fields import name_of, spec_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import TRACKING_ANNOTATION, Cluster
 from raykube.entrypoints import check_code
-from raykube.errors import BackendError, Conflict, NotFound, RaykubeError
+from raykube.errors import BackendError, ConfigError, Conflict, NotFound, RaykubeError
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -69,8 +70,14 @@ class KubeRay:
         return plans.rayjob(work, on, code) if isinstance(work, Job) else plans.rayservice(work, on, code)
 
     def cluster(self, name: str) -> Cluster:
-        """Return the long-lived cluster of that name, for jobs to run on. Raises NotFound."""
+        """Return the long-lived cluster of that name, for jobs to run on.
+
+        Raises:
+            NotFound: there is none of that name.
+            ConfigError: it does not say what its pods are to be, so that nothing runs on it.
+        """
         found = clusters.found(self.kube, name)
+        _check_head(found)
         said = found["metadata"].get("annotations") or {}
         # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
         annotations = {key: said[key] for key in (manifests.STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
@@ -180,6 +187,15 @@ class KubeRay:
             if kind == "job" or self.kube.find("RayService", name) is None:
                 raise
             return None
+
+
+def _check_head(cluster: Object) -> None:
+    if not spec_of(cluster).get("headGroupSpec"):
+        raise ConfigError(
+            f"no job can run on cluster {name_of(cluster)}",
+            why="its RayCluster has no spec.headGroupSpec, of which KubeRay makes the head",
+            next_step="name another one: raykube cluster list",
+        )
 
 
 def _age(thing: dict[str, object]) -> tuple[str, str]:
