@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raykube import wire
 from raykube.backends.local import head, records
-from raykube.doctor.check import Check, refused
+from raykube.doctor.check import Check, looked, refused
 from raykube.errors import ConfigError, Unreachable, install
 from raykube.here import seems
 from raykube.settings import setting
@@ -38,14 +38,14 @@ def checks() -> Iterator[Check]:
     """Look at everything, cheapest first."""
     yield Check("python", (3, 10) <= sys.version_info[:2] <= (3, 13), sys.version.split()[0], "use Python 3.10 to 3.13")
     yield _home()
-    yield _disk()
+    yield from looked("disk", lambda: [_disk()])
     yield _ray()
     for name, extra in (("torch", "local"), ("pyarrow", "local"), ("optuna", "local"), ("mlflow", "mlflow")):
         yield _optional(name, extra)
     yield from bytecode()
     yield Check("cpus", True, f"{head.cpu_count()} offered to Ray on this machine")
     yield gpus()
-    yield _head()
+    yield from looked("local head", lambda: [_head()])
 
 
 def gpus(devices: Path = Path("/dev")) -> Check:

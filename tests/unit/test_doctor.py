@@ -371,6 +371,17 @@ def test_gpu_that_pytorch_cannot_use_is_told_with_its_words(tmp_path, monkeypatc
     assert "pytorch.org" in check.next_step
 
 
+def test_home_that_is_nobodys_hides_nothing_else_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
+    sound = [check.name for check in machine.checks()]
+    monkeypatch.setenv("RAYKUBE_HOME", "~no-such-user")
+    found = {check.name: check for check in machine.checks()}
+    assert [*found] == sound
+    told = [name for name, check in found.items() if "is nobody's home folder" in check.found]
+    assert told == ["state folder", "disk", "local head"]
+    assert all(found[name].ok is False for name in told)
+
+
 def test_machine_without_a_gpu_is_no_fault(tmp_path):
     assert (machine.gpus(tmp_path).ok, machine.gpus(tmp_path).found) == (True, "no NVIDIA GPUs")
 
