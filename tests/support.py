@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def without_root_rights():
 def run_without_root_rights(*command, **kwargs):
     """Run a command that obeys permission bits even when the tests run as root."""
     return run(*command, prefix=without_root_rights(), **kwargs)
+
+
+@contextlib.contextmanager
+def file_size_limited(size):
+    """Have no file of this process grow beyond a size, as on a full disk; with 0 none takes anything."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @functools.cache

@@ -1,5 +1,4 @@
 import math
-import resource
 import threading
 
 import pytest
@@ -19,7 +18,7 @@ from raykube.inside.history import (
     scored,
 )
 from raykube.inside.scalars import scalars
-from tests.support import Later
+from tests.support import Later, file_size_limited
 
 torch = Later("torch")
 
@@ -69,16 +68,12 @@ def test_recorder_that_cannot_write_lets_training_go_on(tmp_path, caplog):
 
 def test_rows_that_a_full_storage_took_in_part_are_whole_when_there_is_room_again(tmp_path, caplog):
     path = tmp_path / "m.jsonl"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     recorder = Recorder(str(path), attempt=1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
+    with file_size_limited(100):
         for step in range(5):
             recorder.add({"step": step})
         recorder.flush()
         taken = path.read_bytes()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     recorder.add({"step": 5})
     recorder.close()
     assert len(taken) == 100

@@ -1,7 +1,5 @@
 """What is kept of the output of a run's driver and training workers."""
 
-import contextlib
-import resource
 import subprocess
 import sys
 
@@ -9,17 +7,7 @@ import pytest
 
 from raykube.inside import outputs
 from raykube.inside.outputs import Printed
-
-
-@contextlib.contextmanager
-def file_size_limited(size):
-    """Have no file of this process grow beyond a size, as on a full volume."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.support import file_size_limited
 
 
 @pytest.fixture

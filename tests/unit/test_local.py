@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -27,7 +26,7 @@ from raykube.backends.local import backend, disk, head, keeper, lifecycle, obser
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, Conflict, Failure, NotFound, Unreachable, WaitTimeout
 from tests.servers import Quiet, serving
-from tests.support import run_without_root_rights, typed
+from tests.support import file_size_limited, run_without_root_rights, typed
 
 
 class Ray:
@@ -580,22 +579,11 @@ def test_lost_run_is_told_of_also_where_its_end_cannot_be_noted(record):
     assert records.final(record.name) is None
 
 
-@contextlib.contextmanager
-def full_disk():
-    """Let no file grow, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("log", ["", "last words\n"])
 def test_end_of_a_run_that_a_full_disk_takes_no_note_of_is_told(running, record, learning, log):
     learning(a_n_1="SUCCEEDED")
     running.driver_log("a-n-1").write_text(log)
-    with full_disk():
+    with file_size_limited(0):
         ended = handles.Run("a", Local()).wait(timeout_s=0)
         (listed,) = handles.statuses([ended])
     assert (listed.state, records.final(record.name)) == ("SUCCEEDED", None)
@@ -604,7 +592,7 @@ def test_end_of_a_run_that_a_full_disk_takes_no_note_of_is_told(running, record,
 def test_run_that_is_stopped_before_it_was_sent_ends_also_on_a_full_disk(record, learning):
     learning()
     records.request_stop("a")
-    with full_disk():
+    with file_size_limited(0):
         assert Local().status(record.name).state == "STOPPED"
     assert records.final("a") is None
 
