@@ -34,7 +34,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from raykube import wire
 from raykube.inside import outputs, storage
@@ -117,6 +117,7 @@ class Attempts:
         self._ended = threading.Event()
         self._stopped = False
         self._cut_short = 0
+        self._through = False
         self._noting = threading.Lock()
         self._owed: list[dict[str, Any]] = []
         self._told: dict[str, str] = {}
@@ -129,7 +130,7 @@ class Attempts:
         signal.signal(signal.SIGTERM, self._stop)
         rows = self._run.rows()
         if self._run.is_anothers(rows):
-            _say(f"{self._run.path} {wire.NAME_TAKEN}")
+            outputs.say(f"{self._run.path} {wire.NAME_TAKEN}")
             return 1
         self._run = self._run.after(rows)
         known = self._run.own(rows)
@@ -158,10 +159,13 @@ class Attempts:
             code = self._once(command)
             if self._cut_short:
                 return self._cut_short
-            if code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries:
+            if self._is_last(code):
                 return code
             self.attempt += 1
             self._note(self._start())
+
+    def _is_last(self, code: int) -> bool:
+        return code == 0 or self._stopped or self.attempt >= self._run.first + self._run.retries
 
     def _start(self) -> dict[str, Any]:
         whose = {"submission": self._run.submission, "work": self._run.work, "host": os.uname().nodename}
@@ -173,18 +177,19 @@ class Attempts:
         self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
         code = self._process.wait()
         code = code if code >= 0 else 128 - code
+        self._through = self._is_last(code)  # before the storage is asked, which may give no answer
         if not self._stopped:
             self._note(_end(self.attempt, code, "" if code == 0 else "EntrypointFailed"))
         return code
 
     def _leave_done(self) -> int:
         self.attempt -= 1
-        _say(f"attempt {self.attempt} has ended well and its head was lost after that: nothing is done again")
+        outputs.say(f"attempt {self.attempt} has ended well and its head was lost after that: nothing is done again")
         self._keep_rest()
         return 0
 
     def _refuse(self) -> int:
-        _say(
+        outputs.say(
             f"attempt {self.attempt - 1} ended with the head that ran it, and no attempt is left "
             f"(max_retries {self._run.retries}); submit the run again under its name to go on from its last checkpoint"
         )
@@ -215,13 +220,18 @@ class Attempts:
         return False
 
     def _time_out(self) -> None:
-        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer."""
+        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer.
+
+        A run whose last attempt has ended by itself has only its end to note, and is as it ended, however long that takes.
+        """
+        if self._through:
+            return
         words = f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)"
         self._cut(words, _TIMED_OUT, _end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
 
     def _cut(self, words: str, code: int, *ends: dict[str, Any]) -> None:
         """End this attempt before it ends by itself, and start no other."""
-        _say(words)
+        outputs.say(words)
         self._stopped, self._cut_short = True, code
         noting = threading.Thread(target=self._note, args=ends, daemon=True)
         noting.start()
@@ -264,7 +274,7 @@ class Attempts:
         self._ended.set()
         watcher.join(_JOIN_S)
         if watcher.is_alive():
-            _say(f"how the run ended could not be kept: {self._run.path} gives no answer", sys.stderr)
+            outputs.say(f"how the run ended could not be kept: {self._run.path} gives no answer", sys.stderr)
         else:
             self._keep_rest()
 
@@ -274,7 +284,7 @@ class Attempts:
         while any(errors := [self._note(), self._keep(last=True)]):
             if time.monotonic() > until:
                 why = next(filter(None, errors))
-                _say(f"how the run ended could not all be kept in {self._run.path}: {why!r}", sys.stderr)
+                outputs.say(f"how the run ended could not all be kept in {self._run.path}: {why!r}", sys.stderr)
                 return
             time.sleep(_LOOK_S)
 
@@ -298,11 +308,6 @@ class Attempts:
         if self._output.folder and text != self._told.get(name):
             storage.write_text(str(self._output.folder / name), text)
             self._told[name] = text
-
-
-def _say(text: str, stream: TextIO = sys.stdout) -> None:
-    with contextlib.suppress(OSError):  # a full disk below Ray's log folder must not keep a deadline from its work
-        os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
 
 
 def _metadata() -> dict[str, Any]:
@@ -333,7 +338,9 @@ def main(retries: int, command: str) -> int:
     try:
         return Attempts(run).run(command)
     except (*_UNUSABLE, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
-        _say(f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one")
+        outputs.say(
+            f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one"
+        )
         return 1
 
 

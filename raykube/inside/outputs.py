@@ -5,13 +5,16 @@ Only the standard library is imported with it, because the driver's side runs be
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from raykube import wire
 from raykube.inside import storage
@@ -26,6 +29,12 @@ _REMOTE_RATE = 4 * 2**20
 _MOST = 16 * 2**20
 _RAYS = (b":job_id:", b":actor_name:", b":task_name:")  # whose output follows
 _FULL = b"raykube: more than 16 MiB was printed, the rest is not kept\n"
+
+
+def say(text: str, stream: TextIO = sys.stdout) -> None:
+    """Print a line of our own; where it cannot be, as on a full disk below Ray's log folder, that ends nothing."""
+    with contextlib.suppress(OSError):
+        os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
 
 
 class Driver:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -229,6 +230,20 @@ def test_deadline_ends_the_entrypoint_while_the_storage_gives_no_answer(storage)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_deadline_leaves_alone_what_has_ended_while_the_storage_gives_no_answer(start, storage, code):
+    """A pipe takes the place of the file of attempts: who reads it waits for a writer."""
+    script = f"cd {storage}/a && mkfifo pipe && mv attempts.jsonl whole && ln pipe attempts.jsonl; exit {code}"
+    process, log = start(script, RAYKUBE_TIMEOUT_S="2")
+    path = storage / "a" / wire.ATTEMPTS_FILE
+    wait_until(path.is_fifo, process)
+    wait_until(lambda: len([*Path(f"/proc/{process.pid}/task").iterdir()]) == 2, process)  # the timer's thread is gone
+    (storage / "a" / "whole").replace(path)
+    os.close(os.open(storage / "a" / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+    assert (process.wait(timeout=30), log.read_text()) == (code, "")
+    assert [row["exit_code"] for row in rows(storage) if "ended" in row] == [code]
 
 
 def test_stopped_attempt_is_not_followed_by_another(start, storage):
