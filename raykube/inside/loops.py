@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError
@@ -25,11 +25,13 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
-class _Session(NamedTuple):
-    """One worker's running loop. Only rank 0 has a recorder."""
+@dataclass
+class _Session:
+    """One worker's running loop, and whether it has reported yet. Only rank 0 has a recorder."""
 
     recorder: Recorder | None
     path: str
+    has_reported: bool = False
 
 
 _session: _Session | None = None
@@ -60,6 +62,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
             why="there is no run that the metrics could belong to",
             next_step="call it in the function that you pass to raykube.train or raykube.sweep",
         )
+    session.has_reported = True
     if checkpoint is None:
         if session.recorder is not None:  # the other ranks' rows are dropped: not worth a copy of a tensor
             session.recorder.add(scalars(metrics, defer=True))
@@ -177,6 +180,8 @@ def call(body: Callable[..., Any], config: dict[str, Any]) -> None:
     done = body(config) if takes_config(body, config) else body()
     if inspect.iscoroutine(done):
         done.close()  # Python would warn
+    if _session is not None and _session.has_reported:  # it ran, and what it returns is its own
+        return
     # Not all that can be awaited: a loop may return an ObjectRef of Ray.
     if inspect.iscoroutine(done) or inspect.isgenerator(done) or inspect.isasyncgen(done):
         raise _not_run(body)
@@ -278,6 +283,8 @@ def _clean_reports(metric: str | None, mode: str) -> Iterator[None]:
 
     def clean(metrics: Mapping[str, Any], checkpoint: Any = None, *args: Any, **kwargs: Any) -> None:
         plain = scalars(metrics)
+        if _session is not None:
+            _session.has_reported = True
         send(scored(plain, metric, mode) if checkpoint else plain, checkpoint, *args, **kwargs)
 
     utils.report = clean

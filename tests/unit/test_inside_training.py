@@ -511,6 +511,36 @@ def test_checkpoint_that_is_none_is_refused_in_plain_words(rank_0):
         assert "dict of states" in caught.value.next_step
 
 
+@pytest.mark.parametrize("returns", [yielding, awaited])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.filterwarnings("error")
+def test_loop_that_has_reported_may_return_a_generator_or_a_coroutine(rank_0, monkeypatch, rank, returns):
+    if rank:
+        monkeypatch.setattr(loops, "_session", loops._Session(None, str(rank_0)))
+
+    def loop(config):
+        raykube.report({"loss": 1.0})
+        return returns(config)
+
+    with pytest.raises(ConfigError, match="is a generator or a coroutine"):
+        loops.call(wrapped(returns), {"lr": 1})  # nothing was reported yet
+    loops.call(loop, {"lr": 1})
+
+
+@pytest.mark.usefixtures("rank_0")
+def test_loop_that_has_reported_to_ray_alone_may_return_a_generator():
+    pytest.importorskip("ray.train.v2")
+    from ray.train.v2._internal.execution import train_fn_utils
+
+    utils = train_fn_utils.LocalTrainFnUtils("demo")
+    train_fn_utils.set_train_fn_utils(utils)
+    try:
+        with loops._clean_reports(None, "min"):
+            loops.call(lambda config: utils.report({"loss": 1.0}) or yielding(config), {"lr": 1})
+    finally:
+        train_fn_utils.set_train_fn_utils(None)
+
+
 def test_bugs_end_a_run_and_lost_devices_do_not():
     assert is_bug(raised(TypeError()))
     assert not is_bug(raised(RuntimeError("CUDA error")))
