@@ -6,6 +6,7 @@ wants them (MLflow, Tune, a person) reads the file from the driver, away from tr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -194,7 +195,7 @@ class Follower:
     def __init__(self, paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]) -> None:
         self._sinks = sinks
         self._offsets = {path: len(_whole(storage.read_from(path))) for path in paths}
-        self._failing = False
+        self._failing = self._pausing = False
         self._end = threading.Event()
         self.troubles: tuple[str, ...] = ()
         self._thread: threading.Thread | None = None
@@ -211,6 +212,12 @@ class Follower:
             self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
             self._thread.start()
 
+    def pause(self) -> None:
+        """Hand on the rows that are there and end the thread; what cannot be read now is read once it goes on."""
+        self._pausing = True
+        self.stop()
+        self._pausing = False
+
     def stop(self) -> None:
         """Hand on the rows that are left and end the thread."""
         self._end.set()
@@ -223,7 +230,8 @@ class Follower:
         try:
             while not self._end.wait(interval):
                 self._look()
-            self._read()
+            with contextlib.suppress(*(OSError,) if self._pausing else ()):
+                self._read()
         except Exception as error:
             paths = " and ".join(self._offsets)
             trouble = f"the rows of {paths} were not followed to their end: {type(error).__name__}: {error}"

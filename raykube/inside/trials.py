@@ -211,7 +211,7 @@ class Trials:
         if not storage.exists(storage.join(self._stage.path, trial, ENDED_FILE)):
             follower.start()
         elif follower.is_reading:
-            follower.stop()
+            follower.pause()
             self._through.add(trial)
 
     def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:

@@ -166,6 +166,20 @@ def test_follower_goes_on_once_its_storage_can_be_read_again(tmp_path, caplog):
     assert caplog.text.count("read later") == 1
 
 
+def test_follower_that_pauses_while_its_storage_cannot_be_read_reads_that_later(tmp_path, caplog):
+    path, found = tmp_path / "m.jsonl", []
+    follower = Follower([str(path)], [found.extend])
+    path.mkdir()  # which is no file that can be read
+    follower.start()
+    follower.pause()
+    assert not follower.is_reading
+    path.rmdir()
+    recorded(str(path), 1)
+    follower.start()
+    follower.stop()
+    assert (steps(found), follower.troubles, "not followed" in caplog.text) == ([1], (), False)
+
+
 def test_follower_reads_all_files_of_a_stage(tmp_path):
     paths, found = [str(tmp_path / name) for name in ("m.jsonl", "m.jsonl.plain")], []
     with following(paths, [found.extend]):
