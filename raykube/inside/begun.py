@@ -27,9 +27,8 @@ def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) 
     if not begun:
         storage.write_text(path, json.dumps(now))
         return trials, min(trials, fit), ()
-    fit = min(begun["trials"], fit)
-    at_once = begun.get("at_once", fit)  # an older raykube has not noted it
-    notes = tuple(filter(None, (_unheeded(begun, now), _other_room(at_once, fit))))
+    at_once = begun.get("at_once", min(begun["trials"], fit))  # an older raykube has not noted it
+    notes = tuple(filter(None, (_unheeded(begun, now), _other_room(at_once, begun["trials"], fit))))
     for note in notes:
         log.warning("%s", note)
     return begun["trials"], at_once, notes
@@ -48,7 +47,7 @@ def _unheeded(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{note}{' and '.join(changed)}; for another search give the run another name"
 
 
-def _other_room(at_once: int, fit: int) -> str:
-    if at_once == fit:
+def _other_room(at_once: int, trials: int, fit: int) -> str:
+    if at_once == min(trials, fit):
         return ""
     return f"the search went on with {at_once} trials at once, as it began; the cluster has room for {fit} now"

@@ -278,11 +278,12 @@ def test_search_of_an_older_raykube_goes_on_without_a_word(sweep):
     assert as_begun(sweep.stage, sweep.task, 4, 2, goes_on=True) == (4, 2, ())
 
 
-def test_search_that_goes_on_says_how_many_trials_run_at_once_and_that_the_room_is_another(sweep):
+@pytest.mark.parametrize("fit", [1, 3, 100])
+def test_search_that_goes_on_says_how_many_trials_run_at_once_and_that_the_room_is_another(sweep, fit):
     assert as_begun(sweep.stage, sweep.task, 4, 2, goes_on=False) == (4, 2, ())
-    count, at_once, (note,) = as_begun(sweep.stage, sweep.task, 4, 3, goes_on=True)
+    count, at_once, (note,) = as_begun(sweep.stage, sweep.task, 4, fit, goes_on=True)
     assert (count, at_once) == (4, 2)
-    assert "with 2 trials at once, as it began; the cluster has room for 3" in note
+    assert f"with 2 trials at once, as it began; the cluster has room for {fit} now" in note
 
 
 def test_signal_that_c_handles_stays_with_it():
