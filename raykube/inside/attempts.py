@@ -220,11 +220,8 @@ class Attempts:
         return False
 
     def _time_out(self) -> None:
-        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer.
-
-        A run whose last attempt has ended by itself has only its end to note, and is as it ended, however long that takes.
-        """
-        if self._through:
+        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer."""
+        if self._through:  # it is as it ended, and only that is still to be noted, however long it takes
             return
         words = f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)"
         self._cut(words, _TIMED_OUT, _end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
@@ -337,11 +334,12 @@ def main(retries: int, command: str) -> int:
     run = Run.from_environ(retries)
     try:
         return Attempts(run).run(command)
-    except (*_UNUSABLE, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
-        outputs.say(
-            f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one"
-        )
-        return 1
+    except json.JSONDecodeError as error:
+        words = f"{run.path}/{wire.ATTEMPTS_FILE} is torn: {error}; remove it, and submit the run again"
+    except (OSError, ImportError) as error:  # a bucket is read with pyarrow, which an image may lack
+        words = f"the storage {run.path} cannot be used: {error}; let its pods' user write there, or name another one"
+    outputs.say(words)
+    return 1
 
 
 if __name__ == "__main__":

@@ -98,22 +98,23 @@ class Place:
         return f"{kind}-{next(_stages[self.run])}"
 
     def prepare(self) -> None:
-        """Make the run's folder.
+        """Make the run's folder; behind a URI there is none to make.
 
         Raises:
-            ConfigError: it cannot be made or written to.
+            ConfigError: it cannot be made or written to, or the URI is of no kind that is known.
         """
-        if storage.is_uri(self.storage):
-            return
         try:
+            if storage.is_uri(self.storage):
+                storage.check(self.storage)
+                return
             Path(self.path).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):  # it may be another user's
                 pass
-        except OSError as error:
+        except (OSError, ImportError) as error:
             raise ConfigError(
                 f"the storage {self.storage} cannot be used",
                 why=str(error),
-                next_step=f"set {wire.STORAGE} to a folder that this user may write to",
+                next_step=f"set {wire.STORAGE} to a folder that this user may write to, or the URI of one",
             ) from error
 
     @contextmanager

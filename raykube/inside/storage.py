@@ -47,8 +47,21 @@ def join(base: str, *parts: str) -> str:
 def _remote(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
-    filesystem, path = fs.FileSystem.from_uri(uri)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (ValueError, NotImplementedError) as error:  # of a kind that it does not know, or was built without
+        raise OSError(str(error)) from error
     return filesystem, path
+
+
+def check(uri: str) -> None:
+    """Look whether there is a way to what `uri` names; nothing there is read.
+
+    Raises:
+        OSError: there is none, as to a kind of storage that pyarrow does not know.
+        ImportError: there is no pyarrow.
+    """
+    _remote(uri)
 
 
 def exists(path: str) -> bool:

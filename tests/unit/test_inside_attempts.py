@@ -269,6 +269,15 @@ def test_storage_of_a_kind_that_is_not_known_is_said(finished):
     assert "the storage foo://bucket/runs/a cannot be used" in log
 
 
+def test_file_of_attempts_that_is_torn_is_said(finished, storage):
+    (storage / "a").mkdir()
+    (storage / "a" / wire.ATTEMPTS_FILE).write_text('{"attempt": 1, "star')
+    code, log, _ = finished("echo never")
+    assert (code, len(log.splitlines())) == (1, 1)
+    assert f"{storage}/a/{wire.ATTEMPTS_FILE} is torn" in log
+    assert "may write" not in log
+
+
 def test_ranks_are_left_to_readers_in_a_file_of_their_own(finished, storage, tmp_path):
     finished(f'echo \'[["node", "worker"]]\' > {storage}/a/ranks.json')
     assert json.loads((tmp_path / "logs-0" / wire.ranks_file("a")).read_text()) == [["node", "worker"]]

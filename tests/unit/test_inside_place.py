@@ -59,6 +59,13 @@ def test_storage_that_cannot_be_made_is_named(tmp_path):
         place.prepare()
 
 
+def test_storage_of_a_kind_that_is_not_known_is_named():
+    place = Place.from_environ(environ={wire.STORAGE: "foo://bucket/runs"})
+    with pytest.raises(ConfigError, match="the storage foo://bucket/runs cannot be used") as caught:
+        place.prepare()
+    assert "foo" in caught.value.why
+
+
 def test_storage_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "demo").mkdir(mode=0o555)
     code = f"from raykube.inside.place import Place; Place('demo', {str(tmp_path)!r}).prepare()"
