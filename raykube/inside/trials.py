@@ -32,6 +32,7 @@ METRIC = "metric"
 #: At these counts ASHA compares trials: at its grace period, and at each power of its reduction factor, both 3.
 RUNGS = frozenset(3**power for power in range(1, 20))
 _LOOK_S = 0.5
+_REMOTE_S = 5.0
 
 
 def run_trial(place: Place, sweep: str, task: Task) -> None:
@@ -168,6 +169,7 @@ class Trials:
         self._experiment = experiment
         self._followed: dict[str, tuple[Follower, tracking.Tracker]] = {}
         self._through: set[str] = set()
+        self._asked: dict[str, float] = {}
         self.statuses: dict[str, str] = {}
         self.troubles: tuple[str, ...] = ()
         self._end = threading.Event()
@@ -202,8 +204,12 @@ class Trials:
             path = storage.join(self._stage.path, folder)
             if folder not in self._followed and (text := storage.read_from(storage.join(path, CONFIG_FILE))):
                 self._followed[folder] = self._follow(folder, path, json.loads(text))
+        pause = _REMOTE_S if storage.is_uri(self._stage.path) else 0.0
+        now = time.monotonic()
         for trial in self._followed.keys() - self._through:
-            self._heed(trial)
+            if now - self._asked.get(trial, -math.inf) >= pause:  # each question to a bucket is a request
+                self._asked[trial] = now
+                self._heed(trial)
 
     def _heed(self, trial: str) -> None:
         """Read a trial's rows until it has ended; one that had ended when this attempt began may yet go on."""

@@ -12,7 +12,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from raykube.errors import RunFailed
-from raykube.inside import history, tracking, tuning
+from raykube.inside import history, tracking, trials, tuning
 from raykube.inside.begun import as_begun
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
@@ -52,7 +52,7 @@ class Sweep:
         """Add a trial."""
         from ray.tune import Result
 
-        folder = Path(self.stage.path, trial)
+        folder = Path(self.stage.path.removeprefix("file://"), trial)
         write(folder / CONFIG_FILE, {"lr": 0.1})
         if start < math.inf:
             (folder / STARTED_FILE).write_text(repr(start))
@@ -186,7 +186,7 @@ class Followed:
 
     def __init__(self, sweep, caplog):
         caplog.set_level("INFO", "raykube")
-        self._caplog, self._path = caplog, Path(sweep.stage.path)
+        self._caplog, self._path = caplog, Path(sweep.stage.path.removeprefix("file://"))
         sweep.ran("a")
         self._metrics = self._path / "a" / TRAIN / "metrics.jsonl"
         self.trials = Trials(
@@ -228,6 +228,18 @@ def test_trial_that_has_ended_is_read_no_more_but_for_what_was_on_its_way(follow
     followed.reports(2)
     assert not followed.look()
     assert followed.leave() == [f"trial a step {step} (checkpoint)" for step in (1, 2)]
+
+
+def test_trial_in_a_bucket_is_asked_for_its_end_no_more_often_than_for_its_rows(sweep, caplog, monkeypatch):
+    pytest.importorskip("pyarrow")
+    sweep.stage = replace(sweep.stage, parent=f"file://{sweep.stage.parent}")
+    followed = Followed(sweep, caplog)
+    assert followed.look()
+    followed.end()
+    assert followed.look()
+    monkeypatch.setattr(trials, "_REMOTE_S", 0.0)
+    assert not followed.look()
+    followed.leave()
 
 
 def test_trial_that_goes_on_after_its_end_in_an_earlier_attempt_is_read_again(followed):
