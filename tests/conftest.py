@@ -1,8 +1,17 @@
 """Which tests may run beside which."""
 
+import signal
+
 import pytest
 
 _WITH_TORCH = tuple(f"tests/unit/test_inside_{each}.py" for each in ("history", "scalars", "tracking", "training"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_ctrl_c():
+    """Have commands that tests start heed Ctrl-C, which shells switch off for what they run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -23,13 +23,6 @@ from tests.support import BIN, run
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module", autouse=True)
-def heeded_ctrl_c():
-    """Have commands that tests start heed Ctrl-C, which shells switch off for what they run in the background."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="module")
 def place(cluster, tmp_path_factory):  # noqa: ARG001 - the cluster has to be there
     """Give a namespace and a user of least privilege in it: one for this file, whose tests share one Ray."""

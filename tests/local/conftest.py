@@ -1,18 +1,10 @@
 """One real Ray head for all local tests, with a home of its own."""
 
 import os
-import signal
 import tempfile
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def heeded_ctrl_c():
-    """Have commands that tests start heed Ctrl-C, which shells switch off for what they run in the background."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

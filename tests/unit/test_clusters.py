@@ -477,10 +477,13 @@ def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
         with subprocess.Popen(
             words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            assert any(line.startswith("carrying") for line in process.stdout)
-            until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, "it waits", 10)
-            process.send_signal(signal.SIGINT)
-            rest = process.communicate(timeout=30)[0]
+            try:
+                assert any(line.startswith("carrying") for line in process.stdout)
+                until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, "it waits", 10)
+                process.send_signal(signal.SIGINT)
+                rest = process.communicate(timeout=30)[0]
+            finally:
+                process.kill()
     assert process.returncode == 130
     assert "Traceback" not in rest
 
