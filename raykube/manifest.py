@@ -152,7 +152,10 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
             f"{version} knows no tokens; Ray 2.52 does",
             "take a newer image and rayVersion, or write authOptions: {mode: disabled}",
         )
-    yield from tokens.problems(spec)
+    if tokens.auth(spec).get("enableK8sTokenAuth"):
+        yield Problem(
+            "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
+        )
 
 
 def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
@@ -229,8 +232,10 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
         yield Problem(f"{path}.containers[{at}]", "KubeRay starts Ray in the first container", "move it to the top")
     if spec.get("enableInTreeAutoscaling") and pod.get("restartPolicy", "Never") != "Never":
         yield Problem(f"{path}.restartPolicy", "autoscaler v2 takes 'Never' only", "remove it")
-    if any(mapping(variable).get("name") == _V2_ENV for variable in entries(containers[0].get("env"))):
+    variables = entries(containers[0].get("env"))
+    if any(mapping(variable).get("name") == _V2_ENV for variable in variables):
         yield Problem(f"{path}.containers[0].env", f"{_V2_ENV} contradicts autoscalerOptions.version", "remove it")
+    yield from tokens.problems(variables, f"{path}.containers[0].env", spec)
     for index, port in enumerate(entries(containers[0].get("ports"))):
         if mapping(port).get("containerPort") is None:
             yield Problem(f"{path}.containers[0].ports[{index}].containerPort", "is required")

@@ -6,11 +6,11 @@ that container alone, and nobody tells: KubeRay asks in vain for as long as the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube.errors import Problem
-from raykube.shapes import entries, mapping
+from raykube.shapes import mapping
 
 MIN_RAY = (2, 52)
 #: Under which KubeRay looks for it in a Secret.
@@ -28,18 +28,10 @@ def mode(spec: Mapping[str, Any]) -> str:
     return str(auth(spec).get("mode") or "token")
 
 
-def problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what of a cluster's authentication KubeRay refuses, or what contradicts itself."""
-    if auth(spec).get("enableK8sTokenAuth"):
-        yield Problem(
-            "spec.authOptions.enableK8sTokenAuth", "KubeRay refuses it for a RayJob or RayService", "remove it"
-        )
-    groups = [("spec.headGroupSpec", spec.get("headGroupSpec"))]
-    groups += [(f"spec.workerGroupSpecs[{i}]", each) for i, each in enumerate(entries(spec.get("workerGroupSpecs")))]
-    for path, group in groups:
-        pod = mapping(mapping(mapping(group).get("template")).get("spec"))
-        for variable in entries(mapping((entries(pod.get("containers")) or [{}])[0]).get("env")):
-            yield from _contradicts(mapping(variable), f"{path}.template.spec.containers[0].env", spec)
+def problems(variables: Iterable[Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what the variables of a container of Ray's, at `path`, contradict of its cluster's authentication."""
+    for variable in variables:
+        yield from _contradicts(mapping(variable), path, spec)
 
 
 def _contradicts(variable: Mapping[str, Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:

@@ -856,28 +856,26 @@ def test_command_itself_completes(code):
     assert (done.stdout.split(), done.stderr, done.returncode) == (["plain,local"], "", 0)
 
 
-@pytest.mark.parametrize("words", [("--help",), ("job", "submit", "--help"), ("job", "list")])
-def test_reader_that_goes_away_is_no_error(code, words):
+def unread(stream, words, code):
+    """Type a command whose `stream` nobody reads any more, and return it finished, with the text of the other."""
     reader, writer = os.pipe()
     os.close(reader)
     environ = {**os.environ, "RAYKUBE_HOME": str(code.parent / "home")}
     with open(writer, "w") as gone:  # noqa: PTH123 - a descriptor has no path
-        command = [BIN / "raykube", *words]
-        done = subprocess.run(
-            command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False, cwd=code, env=environ
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: gone}
+        return subprocess.run([BIN / "raykube", *words], text=True, check=False, cwd=code, env=environ, **streams)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("job", "submit", "--help"), ("job", "list")])
+def test_reader_that_goes_away_is_no_error(code, words):
+    done = unread("stdout", words, code)
     assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("words", [("job", "status", "nope"), ("job", "frobnicate"), ("job", "list", "--nope")])
 def test_reader_of_errors_that_goes_away_is_no_failed_run(code, words):
-    reader, writer = os.pipe()
-    os.close(reader)
-    environ = {**os.environ, "RAYKUBE_HOME": str(code.parent / "home")}
-    with open(writer, "w") as gone:  # noqa: PTH123 - a descriptor has no path
-        command = [BIN / "raykube", *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=gone, check=False, cwd=code, env=environ)
-    assert (done.returncode, done.stdout) == (130, b"")
+    done = unread("stderr", words, code)
+    assert (done.returncode, done.stdout) == (130, "")
 
 
 def test_doctor_says_what_it_found(raykube):

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from raykube.backends.kuberay.observed import head_of
+from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
 from raykube.bodies import CLUSTER_LABEL
@@ -181,7 +182,7 @@ class Forward:
             raise
         selector = f"{CLUSTER_LABEL}={cluster},ray.io/node-type=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
-        live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        live = [pod for pod in pods if not is_leaving(pod)]
         head = dict(head_of(tuple(live)))
         phase = head.get("status", {}).get("phase", "")
         stays = isinstance(self._cluster, str)  # that of a service is replaced by another
