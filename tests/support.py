@@ -32,6 +32,8 @@ class Later:
         self._name = name
 
     def __getattr__(self, name):
+        if name.startswith("_"):  # pytest asks each object that a test file names for some of its own
+            raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)
 
 
