@@ -17,6 +17,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.backends.kubernetes.watching import Refusals
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound
 
@@ -64,14 +65,16 @@ def _head_pod(kube: Kube, job: Object) -> str:
 
 
 def _followed(kube: Kube, name: str) -> Iterator[str]:
-    log, pod = PodLog(kube, _CONTAINER), ""
+    log, pod, refusals = PodLog(kube, _CONTAINER), "", Refusals()
     with contextlib.closing(Followed(kube, name)) as run:
         while not run.ended.is_set():
             try:
                 pod = _head_pod(kube, run.job) or pod
-                yield from log.stream(pod, run) if pod else ()
-            except BackendError as error:  # not there yet, or away; a server that starts refuses what it allows
-                if isinstance(error, Forbidden) and not log.begun:
+                for line in log.stream(pod, run) if pod else ():
+                    refusals.end()
+                    yield line
+            except BackendError as error:  # not there yet, or away
+                if isinstance(error, Forbidden) and refusals.are_meant():
                     raise
             run.ended.wait(_PAUSE_S)
         run.check()
@@ -90,11 +93,6 @@ class PodLog:
         self._pod = ""
         self._second, self._zone = "", ""
         self._given: set[str] = set()
-
-    @property
-    def begun(self) -> bool:
-        """Whether any of it was read."""
-        return bool(self._second)
 
     def stream(self, pod: str, run: Followed) -> Iterator[str]:
         """Yield what comes, until the container or the run ends."""

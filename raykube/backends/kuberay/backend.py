@@ -198,6 +198,5 @@ def _check_head(cluster: Object) -> None:
         )
 
 
-def _age(thing: dict[str, object]) -> tuple[str, str]:
-    metadata = dict(thing["metadata"])  # type: ignore[call-overload]
-    return (str(metadata["creationTimestamp"]), str(metadata["name"]))
+def _age(thing: Object) -> tuple[str, str]:
+    return thing["metadata"]["creationTimestamp"], thing["metadata"]["name"]

@@ -151,7 +151,7 @@ def operator(seen: Observed) -> Failure | None:
         if not thing or status_of(thing) or (thing.get("spec") or {}).get("managedBy", "") not in _OPERATOR:
             continue
         age = seen.now - seconds(thing["metadata"].get("creationTimestamp"))
-        if seen.now and age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
+        if age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
             words = f"{kind} {name_of(thing)} still has no status {OPERATOR_S:g} s after it was created"
             return complete(seen, Failure("OperatorNotRunning", words), f"{kind}/{name_of(thing)}: status")
     return _unseen(seen)
@@ -208,7 +208,7 @@ def is_overdue(job: Object, now: float) -> bool:
 def incomplete(seen: Observed) -> Failure | None:
     """What is not ready after a long time, and nobody says why."""
     late = [pod for pod in seen.pods if not _is_up(seen, pod) and _age(seen, pod) > INCOMPLETE_S]
-    if not late or not seen.now:
+    if not late:
         return None
     pod = min(late, key=lambda pod: (pod is not head_of(seen.pods), name_of(pod)))
     words = conditions(pod).get("Ready", {}).get("message") or f"pod {name_of(pod)} is {status_of(pod).get('phase')}"

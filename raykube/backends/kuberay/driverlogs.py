@@ -75,10 +75,7 @@ def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[byte
 
 
 def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
-    head = look.head()
-    if head is None:
-        raise NotFound(f"{look.name} has no head")
-    node = head.api.job(head.submission_id).get("driver_node_id")
+    head, node = look.driver()
     if node:
         learn(reader.told, look.name, head, node)
         yield from reader.rest(head, node)

@@ -21,7 +21,7 @@ def log_of(head: RayHead, node: str) -> str:
 def learn(known: dict[str, Mapping[str, Any]], name: str, head: RayHead, node: str) -> None:
     """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
     log = log_of(head, node)
-    if log not in known and (told := head.told(name, {"driver_node_id": node})):
+    if log not in known and (told := head.told(name, node)):
         known[log] = told
 
 

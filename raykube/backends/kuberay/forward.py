@@ -25,6 +25,7 @@ from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
+from raykube.backends.kubernetes.watching import Refusals
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
@@ -62,7 +63,7 @@ class Forward:
         self._cluster = cluster
         self._remote = remote
         self._told = ""
-        self._has_worked = False
+        self._refusals = Refusals()
         self._stop = Stop()
         #: Set once a connection was asked for to a cluster or service that there is not any more.
         self.gone = threading.Event()
@@ -139,8 +140,10 @@ class Forward:
                     return
 
     def _may_pass(self, error: BackendError) -> bool:
-        """Whether it may work in a moment. A server that starts refuses what it allows, as it did once."""
-        return isinstance(error, (Unreachable, NotFound)) or (self._has_worked and isinstance(error, Forbidden))
+        """Whether it may work in a moment."""
+        if isinstance(error, Forbidden):
+            return not self._refusals.are_meant()
+        return isinstance(error, (Unreachable, NotFound))
 
     def _tell(self, text: str) -> None:
         """Log what is wrong, once for all connections that suffer from it."""
@@ -170,7 +173,7 @@ class Forward:
                     next_step="a proxy before the API server must let WebSockets through",
                 )
             _check_socket(response)
-            self._has_worked = True
+            self._refusals.end()
             yield Tunnel(response.extensions["network_stream"])
 
     def _head(self) -> Object:

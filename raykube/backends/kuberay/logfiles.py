@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from raykube.backends.kuberay.polling import GIVE_UP_S
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
+from raykube.backends.kubernetes.watching import Refusals
 from raykube.backends.rayapi import RayApi, tells_of_none
 from raykube.backends.sources import Lines, lines_of
 from raykube.errors import BackendError, Forbidden, NotFound, RaykubeError
@@ -88,6 +89,7 @@ class Following:
         self._closed = False
         self._readers: dict[LogFile, threading.Thread] = {}
         self._away_since: float | None = None
+        self._refusals = Refusals()
         # What ends the lines: None when all was read, else the error that did.
         self._lines: queue.Queue[str | RaykubeError | None] = queue.Queue(maxsize=10_000)
 
@@ -135,11 +137,12 @@ class Following:
             files, last = self._find()
         except BackendError as error:
             self._away_since = self._away_since or time.monotonic()
-            refused = isinstance(error, Forbidden) and not self._readers  # a server that starts refuses what it allows
+            refused = isinstance(error, Forbidden) and self._refusals.are_meant()
             if refused or time.monotonic() - self._away_since > GIVE_UP_S:
                 raise
             return False
         self._away_since = None
+        self._refusals.end()
         for file in files:
             if file not in self._readers:
                 reader = threading.Thread(target=self._read, args=(file,), daemon=True, name="raykube-log")

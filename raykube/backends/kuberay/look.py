@@ -51,6 +51,18 @@ class Look:
             self._head, self._head_of = head, key
         return self._head
 
+    def driver(self) -> tuple[RayHead, str]:
+        """Return the head that the run is on, and its driver's node; "" where Ray knows of none.
+
+        Raises:
+            NotFound: there is no head to ask, or it does not know the job.
+            Forbidden, BackendError: the head may not be asked, or does not answer.
+        """
+        head = self.head()
+        if head is None:
+            raise NotFound(f"{self.name} has no head")
+        return head, head.api.job(head.submission_id).get("driver_node_id") or ""
+
     def workload(self) -> Object | None:
         """Return what Kueue has made of the run; None when it is none of its, as where there is no Kueue.
 
@@ -175,7 +187,8 @@ def _asked(head: RayHead | None, name: str) -> _Told:
     """Return Ray's JobDetails and what the run's pod tells; nothing where nobody answers: the RayJob must do."""
     with contextlib.suppress(BackendError):
         details = head.details() if head else {}
-        return details, head.told(name, details) if head else {}
+        node = details.get("driver_node_id")
+        return details, head.told(name, node) if head and node else {}
     return {}, {}
 
 

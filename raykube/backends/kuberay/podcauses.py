@@ -22,7 +22,7 @@ _CRASHES = 2
 #: What has run for so long since it ended has got over that.
 _RECOVERED_S = 60.0
 
-_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 _DENIED = re.compile(r"\b40[13]\b|denied|unauthorized|authorization|authentication required|forbidden", re.IGNORECASE)
 _NO_IMAGE = re.compile(
     r"not found|notfound|manifest unknown|no such image|not present|invalid reference|couldn't parse|\b404\b",
@@ -100,11 +100,10 @@ class Pod:
         runs_on = self.serves and began and self.now - seconds(began) > _RECOVERED_S
         return bool(container.get("ready") or runs_on)
 
-    def failure(self, reason: str, message: str, place: str, **words: str) -> Failure:
+    def failure(self, reason: str, message: str, place: str, *, step: str = "", **words: str) -> Failure:
         """Make the failure that `place` in this pod tells of."""
         names = {"namespace": self.thing["metadata"].get("namespace", "default"), "pod": self.name, **words}
-        step = words.get("step") or next_step(reason, **names)
-        return Failure(reason, message, next_step=step, where=f"pod/{self.name}: {place}")
+        return Failure(reason, message, next_step=step or next_step(reason, **names), where=f"pod/{self.name}: {place}")
 
 
 Check = Callable[[Pod], "Failure | None"]
@@ -134,7 +133,7 @@ def _is_since(end: Object, moment: float) -> bool:
 
 def _image(pod: Pod) -> Failure | None:
     for place, _, reason, message in pod.waiting():
-        if reason in _PULL:
+        if reason in PULL:
             return pod.failure(_pull_reason(reason, message), message or reason, f"{place}.message")
     return None
 

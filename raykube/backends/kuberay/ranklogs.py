@@ -60,7 +60,8 @@ def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
 
 def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:
     """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
-    node, worker = sources.place_of(head.ranks(name, details) if head else [], rank, name)
+    driver = details.get("driver_node_id")
+    node, worker = sources.place_of(head.ranks(name, driver) if head and driver else [], rank, name)
     assert head
     try:
         found = sorted(head.api.log_files(node, sources.pattern_of(worker)), reverse=True)

@@ -103,12 +103,10 @@ class RayHead:
             return self.api.job(self.submission_id)
         return {}
 
-    def told(self, name: str, details: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the run's own pod tells; empty when it tells nothing (yet)."""
-        if not details.get("driver_node_id"):
-            return {}
+    def told(self, name: str, node: str) -> dict[str, Any]:
+        """Return what the run's own pod tells on the driver's node; empty when it tells nothing (yet)."""
         with contextlib.suppress(BackendError):
-            return self.state(name, details["driver_node_id"])
+            return self.state(name, node)
         return {}
 
     def state(self, name: str, node: str) -> dict[str, Any]:
@@ -125,12 +123,10 @@ class RayHead:
                 return told
         raise Unreachable(f"the Ray head does not answer with all of {file}", why=f"{len(text)} bytes, no JSON object")
 
-    def ranks(self, name: str, details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def ranks(self, name: str, node: str) -> list[tuple[str, str]]:
         """Return Ray's ids of node and worker of each rank of the run; empty when none is known (yet)."""
-        if not details.get("driver_node_id"):
-            return []
         with contextlib.suppress(BackendError, ValueError):
-            text = self.api.log(details["driver_node_id"], wire.ranks_file(name))
+            text = self.api.log(node, wire.ranks_file(name))
             return [(node, worker) for node, worker in json.loads(text)]
         return []
 

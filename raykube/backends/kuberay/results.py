@@ -38,10 +38,7 @@ def _told(look: Look) -> str | None:
         NotFound: the cluster is gone, or the driver's node.
         Forbidden, BackendError: the head may not be asked, or does not answer.
     """
-    head = look.head()
-    if head is None:
-        raise NotFound(f"{look.name} has no head")
-    node = head.api.job(head.submission_id).get("driver_node_id")
+    head, node = look.driver()
     if not node:
         return None
     try:

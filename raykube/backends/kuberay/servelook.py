@@ -15,7 +15,7 @@ from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.watching import Later, Refused, Watching
+from raykube.backends.kubernetes.watching import Later, Refusals, Watching
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
@@ -26,28 +26,22 @@ class ServeHead:
     def __init__(self, kube: Kube, cluster: Mapping[str, Any]) -> None:
         self.cluster = name_of(cluster)
         service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
-        self._answered = False
-        self._refused = Refused()
+        self._refusals = Refusals()
         self.api = rayhead.api_of(kube, self.cluster, spec_of(cluster), kube.proxy(service))
 
     def applications(self) -> Apps | None:
-        """Return the applications as Serve tells of them: none while it does not; None if it may not be asked."""
+        """Return the applications as Serve tells of them: none while it does not; None if it may not be asked.
+
+        What KubeRay says instead is of seconds ago, and may call an update done that has only begun.
+        """
         try:
             found = dict(self.api.serve_status()["applications"])
         except Forbidden:
-            return None if self._is_meant() else {}
+            return None if self._refusals.are_meant() else {}
         except BackendError:
             return {}
-        self._answered = True
-        self._refused.ends()
+        self._refusals.end()
         return found
-
-    def _is_meant(self) -> bool:
-        """Whether this user may not ask; an API server that starts refuses for a while what it allowed before.
-
-        What KubeRay says instead would be of seconds ago, and may call an update done that has only begun.
-        """
-        return self._refused.lasts() or not self._answered
 
 
 _ServePoll = Poll[ServeHead, Apps | None]

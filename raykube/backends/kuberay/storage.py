@@ -20,8 +20,9 @@ from typing import Any
 from raykube import wire
 from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.observed import storage_of
+from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kubernetes.fields import conditions, name_of, seconds, spec_of
+from raykube.backends.kubernetes.fields import name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
@@ -32,7 +33,7 @@ _LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
 _TRIES = 3
 _ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
-_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_HOPELESS = (*PULL, "CreateContainerConfigError")
 _PORT = 8080
 _CONTAINER = "storage"
 _RUN_LABEL = "raykube.io/run"
@@ -166,23 +167,18 @@ def _ended_well(pod: Object) -> bool | None:
     return {"Succeeded": True, "Failed": False}.get(pod["status"].get("phase", ""))
 
 
-def _waits_for(pod: Object) -> Mapping[str, Any]:
-    """Return what the pod's container waits for: reason and message."""
-    return _state(pod).get("waiting") or {}
-
-
 def _never_starts(pod: Object) -> bool:
-    return _waits_for(pod).get("reason") in _HOPELESS
+    return (_state(pod).get("waiting") or {}).get("reason") in _HOPELESS
 
 
 def _late(pod: Object, what: str) -> BackendError:
-    waiting = _waits_for(pod)
-    unmet = (f"{each.get('reason')}: {each.get('message')}" for each in conditions(pod).values() if "message" in each)
-    words = f"{waiting.get('reason')}: {waiting.get('message')}" if waiting else "; ".join(unmet)
+    cause = cause_of(Pod(pod))
     return BackendError(
         f"the storage could not be reached ({what})",
-        why=words or str(pod["status"].get("message") or pod["status"].get("phase")),
-        next_step="look whether the volumes of the cluster's manifest can be mounted: kubectl get pvc",
+        why=f"{cause.reason}: {cause.message}"
+        if cause
+        else str(status_of(pod).get("message") or status_of(pod).get("phase")),
+        next_step=cause.next_step if cause else "look whether its volumes can be mounted: kubectl get pvc",
     )
 
 

@@ -115,12 +115,12 @@ class Kube:
             Conflict: one of that name exists.
             ManifestError: a field is unknown or invalid; nothing was created.
         """
-        return self.json("POST", self._path(thing["kind"]), thing, _strict(dry_run=dry_run))
+        return self.json("POST", self._path(thing["kind"]), thing, params=_strict(dry_run=dry_run))
 
     def patch(self, kind: str, name: str, change: Mapping[str, Any], *, dry_run: bool = False) -> Object:
         """Merge a change into an object (``application/merge-patch+json``). Raises NotFound, ManifestError."""
         headers = {"content-type": "application/merge-patch+json"}
-        return self.json("PATCH", self._one(kind, name), change, _strict(dry_run=dry_run), headers)
+        return self.json("PATCH", self._one(kind, name), change, params=_strict(dry_run=dry_run), headers=headers)
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
         """Ask for an object's end; `options` are those of DeleteOptions. Raises NotFound."""
@@ -196,16 +196,9 @@ class Kube:
         answer = self.json("GET", self._path(kind), params=selectors)
         return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
 
-    def json(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Object:
+    def json(self, method: str, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> Object:
         """Send a request and return the JSON that answers it."""
-        return self.object_of(self.send(method, path, json=body, params=params, headers=headers))
+        return self.object_of(self.send(method, path, json=body, **options))
 
     def object_of(self, response: httpx.Response) -> Object:
         """Return the JSON object that an answer is. Raises NoApiServer, for something else has answered."""

@@ -28,7 +28,8 @@ from raykube.backends.kubernetes.credentials import Manner, auth_of
 from raykube.errors import ConfigError, Problem
 from raykube.names import nearest
 
-_KINDS = ("cluster", "user")
+_REQUIRED = ("command", "apiVersion")
+_SEE = "see: kubectl config get-contexts"
 #: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
 _TOLD = (
     *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.FILES[0]}-data"),
@@ -79,23 +80,57 @@ def load(context: str = "") -> Config:
     Raises:
         ConfigError: there is none, it cannot be read, or it has no such context.
     """
-    paths = kubefiles.paths()
+    if not (paths := kubefiles.paths()):
+        return _of_pod(context)
+    where, joined = ", ".join(map(str, paths)), kubefiles.joined(paths)
+    if not (name := context or joined.get("current-context") or ""):
+        raise ConfigError(f"no Kubernetes is configured: {where}", why="no current context", next_step=_SEE)
+    chosen = _entry(joined, "context", name, f"there is no context {name!r} in {where}")
+    if not chosen["cluster"]:
+        raise ConfigError(f"context {name} names no cluster", next_step=_SEE)
+    cluster, user = (
+        _entry(joined, kind, said, f"context {name} names {kind} {said}, which is not in {where}")
+        if (said := chosen.get(kind))
+        else {}
+        for kind in ("cluster", "user")
+    )
+    plugin = user.get("exec") or {}
+    missing = [Problem(f"exec.{key}", "is required") for key in _REQUIRED if not plugin.get(key)]
+    if "exec" in user and missing:
+        raise ConfigError.of(f"user {chosen['user']} of the kubeconfig {where} cannot be used", missing)
+    return Config(
+        context=name,
+        namespace=chosen.get("namespace") or "default",
+        cluster=Cluster.from_dict(cluster, lazy=False),  # type: ignore[no-untyped-call]
+        user=User.from_dict(user, lazy=False),  # type: ignore[no-untyped-call]
+        # lightkube knows nothing of these.
+        proxy=cluster.get("proxy-url") or "",
+        server_name=cluster.get("tls-server-name") or "",
+        manner=_manner(plugin, cluster),
+        impersonated=tuple(_impersonated(user)),
+    )
+
+
+def _of_pod(context: str) -> Config:
+    """Return what the service account of the pod says that this runs in."""
     try:
-        joined = kubefiles.joined(paths)
-        _check_names(joined, context, paths)
-        found = KubeConfig.from_dict(_alone(joined, context)) if paths else KubeConfig.from_service_account()
-        chosen = found.get(context or None)
-    except (LightkubeError, OSError, KeyError, TypeError) as error:
-        raise _unreadable(error, context, paths) from error
-    if chosen is None:
-        raise _unreadable(LightkubeError("no current context"), "", paths)
-    # lightkube knows nothing of these.
-    cluster = _said(joined, "cluster", chosen.context.cluster)
-    manner = _manner(_said(joined, "user", chosen.context.user).get("exec") or {}, cluster)
-    proxy, name = cluster.get("proxy-url") or "", cluster.get("tls-server-name") or ""
-    acting = tuple(_impersonated(_said(joined, "user", chosen.context.user)))
-    user = chosen.user or User()
-    return Config(chosen.context_name, chosen.namespace, chosen.cluster, user, proxy, name, manner, acting)
+        found = KubeConfig.from_service_account()
+    except (LightkubeError, OSError, KeyError) as error:
+        what = f"no Kubernetes is configured: neither {' nor '.join(kubefiles.named())} nor a pod's service account"
+        raise NotConfigured(what, why=str(error), next_step=_SEE) from error
+    ((name, said),), (cluster,), (user,) = found.contexts.items(), found.clusters.values(), found.users.values()
+    if context not in ("", name):
+        what = f"there is no context {context!r} in this pod, which has no kubeconfig"
+        raise ConfigError(what, next_step=nearest(context, [name]))
+    return Config(name, said.namespace or "default", cluster, user)
+
+
+def _entry(joined: Mapping[str, Any], kind: str, name: str, missing: str) -> Mapping[str, Any]:
+    """Return the entry of that name; `missing` says that there is none."""
+    known: dict[str, Mapping[str, Any]] = {each["name"]: each[kind] for each in joined[f"{kind}s"]}
+    if name not in known:
+        raise ConfigError(missing, next_step=nearest(name, [*known]))
+    return known[name]
 
 
 def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -111,11 +146,6 @@ def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             raise ConfigError(f"as-user-extra.{key} of the kubeconfig is no list", next_step=step)
         for value in values:
             yield f"Impersonate-Extra-{quote(str(key), safe='')}", str(value)
-
-
-def _said(joined: Mapping[str, Any], kind: str, name: str | None) -> Mapping[str, Any]:
-    entries = joined.get(f"{kind}s", ())
-    return next((each[kind] for each in entries if each["name"] == name), {})
 
 
 def _manner(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> Manner:
@@ -210,43 +240,6 @@ def _expect(tls: ssl.SSLContext, name: str) -> None:
         setattr(tls, each, named(getattr(tls, each)))
 
 
-def _check_names(joined: Mapping[str, Any], context: str, paths: list[Path]) -> None:
-    """Have what a context names be there, and be whole.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    name = _name(joined, context)
-    said, where = _said(joined, "context", name), ", ".join(map(str, paths))
-    if not said:
-        return
-    if not said["cluster"]:
-        raise ConfigError(f"context {name} names no cluster", next_step="see: kubectl config get-contexts")
-    for kind in _KINDS:
-        wanted, known = said.get(kind), [each["name"] for each in joined[f"{kind}s"]]
-        if wanted and wanted not in known:
-            what = f"context {name} names {kind} {wanted}, which is not in {where}"
-            raise ConfigError(what, next_step=nearest(wanted, known))
-    plugin = _said(joined, "user", said.get("user")).get("exec", {"command": "-", "apiVersion": "-"})
-    if missing := [Problem(f"exec.{key}", "is required") for key in ("command", "apiVersion") if not plugin.get(key)]:
-        raise ConfigError.of(f"user {said['user']} of the kubeconfig {where} cannot be used", missing)
-
-
-def _name(joined: Mapping[str, Any], context: str) -> str:
-    return context or joined.get("current-context") or ""
-
-
-def _alone(joined: Mapping[str, Any], context: str) -> dict[str, Any]:
-    """Return a kubeconfig with what one context names and no more: what others do may be unfinished."""
-    name = _name(joined, context)
-    names = {"context": name, **_said(joined, "context", name)}
-    kept = {
-        f"{kind}s": [each for each in joined[f"{kind}s"] if each["name"] == names.get(kind)][:1]
-        for kind in ("context", *_KINDS)
-    }
-    return {**joined, **kept}
-
-
 def _certificate_problems(owner: Cluster | User) -> Iterator[Problem]:
     for key, attribute in _CERTIFICATES[type(owner)].items():
         file, data = getattr(owner, attribute), getattr(owner, f"{attribute}_data")
@@ -259,14 +252,3 @@ def _certificate_problems(owner: Cluster | User) -> Iterator[Problem]:
         else:
             if (file or data) and b"-----BEGIN " not in pem:
                 yield Problem(f"{key}-data" if data else key, "holds no PEM: it has no line -----BEGIN …")
-
-
-def _unreadable(error: Exception, context: str, paths: list[Path]) -> ConfigError:
-    where = ", ".join(map(str, paths))
-    if context and "not found" in str(error):
-        known = [entry["name"] for entry in kubefiles.joined(paths)["contexts"]] if paths else ["default"]
-        what = f"there is no context {context!r} in {where or 'this pod, which has no kubeconfig'}"
-        return ConfigError(what, why=str(error), next_step=nearest(context, known))
-    nowhere = f"neither {' nor '.join(kubefiles.named())} nor a pod's service account"
-    what, step = f"no Kubernetes is configured: {where or nowhere}", "see: kubectl config get-contexts"
-    return (ConfigError if paths else NotConfigured)(what, why=str(error), next_step=step)

@@ -68,21 +68,22 @@ class Watching:
         return changed
 
 
-class Refused:
-    """For how long a server refuses what it has allowed: one that starts does so for a while."""
+class Refusals:
+    """Whether they are meant: a server that starts refuses for a while what it has allowed before."""
 
     def __init__(self) -> None:
+        self._allowed = False
         self._since: float | None = None
 
-    def lasts(self) -> bool:
-        """Note a refusal; return whether it is meant, as this one has come again and again."""
+    def are_meant(self) -> bool:
+        """Note one; return whether it is meant: it was never allowed, or is refused again and again."""
         now = time.monotonic()
         self._since = self._since or now
-        return now - self._since > STARTING_S
+        return not self._allowed or now - self._since > STARTING_S
 
-    def ends(self) -> None:
-        """Note that the server allows it again."""
-        self._since = None
+    def end(self) -> None:
+        """Note that the server allows it."""
+        self._allowed, self._since = True, None
 
 
 class Later:
@@ -119,7 +120,7 @@ class _Kept:
         self._lock = threading.Lock()
         self._objects: dict[str, Object] | None = None
         self._version = ""
-        self._refused = Refused()
+        self._refusals = Refusals()
         self._answered = False
 
     def objects(self) -> list[Object] | None:
@@ -137,7 +138,7 @@ class _Kept:
             except Gone:
                 self._version = ""
             except BackendError as error:
-                if self._is_final(error):  # not ours to see; the rest is told without it
+                if isinstance(error, _REFUSED) and self._refusals.are_meant():  # the rest is told without it
                     self._say(error)
                     return
                 if not isinstance(error, (Unreachable, *_REFUSED)):  # the server itself will not go on from here
@@ -154,11 +155,6 @@ class _Kept:
         passing = error if isinstance(error, Unreachable) else Unreachable(error.what, why=error.why)
         self._say(None if self._answered else passing)
 
-    def _is_final(self, error: BackendError) -> bool:
-        if not isinstance(error, _REFUSED):
-            return False
-        return self._refused.lasts() or self.objects() is None
-
     def _say(self, error: BackendError | None) -> None:
         self.error = error
         self._changed()
@@ -166,12 +162,13 @@ class _Kept:
     def _follow(self) -> None:
         if not self._version:
             listed, self._version = self._kube.snapshot(self._kind, **self.selectors)
+            self._refusals.end()
             self._answered = True
             with self._lock:
                 self._objects = {each["metadata"]["uid"]: each for each in listed}
             self._say(None)
         for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
-            self._refused.ends()
+            self._refusals.end()
             self._answered = True
             self._version = change["object"]["metadata"]["resourceVersion"]
             self._take(change["type"], change["object"])
