@@ -1,6 +1,7 @@
 """What is sent for a long-lived cluster, how two differ, what one is doing; and the commands, without Kubernetes."""
 
 import base64
+import contextlib
 import copy
 import itertools
 import json
@@ -20,9 +21,10 @@ import yaml
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
-from raykube.errors import ConfigError, Conflict
+from raykube.errors import ConfigError, Conflict, Forbidden
 from tests.cluster.shell import until
 from tests.servers import Quiet, serving, write_kubeconfig
 from tests.support import BIN, typed
@@ -234,21 +236,25 @@ def test_create_that_would_wait_for_no_time_is_refused_before_anything_is_made(r
 
 
 class Taking(Quiet):
-    """Has no cluster until it is sent one, of which all pods are ready at once."""
+    """Has no cluster until it is sent one, of which all pods are ready at once; may be told to answer otherwise."""
+
+    instead: tuple = ()
 
     def do_GET(self):  # noqa: N802 - http.server calls it so
+        if self.instead:
+            return self.answer(*self.instead)
         kind, name = self.path.partition("?")[0].split("/")[-2:]
         listed = {"rayclusters": self.server.asked[:1], "pods": self.server.pods, "events": []}
         if "watch=1" in self.path:
             self.send_response(200)  # nothing changes any more
             self.send_header("content-length", "0")
-            self.end_headers()
-        elif name in listed:
-            self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": listed[name]})
-        elif kind == "rayclusters" and self.server.asked:
-            self.answer(200, self.server.asked[0])
-        else:
-            self.answer(404, {"kind": "Status", "code": 404, "message": "no", "details": {"kind": kind, "name": name}})
+            return self.end_headers()
+        if name in listed:
+            return self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": listed[name]})
+        if kind == "rayclusters" and self.server.asked:
+            return self.answer(200, self.server.asked[0])
+        gone = {"kind": "Status", "code": 404, "message": "no", "details": {"kind": kind, "name": name}}
+        return self.answer(404, gone)
 
     def do_POST(self):  # noqa: N802
         thing = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -266,6 +272,32 @@ def taking(tmp_path):
             each["metadata"]["uid"] = each["metadata"]["name"]
         write_kubeconfig(server, tmp_path / "none")
         yield server
+
+
+@pytest.fixture
+def demo(taking, tmp_path, monkeypatch):
+    """Have a cluster there, of which a wait has seen that it runs; return what the wait tells next."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    taking.asked.append({"metadata": {"name": "demo", "uid": "u"}, "spec": preset().manifest["spec"]})
+    with contextlib.closing(clusters.changes(Kube(), "demo")) as changes:
+        assert next(changes).state == "RUNNING"
+        yield changes
+
+
+def test_wait_for_a_cluster_tells_that_its_server_is_away(demo, monkeypatch):
+    monkeypatch.setattr(Taking, "instead", (503, {"kind": "Status", "code": 503, "message": "shutting down"}))
+    late = time.monotonic() + 10
+    away = next(each for each in demo if each.failure or time.monotonic() > late)
+    assert (away.state, away.failure.reason) == ("WAITING", "ApiServerUnreachable")
+
+
+def test_wait_for_a_cluster_ends_with_the_right_to_see_it(demo, monkeypatch):
+    monkeypatch.setattr(watching, "STARTING_S", 0.2)
+    message = 'rayclusters is forbidden: User "u" cannot list resource "rayclusters"'
+    monkeypatch.setattr(Taking, "instead", (403, {"kind": "Status", "code": 403, "message": message}))
+    late = time.monotonic() + 10
+    with pytest.raises(Forbidden, match="may not list rayclusters"):
+        [*itertools.takewhile(lambda _: time.monotonic() < late, demo)]
 
 
 @pytest.mark.parametrize(

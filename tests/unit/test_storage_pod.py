@@ -255,7 +255,7 @@ def test_pod_has_ended_with_its_own_container_whatever_goes_on_beside_it(accompa
 def test_pod_whose_own_container_cannot_start_is_given_up_with_its_words(accompanied):
     with pytest.raises(BackendError, match="could not be reached") as caught:
         accompanied({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}, "Pending")
-    assert caught.value.why == "ErrImagePull: no such image"
+    assert caught.value.why == "ImageNotFound: no such image"
 
 
 class Slow(Api):

@@ -15,6 +15,7 @@ from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_o
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.polling import looks, unreachable
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
@@ -38,7 +39,6 @@ from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
 _TICK_S = 0.5
-_AWAY_S = 60.0
 _NOTED_S = 10.0
 
 
@@ -167,25 +167,22 @@ def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
 
     Raises:
         NotFound: there is none, or it was deleted.
-        Unreachable: the API server has not answered at all.
+        BackendError: it may not be seen, or the API server has been away for ten minutes.
     """
-    watching, deadline = Watching(kube), time.monotonic() + _AWAY_S
-    try:
+    with contextlib.closing(Watching(kube)) as watching:
         watching.watch(_KIND, fieldSelector=f"metadata.name={name}")
         watching.watch("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
         watching.watch("Event", fieldSelector="type=Warning")
-        while True:
-            error = watching.error(_KIND) or watching.error("Pod")
-            clusters, pods = watching.of(_KIND), watching.of("Pod")
+        for clusters, away in looks(watching, _KIND):
             if clusters == []:
                 raise NotFound(f"cluster {name} was deleted", next_step="see: raykube cluster list")
-            if clusters and pods is not None:
+            pods, refused = watching.of("Pod"), watching.error("Pod")
+            if away:
+                yield ClusterStatus(name, "WAITING", away.what, unreachable(away))
+            elif clusters and pods is not None:
                 yield status_of(seen(clusters[0], pods, watching.of("Event") or [], kube.now()))
-            elif error and (time.monotonic() > deadline or not isinstance(error, Unreachable)):
-                raise error
-            watching.wait(_TICK_S)
-    finally:
-        watching.close()
+            elif refused and not isinstance(refused, Unreachable):
+                raise refused
 
 
 def wait_ready(
@@ -232,8 +229,7 @@ def delete(kube: Kube, name: str) -> None:
         what = "" if tool.startswith("raykube") else f" {kind.lower()}"
         raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"{tool} delete{what} {owner_name}")
     _noted(kube, name)
-    # The uid: never delete one that somebody made under the same name meanwhile.
-    kube.delete(_KIND, name, propagationPolicy="Background", preconditions={"uid": cluster["metadata"]["uid"]})
+    objects.delete(kube, cluster)
     _wait_gone(kube, cluster)
 
 

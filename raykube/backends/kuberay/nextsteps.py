@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from raykube.backends import endings
-from raykube.backends.kubernetes.fields import Object
+from raykube.backends.kubernetes.fields import Object, spec_of
 
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
@@ -113,14 +113,14 @@ def _smaller(pod: Object, short: list[str]) -> str:
 
 
 def _selected(pod: Object) -> str:
-    spec = pod["spec"]
+    spec = spec_of(pod)
     wanted: Any = spec.get("nodeSelector") or (spec.get("affinity") or {}).get("nodeAffinity") or {}
     return f"no node has the labels {json.dumps(wanted)}: correct nodeSelector or affinity, or label a node"
 
 
 def _asked(pod: Object, resource: str) -> str:
     """Return how much of a resource a pod asks for: the sum of its containers, where those are plain numbers."""
-    found = [_request(each, resource) for each in pod["spec"].get("containers", ())]
+    found = [_request(each, resource) for each in spec_of(pod).get("containers", ())]
     amounts = [each for each in found if each]
     return str(sum(map(int, amounts))) if all(each.isdigit() for each in amounts) else " + ".join(amounts)
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 from raykube.backends import endings
 from raykube.backends.kuberay.nextsteps import after, next_step, to_fit
-from raykube.backends.kubernetes.fields import Object, claims_of, conditions, name_of, seconds, status_of, times
+from raykube.backends.kubernetes.fields import (
+    Object,
+    claims_of,
+    conditions,
+    name_of,
+    seconds,
+    spec_of,
+    status_of,
+    times,
+)
 from raykube.errors import Failure
 
 #: Events that Kubernetes repeats are believed from the third on: what is missing is often there a moment later.
@@ -68,7 +77,7 @@ class Pod:
     @property
     def rays(self) -> str:
         """The name of the container that runs Ray: the first, by KubeRay's rule."""
-        return next((str(each["name"]) for each in self.thing["spec"].get("containers") or ()), "")
+        return next((str(each["name"]) for each in spec_of(self.thing).get("containers") or ()), "")
 
     @property
     def status(self) -> Object:
@@ -209,7 +218,8 @@ def _memory(pod: Pod, counts: Callable[[Object, Object], bool]) -> Failure | Non
 
 
 def _limit(pod: Pod, container: str) -> str:
-    for each in (*pod.thing["spec"].get("containers", ()), *(pod.thing["spec"].get("initContainers") or ())):
+    spec = spec_of(pod.thing)
+    for each in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ())):
         if each["name"] == container:
             return str(((each.get("resources") or {}).get("limits") or {}).get("memory", "none"))
     return "none"

@@ -172,14 +172,12 @@ def _never_starts(pod: Object) -> bool:
 
 
 def _late(pod: Object, what: str) -> BackendError:
-    cause = cause_of(Pod(pod))
-    return BackendError(
-        f"the storage could not be reached ({what})",
-        why=f"{cause.reason}: {cause.message}"
-        if cause
-        else str(status_of(pod).get("message") or status_of(pod).get("phase")),
-        next_step=cause.next_step if cause else "look whether its volumes can be mounted: kubectl get pvc",
-    )
+    status = status_of(pod)
+    why = str(status.get("message") or status.get("phase"))
+    step = "look whether its volumes can be mounted: kubectl get pvc"
+    if cause := cause_of(Pod(pod)):
+        why, step = f"{cause.reason}: {cause.message}", cause.next_step
+    return BackendError(f"the storage could not be reached ({what})", why=why, next_step=step)
 
 
 @contextlib.contextmanager

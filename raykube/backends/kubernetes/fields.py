@@ -68,7 +68,7 @@ def changed(thing: Object) -> float:
 
 def claims_of(pod: Object) -> list[str]:
     """Return the names of the volume claims that a pod, or a template of one, uses."""
-    claims = (each.get("persistentVolumeClaim") for each in pod["spec"].get("volumes") or ())
+    claims = (each.get("persistentVolumeClaim") for each in spec_of(pod).get("volumes") or ())
     return [claim["claimName"] for claim in claims if claim]
 
 
