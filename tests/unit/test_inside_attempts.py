@@ -16,6 +16,15 @@ from raykube import wire
 from raykube.backends import endings
 
 COUNT = "echo attempt $RAYKUBE_ATTEMPT; test $RAYKUBE_ATTEMPT = {last}"
+#: How pods run the module, and how tests do: with other pauses, which make no difference but to how long they take.
+AS_IN_PODS = ("-m", "raykube.inside.attempts")
+WITH_PAUSES = """
+import json, sys
+from raykube.inside import attempts
+vars(attempts).update(json.loads(sys.argv.pop(1)))
+sys.exit(attempts.main(int(sys.argv[1]), sys.argv[2]))
+"""
+QUICK = {"_LOOK_S": 0.05}
 
 
 @pytest.fixture
@@ -27,28 +36,34 @@ def storage(tmp_path):
 @pytest.fixture
 def start(storage, tmp_path):
     """Return a function that starts the module, its output going to a log as in Ray's log folder."""
-    number = iter(range(9))
+    started = []
 
-    def start(command, retries=0, **environ):
-        log = tmp_path / f"logs-{next(number)}" / "job-driver.log"
+    def start(command, retries=0, pauses=QUICK, **environ):
+        log = tmp_path / f"logs-{len(started)}" / "job-driver.log"
         log.parent.mkdir()
-        words = [sys.executable, "-m", "raykube.inside.attempts", str(retries), command]
+        module = ("-c", WITH_PAUSES, json.dumps(pauses)) if pauses else AS_IN_PODS
+        words = [sys.executable, *module, str(retries), command]
         environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage)} | environ
         with log.open("wb") as file:
             process = subprocess.Popen(
                 words, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environ}, start_new_session=True
             )
+        started.append(process)
         return process, log
 
-    return start
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):  # the entrypoint may outlive the module
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture
 def finished(start):
     """Return a function that runs the module to its end, for the exit code, the log and what it tells readers."""
 
-    def finish(command, retries=0, **environ):
-        process, log = start(command, retries, **environ)
+    def finish(command, retries=0, **how):
+        process, log = start(command, retries, **how)
         code = process.wait(timeout=30)
         told = log.parent / wire.state_file("a")
         return code, log.read_text(), json.loads(told.read_text()) if told.exists() else {}
@@ -129,8 +144,7 @@ def test_log_is_kept_and_begins_the_next_submissions(finished, storage):
 
 def test_attempt_whose_head_was_lost_counts(finished, start, storage):
     process, _ = start("echo begun; sleep 60", retries=1)
-    while not (storage / "a" / wire.ATTEMPTS_FILE).exists():
-        assert process.poll() is None
+    begun(process, storage)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert finished(COUNT.format(last=2), retries=1)[0] == 0
@@ -183,9 +197,7 @@ def test_submission_under_the_name_of_one_that_ended_well_runs(finished):
 
 def test_attempt_that_was_overtaken_ends(start, storage):
     process, log = start("sleep 60")
-    path = storage / "a" / wire.ATTEMPTS_FILE
-    while not path.exists():
-        assert process.poll() is None
+    path = begun(process, storage)
     path.write_text(path.read_text() + '{"attempt": 2, "started": 2.0}\n')
     assert process.wait(timeout=30) == 75
     assert "a later one has taken over" in log.read_text()
@@ -198,38 +210,17 @@ def test_deadline_ends_the_entrypoint_and_starts_no_other(start, storage):
     assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
 
 
-IMPATIENT = (
-    "import sys; from raykube.inside import attempts; attempts.{} = 0.2; sys.exit(attempts.main(0, sys.argv[1]))"
-)
-
-
-def test_deadline_ends_an_entrypoint_that_does_not_listen(storage):
-    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage), wire.TIMEOUT: "1"}
-    words = [sys.executable, "-c", IMPATIENT.format("_END_S"), "trap '' TERM; sleep 60"]
-    with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
-        try:
-            assert process.wait(timeout=30) == -signal.SIGKILL
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+def test_deadline_ends_an_entrypoint_that_does_not_listen(start, storage):
+    process, _ = start("trap '' TERM; sleep 60", pauses=QUICK | {"_END_S": 0.2}, RAYKUBE_TIMEOUT_S="1")
+    assert process.wait(timeout=30) == -signal.SIGKILL
     assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
 
 
-def test_deadline_ends_the_entrypoint_while_the_storage_gives_no_answer(storage):
+def test_deadline_ends_the_entrypoint_while_the_storage_gives_no_answer(start, storage):
     """A pipe that nobody writes to takes the place of a file: who opens it waits."""
-    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(storage), wire.TIMEOUT: "4"}
-    words = [
-        sys.executable,
-        "-c",
-        IMPATIENT.format("_JOIN_S"),
-        f"mkfifo {storage}/a/{wire.TROUBLE_FILE}; exec sleep 60",
-    ]
-    with subprocess.Popen(words, env={**os.environ, **environ}, start_new_session=True) as process:
-        try:
-            assert process.wait(timeout=30) == 124
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    script = f"mkfifo {storage}/a/{wire.TROUBLE_FILE}; exec sleep 60"
+    process, _ = start(script, pauses=QUICK | {"_JOIN_S": 0.2}, RAYKUBE_TIMEOUT_S="2")
+    assert process.wait(timeout=30) == 124
     assert [row["reason"] for row in rows(storage) if "ended" in row] == ["DeadlineExceeded"]
 
 
@@ -237,7 +228,7 @@ def test_deadline_ends_the_entrypoint_while_the_storage_gives_no_answer(storage)
 def test_deadline_leaves_alone_what_has_ended_while_the_storage_gives_no_answer(start, storage, code):
     """A pipe takes the place of the file of attempts: who reads it waits for a writer."""
     script = f"cd {storage}/a && mkfifo pipe && mv attempts.jsonl whole && ln pipe attempts.jsonl; exit {code}"
-    process, log = start(script, RAYKUBE_TIMEOUT_S="2")
+    process, log = start(script, RAYKUBE_TIMEOUT_S="1")
     path = storage / "a" / wire.ATTEMPTS_FILE
     wait_until(path.is_fifo, process)
     wait_until(lambda: len([*Path(f"/proc/{process.pid}/task").iterdir()]) == 2, process)  # the timer's thread is gone
@@ -249,8 +240,7 @@ def test_deadline_leaves_alone_what_has_ended_while_the_storage_gives_no_answer(
 
 def test_stopped_attempt_is_not_followed_by_another(start, storage):
     process, log = start("trap 'exit 7' TERM; echo up; sleep 60 & wait", retries=3)
-    while "up" not in log.read_text():
-        assert process.poll() is None
+    wait_until(lambda: "up" in log.read_text(), process)
     os.killpg(process.pid, signal.SIGTERM)  # as ``ray job stop`` does
     assert process.wait(timeout=30) == 7
     assert len([row for row in rows(storage) if "started" in row]) == 1
@@ -298,7 +288,7 @@ def test_result_and_metrics_are_told_to_readers(finished, storage):
 
 @pytest.mark.parametrize("damage", [unreadable, torn])
 def test_look_that_fails_is_followed_by_others(start, storage, tmp_path, damage):
-    script = f"for word in one two; do until test -e {tmp_path}/$word; do sleep 0.1; done; echo $word; done; sleep 20"
+    script = f"for word in one two; do until test -e {tmp_path}/$word; do sleep 0.02; done; echo $word; done; sleep 20"
     process, _ = start(script)
     path = begun(process, storage)
     whole = path.read_text()
@@ -313,7 +303,7 @@ def test_look_that_fails_is_followed_by_others(start, storage, tmp_path, damage)
 
 def test_deadline_ends_the_entrypoint_while_nothing_can_be_written(start, storage, tmp_path):
     script = f"trap 'touch {tmp_path}/cut; exit' TERM; sleep 20 & wait"
-    process, log = start(script, retries=3, RAYKUBE_TIMEOUT_S="2")
+    process, log = start(script, retries=3, RAYKUBE_TIMEOUT_S="1")
     begun(process, storage)
     limit_files(process, 0)
     wait_until((tmp_path / "cut").exists, process)
@@ -324,7 +314,7 @@ def test_deadline_ends_the_entrypoint_while_nothing_can_be_written(start, storag
 
 
 def test_end_that_cannot_be_noted_is_said_once_and_changes_no_exit_code(finished, storage):
-    code, log, _ = finished(breaking(storage))
+    code, log, _ = finished(breaking(storage), pauses=QUICK | {"_INSIST_S": 0.5})
     assert code == 0
     assert log.startswith(f"raykube: how the run ended could not all be kept in {storage}/a: OSError")
     assert len(log.splitlines()) == 1
@@ -350,11 +340,15 @@ def test_metrics_of_another_program_are_not_told(finished, storage):
 
 
 def test_log_is_kept_once_when_the_run_ends_while_it_is_copied(start, storage, tmp_path):
-    """A pipe takes the place of the kept log: it tells when the copy has begun, and holds it up while nobody reads."""
+    """A pipe takes the place of the kept log: it tells when the copy has begun, and holds it up while nobody reads.
+
+    The pauses are those of pods: the first look is to find all that is printed.
+    """
     target = storage / "a" / wire.LOG_FILE
     process, log = start(
         f"mkfifo {tmp_path}/pipe && mv {tmp_path}/pipe {target} && head -c 300000 /dev/zero | tr '\\0' x;"
-        f"until test -e {tmp_path}/go; do sleep 0.1; done"
+        f"until test -e {tmp_path}/go; do sleep 0.02; done",
+        pauses={},
     )
     wait_until(target.is_fifo, process)
     pipe = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
@@ -372,8 +366,8 @@ def test_log_is_kept_once_when_the_run_ends_while_it_is_copied(start, storage, t
 
 def test_log_is_kept_once_when_the_volume_took_a_part_of_it(start, storage, tmp_path):
     process, log = start(
-        f"until test -e {tmp_path}/go; do sleep 0.1; done; ulimit -S -f unlimited;"
-        f"head -c 100000 /dev/zero | tr '\\0' x; until test -e {tmp_path}/space; do sleep 0.1; done"
+        f"until test -e {tmp_path}/go; do sleep 0.02; done; ulimit -S -f unlimited;"
+        f"head -c 100000 /dev/zero | tr '\\0' x; until test -e {tmp_path}/space; do sleep 0.02; done"
     )
     begun(process, storage)
     limit_files(process, 70000)
