@@ -1,18 +1,24 @@
 """Handles and what they answer are values: compared, shown, pickled and copied."""
 
 import copy
+import math
 import pickle
+import threading
+import time
 from dataclasses import asdict
 
 import pytest
 
-from raykube import wire
+import raykube as rk
+from raykube import handles, wire
 from raykube.backends import Status
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
+from raykube.errors import ConfigError, NotFound, Unreachable, WaitTimeout
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, serving, write_kubeconfig
+from tests.unit.heads import SILENT, Answering
 
 
 def test_handle_is_that_of_its_place():
@@ -42,3 +48,67 @@ def test_status_is_copied_and_pickled(tmp_path):
         assert pickle.loads(pickle.dumps(status)) == copy.deepcopy(status) == status
         assert asdict(status)["progress"] == status.progress
     assert status.progress == {"loss": 0.5}
+
+
+def test_time_to_wait_for_a_service_is_what_sending_it_has_left():
+    now = time.monotonic()
+    assert (handles.left(600, now - 100), handles.left(60, now - 100)) == (500, 0)
+    assert (handles.left(math.inf, now), handles.left(None, now)) == (math.inf, math.inf)
+    assert 0 < handles.left(0.4, now) <= 0.4
+
+
+@pytest.mark.usefixtures("record")
+def test_wait_for_a_head_that_gives_no_answer_ends_in_its_time():
+    for known, answers in (("WAITING", [SILENT]), ("RUNNING", ["RUNNING", SILENT])):
+        seen = []
+        place = Answering(*answers, *[SILENT] * 9)
+        with pytest.raises(WaitTimeout, match=rf"a is still {known} after 0\.3 s"):
+            handles.Run("a", place).wait(timeout_s=0.3, on_event=seen.append)
+        assert [event.status.state for event in seen] == [known]
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), -1, "5"])
+def test_wait_of_what_is_no_time_is_refused_and_nobody_is_asked(code, timeout_s):
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        handles.Run("a", Answering()).wait(timeout_s=timeout_s)
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        handles.Endpoint("a", Answering()).wait_ready(timeout_s=timeout_s)
+    app = rk.App(import_path="hello:app")
+    with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
+        rk.deploy(rk.Service(name="a", apps=(app,), working_dir=code), "local", timeout_s=timeout_s)
+
+
+def test_list_leaves_out_what_was_deleted_since_it_was_begun():
+    place = Answering("RUNNING", NotFound("nothing is called 'b' here"), "FAILED")
+    found = handles.statuses(rk.Run(name, place) for name in ("a", "b", "c"))
+    assert [(status.name, status.state) for status in found] == [("a", "RUNNING"), ("c", "FAILED")]
+
+
+class Noting(Local):
+    """Notes which threads ask for a state, and lets the first of them wait."""
+
+    def __init__(self):
+        self.threads = []
+        self.goes_on = threading.Event()
+
+    def status(self, name, kind=None):  # noqa: ARG002
+        self.threads.append(threading.current_thread())
+        if name == "silent":
+            self.goes_on.wait(10)
+        if name == "bad":
+            raise Unreachable("no answer")
+        return Status(name, "job", "RUNNING")
+
+
+def test_list_keeps_no_command_that_was_interrupted_waiting_for_who_is_silent():
+    place = Noting()
+    with pytest.raises(Unreachable):
+        handles.statuses([rk.Run("bad", place), rk.Run("silent", place)])
+    assert all(thread.daemon for thread in place.threads)
+    place.goes_on.set()
+
+
+def test_list_of_many_is_in_order():
+    place, names = Noting(), [f"run-{number}" for number in range(50)]
+    assert [status.name for status in handles.statuses(rk.Run(name, place) for name in names)] == names
+    assert len(set(place.threads)) <= handles._AT_ONCE

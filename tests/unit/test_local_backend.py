@@ -1,0 +1,273 @@
+"""The backend of this machine, as far as it needs no Ray."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import raykube as rk
+from raykube import handles, wire
+from raykube.backends import Status
+from raykube.backends.local import backend, head, keeper, observe, records, starting, zips
+from raykube.backends.local.backend import Local
+from raykube.errors import Conflict, NotFound, Unreachable
+from tests.support import file_size_limited, run_without_root_rights, typed
+from tests.unit.heads import SILENT, Answering, Learning, sent_anew
+
+
+@pytest.fixture
+def learning(running, monkeypatch):
+    """Let such a head be the one that runs, with a keeper."""
+
+    def run(*how, **jobs):
+        ray = Learning(*how, **jobs)
+        head.home().mkdir(exist_ok=True)
+        head.write_state(replace(running, **dict.fromkeys(("keeper_born", "ray_born"), head.born(os.getpid()))))
+        monkeypatch.setattr(head, "api", lambda _: ray)
+        return ray
+
+    return run
+
+
+def test_stop_of_a_run_whose_retry_is_being_sent_stops_that(record, running, learning):
+    def stop():
+        records.request_stop("a")
+        seen.append(Local().status("a").state)
+
+    seen = []
+    ray = learning(stop, a_n_1="FAILED")
+    keeper._tick(running, ray)
+    assert (ray.asked, seen) == (["submit a-n-2"], ["PENDING"])
+    Local().stop("a")
+    assert ray.states["a-n-2"] == records.final(record.name).state == "STOPPED"
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_stop_of_a_run_is_over_once_another_has_its_name(record, learning, first):
+    def stop(_):
+        records.set_final(Status("a", "job", "STOPPED"))
+        sent_anew(record, first)
+        ray.states[f"a-new-{first}"] = "RUNNING"
+
+    ray = learning(a_n_1="RUNNING")
+    ray.stop = stop
+    Local().stop("a")
+    assert (ray.states[f"a-new-{first}"], records.ending(record.name)) == ("RUNNING", None)
+
+
+def test_delete_leaves_alone_what_is_sent_by_the_name_while_it_waits_for_ray(record, learning):
+    def sent_while_asked(_):
+        storage.mkdir(parents=True, exist_ok=True)
+        ray.job = Learning().job
+        sent.append(sent_anew(record, 2))
+        return {"status": "RUNNING"}
+
+    ray, storage, sent = learning(), Path(record.storage, "a"), []
+    ray.job = sent_while_asked
+    records.set_final(Status("a", "job", "STOPPED"))
+    with pytest.raises(NotFound, match="job a was deleted or sent again meanwhile"):
+        Local().delete("a")
+    assert storage.exists()
+    assert [records.load("a")] == sent
+
+
+def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_failed(record, learning, monkeypatch):
+    learning(a_new_2="RUNNING")
+    records.save(replace(record, head="gone"))
+    monkeypatch.setattr(starting, "keep_watched", lambda: sent_anew(record, 2))
+    assert Local().status("a").state == "RUNNING"
+    assert records.final("a") is None
+
+
+def test_run_whose_head_dies_while_it_is_asked_has_failed(record, learning):
+    def die(_):
+        (head.home() / "state.json").unlink()
+        ray.no_answer()
+
+    ray = learning()
+    ray.job = die
+    assert Local().status("a").failure.reason == "HeadDied"
+    assert records.final(record.name).state == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [("node7 pid:[1]", "node7"), (f"{socket.gethostname()} pid:[1]", f"another container on {socket.gethostname()}")],
+)
+def test_head_of_another_machine_is_neither_taken_for_dead_nor_replaced(record, running, code, host, where):
+    head.home().mkdir()
+    head.keep()
+    head.write_state(replace(running, ray_born="then", host=host))
+    records.save(replace(record, name="b", kind="service", body=[]))
+    asks = [
+        lambda: Local().status("a"),
+        lambda: Local().stop("a"),
+        lambda: Local().delete("b"),
+        lambda: Local().status("b"),
+        lambda: rk.submit(rk.Job(entrypoint="python hello.py", working_dir=code), "local"),
+        backend.end_head,
+    ]
+    for ask in asks:
+        with pytest.raises(Unreachable, match=f"the Ray head of .* runs on {where}\n"):
+            ask()
+    assert (records.final("a"), records.load("b").head) == (None, "h")
+    assert head.read_state().host == host
+    assert Path(running.session_dir).exists()
+
+
+def test_run_that_has_ended_is_told_of_wherever_the_head_runs_now(record, running):
+    running.driver_log("a-n-1").write_text("said\n")
+    observe.settle(record, Status("a", "job", "SUCCEEDED"), running)
+    head.home().mkdir()
+    head.write_state(replace(running, ray_born="then", host="node7 pid:[1]"))
+    assert Local().status("a").state == "SUCCEEDED"
+    assert list(Local().logs("a", follow=True)) == ["said"]
+    Local().delete("a")
+    assert not records.folder("a").exists()
+
+
+def test_lost_run_is_told_of_also_where_its_end_cannot_be_noted(record):
+    records.folder("a").chmod(0o500)
+    done = run_without_root_rights("raykube", "job", "list", "--json")
+    records.folder("a").chmod(0o700)
+    assert [run["state"] for run in json.loads(done.stdout)] == ["FAILED"]
+    assert records.final(record.name) is None
+
+
+@pytest.mark.parametrize("log", ["", "last words\n"])
+def test_end_of_a_run_that_a_full_disk_takes_no_note_of_is_told(running, record, learning, log):
+    learning(a_n_1="SUCCEEDED")
+    running.driver_log("a-n-1").write_text(log)
+    with file_size_limited(0):
+        ended = handles.Run("a", Local()).wait(timeout_s=0)
+        (listed,) = handles.statuses([ended])
+    assert (listed.state, records.final(record.name)) == ("SUCCEEDED", None)
+
+
+def test_run_that_is_stopped_before_it_was_sent_ends_also_on_a_full_disk(record, learning):
+    learning()
+    records.request_stop("a")
+    with file_size_limited(0):
+        assert Local().status(record.name).state == "STOPPED"
+    assert records.final("a") is None
+
+
+@pytest.mark.usefixtures("record")
+def test_stop_of_a_run_that_has_ended_writes_nothing():
+    records.set_final(Status("a", "job", "SUCCEEDED"))
+    Local().stop("a")
+    assert records.ending("a") is None
+
+
+@pytest.mark.parametrize("words", [("cluster", "delete", "local"), ("service", "delete", "s")])
+def test_home_that_is_only_read_is_named_without_a_traceback(home, record, words):
+    records.save(replace(record, name="s", kind="service", body=[], head=""))
+    home.chmod(0o500)
+    done = run_without_root_rights("raykube", *words)
+    home.chmod(0o700)
+    assert done.stderr.startswith(f"error: cannot write {home}/head\n  why:  Permission denied")
+
+
+@pytest.mark.usefixtures("home")
+def test_ctrl_c_while_a_run_is_sent_says_how_to_see_submit_and_end_it(code, monkeypatch):
+    def pressed():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starting, "ensure", pressed)
+    done = typed("job", "submit", "--name", "a", "--working-dir", ".", "--", "python", "hello.py", cwd=code)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "interrupted while a was sent: it may have been submitted, or not" in done.stderr
+    assert "raykube job status a" in done.stderr
+    assert "the same command, with --name a" in done.stderr
+    assert "raykube job delete a" in done.stderr
+
+
+def test_followed_log_outlives_a_dashboard_that_dies_before_its_head(record):
+    (records.folder(record.name) / "driver-1.log").write_text("one\ntwo\n")
+    place = Answering("RUNNING", SILENT, SILENT, "FAILED")
+    assert list(place.logs("a", follow=True)) == ["one", "two"]
+    assert list(place.answers) == []
+
+
+def test_log_is_read_whole_while_the_head_gives_no_answer(record):
+    (records.folder(record.name) / "driver-1.log").write_text("one\ntwo\n")
+    assert list(Answering(SILENT).logs("a", follow=False)) == ["one", "two"]
+
+
+@pytest.mark.usefixtures("record")
+def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
+    monkeypatch.setattr(observe, "PATIENCE_S", 0)
+    with pytest.raises(Unreachable):
+        list(Answering("RUNNING", SILENT, SILENT).logs("a", follow=True))
+    changes = Answering("RUNNING", SILENT, SILENT).changes("a")
+    assert next(changes).state == "RUNNING"
+    with pytest.raises(Unreachable):
+        next(changes)
+
+
+def test_run_is_not_deleted_as_the_service_that_had_its_name(record):
+    with pytest.raises(NotFound, match=f"there is no service {record.name} here"):
+        handles.Endpoint(record.name, Local()).delete()
+    assert records.load(record.name) == record
+
+
+@pytest.mark.usefixtures("home")
+def test_result_is_not_read_for_a_service(record, tmp_path, monkeypatch):
+    records.save(replace(record, kind="service", body=[], storage=""))
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("a", wire.RESULT_FILE).write_text(wire.Result("train", "another", "/x").to_json())
+    with pytest.raises(NotFound, match="there is no job a here"):
+        handles.Run("a", Local()).result()
+
+
+def test_delete_waits_while_ray_runs_what_is_noted_to_have_ended(dashboard, record):
+    records.set_final(Status("a", "job", "STOPPED"))
+    storage = Path(record.storage, "a")
+    storage.mkdir(parents=True)
+    Local().delete("a")
+    assert dashboard == ["/api/jobs/a-n-1"] * 3
+    assert not storage.exists()
+    assert records.every() == []
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize("file", ["record.json", "final.json"])
+def test_delete_removes_what_cannot_be_read(code, file, caplog):
+    (records.folder("a") / file).write_text("")
+    assert typed("job", "list", cwd=code).returncode == 0
+    assert "a is left out" in caplog.text
+    done = typed("job", "delete", "a", cwd=code)
+    assert (done.returncode, done.stdout) == (0, "a deleted\n")
+    assert not records.folder("a").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        (wire.RESULT_FILE, lambda: Local().result("a")),
+        (wire.RANKS_FILE, lambda: list(Local().logs("a", follow=False, source="rank-0"))),
+    ],
+)
+def test_file_of_a_storage_that_cannot_be_read_says_nothing_of_raykube_s_folder(record, file, read):
+    Path(record.storage, "a", file).mkdir(parents=True)
+    with pytest.raises(rk.BackendError, match=rf"cannot read .*/runs/a/{file}\n  why:  Is a directory") as told:
+        read()
+    assert told.value.next_step == "check that it is a file, as the run left it, and its permissions"
+
+
+@pytest.mark.usefixtures("home")
+def test_conflict_over_changed_code_names_the_files(code):
+    def plan():
+        return rk.plan(rk.Job(entrypoint="python hello.py", name="a", working_dir=code), "local")
+
+    (code / "dw1.log").write_text("one\n")
+    first = plan()
+    zips.keep(first.package)
+    records.save(replace(backend._record(first), head="gone"))
+    (code / "dw1.log").write_text("two\n")
+    with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
+        Local().start(plan())

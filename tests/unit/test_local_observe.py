@@ -1,0 +1,51 @@
+"""A look at a run on this machine, and what is kept of it."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from raykube.backends import Status
+from raykube.backends.local import head, observe, records
+from tests.unit.heads import SILENT, Answering, Learning, sent_anew
+
+
+def test_stop_of_a_run_that_is_noted_before_its_attempt_is_sent_stops_that(record, running):
+    def end():
+        records.set_final(Status("a", "job", "STOPPED"))
+
+    for meanwhile in (end, lambda: records.remove("a")):
+        ray = Learning(meanwhile)
+        observe.send(record, 1, running, ray)
+        assert ray.asked == ["submit a-n-1", "stop a-n-1"]
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_end_of_a_run_is_not_noted_as_that_of_the_next_of_its_name(record, running, first):
+    running.driver_log("a-n-1").write_text("of the first\n")
+    new = sent_anew(record, first)
+    assert observe.settle(record, Status("a", "job", "STOPPED", attempt=first), running).state == "STOPPED"
+    assert observe.settle_lost(record, None).failure.reason == "HeadDied"
+    assert records.final("a") is None
+    assert not observe.log_path(new, 1, None).exists()
+
+
+def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, running):
+    records.set_ending("a", records.Ending(since=2.0))
+    assert observe.settle_lost(record, running).state == "STOPPED"
+
+
+def test_logs_of_all_attempts_outlive_the_head(record, running):
+    for attempt in (1, 2):
+        running.driver_log(record.submission_id(attempt)).write_text(f"attempt {attempt}\n")
+    observe.settle(record, Status("a", "job", "FAILED", attempt=2), running)
+    head.remove_files(running)
+    assert [observe.tail(record, attempt, None) for attempt in (1, 2)] == [["attempt 1"], ["attempt 2"]]
+
+
+def test_patience_with_a_silent_head_begins_anew_with_each_answer(monkeypatch):
+    clock = itertools.count(1, step=observe.PATIENCE_S / 3)
+    monkeypatch.setattr(observe, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    place = Answering(SILENT, "RUNNING", SILENT, "FAILED")
+    states = [status and status.state for status in itertools.islice(observe.answers(lambda: place.status("a")), 4)]
+    assert states == [None, "RUNNING", None, "FAILED"]

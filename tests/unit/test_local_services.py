@@ -1,0 +1,192 @@
+"""Services on this machine, before a Serve that answers as it is told."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import raykube as rk
+from raykube.backends import Status
+from raykube.backends.local import head, records, services
+from raykube.errors import Failure, Unreachable
+from tests.support import typed
+
+
+def service(code, name, word="accept", app=""):
+    """Return the plan of a service."""
+    app = rk.App(name=app or name, route_prefix=f"/{name}", import_path="hello:app", env_vars={"WORD": word})
+    return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
+
+
+def test_service_that_serve_refuses_is_not_in_the_way_of_others(dashboard, code):
+    with pytest.raises(rk.BackendError):
+        services.deploy(service(code, "bad", "refuse"))
+    services.deploy(service(code, "good"))
+    assert dashboard == [["bad"], ["good"]]
+    assert [record.name for record in records.every("service")] == ["good"]
+
+
+def test_service_stays_what_it_was_when_serve_refuses_its_change(dashboard, code):
+    services.deploy(service(code, "good"))
+    former = records.load("good")
+    with pytest.raises(rk.BackendError):
+        services.deploy(service(code, "good", "refuse"))
+    assert records.load("good") == former
+    assert len(dashboard) == 2
+
+
+def test_service_of_which_nobody_knows_whether_serve_has_taken_it_is_kept(dashboard, code):
+    with pytest.raises(Unreachable):
+        services.deploy(service(code, "late", "silence"))
+    assert records.load("late").head == "h"
+    assert dashboard == [["late"]]
+
+
+def of_serve(name, record, began):
+    """Return what Serve once told of an application, with its running replicas begun so long after a record."""
+    (app,) = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())[name].values()
+    for deployment in app["deployments"].values():
+        for replica in deployment["replicas"]:
+            replica["start_time_s"] = record.submitted + began
+    return {"good": app}
+
+
+@pytest.mark.parametrize(
+    ("name", "began", "what", "why"),
+    [
+        ("failed", 1, "service good is not up: DeployFailed", "RuntimeError: weights do not fit"),
+        ("update", 1, "service good is not up: DeployFailed", "raykube.errors.NotFound: no checkpoint at /x"),
+        (
+            *("update", -1),
+            "the update of good failed; what was deployed before goes on serving",
+            "raykube.errors.NotFound",
+        ),
+        ("unbuilt", -1, "service good is not up: DeployFailed", "ValueError: args no"),
+    ],
+)
+def test_deploy_that_failed_says_why_and_whether_the_service_goes_on(answering, code, name, began, what, why):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve(name, records.load("good"), began)
+    with pytest.raises(rk.BackendError) as told:
+        rk.attach("good", "local").wait_ready()
+    assert told.value.what == what
+    assert told.value.why.startswith(why)
+    assert "raykube service why good" in told.value.next_step
+
+
+def test_service_goes_on_while_its_new_code_cannot_be_loaded_and_processes_of_the_old_are_there(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("unbuilt", records.load("good"), -1)
+    replica = ["ray::ServeReplica:good:Model", "-c", "input()"]
+    with subprocess.Popen(replica, executable=sys.executable, stdin=subprocess.PIPE, start_new_session=True) as process:
+        head.write_state(replace(head.current(), ray_pid=process.pid, ray_born=head.born(process.pid)))
+        found = rk.attach("good", "local").status()
+        process.communicate(b"\n")
+    assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")
+    assert found.detail == "the update failed; what was deployed before goes on serving: good DEPLOY_FAILED"
+
+
+def test_service_that_failed_is_tried_again_by_the_same_plan_and_stays_as_it_was_then(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("failed", records.load("good"), 1)
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("retrying", records.load("good"), 1)
+    services.deploy(service(code, "good"))
+    services.deploy(service(code, "other"))
+    assert answering.attempts == [[None], ["2"], ["2"], ["2", None]]
+
+
+def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, code):
+    services.deploy(service(code, "good"))
+    (sent,) = records.load("good").body
+    answering.applications = {"good": {"status": "RUNNING", "deployments": {}, "deployed_app_config": sent}}
+    assert rk.attach("good", "local").status().state == "RUNNING"
+    with pytest.raises(Unreachable):
+        services.deploy(service(code, "good", "silence"))
+    found = rk.attach("good", "local").status()
+    assert (found.state, found.detail) == ("PENDING", "good NOT_STARTED")
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_is_not_that_of_another_whose_name_goes_on(running, code):
+    for name in ("roll", "roll_two"):
+        services.deploy(service(code, name.replace("_", "-"), app=name))
+    folder = Path(running.session_dir) / "logs" / "serve"
+    folder.mkdir()
+    for app in ("roll", "roll_two"):
+        (folder / f"replica_{app}_Model_x1.log").write_text(f"of {app}\n")
+    assert list(rk.attach("roll", "local").logs()) == ["of roll"]
+    assert list(rk.attach("roll-two", "local").logs()) == ["of roll_two"]
+
+
+def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answering, code):
+    services.deploy(service(code, "good"))
+    answering.applications = of_serve("retrying", records.load("good"), 1)
+    found = rk.attach("good", "local").status()
+    assert (found.state, found.failure.reason) == ("PENDING", "ReplicaFailed")
+    assert found.detail == "good DEPLOYING; ReplicaFailed: RuntimeError: weights do not fit"
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
+    def pressed(_record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(services, "status", pressed)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
+    assert done.returncode == 130
+    assert "the deployment of good goes on" in done.stderr
+    assert "raykube service status good" in done.stderr
+    assert "raykube service delete good" in done.stderr
+    assert records.load("good").head == "h"
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(services, "_apply", pressed)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
+    assert done.returncode == 130
+    assert "interrupted while good was sent; what has arrived of it goes on" in done.stderr
+    assert "raykube service status good" in done.stderr
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file_is_begun_anew(code, monkeypatch):
+    services.deploy(service(code, "good"))
+    log = Path(head.current().session_dir, "logs", "serve", "replica_good_Model_1.log")
+    log.parent.mkdir()
+    log.write_text("one\ntwo\n")
+
+    def seen():
+        yield Status("good", "service", "FAILED", failure=Failure("DeployFailed", "UNHEALTHY"))
+        log.write_text("new\n")
+        yield Status("good", "service", "RUNNING")
+        yield Status("good", "service", "STOPPED")
+
+    states = seen()
+    monkeypatch.setattr(services, "status", lambda _: next(states))
+    assert list(services.logs(records.load("good"), follow=True)) == ["one", "two", "new"]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_followed_log_of_a_service_ends_with_its_head_and_with_its_record(code):
+    services.deploy(service(code, "good"))
+    record = records.load("good")
+    records.save(replace(record, head="another"))
+    assert list(services.logs(record, follow=True)) == []
+    records.remove("good")
+    assert list(services.logs(record, follow=True)) == []
+
+
+def test_service_is_not_deployed_where_another_s_record_cannot_be_read(dashboard, code):
+    services.deploy(service(code, "good"))
+    (records.folder("good") / "record.json").write_text("{")
+    with pytest.raises(records.Unreadable, match="raykube job delete good"):
+        services.deploy(service(code, "other"))
+    assert dashboard == [["good"]]
