@@ -201,11 +201,6 @@ def test_service_that_cannot_start_says_serve_s_own_words():
     rk.attach("mission-broken").delete()
 
 
-def test_misspelt_key_of_a_service_is_refused():
-    with pytest.raises(rk.ConfigError, match="num_replicas"):
-        service(num_replica=3)
-
-
 def test_result_and_log_are_there_when_the_head_is_gone(trained, fingerprint):
     done = run("raykube", "cluster", "delete", "local")
     assert done.returncode == 0, done.stderr

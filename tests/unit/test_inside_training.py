@@ -645,3 +645,13 @@ def test_result_of_a_run_stays_where_a_second_process_of_an_attempt_is_refused(t
     with pytest.raises(Conflict, match="second script"):
         stage.begin(TRAINING)
     assert whole.read_text() == "of a later stage"
+
+
+def test_memory_kill_is_the_death_of_an_actor_and_travels():
+    from raykube.inside.deaths import MemoryKill
+
+    words = "1 worker(s) were killed due to the node running low on memory."
+    kill = pickle.loads(pickle.dumps(MemoryKill(words)))
+    assert isinstance(kill, ray.exceptions.OutOfMemoryError)
+    assert isinstance(kill, ray.exceptions.RayActorError)
+    assert (str(kill), kill.preempted) == (words, False)

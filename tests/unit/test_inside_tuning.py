@@ -11,7 +11,8 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from raykube.errors import RunFailed
+import raykube
+from raykube.errors import ConfigError, RunFailed
 from raykube.inside import history, tracking, trials, tuning
 from raykube.inside.begun import as_begun
 from raykube.inside.place import Place
@@ -353,3 +354,14 @@ def test_space_of_what_optuna_takes_has_no_problems():
     space = {"c": tune.choice([{"k": "a", "l": [1]}, {"k": "b"}, (1, 2), None]), **plain}
     assert unsearchable(space) == []
     assert set(OptunaSearch.convert_search_space(space)) == {"c", "net/lr", "i"}
+
+
+def test_sweep_lists_every_wrong_argument():
+    with pytest.raises(ConfigError) as caught:
+        raykube.sweep(print, {"x": 1}, trials=0, metric="", mode="max")
+    assert [problem.path for problem in caught.value.problems] == ["space", "trials", "metric"]
+
+
+def test_grid_is_refused_with_what_to_write_instead():
+    with pytest.raises(ConfigError, match=r"tune\.choice"):
+        raykube.sweep(print, {"x": tune.grid_search([1, 2])}, trials=1, metric="score", mode="max")

@@ -320,3 +320,8 @@ def test_job_that_was_changed_into_an_invalid_one_is_not_planned(tmp_path):
 def test_key_that_no_json_has_is_refused(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+def test_misspelt_key_of_a_service_is_refused():
+    with pytest.raises(ConfigError, match="num_replicas"):
+        App(name="digits", import_path="jobs.digits_app:app", model="run:trained", num_replica=3)

@@ -1,7 +1,6 @@
 """What is left of a run whose processes are killed: nothing that keeps another from running."""
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -9,12 +8,10 @@ import time
 import psutil
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
 
 import raykube
 from raykube import wire
 from raykube.errors import RunFailed
-from raykube.inside.deaths import MemoryKill
 from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
@@ -76,11 +73,3 @@ def test_killed_controller_is_named_and_leaves_no_cpu_taken(monkeypatch):
         raykube.train(fatal)
     assert caught.value.reason == "ControllerDied"
     assert cpus_get_free(20)
-
-
-def test_memory_kill_is_the_death_of_an_actor_and_travels():
-    words = "1 worker(s) were killed due to the node running low on memory."
-    kill = pickle.loads(pickle.dumps(MemoryKill(words)))
-    assert isinstance(kill, OutOfMemoryError)
-    assert isinstance(kill, RayActorError)
-    assert (str(kill), kill.preempted) == (words, False)
