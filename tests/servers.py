@@ -6,7 +6,11 @@ import json
 import select
 import socket
 import ssl
+import tempfile
 import threading
+from pathlib import Path
+
+import pytest
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
@@ -16,6 +20,10 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *words):
         pass
+
+    def body(self):
+        """Return what was sent."""
+        return self.rfile.read(int(self.headers["content-length"]))
 
     def answer(self, code, body):
         """Answer with JSON."""
@@ -79,3 +87,11 @@ def write_kubeconfig(server, path):
     }
     path.write_text(json.dumps(config))
     return str(path)
+
+
+@contextlib.contextmanager
+def kubernetes(handler):
+    """Run an API server, to which KUBECONFIG leads meanwhile, and give it."""
+    with serving(handler) as server, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", write_kubeconfig(server, Path(folder, "kubeconfig")))
+        yield server

@@ -82,7 +82,7 @@ class Dashboard(Quiet):
         self.answer(200, {"ray_version": "2", "status": state})
 
     def do_PUT(self):  # noqa: N802 - http.server calls it so
-        apps = json.loads(self.rfile.read(int(self.headers["content-length"])))["applications"]
+        apps = json.loads(self.body())["applications"]
         self.server.attempts.append([app["runtime_env"]["env_vars"].get("RAYKUBE_ATTEMPT") for app in apps])
         self.server.asked.append([app["name"] for app in apps])
         words = {app["runtime_env"]["env_vars"].get("WORD") for app in apps}

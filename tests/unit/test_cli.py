@@ -28,7 +28,7 @@ from raykube.entrypoints import check_import_path
 from raykube.errors import BackendError, ConfigError, Failure, RunFailed
 from raykube.package import collect
 from raykube.specs import Job
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
 from tests.support import BIN, run, run_without_root_rights, typed
 from tests.unit.test_records import record
 
@@ -475,7 +475,7 @@ class Taken(Nothing):
             self.answer(200, {"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"entrypoint": "other"}})
 
     def do_POST(self):  # noqa: N802 - http.server calls it so
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.answer(409, {"message": "exists", "details": {"kind": "rayjobs", "name": "a"}})
 
 
@@ -707,10 +707,9 @@ class Listing(Quiet):
             self.answer(404, {"message": "not found", "details": {"kind": kind, "name": name}})
 
 
-def test_list_asks_for_several_runs_at_once_and_leaves_out_what_was_deleted_meanwhile(tmp_path, monkeypatch):
-    with serving(Listing) as server:
+def test_list_asks_for_several_runs_at_once_and_leaves_out_what_was_deleted_meanwhile():
+    with kubernetes(Listing) as server:
         server.both = threading.Barrier(2)
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         done = CliRunner().invoke(raykube_command, ["job", "list", "--on", "kubernetes", "--json"])
     assert [each["name"] for each in json.loads(done.output)] == ["a", "ccc"]
 

@@ -10,7 +10,7 @@ import raykube as rk
 from raykube.backends.kuberay.clustercauses import OPERATOR_S
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 
 class Api(Quiet):
@@ -28,10 +28,9 @@ class Api(Quiet):
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def api():
+    with kubernetes(Api) as server:
         server.behind = 0.0
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
 

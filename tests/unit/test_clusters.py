@@ -26,7 +26,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict, Forbidden
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
 from tests.support import BIN, typed
 
 PRESETS = BIN.parent.parent / "cluster-configs"
@@ -257,7 +257,7 @@ class Taking(Quiet):
         return self.answer(404, gone)
 
     def do_POST(self):  # noqa: N802
-        thing = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        thing = json.loads(self.body())
         thing["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
         self.server.asked.append(thing)
         self.answer(201, thing)
@@ -437,12 +437,11 @@ class Api(Quiet):
         self.answer(403, {"kind": "Status", "code": 403, "message": "no"})
 
 
-def test_cluster_that_belongs_to_a_job_is_not_deleted(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def test_cluster_that_belongs_to_a_job_is_not_deleted():
+    with kubernetes(Api) as server:
         server.cluster = body()
         server.cluster["metadata"]["uid"] = "u"
         server.cluster["metadata"]["ownerReferences"] = [{"kind": "RayJob", "name": "digits", "uid": "other"}]
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with pytest.raises(Conflict, match="cluster demo belongs to RayJob digits") as caught:
             clusters.delete(Kube(), "demo")
     assert caught.value.next_step == "raykube job delete digits"
@@ -473,21 +472,18 @@ class Standing(Quiet):
         return {"kind": "RayJob", "metadata": {"name": "a", "uid": "a"}, "spec": spec, "status": status}
 
     def do_DELETE(self):  # noqa: N802
-        preconditions = json.loads(self.rfile.read(int(self.headers["content-length"])))["preconditions"]
+        preconditions = json.loads(self.body())["preconditions"]
         self.server.asked.append((preconditions, self.run()["status"]["jobDeploymentStatus"]))
         self.server.cluster = None
         self.answer(200, {})
 
 
-def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs_on_it_have_ended(
-    tmp_path, monkeypatch
-):
+def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs_on_it_have_ended(monkeypatch):
     monkeypatch.setattr(clusters, "_TICK_S", 0.01)
-    with serving(Standing) as server:
+    with kubernetes(Standing) as server:
         server.cluster, server.looks = body(), 0
         server.cluster["metadata"]["uid"] = "u"
         server.cluster["spec"].pop("authOptions")
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         clusters.delete(Kube(), "demo")
     assert server.asked == [({"uid": "u"}, "Complete")]
 
@@ -539,13 +535,12 @@ def test_forward_that_is_ended_takes_its_token_file_along(tmp_path, number, own)
     assert "Traceback" not in rest
 
 
-def test_cluster_for_jobs_has_no_annotations_but_raykubes_own(tmp_path, monkeypatch):
+def test_cluster_for_jobs_has_no_annotations_but_raykubes_own():
     own = {"raykube.io/storage": "/shared", "raykube.io/tracking": "off"}
     cluster = body()
     cluster["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "PASSWORD=hunter2", **own}
-    with serving(Api) as server:
+    with kubernetes(Api) as server:
         server.cluster = cluster
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         found = KubeRay().cluster("demo")
         assert found.manifest["metadata"] == {"name": "demo", "namespace": "default", "annotations": own}
         del cluster["metadata"]["annotations"]

@@ -11,7 +11,7 @@ from raykube.backends.kubernetes.kubeapi import _PATHS, Kube
 from raykube.cluster import Cluster
 from raykube.doctor import kuberay, machine, named, rights, server
 from raykube.errors import Unreachable
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 CONTAINER = {"image": "quay.io/kuberay/operator:v1.6.2"}
 NOW = 1_000_000_000.0
@@ -107,10 +107,9 @@ class Behind(Quiet):
 
 
 @pytest.mark.parametrize("answers", [{}, {"leases": (403, {"kind": "Status", "code": 403, "message": "no"})}])
-def test_operator_is_judged_by_the_servers_clock(tmp_path, monkeypatch, answers):
-    with serving(Behind) as api:
+def test_operator_is_judged_by_the_servers_clock(answers):
+    with kubernetes(Behind) as api:
         api.answers = answers
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(api, tmp_path / "kubeconfig"))
         assert kuberay._alive(Kube()).ok is not False
 
 
@@ -118,14 +117,13 @@ class Denying(Quiet):
     """An API server with a webhook that lets no job pass."""
 
     def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         words = 'admission webhook "policy.test" denied the request: label team is required'
         self.answer(403, {"kind": "Status", "code": 403, "message": words})
 
 
-def test_webhook_that_denies_doctors_own_job_is_no_fault_for_it_may_take_the_users(tmp_path, monkeypatch):
-    with serving(Denying) as api:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(api, tmp_path / "kubeconfig"))
+def test_webhook_that_denies_doctors_own_job_is_no_fault_for_it_may_take_the_users():
+    with kubernetes(Denying):
         (check,) = kuberay._schema(Kube())
     assert (check.name, check.ok) == ("kuberay schema", None)
     assert "webhook policy.test refused" in check.found
@@ -157,10 +155,9 @@ class Page(Quiet):
         (404, "not found", "not found"),
     ],
 )
-def test_address_that_is_no_api_server_is_said(tmp_path, monkeypatch, code, text, why):
-    with serving(Page) as page:
+def test_address_that_is_no_api_server_is_said(code, text, why):
+    with kubernetes(Page) as page:
         page.page = (code, text)
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(page, tmp_path / "c"))
         *_, check = server.checks(Kube())
         told = f"http://127.0.0.1:{page.server_port} is no Kubernetes API server: {why}"
         assert (check.name, check.ok, check.found) == ("server", False, told)
@@ -214,12 +211,11 @@ class Secrets(Quiet):
         return self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": about})
 
 
-def test_pull_secret_that_is_missing_is_told_and_is_no_fault_for_nodes_pull_without_it(tmp_path, monkeypatch):
+def test_pull_secret_that_is_missing_is_told_and_is_no_fault_for_nodes_pull_without_it():
     head = pod(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "both", "key": "a"}}}])
     head["template"]["spec"]["imagePullSecrets"] = [{"name": name} for name in ("regcred", "there", "both", "")]
     cluster = Cluster({"metadata": {"name": "c"}, "spec": {"headGroupSpec": head}}, "a file", "c")
-    with serving(Secrets) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "c"))
+    with kubernetes(Secrets):
         found = {each.name: each for each in named.checks(Kube(), cluster) if each.name.startswith("secret ")}
     assert {name: each.ok for name, each in found.items()} == {
         "secret regcred": None,

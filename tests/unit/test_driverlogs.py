@@ -19,7 +19,7 @@ from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 from raykube.wire import Result
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 PROXY = "/api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"
 LOG = "job-driver-a-x.log"
@@ -77,7 +77,7 @@ class World:
 
 class Api(Quiet):
     def do_POST(self):  # noqa: N802 - http.server calls it so
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.answer(201, {"metadata": {"name": "a-storage-1"}})
 
     def do_DELETE(self):  # noqa: N802
@@ -162,10 +162,9 @@ class Api(Quiet):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def world():
+    with kubernetes(Api) as server:
         server.world = World()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server.world
         server.world.closed.set()
 

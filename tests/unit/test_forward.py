@@ -15,7 +15,7 @@ import pytest
 from raykube.backends.kuberay.forward import Forward
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 
 class Api(Quiet):
@@ -27,15 +27,14 @@ class Api(Quiet):
         self.answer(200, {"items": []})
 
 
-def test_port_leads_to_the_cluster_that_serves_when_a_connection_is_made(tmp_path, monkeypatch):
+def test_port_leads_to_the_cluster_that_serves_when_a_connection_is_made():
     clusters = itertools.chain(["hello-old"], itertools.repeat("hello-new"))
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with (
-            Forward(Kube(), lambda: next(clusters), remote="serve") as there,
-            socket.create_connection(("127.0.0.1", there.port)),
-        ):
-            until(lambda: len(server.asked) > 1, "it is tried again", 10)
+    with (
+        kubernetes(Api) as server,
+        Forward(Kube(), lambda: next(clusters), remote="serve") as there,
+        socket.create_connection(("127.0.0.1", there.port)),
+    ):
+        until(lambda: len(server.asked) > 1, "it is tried again", 10)
     assert server.asked[:2] == ["ray.io/cluster=hello-old", "ray.io/cluster=hello-new"]
 
 
@@ -56,11 +55,13 @@ class Restarted(Quiet):
             self.close_connection = True
 
 
-def test_connection_waits_for_a_server_that_refuses_what_it_has_allowed(tmp_path, monkeypatch, caplog):
-    with serving(Restarted) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
-            until(lambda: server.asked.count("pods") > 3, "it is tried again", 10)
+def test_connection_waits_for_a_server_that_refuses_what_it_has_allowed(caplog):
+    with (
+        kubernetes(Restarted) as server,
+        Forward(Kube(), "hello") as there,
+        socket.create_connection(("127.0.0.1", there.port)),
+    ):
+        until(lambda: server.asked.count("pods") > 3, "it is tried again", 10)
     assert "waiting: " in caplog.text
     assert "a connection was ended" not in caplog.text
 
@@ -72,39 +73,38 @@ def another():
     return None
 
 
-def test_forward_outlives_a_moment_without_files(tmp_path, monkeypatch, caplog):
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with Forward(Kube(), lambda: "hello", remote="serve") as there, socket.socket() as caller:
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1, hard)
-            )
-            taken = [*iter(another, None)]
-            try:
-                caller.connect(("127.0.0.1", there.port))
-                until(lambda: "a connection is not taken yet" in caplog.text, "it is told", 10)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-                for each in taken:
-                    os.close(each)
-            until(lambda: server.asked, "the connection is taken", 10)
+def test_forward_outlives_a_moment_without_files(caplog):
+    with (
+        kubernetes(Api) as server,
+        Forward(Kube(), lambda: "hello", remote="serve") as there,
+        socket.socket() as caller,
+    ):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        taken = [*iter(another, None)]
+        try:
+            caller.connect(("127.0.0.1", there.port))
+            until(lambda: "a connection is not taken yet" in caplog.text, "it is told", 10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for each in taken:
+                os.close(each)
+        until(lambda: server.asked, "the connection is taken", 10)
 
 
-def test_forward_outlives_a_moment_without_threads(tmp_path, monkeypatch, caplog):
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with Forward(Kube(), lambda: "hello", remote="serve") as there:
-            before = threading.stack_size(2**48)  # which no machine has the addresses for
-            try:
-                address = ("127.0.0.1", there.port)
-                with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=10) as caller:
-                    caller.recv(1)
-                until(lambda: "can't start new thread" in caplog.text, "it is told", 10)
-            finally:
-                threading.stack_size(before)
-            with socket.create_connection(("127.0.0.1", there.port)):
-                until(lambda: server.asked, "the next connection is taken", 10)
+def test_forward_outlives_a_moment_without_threads(caplog):
+    with kubernetes(Api) as server, Forward(Kube(), lambda: "hello", remote="serve") as there:
+        before = threading.stack_size(2**48)  # which no machine has the addresses for
+        try:
+            address = ("127.0.0.1", there.port)
+            with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=10) as caller:
+                caller.recv(1)
+            until(lambda: "can't start new thread" in caplog.text, "it is told", 10)
+        finally:
+            threading.stack_size(before)
+        with socket.create_connection(("127.0.0.1", there.port)):
+            until(lambda: server.asked, "the next connection is taken", 10)
 
 
 class Empty(Quiet):
@@ -116,12 +116,10 @@ class Empty(Quiet):
         self.answer(*((404, missing) if "/rayclusters/" in self.path else (200, {"items": []})))
 
 
-def test_forward_to_a_cluster_that_is_gone_says_so(tmp_path, monkeypatch, caplog):
-    with serving(Empty) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
-            assert there.gone.wait(10)
-            until(lambda: "cluster hello is gone" in caplog.text, "it is told", 10)
+def test_forward_to_a_cluster_that_is_gone_says_so(caplog):
+    with kubernetes(Empty), Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
+        assert there.gone.wait(10)
+        until(lambda: "cluster hello is gone" in caplog.text, "it is told", 10)
 
 
 class Silent(Quiet):
@@ -133,10 +131,9 @@ class Silent(Quiet):
         self.close_connection = True
 
 
-def test_forward_ends_while_the_server_is_silent(tmp_path, monkeypatch):
-    with serving(Silent) as server:
+def test_forward_ends_while_the_server_is_silent():
+    with kubernetes(Silent) as server:
         server.ended = threading.Event()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with Forward(Kube(), "hello") as there, socket.create_connection(("127.0.0.1", there.port)):
             until(lambda: server.asked, "it asks for the head", 10)
             begun = time.monotonic()

@@ -10,7 +10,7 @@ from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi
 from raykube.errors import Unreachable
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 LIMIT_S = 0.3
 
@@ -43,11 +43,10 @@ class Api(Quiet):
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
+def api(monkeypatch):
     monkeypatch.setattr(kubeapi, "_TIMEOUT", httpx.Timeout(LIMIT_S))
-    with serving(Api) as server:
+    with kubernetes(Api) as server:
         server.silent, server.ended, server.is_written = 0, threading.Event(), threading.Event()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
         server.ended.set()
 

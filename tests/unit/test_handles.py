@@ -17,7 +17,7 @@ from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, NotFound, Unreachable, WaitTimeout
 from raykube.handles import Endpoint, Run
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 from tests.unit.heads import SILENT, Answering
 
 
@@ -30,9 +30,8 @@ def test_handle_is_that_of_its_place():
 
 
 @pytest.mark.parametrize("again", [lambda run: pickle.loads(pickle.dumps(run)), copy.deepcopy])
-def test_handle_that_was_asked_is_taken_to_another_process(again, tmp_path, monkeypatch):
-    with serving(Quiet) as server:
-        monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(server, tmp_path / "kubeconfig")))
+def test_handle_that_was_asked_is_taken_to_another_process(again):
+    with kubernetes(Quiet):
         run = Run("x", KubeRay("", "b"))
         asked = run.backend.kube
         assert again(run) == run

@@ -38,7 +38,7 @@ class Server(Quiet):
         self.answer(200, {"experiment": {"experiment_id": "1"}, "run": {"info": {"run_id": "1"}}})
 
     def do_POST(self):  # noqa: N802 - http.server calls it so
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        body = self.body().decode()
         self.server.asked.append((self.path.partition("mlflow/")[2], body))
         if any(word in body for word in self.server.refused):
             self.answer(400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "it refuses that"})

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 
 @pytest.fixture
@@ -97,16 +97,15 @@ class Api(Quiet):
         self.answer(200, {})
 
     def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.server.begun.set()
         self.server.goes_on.wait(10)
         self.answer(201, {"metadata": {"name": "b"}})
 
 
-def test_stop_cuts_nobody_who_asks_after_a_stream_has_ended(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def test_stop_cuts_nobody_who_asks_after_a_stream_has_ended():
+    with kubernetes(Api) as server:
         server.begun, server.goes_on = threading.Event(), threading.Event()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         kube, stop = Kube(), Stop()
         assert len([*kube.watch("RayJob", "7", stop)]) == 1
         with ThreadPoolExecutor() as pool:

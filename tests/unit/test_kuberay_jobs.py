@@ -20,7 +20,7 @@ from raykube.cluster import Cluster
 from raykube.errors import Conflict, Forbidden, ManifestError, NotFound
 from raykube.plans import MANAGED_BY
 from raykube.sameness import PLAN_LABEL
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
 
@@ -79,7 +79,7 @@ class Api(Quiet):
 
     def _body(self):
         self.server.queries.append((self.command, parse_qs(urlsplit(self.path).query)))
-        return json.loads(self.rfile.read(int(self.headers["content-length"])))
+        return json.loads(self.body())
 
     def _missing(self, path):
         self.answer(404, {"kind": "Status", "code": 404, "message": "not found", "details": self._details(path)})
@@ -109,12 +109,11 @@ RAY = "/apis/ray.io/v1/namespaces/default"
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
+def api():
     """Give the server: what it keeps by path, does not answer, refuses, denies, has of Kueue, does before a change."""
-    with serving(Api) as server:
+    with kubernetes(Api) as server:
         server.kept, server.unable, server.refuses, server.kueue = {}, 0, {}, ("v1beta1", "v1beta2")
         server.before_patch, server.queries, server.denies = {}, [], set()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
 

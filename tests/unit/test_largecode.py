@@ -13,7 +13,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden
 from raykube.package import zipped
 from raykube.plans import Plan
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 JOB = {
     "kind": "RayJob",
@@ -39,22 +39,18 @@ class Api(Quiet):
             self.answer(404, {"message": "Job big-1 does not exist"})
 
     def do_PUT(self):  # noqa: N802
-        self._read()
+        self.body()
         self.answer(200, {})
 
     def do_POST(self):  # noqa: N802
-        self.server.asked.append(json.loads(self._read()))
+        self.server.asked.append(json.loads(self.body()))
         self.answer(200, {})
-
-    def _read(self):
-        return self.rfile.read(int(self.headers["content-length"]))
 
 
 @pytest.fixture
-def submitted(tmp_path, monkeypatch):
+def submitted():
     """Give the bodies of the jobs that Ray was given."""
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Api) as server:
         yield server.asked
 
 
@@ -100,17 +96,15 @@ class Refusing(Api):
     def do_POST(self):  # noqa: N802
         if "dryRun=All" not in self.path:
             self.server.asked.append(self.path)
-        self._read()
+        self.body()
         self.answer(403, {"kind": "Status", "code": 403, "message": "you may not create rayjobs"})
 
 
-def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path, monkeypatch):
+def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path):
     planned = plan(tmp_path)
     planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
-    with serving(Refusing) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(Forbidden, match="may not create"):
-            largecode.before(Kube(), planned)
+    with kubernetes(Refusing) as server, pytest.raises(Forbidden, match="may not create"):
+        largecode.before(Kube(), planned)
     assert server.asked == []
 
 
@@ -128,19 +122,18 @@ class Storing(Api):
         self.answer(200 if "/proxy/" in self.path else 404, {})
 
     def do_POST(self):  # noqa: N802
-        self._read()
+        self.body()
         self.answer(201, {"metadata": {"name": "big-storage-1"}})
 
     def do_DELETE(self):  # noqa: N802
         self.do_POST()
 
 
-def test_way_of_large_code_to_the_storage_is_told(tmp_path, monkeypatch, caplog):
+def test_way_of_large_code_to_the_storage_is_told(tmp_path, caplog):
     caplog.set_level(logging.INFO, "raykube")
     planned = plan(tmp_path)
     planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
-    with serving(Storing) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Storing):
         largecode.before(Kube(), planned)
     size = f"{len(zipped(planned.package)):,} bytes"
     told = f"the code of big ({size}) goes to /shared/big/.code/1.zip by a pod, which may have to wait for"
@@ -151,13 +144,12 @@ class Given(Api):
     """Was given the job by another client a moment ago."""
 
     def do_POST(self):  # noqa: N802
-        self.server.asked.append(json.loads(self._read()))
+        self.server.asked.append(json.loads(self.body()))
         words = "ValueError: Job with submission_id big-1 already exists. Please use a different submission_id."
         self.answer(500, {"message": words})
 
 
-def test_job_whose_code_another_client_has_uploaded_meanwhile_is_joined(tmp_path, monkeypatch):
-    with serving(Given) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_job_whose_code_another_client_has_uploaded_meanwhile_is_joined(tmp_path):
+    with kubernetes(Given) as server:
         largecode.after(Kube(), plan(tmp_path), JOB)
     assert [body["submission_id"] for body in server.asked] == ["big-1"]

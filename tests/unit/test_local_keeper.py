@@ -82,7 +82,7 @@ class Empty(Quiet):
         self.answer(404, {})
 
     def do_POST(self):  # noqa: N802
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.body())
         self.server.asked.append(body["submission_id"])
         self.answer(200, {})
 

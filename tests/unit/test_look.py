@@ -20,7 +20,7 @@ from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden, NotFound, Unreachable
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 from tests.support import typed
 
 JOB = {
@@ -55,10 +55,9 @@ class Api(Quiet):
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def api():
+    with kubernetes(Api) as server:
         server.instead = {}
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
 
 

@@ -28,7 +28,7 @@ class Head(Quiet):
         self.answer(200, {"ray_version": "2.60.0"})
 
     def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.send_response(500)
         self.send_header("content-length", str(len(self.server.words)))
         self.end_headers()

@@ -16,8 +16,7 @@ from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.fields import seconds
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Unreachable
-from tests.servers import Quiet, write_kubeconfig
-from tests.servers import serving as serving_http
+from tests.servers import Quiet, kubernetes
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())
 SERVE = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())
@@ -129,10 +128,9 @@ class Serve(Quiet):
         self.answer(code, {"applications": {"hello": {}}} if code == 200 else refused)
 
 
-def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(tmp_path, monkeypatch):
-    with serving_http(Serve) as server:
+def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(monkeypatch):
+    with kubernetes(Serve) as server:
         server.codes = [403, 200, 403, 403, 200]
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         kube = Kube()
         head = servelook.ServeHead(kube, {**READY, "spec": {}})
         assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]

@@ -9,7 +9,7 @@ import pytest
 
 import raykube as rk
 from raykube.backends.kubernetes import shared
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 JOB = {
     "kind": "RayJob",
@@ -27,9 +27,8 @@ class Ports(Quiet):
         self.answer(200, JOB if self.path.endswith("/rayjobs/a") else {"items": []})
 
 
-def test_handles_of_many_runs_have_one_connection(tmp_path, monkeypatch):
-    with serving(Ports) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_handles_of_many_runs_have_one_connection():
+    with kubernetes(Ports) as server:
         handles = [rk.attach("a", on="kubernetes") for _ in range(20)]
         assert {handle.status().state for handle in handles} == {"SUCCEEDED"}
         assert len(set(server.asked)) == 1

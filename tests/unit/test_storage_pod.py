@@ -20,7 +20,7 @@ from raykube.bodies import storage_template
 from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.inside import storage as inside
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 UNSCHEDULABLE = "0/1 nodes are available: 1 Insufficient cpu."
 CONDITION = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": UNSCHEDULABLE}
@@ -34,7 +34,7 @@ class Api(Quiet):
     """An API server whose pods find no node: what it cannot pass on to them it refuses, as recorded."""
 
     def do_POST(self):  # noqa: N802 - http.server calls it so
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.answer(201, {"metadata": {"name": "digits-storage-1"}})
 
     def do_DELETE(self):  # noqa: N802
@@ -76,7 +76,7 @@ class Answering(Quiet):
     asked = 0
 
     def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.answer(201, {"metadata": {"name": "digits-storage-1"}})
 
     def do_DELETE(self):  # noqa: N802
@@ -94,9 +94,8 @@ class Answering(Quiet):
         self.wfile.write(text)
 
 
-def test_file_that_came_in_part_is_asked_for_again_and_its_bytes_are_as_they_are(tmp_path, monkeypatch):
-    with serving(Answering) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_file_that_came_in_part_is_asked_for_again_and_its_bytes_are_as_they_are():
+    with kubernetes(Answering):
         assert storage.read(Kube(), STORED, "driver.log") == b"hello\xc3\xbf\x00"
     assert Answering.asked == 2
 
@@ -105,7 +104,7 @@ class Noting(Answering):
     """One that notes what its pods are told to do."""
 
     def do_POST(self):  # noqa: N802
-        pod = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        pod = json.loads(self.body())
         self.server.asked.append(pod["spec"]["containers"][0]["command"][3:])
         self.answer(201, {"metadata": {"name": "digits-storage-1"}})
 
@@ -120,18 +119,14 @@ class Noting(Answering):
         ({}, []),  # in a ConfigMap
     ],
 )
-def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(
-    annotations, words, tmp_path, monkeypatch
-):
+def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(annotations, words):
     service = {
         "kind": "RayService",
         "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared/", **annotations}},
         "spec": {"rayClusterConfig": {"headGroupSpec": HEAD}},
     }
-    with serving(Noting) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with largecode.removed_with(Kube(), service):
-            server.asked.append("deleted")
+    with kubernetes(Noting) as server, largecode.removed_with(Kube(), service):
+        server.asked.append("deleted")
     assert server.asked == [*words, "deleted"]
 
 
@@ -144,17 +139,16 @@ class Keeping(Noting):
     def do_DELETE(self):  # noqa: N802
         if "/rayservices/" not in self.path:
             return super().do_DELETE()
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         return self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
 
 
-def test_service_that_may_not_be_deleted_keeps_its_code(tmp_path, monkeypatch):
+def test_service_that_may_not_be_deleted_keeps_its_code():
     annotations = {"raykube.io/storage": "/shared", "raykube.io/code-in-storage": "true"}
-    with serving(Keeping) as server:
+    with kubernetes(Keeping) as server:
         metadata = {"name": "digits", "uid": "u", "annotations": annotations}
         cluster = {"rayClusterConfig": {"headGroupSpec": HEAD}}
         server.service = {"kind": "RayService", "metadata": metadata, "spec": cluster}
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with pytest.raises(Forbidden):
             services.take_down(Kube(), "digits")
     assert server.asked == []
@@ -164,37 +158,37 @@ class Refusing(Answering):
     """One whose policy lets no such pod be made."""
 
     def do_POST(self):  # noqa: N802
-        self.rfile.read(int(self.headers["content-length"]))
+        self.body()
         self.answer(422, {"kind": "Status", "code": 422, "message": "ValidatingAdmissionPolicy 'pods' denied"})
 
 
-def test_run_is_deleted_although_a_policy_allows_no_pod_to_read_its_storage(tmp_path, monkeypatch):
+def test_run_is_deleted_although_a_policy_allows_no_pod_to_read_its_storage():
     deleted = []
-    with serving(Refusing) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(BackendError, match="digits is deleted, but not what it kept") as caught:  # noqa: SIM117
-            with storage.removed_with(Kube(), STORED):
-                deleted.append(True)
+    with (
+        kubernetes(Refusing),
+        pytest.raises(BackendError, match="digits is deleted, but not what it kept") as caught,
+        storage.removed_with(Kube(), STORED),
+    ):
+        deleted.append(True)
     assert (deleted, "'pods' denied" in caught.value.why) == ([True], True)
 
 
-def test_run_is_deleted_although_its_storage_fails_and_what_is_left_is_named(tmp_path, monkeypatch):
+def test_run_is_deleted_although_its_storage_fails_and_what_is_left_is_named(monkeypatch):
     monkeypatch.setattr(storage, "_LIMIT_S", 0.5)
     deleted = []
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(BackendError, match="digits is deleted, but not what it kept in /shared/digits") as caught:  # noqa: SIM117
-            with storage.removed_with(Kube(), STORED):
-                deleted.append(True)
+    with (
+        kubernetes(Api),
+        pytest.raises(BackendError, match="digits is deleted, but not what it kept in /shared/digits") as caught,
+        storage.removed_with(Kube(), STORED),
+    ):
+        deleted.append(True)
     assert (deleted, UNSCHEDULABLE in caught.value.why) == ([True], True)
 
 
-def test_pod_that_finds_no_node_is_given_up_with_the_schedulers_words(tmp_path, monkeypatch):
+def test_pod_that_finds_no_node_is_given_up_with_the_schedulers_words(monkeypatch):
     monkeypatch.setattr(storage, "_LIMIT_S", 0.5)
-    with serving(Api) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(BackendError, match="could not be reached") as caught:
-            storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
+    with kubernetes(Api), pytest.raises(BackendError, match="could not be reached") as caught:
+        storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
     assert caught.value.why == f"Unschedulable: {UNSCHEDULABLE}"
 
 
@@ -232,11 +226,10 @@ class Accompanied(Answering):
 
 
 @pytest.fixture
-def accompanied(tmp_path, monkeypatch):
+def accompanied(monkeypatch):
     """Return a function that reads a file by a pod whose own container is in this state."""
     monkeypatch.setattr(storage, "_LIMIT_S", 2)
-    with serving(Accompanied) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Accompanied) as server:
 
         def read(state, phase="Running"):
             server.state, server.phase = state, phase
@@ -274,10 +267,9 @@ class Slow(Api):
         super().do_POST()
 
 
-def test_pod_has_time_to_write(tmp_path, monkeypatch):
+def test_pod_has_time_to_write(monkeypatch):
     monkeypatch.setattr(kubeapi, "_TIMEOUT", httpx.Timeout(0.5))
-    with serving(Slow) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Slow) as server:
         storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
         assert len(server.asked) == 1
 
@@ -299,7 +291,7 @@ class Passing(Slow):
         if "/proxy/" not in self.path:
             super().do_POST()
             return
-        data = self.rfile.read(int(self.headers["content-length"]))
+        data = self.body()
         try:
             found = httpx.post(self.server.pod, content=data, trust_env=False)
         except httpx.TransportError as error:
@@ -375,19 +367,17 @@ def test_sender_that_falls_silent_keeps_nobody_else_waiting(monkeypatch, request
         assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=10).status_code == 404
 
 
-def test_pod_is_told_which_file_it_may_take(tmp_path, monkeypatch):
-    with serving(NotingSlow) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_pod_is_told_which_file_it_may_take():
+    with kubernetes(NotingSlow) as server:
         storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
     assert server.asked[0] == ["receive", "/shared/code.zip", "8080", hashlib.sha256(b"zip").hexdigest()]
 
 
-def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, monkeypatch, receiver):
+def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, receiver):
     receiver, port = receiver
     (tmp_path / "shared").touch()  # a file where a folder must be
-    with serving(Passing) as server:
+    with kubernetes(Passing) as server:
         server.pod = f"http://127.0.0.1:{port}"
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with pytest.raises(BackendError, match="what the API server passed on was refused") as caught:
             storage.write(Kube(), JOB, "/shared/code.zip", b"whole")
         assert "File exists" in caught.value.why
@@ -398,11 +388,10 @@ def test_storage_that_cannot_take_a_file_says_why_and_takes_it_later(tmp_path, m
     assert (tmp_path / "shared" / "code.zip").read_bytes() == b"whole"
 
 
-def test_storage_of_a_cluster_that_is_gone_is_read_with_what_was_noted_of_its_head(tmp_path, monkeypatch):
+def test_storage_of_a_cluster_that_is_gone_is_read_with_what_was_noted_of_its_head():
     spec = {"clusterSelector": {"ray.io/cluster": "demo"}}
     job = {"kind": "RayJob", "metadata": {"name": "digits", "annotations": {}}, "spec": spec}
-    with serving(Gone) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Gone):
         with pytest.raises(NotFound, match="the cluster is gone that digits ran on") as caught:
             storage._body(Kube(), job, "cat", "x")
         assert "raykube cluster create" in caught.value.next_step
@@ -427,9 +416,8 @@ class Deleting(Answering):
         super().do_DELETE()
 
 
-def test_pod_goes_with_its_work_also_when_that_is_interrupted(tmp_path, monkeypatch):
-    with serving(Deleting) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_pod_goes_with_its_work_also_when_that_is_interrupted():
+    with kubernetes(Deleting) as server:
         with storage._pod(Kube(), STORED, "cat", "/shared") as name:
             assert server.asked == []
         assert server.asked == [name]
@@ -457,9 +445,8 @@ class Leftover(Slow):
         super().do_DELETE()
 
 
-def test_pod_of_a_client_that_was_killed_goes_when_the_next_one_writes(tmp_path, monkeypatch):
-    with serving(Leftover) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+def test_pod_of_a_client_that_was_killed_goes_when_the_next_one_writes():
+    with kubernetes(Leftover) as server:
         storage.write(Kube(), JOB, "/shared/code.zip", b"zip")
     assert [each for each in server.asked if "/" not in each] == ["digits-storage-0", "digits-storage-1"]
 
@@ -485,12 +472,10 @@ class Imageless(Api):
     ],
     ids=["read", "write"],
 )
-def test_pod_whose_image_cannot_be_pulled_is_not_waited_for(ask, tmp_path, monkeypatch):
+def test_pod_whose_image_cannot_be_pulled_is_not_waited_for(ask, monkeypatch):
     monkeypatch.setattr(storage, "_LIMIT_S", 2)
-    with serving(Imageless) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(BackendError, match="could not be reached"):
-            ask()
+    with kubernetes(Imageless) as server, pytest.raises(BackendError, match="could not be reached"):
+        ask()
     assert len(server.asked) == 1
 
 

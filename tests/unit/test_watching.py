@@ -13,7 +13,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import Forbidden, Unreachable
 from tests.cluster.shell import until
-from tests.servers import Quiet, serving, write_kubeconfig
+from tests.servers import Quiet, kubernetes
 
 JOB = {"metadata": {"uid": "u", "name": "digits", "resourceVersion": "7"}}
 CHANGED = {"metadata": {**JOB["metadata"], "resourceVersion": "8"}}
@@ -55,12 +55,11 @@ class Api(Quiet):
 
 
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    with serving(Api) as server:
+def api():
+    with kubernetes(Api) as server:
         server.refuses, server.dropped, server.mute, server.fails = (threading.Event() for _ in range(4))
         server.refusals = server.watches = 0
         server.says = b""
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         yield server
         server.dropped.set()
 
@@ -197,10 +196,9 @@ class Forgetful(Quiet):
 
 
 @pytest.mark.parametrize("in_stream", [False, True])
-def test_change_is_seen_after_a_version_that_the_server_has_forgotten(tmp_path, monkeypatch, in_stream):
-    with serving(Forgetful) as server:
+def test_change_is_seen_after_a_version_that_the_server_has_forgotten(in_stream):
+    with kubernetes(Forgetful) as server:
         server.in_stream, server.lists, server.ended = in_stream, 0, threading.Event()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with contextlib.closing(Watching(Kube())) as watched:
             watched.watch("RayJob")
             found = until(lambda: [each for each in watched.of("RayJob") or [] if each != JOB], "it is seen", 5)
@@ -240,10 +238,9 @@ class Broken(Quiet):
         (504, {"kind": "Status", "code": 504, "message": "Too large resource version: 1, current: 0"}),
     ],
 )
-def test_watch_that_cannot_go_on_from_where_it_was_lists_again(tmp_path, monkeypatch, says):
-    with serving(Broken) as server:
+def test_watch_that_cannot_go_on_from_where_it_was_lists_again(says):
+    with kubernetes(Broken) as server:
         server.says, server.lists, server.ended = says, 0, threading.Event()
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         with contextlib.closing(Watching(Kube())) as watched:
             watched.watch("RayJob")
             until(lambda: server.lists == 2 and watched.error("RayJob") is None, "it lists again", 5)
@@ -260,11 +257,10 @@ class Busy(Quiet):
         self.answer(429 if busy else 200, {"kind": "Status", "code": 429, "message": "busy"} if busy else JOB)
 
 
-def test_server_with_too_many_requests_is_asked_again(tmp_path, monkeypatch):
+def test_server_with_too_many_requests_is_asked_again(monkeypatch):
     monkeypatch.setattr(kubeapi, "_BUSY_S", (0.01, 0.01))
-    with serving(Busy) as server:
+    with kubernetes(Busy) as server:
         server.times = 0
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         assert Kube().get("RayJob", "digits") == JOB
         server.times = -10
         with pytest.raises(Unreachable, match="cannot do GET"):
