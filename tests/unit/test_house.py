@@ -1,6 +1,7 @@
 """The rules of the house that no linter holds."""
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -27,20 +28,28 @@ PUBLIC = {
 }
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def functions():
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                yield f"{path.relative_to(ROOT)}:{node.name}", node
+    return [
+        (f"{path.relative_to(ROOT)}:{node.name}", node)
+        for path in MODULES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
 
 
 def length(node):
     return node.end_lineno - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_has_at_most_350_lines(path):
-    assert len(path.read_text().splitlines()) <= 350
+def test_modules_have_at_most_350_lines():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    assert [name for name, number in lines.items() if number > 350] == []
 
 
 def test_functions_have_at_most_50_lines():
@@ -65,12 +74,13 @@ def test_public_names_are_these_20():
     assert len(raykube.__all__) == 20
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_public_name_is_where_it_is_said_to_be(name):
-    module = ROOT.joinpath(*raykube._HOMES[name].split(".")).with_suffix(".py")
-    names = {getattr(node, "name", "") for node in ast.parse(module.read_text()).body}
-    assigned = {alias.name for node in ast.parse(module.read_text()).body for alias in getattr(node, "names", ())}
-    assert name in names | assigned
+def test_public_names_are_where_they_are_said_to_be():
+    def has(module, name):
+        body = parsed(ROOT.joinpath(*module.split(".")).with_suffix(".py")).body
+        assigned = (alias.name for node in body for alias in getattr(node, "names", ()))
+        return name in {getattr(node, "name", "") for node in body} | {*assigned}
+
+    assert [name for name in sorted(PUBLIC) if not has(raykube._HOMES[name], name)] == []
 
 
 def test_errors_are_there_before_anything_is_imported():
@@ -79,7 +89,7 @@ def test_errors_are_there_before_anything_is_imported():
 
 
 def test_version_is_a_constant_which_jobs_know_without_an_installed_package():
-    constants = {node.targets[0].id for node in ast.parse((ROOT / "__init__.py").read_text()).body if is_constant(node)}
+    constants = {node.targets[0].id for node in parsed(ROOT / "__init__.py").body if is_constant(node)}
     assert "__version__" in constants
     assert re.fullmatch(r"\d+\.\d+\.\d+", raykube.__version__)
 
@@ -153,9 +163,9 @@ def test_every_module_stands_in_the_contracts_of_import_linter():
     assert set(re.findall(r"[\w.]+", " ".join(one_way["layers"]))) == set(outside_never["source_modules"])
 
 
-def names_used(text):
+def names_used(tree):
     """Yield what a module imports, by whole names, and the attributes that it takes of names."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -164,13 +174,12 @@ def names_used(text):
             yield f"{node.value.id}.{node.attr}"
 
 
-def mocks_and_sleeps(text):
-    return [name for name in names_used(text) if name == "time.sleep" or f"{name}.".startswith("unittest.mock.")]
+def mocks_and_sleeps(tree):
+    return [name for name in names_used(tree) if name == "time.sleep" or f"{name}.".startswith("unittest.mock.")]
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
-def test_tests_use_no_mocks_and_no_sleeps(path):
-    assert mocks_and_sleeps(path.read_text()) == []
+def test_tests_use_no_mocks_and_no_sleeps():
+    assert [str(path.relative_to(ROOT.parent)) for path in TESTS if mocks_and_sleeps(parsed(path))] == []
 
 
 @pytest.mark.parametrize(
@@ -184,12 +193,12 @@ def test_tests_use_no_mocks_and_no_sleeps(path):
     ],
 )
 def test_mocks_and_sleeps_are_found(text):
-    assert len(mocks_and_sleeps(text)) == 1
+    assert len(mocks_and_sleeps(ast.parse(text))) == 1
 
 
-def not_for_a_job(text, *, is_app=False):
+def not_for_a_job(tree, *, is_app=False):
     """Return what a job uses of the outside plane, which only an app may, and of other jobs than what they share."""
-    names = [re.sub(r"^rk\.", "raykube.", name) for name in names_used(text)]
+    names = [re.sub(r"^rk\.", "raykube.", name) for name in names_used(tree)]
     of_raykube = [name.split(".")[1] for name in names if name.startswith("raykube.")]
     inside = ("inside", "wire", "errors")
     outside = [name for name in of_raykube if raykube._HOMES.get(name, name).partition(".")[0] not in inside]
@@ -197,9 +206,9 @@ def not_for_a_job(text, *, is_app=False):
     return [*([] if is_app else outside), *others]
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_jobs_use_only_the_inside_plane_and_nothing_of_each_other(path):
-    assert not_for_a_job(path.read_text(), is_app=path.stem.endswith("_app")) == []
+def test_jobs_use_only_the_inside_plane_and_nothing_of_each_other():
+    found = ((path.name, not_for_a_job(parsed(path), is_app=path.stem.endswith("_app"))) for path in JOBS)
+    assert [(job, names) for job, names in found if names] == []
 
 
 @pytest.mark.parametrize(
@@ -213,4 +222,4 @@ def test_jobs_use_only_the_inside_plane_and_nothing_of_each_other(path):
     ],
 )
 def test_what_is_not_for_a_job_is_found(text):
-    assert len(not_for_a_job(text)) == 1
+    assert len(not_for_a_job(ast.parse(text))) == 1
