@@ -1,17 +1,18 @@
 """Commands and their failures, and the steps that a person watches."""
 
-import json
 import os
 import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 
+from tests import basics
+from tests.basics import write  # noqa: F401 - the cluster's modules take it from here
+
 console = Console(stderr=True, highlight=False)
-_SOONEST_S, _LATEST_S, _PART = 0.1, 1.0, 20
+_SOONEST_S = 0.1
 
 
 class ClusterError(Exception):
@@ -58,25 +59,12 @@ def _said_if_long(text):
 
 
 def until(fact, what, timeout_s, *, poll_s=None):
-    """Wait until `fact()` is true and return it.
-
-    What has taken long is asked for less often: a question takes CPU from what it waits for. `poll_s` fixes the pace.
+    """Wait as `tests.basics.until` does, and ask not too often: most facts here take a command to know.
 
     Raises:
         ClusterError: it was not in time.
     """
-    began = time.monotonic()
-    while not (found := fact()):
-        waited = time.monotonic() - began
-        if waited > timeout_s:
-            raise ClusterError(f"not after {timeout_s:g} s: {what}")
-        threading.Event().wait(poll_s or min(_LATEST_S, max(_SOONEST_S, waited / _PART)))
-    return found
-
-
-def write(path, content):
-    """Write text, or a value as JSON, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
-    return path
+    try:
+        return basics.until(fact, what, timeout_s, soonest_s=_SOONEST_S, poll_s=poll_s)
+    except basics.NotInTime as late:
+        raise ClusterError(str(late)) from None

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -17,19 +16,11 @@ import pytest
 import raykube as rk
 from raykube import api
 from raykube.backends.local import head, observe, records, starting
+from tests.basics import until
 from tests.support import BIN
 
 pytestmark = pytest.mark.local
 WAIT_S = 120
-
-
-def eventually(fact, timeout_s=WAIT_S):
-    """Wait until `fact()` is true, and return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (seen := fact()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        threading.Event().wait(0.1)
-    return seen
 
 
 @pytest.fixture
@@ -115,7 +106,7 @@ def test_killed_head_fails_its_run_with_the_reason_and_the_next_submit_resumes_o
     again = rk.submit(work).wait(timeout_s=WAIT_S)
     assert again.status().attempt == 2
     assert head.current().id != first.id
-    assert eventually(lambda: not processes_of(first))
+    until(lambda: not processes_of(first), "no process of the head is left", WAIT_S)
 
 
 def test_killed_keeper_is_replaced_and_the_run_goes_on(code, tmp_path):
@@ -180,7 +171,7 @@ def test_killed_keeper_is_replaced_by_whoever_waits(code):
         "import os, sys, time\ntime.sleep(3)\nsys.exit(os.environ['RAYKUBE_ATTEMPT'] == '1')\n"
     )
     run = rk.submit(job(code, "twice.py", max_retries=1))
-    eventually(lambda: run.status().state == "RUNNING")
+    until(lambda: run.status().state == "RUNNING", "it runs", WAIT_S)
     os.kill(head.current().keeper_pid, signal.SIGKILL)
     assert run.wait(timeout_s=WAIT_S).status().attempt == 2
 
@@ -188,7 +179,7 @@ def test_killed_keeper_is_replaced_by_whoever_waits(code):
 @pytest.mark.usefixtures("home")
 def test_client_killed_while_the_head_starts_leaves_one_head(code):
     first = raykube(code, "job", "submit", "--", "python", "hello.py")
-    eventually(head.read_starting)
+    until(head.read_starting, "a head is being started", WAIT_S)
     first.kill()
     first.communicate()
     begun = head.read_starting()
@@ -254,7 +245,8 @@ def test_state_of_a_dead_head_heals(code):
     running = head.current()
     os.kill(running.keeper_pid, signal.SIGKILL)
     head.kill_processes(running)
-    eventually(lambda: head.current() is None)  # the kernel takes a moment to end what was killed
+    # The kernel takes a moment to end what was killed.
+    until(lambda: head.current() is None, "the head is gone", WAIT_S)
     assert rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S).status().state == "SUCCEEDED"
     assert head.current().id != running.id
 
@@ -264,9 +256,9 @@ def test_idle_head_ends_by_itself_and_leaves_results_but_no_process_and_no_folde
     monkeypatch.setenv("RAYKUBE_IDLE_TIMEOUT_S", "1")
     run = rk.submit(job(code, "hello.py")).wait(timeout_s=WAIT_S)
     running = head.read_state()
-    eventually(lambda: head.read_state() is None)
-    eventually(lambda: not processes_of(running))
-    eventually(lambda: not Path(running.folder).exists())
+    until(lambda: head.read_state() is None, "the head is gone", WAIT_S)
+    until(lambda: not processes_of(running), "no process of it is left", WAIT_S)
+    until(lambda: not Path(running.folder).exists(), "its folder is removed", WAIT_S)
     assert run.status().state == "SUCCEEDED"
     assert "hello" in list(run.logs())
 
@@ -338,7 +330,7 @@ def test_delete_waits_until_the_run_writes_no_more(code):
     run = rk.submit(job(code, "writes.py"))
     started(run)
     storage = Path(records.load(run.name).storage) / run.name
-    eventually(storage.exists)
+    until(storage.exists, "the run has begun to keep something", WAIT_S)
     run.delete()
     assert not storage.exists()
     assert run.name not in [other.name for other in rk.runs()]

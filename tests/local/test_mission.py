@@ -17,7 +17,8 @@ import pytest
 import raykube as rk
 from raykube.backends.local import head, starting
 from raykube.errors import Conflict, NotFound
-from tests.local.test_head import eventually, processes_of
+from tests.basics import until
+from tests.local.test_head import processes_of
 from tests.support import BIN, DIGITS, plain_digits, run
 
 pytestmark = pytest.mark.local
@@ -96,7 +97,7 @@ def test_status_shows_the_metrics_while_it_runs_and_the_logs_each_print_once(tmp
     running = rk.submit(job, rk.Cluster.local(workers=2))
     followed = running.logs(source="rank-1", follow=True)
     assert next(followed) == "printed once by 1"
-    assert eventually(lambda: running.status().progress)["loss"] == 0.25
+    assert until(lambda: running.status().progress, "it has reported", 120)["loss"] == 0.25
     (tmp_path / "go").touch()
     assert list(followed) == ["warned by 1"]
     assert running.wait(timeout_s=WAIT_S).result().metrics == {"loss": 0.25}
@@ -181,7 +182,7 @@ def test_service_under_load_gets_a_second_replica(endpoint):
         for _ in range(8):
             pool.submit(load)
         try:
-            eventually(lambda: "2 replicas" in endpoint.status().detail)
+            until(lambda: "2 replicas" in endpoint.status().detail, "a replica is added", 120)
         finally:
             stop.set()
 
@@ -229,7 +230,7 @@ def test_demo_asks_what_it_has_trained_and_leaves_nothing_running(tmp_path, monk
     out = subprocess.PIPE
     with subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, text=True) as demo:
         try:
-            running = eventually(lambda: head.current() or demo.poll() is not None)
+            running = until(lambda: head.current() or demo.poll() is not None, "its head runs", 120)
             said, _ = demo.communicate(timeout=2 * WAIT_S)
         finally:
             demo.kill()
@@ -242,4 +243,4 @@ def test_demo_asks_what_it_has_trained_and_leaves_nothing_running(tmp_path, monk
     assert f'{{"predictions":[{read}]}}' in said.replace(" ", "")
     assert (shown, "nothing is left running" in said) == ("8", True)
     assert left is None
-    assert eventually(lambda: not processes_of(running))
+    until(lambda: not processes_of(running), "no process of its head is left", 120)

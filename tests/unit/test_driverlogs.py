@@ -18,7 +18,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 from raykube.wire import Result
-from tests.cluster.shell import until
+from tests.basics import until
 from tests.servers import Quiet, kubernetes
 
 PROXY = "/api/v1/namespaces/default/services/a-c-head-svc:dashboard/proxy"

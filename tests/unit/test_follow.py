@@ -14,7 +14,7 @@ from raykube.backends import Status
 from raykube.cli import common
 from raykube.errors import Failure, Forbidden, RunFailed
 from raykube.handles import Run
-from tests.cluster.shell import until
+from tests.basics import until
 
 
 class Place:

@@ -14,7 +14,7 @@ import pytest
 
 from raykube.backends.kuberay.forward import Forward
 from raykube.backends.kubernetes.kubeapi import Kube
-from tests.cluster.shell import until
+from tests.basics import until
 from tests.servers import Quiet, kubernetes
 
 

@@ -14,7 +14,7 @@ from raykube.inside.place import Place
 from raykube.inside.stages import Stage
 from raykube.inside.tracking import MlflowTracker, Subject
 from raykube.inside.trials import CONFIG_FILE, Trials
-from tests.cluster.shell import until, write
+from tests.basics import until, write
 from tests.servers import Quiet, serving
 from tests.support import Later, run
 

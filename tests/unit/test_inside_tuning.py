@@ -31,7 +31,7 @@ from raykube.inside.trials import (
     valid,
 )
 from raykube.inside.tuning import reason
-from tests.cluster.shell import write
+from tests.basics import write
 from tests.support import run
 
 

@@ -19,7 +19,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden, NotFound, Unreachable
-from tests.cluster.shell import until
+from tests.basics import until
 from tests.servers import Quiet, kubernetes
 from tests.support import typed
 

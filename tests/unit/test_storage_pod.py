@@ -19,7 +19,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.inside import storage as inside
-from tests.cluster.shell import until
+from tests.basics import until
 from tests.servers import Quiet, kubernetes
 
 UNSCHEDULABLE = "0/1 nodes are available: 1 Insufficient cpu."

@@ -12,7 +12,7 @@ from raykube.backends.kubernetes import kubeapi, watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import Forbidden, Unreachable
-from tests.cluster.shell import until
+from tests.basics import until
 from tests.servers import Quiet, kubernetes
 
 JOB = {"metadata": {"uid": "u", "name": "digits", "resourceVersion": "7"}}
