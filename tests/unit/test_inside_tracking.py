@@ -411,6 +411,12 @@ def sweep(server, folder, monkeypatch):
     return tracker, Trials(Stage(place, "sweep-1", str(folder)), "tests", tracker)
 
 
+def test_run_is_tagged_with_its_scale():
+    tags = entities.tags(Place("demo", "unused", wire.Scale(workers=2, cpus=3, gpus=1)), "unused", parent="")
+    names = ("raykube.workers", "raykube.cpus_per_worker", "raykube.gpus_per_worker")
+    assert [float(tags[name]) for name in names] == [2, 3, 1]
+
+
 def test_each_trial_ends_with_its_status(server, tmp_path, monkeypatch):
     tracker, trials = sweep(server, tmp_path, monkeypatch)
     trials.statuses = {"a": "FINISHED", "b": "FAILED", "c": "FINISHED"}

@@ -19,7 +19,7 @@ def own_ray(tmp_path_factory):
 
 @pytest.fixture
 def here(request, tmp_path, monkeypatch):
-    """Set the environment of a fresh run with two workers and no tracking."""
+    """Set the environment of a fresh run with no tracking, and with one worker: two take twice as long on two cores."""
     request.getfixturevalue("own_ray")
     # MLflow sets it in the process that loads a model, as a test of the one before may have done.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -27,7 +27,7 @@ def here(request, tmp_path, monkeypatch):
     for name, value in {
         wire.RUN_NAME: run,
         wire.STORAGE: str(tmp_path),
-        wire.WORKERS: "2",
+        wire.WORKERS: "1",
         wire.TRACKING: "off",
     }.items():
         monkeypatch.setenv(name, value)

@@ -47,7 +47,6 @@ def training(_config):
 
 
 def test_worker_killed_at_its_start_is_replaced_as_often_as_said_and_leaves_no_cpu_taken(here, monkeypatch):
-    monkeypatch.setenv(wire.WORKERS, "1")
     monkeypatch.setenv(wire.MAX_FAILURES, "1")
     lives = here.storage / "lives"
     with pytest.raises(RunFailed, match="at its start") as caught:
@@ -67,8 +66,7 @@ def fatal():
 
 
 @pytest.mark.usefixtures("here")
-def test_killed_controller_is_named_and_leaves_no_cpu_taken(monkeypatch):
-    monkeypatch.setenv(wire.WORKERS, "1")
+def test_killed_controller_is_named_and_leaves_no_cpu_taken():
     with pytest.raises(RunFailed) as caught:
         raykube.train(fatal)
     assert caught.value.reason == "ControllerDied"

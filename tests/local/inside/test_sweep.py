@@ -137,8 +137,6 @@ def resumed_sweep(folder, trials=3, **more):
 
 
 def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
-    monkeypatch.setenv(wire.WORKERS, "1")
-    monkeypatch.setenv(wire.TRIAL_WORKERS, "1")
     # One trial at once: the second one starts after the first.
     monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))
     code = f"from tests.local.inside.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
@@ -167,7 +165,6 @@ def interrupt_at(fact):
 
 
 def test_interrupted_sweep_has_no_result_and_goes_on_and_keeps_no_signal(here, monkeypatch, tmp_path):
-    monkeypatch.setenv(wire.WORKERS, "1")
     monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))  # one trial at once
     signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
     second = threading.Thread(target=interrupt_at, args=[lambda: len(notes(tmp_path / "trials")) == 2], daemon=True)

@@ -43,7 +43,7 @@ def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatc
     assert [step for (step,) in steps] == list(range(51))
     assert params == {"scale": "3.0"}
     assert tags["raykube.run"] == here.run
-    assert tags["raykube.workers"] == "2"
+    assert tags["raykube.workers"] == "1"
     assert tags["mlflow.source.git.commit"] == "abc123"
     assert status == [("FINISHED",)]
 
