@@ -119,41 +119,41 @@ def test_space_that_pickle_does_not_take_is_refused_by_its_name():
         raykube.sweep(loop, {"x": tune.uniform(0, 1), "lock": threading.Lock()}, trials=1, metric="score", mode="max")
 
 
-def once_then_long(config):
-    """Report at once in the first trial, and stay long in the second, in the first attempt only."""
+def long_once(config):
+    """Report at once, and then stay long in the trial that is said, in the first attempt only."""
     if ray.train.get_context().get_world_rank() == 0:
         note(config["trials"], x=config["x"])
     seen = [fact["x"] for fact in notes(config["trials"])]
     raykube.report({"score": config["x"]}, {"x": config["x"]})
-    if len(set(seen)) == 2 and not config["again"].exists():
+    if len(set(seen)) == config["long"] and not config["again"].exists():
         threading.Event().wait(300)
 
 
-def resumed_sweep(folder, trials=3, **more):
+def resumed_sweep(folder, long, trials=2, **more):
     # Of what is not plain, Tune writes down only where it was.
     again = tune.choice([Path(folder) / "again"])
-    space = {"x": tune.uniform(0, 1), "trials": Path(folder) / "trials", "again": again}
-    return raykube.sweep(once_then_long, space | more, trials=trials, metric="score", mode="max")
+    space = {"x": tune.uniform(0, 1), "trials": Path(folder) / "trials", "again": again, "long": long}
+    return raykube.sweep(long_once, space | more, trials=trials, metric="score", mode="max")
 
 
 def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkeypatch, tmp_path):
     # One trial at once: the second one starts after the first.
     monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))
-    code = f"from tests.local.inside.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r})"
+    code = f"from tests.local.inside.test_sweep import resumed_sweep; resumed_sweep({str(tmp_path)!r}, 2)"
     sweep = here.folder / "sweep-1"
-    environ = {**os.environ, "RAY_TMPDIR": "/tmp"}
+    # Tune writes down every second what is through, instead of every ten.
+    environ = {**os.environ, "RAY_TMPDIR": "/tmp", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
     with subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True) as child:
         wait_for(lambda: len({fact["x"] for fact in notes(tmp_path / "trials")}) == 2, 120)
-        # Tune writes down every ten seconds what is through.
         wait_for(lambda: any("TERMINATED" in path.read_text() for path in sweep.glob("experiment_state-*")), 60)
         os.killpg(child.pid, signal.SIGKILL)
     (tmp_path / "again").touch()
     first = notes(tmp_path / "trials")[0]["x"]
     monkeypatch.setenv(wire.ATTEMPT, "2")
-    result = resumed_sweep(str(tmp_path))
-    assert len(result.trials) == 3
+    result = resumed_sweep(str(tmp_path), 2)
+    assert len(result.trials) == 2
     assert all((sweep / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
-    assert [trial["error"] for trial in result.trials] == [None, None, None]
+    assert [trial["error"] for trial in result.trials] == [None, None]
     assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert result.trials[0]["params"]["x"] == first
 
@@ -167,20 +167,19 @@ def interrupt_at(fact):
 def test_interrupted_sweep_has_no_result_and_goes_on_and_keeps_no_signal(here, monkeypatch, tmp_path):
     monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))  # one trial at once
     signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
-    second = threading.Thread(target=interrupt_at, args=[lambda: len(notes(tmp_path / "trials")) == 2], daemon=True)
-    second.start()
+    threading.Thread(target=interrupt_at, args=[lambda: notes(tmp_path / "trials")], daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        resumed_sweep(tmp_path)
+        resumed_sweep(tmp_path, 1)
     assert not (here.folder / wire.RESULT_FILE).exists()
     (tmp_path / "again").touch()
     place._stages.pop(here.run)
     monkeypatch.setenv(wire.ATTEMPT, "2")
     with pytest.raises(Conflict, match="another space"):
-        resumed_sweep(tmp_path, new=1)
+        resumed_sweep(tmp_path, 1, new=1)
     place._stages.pop(here.run)
-    result = resumed_sweep(tmp_path, trials=4)
-    assert [trial["error"] for trial in result.trials] == [None, None, None]
-    assert "as it began, with 3 trials" in result.notes[0]
+    result = resumed_sweep(tmp_path, 1, trials=3)
+    assert [trial["error"] for trial in result.trials] == [None, None]
+    assert "as it began, with 2 trials" in result.notes[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == signals
 
 
