@@ -15,7 +15,7 @@ import pytest
 
 import raykube as rk
 from raykube import api
-from raykube.backends.local import head, observe, records, starting
+from raykube.backends.local import head, records, starting
 from tests.basics import until
 from tests.support import BIN
 
@@ -350,16 +350,3 @@ def test_code_is_kept_until_the_last_run_of_it_is_deleted(code, tmp_path):
     last.delete()
     assert not path.exists()
     assert package(other).exists()
-
-
-def test_log_is_read_to_its_end_while_it_grows(tmp_path):
-    path = tmp_path / "log"
-    answers = iter([True, True, False])
-
-    def is_open():
-        for number, answer in enumerate(answers):
-            with path.open("a") as file:
-                file.write(f"line {number}\nrest" if number == 2 else f"line {number}\n")
-            yield answer
-
-    assert list(observe.lines(lambda: [path], is_open=is_open())) == ["line 0", "line 1", "line 2", "rest"]
