@@ -75,18 +75,14 @@ class BackendContract:
     def test_run_without_a_result_has_none(self, submit):
         assert submit("hello.py").wait(timeout_s=WAIT_S).result() is None
 
-    def test_failed_run_says_reason_exit_code_and_last_lines(self, submit):
+    def test_failed_run_says_reason_exit_code_and_last_lines_and_why_says_it_later(self, submit):
+        run = submit("fails.py")
         with pytest.raises(rk.RunFailed) as raised:
-            submit("fails.py").wait(timeout_s=WAIT_S)
+            run.wait(timeout_s=WAIT_S)
         error = raised.value
         assert (error.reason, error.exit_code) == ("EntrypointFailed", 3)
         assert error.tail == tuple(f"line {n}" for n in range(10, 30))
         assert "raykube job logs" in str(error)
-
-    def test_why_of_a_failed_run_is_what_its_error_said(self, submit):
-        run = submit("fails.py")
-        with pytest.raises(rk.RunFailed):
-            run.wait(timeout_s=WAIT_S)
         assert run.why().exit_code == 3
 
     def test_same_name_and_plan_is_the_same_run(self, submit):
