@@ -83,13 +83,25 @@ def test_ray_job_submit_gives_the_same_weights(fingerprint):
     assert weights(done.stdout) == fingerprint
 
 
+def test_digits_are_recognised(trained):
+    assert trained.result().metrics["accuracy"] >= 0.97
+
+
+def test_script_tells_what_happens_and_where_it_ended(trained, fingerprint):
+    from jobs import _digits
+
+    output, checkpoint = "\n".join(trained.logs()), trained.result().checkpoint
+    assert "raykube: epoch 1 " in output
+    assert checkpoint in output
+    assert fingerprint == f"sha256:{_digits.fingerprint(checkpoint)}"
+
+
 def test_result_holds_what_train_returned(trained):
     result = trained.result()
-    assert (result.kind, result.run, result.params["epochs"]) == ("train", "mission-train", 3)
-    assert result.metrics["accuracy"] > 0.9
+    assert (result.kind, result.run, result.params["epochs"]) == ("train", "mission-train", 10)
     assert result.model_uri.startswith("models:/digits/")
     epochs = [row["metrics"]["epoch"] for row in result.history() if row["checkpoint"]]
-    assert epochs == [1, 2, 3]
+    assert epochs == [*range(1, 11)]
 
 
 def test_status_shows_the_metrics_while_it_runs_and_the_logs_each_print_once(tmp_path):
