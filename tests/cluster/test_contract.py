@@ -19,8 +19,6 @@ pytestmark = pytest.mark.cluster
 WITH_A_CLUSTER_OF_THEIR_OWN = {
     "test_failed_run_submitted_again_within_other_limits_is_its_next_attempt",
     "test_retry_runs_the_next_attempt",
-    "test_run_is_found_from_another_process",
-    "test_run_that_ends_well_is_succeeded_with_its_log",
     "test_stopped_run_keeps_its_log",
     "test_timeout_ends_the_run",
 }
@@ -70,10 +68,17 @@ def standing(house):
 class TestKubeRay(BackendContract):
     """The facts, on clusters that are a head alone: one of the run's own, or one that stays for all."""
 
-    @pytest.fixture
-    def forget(self, deleting):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def forget(cls, deleting):
         """Return a function that has a run deleted."""
         return deleting
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def own_place(cls, house):
+        """Return a preset: each run on it has a cluster of its own."""
+        return house
 
     @pytest.fixture
     def place(self, request, house):

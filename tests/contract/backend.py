@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import uuid
+from dataclasses import dataclass
 
 import pytest
 
@@ -22,8 +23,44 @@ def output(run, **kwargs):
     return (line for line in run.logs(**kwargs) if not any(words in line for words in rays))
 
 
+def write_scripts(folder):
+    """Write a few scripts into a working directory, and return it."""
+    (folder / "hello.py").write_text("import sys\nfor n in range(3): print('line', n)\nprint(sys.argv[1:])\n")
+    (folder / "fails.py").write_text("import sys\nfor n in range(30): print('line', n)\nsys.exit(3)\n")
+    (folder / "sleeps.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(600)\n")
+    return folder
+
+
+def job(script, *args, name="", **fields):
+    """Return a job that runs a script; by default of a name as long as may be: KubeRay shortens what is longer."""
+    name = name or f"c-{uuid.uuid4().hex[:8]}-".ljust(MAX_NAME, "x")
+    return rk.Job(entrypoint=" ".join(["python", script, *args]), name=name, **fields)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended well.
+
+    Attributes:
+        job: what was submitted.
+        waited: what waiting for it returned.
+        states: those that who waited was told.
+    """
+
+    job: rk.Job
+    run: rk.Run
+    waited: rk.Run
+    states: tuple
+
+
 class BackendContract:
     """Facts about runs that hold on every place."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def own_place(cls):
+        """Return where a run has a cluster of its own, if it can; given by each backend's subclass."""
+        pytest.fail("the subclass gives this fixture")
 
     @pytest.fixture
     def place(self):
@@ -33,13 +70,11 @@ class BackendContract:
     @pytest.fixture
     def code(self, tmp_path):
         """Return a working directory with a few scripts."""
-        (tmp_path / "hello.py").write_text("import sys\nfor n in range(3): print('line', n)\nprint(sys.argv[1:])\n")
-        (tmp_path / "fails.py").write_text("import sys\nfor n in range(30): print('line', n)\nsys.exit(3)\n")
-        (tmp_path / "sleeps.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(600)\n")
-        return tmp_path
+        return write_scripts(tmp_path)
 
-    @pytest.fixture
-    def forget(self):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def forget(cls):
         """Return a function that deletes a run after its test."""
         return lambda run: run.delete()
 
@@ -49,31 +84,49 @@ class BackendContract:
         names = []
 
         def submit(script, *args, **fields):
-            # As long as one may be: KubeRay shortens what is longer by its own ending.
-            name = fields.pop("name", f"c-{uuid.uuid4().hex[:8]}-".ljust(MAX_NAME, "x"))
-            names.append(name)
-            return rk.submit(
-                rk.Job(entrypoint=" ".join(["python", script, *args]), name=name, working_dir=code, **fields), place
-            )
+            asked = job(script, *args, working_dir=code, **fields)
+            names.append(asked.name)
+            return rk.submit(asked, place)
 
         yield submit
         for name in set(names):
             with contextlib.suppress(NotFound):
                 forget(api.attach(name, place))
 
-    def test_run_that_ends_well_is_succeeded_with_its_log(self, submit):
-        run = submit("hello.py", "a", "b")
-        assert run.wait(timeout_s=WAIT_S) == run
-        status = run.status()
-        assert (status.state, status.failure, status.attempt) == ("SUCCEEDED", None, 1)
-        assert list(output(run)) == ["line 0", "line 1", "line 2", "['a', 'b']"]
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ended(cls, own_place, tmp_path_factory, forget):
+        """Give a run that has ended well, for the tests that only read of it."""
+        asked, told = job("hello.py", "a", "b", working_dir=write_scripts(tmp_path_factory.mktemp("code"))), []
+        run = rk.submit(asked, own_place)
+        waited = run.wait(timeout_s=WAIT_S, on_event=told.append)
+        yield Ended(asked, run, waited, tuple(event.status.state for event in told))
+        forget(run)
 
-    def test_times_of_a_run_are_in_order(self, submit):
-        status = submit("hello.py").wait(timeout_s=WAIT_S).status()
+    def test_run_that_ends_well_is_succeeded_with_its_log(self, ended):
+        assert ended.waited == ended.run
+        status = ended.run.status()
+        assert (status.state, status.failure, status.attempt) == ("SUCCEEDED", None, 1)
+        assert list(output(ended.run)) == ["line 0", "line 1", "line 2", "['a', 'b']"]
+
+    def test_times_of_a_run_are_in_order(self, ended):
+        status = ended.run.status()
         assert status.submitted <= status.started <= status.ended
 
-    def test_run_without_a_result_has_none(self, submit):
-        assert submit("hello.py").wait(timeout_s=WAIT_S).result() is None
+    def test_run_without_a_result_has_none(self, ended):
+        assert ended.run.result() is None
+
+    def test_wait_tells_every_change_once(self, ended):
+        assert ended.states[-1] == "SUCCEEDED"
+        assert ended.states.count("SUCCEEDED") == 1
+
+    def test_same_name_and_plan_is_the_same_run(self, ended, own_place):
+        before = ended.run.status().ended
+        assert rk.submit(ended.job, own_place).status().ended == before
+
+    def test_run_is_found_from_another_process(self, ended, own_place):
+        done = run("raykube", "job", "status", "--on", own_place.name, "--json", ended.run.name)
+        assert json.loads(done.stdout)["state"] == "SUCCEEDED"
 
     def test_failed_run_says_reason_exit_code_and_last_lines_and_why_says_it_later(self, submit):
         run = submit("fails.py")
@@ -84,12 +137,6 @@ class BackendContract:
         assert error.tail == tuple(f"line {n}" for n in range(10, 30))
         assert "raykube job logs" in str(error)
         assert run.why().exit_code == 3
-
-    def test_same_name_and_plan_is_the_same_run(self, submit):
-        first = submit("hello.py").wait(timeout_s=WAIT_S)
-        ended = first.status().ended
-        again = submit("hello.py", name=first.name)
-        assert again.status().ended == ended
 
     def test_same_name_with_another_plan_is_a_conflict_that_names_the_difference(self, submit):
         first = submit("hello.py", "one")
@@ -142,12 +189,6 @@ class BackendContract:
         assert run.status().state == "RUNNING"
         assert run.url.startswith("http")
 
-    def test_wait_tells_every_change_once(self, submit):
-        seen = []
-        submit("hello.py").wait(timeout_s=WAIT_S, on_event=lambda event: seen.append(event.status.state))
-        assert seen[-1] == "SUCCEEDED"
-        assert seen.count("SUCCEEDED") == 1
-
     def test_retry_runs_the_next_attempt(self, submit, code):
         (code / "twice.py").write_text("import os, sys\nprint('attempt', os.environ['RAYKUBE_ATTEMPT'])\n"
                                        "sys.exit(os.environ['RAYKUBE_ATTEMPT'] == '1')\n")  # fmt: skip
@@ -190,8 +231,3 @@ class BackendContract:
             "import sys\nsys.stdout.buffer.write(b'a\\xff\\xfeb\\n')\nprint('after', flush=True)\n"
         )
         assert list(output(submit("bytes.py"), follow=True)) == ["a\ufffd\ufffdb", "after"]
-
-    def test_run_is_found_from_another_process(self, submit, place):
-        submitted = submit("hello.py").wait(timeout_s=WAIT_S)
-        done = run("raykube", "job", "status", "--on", place.name, "--json", submitted.name)
-        assert json.loads(done.stdout)["state"] == "SUCCEEDED"
