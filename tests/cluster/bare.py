@@ -52,12 +52,23 @@ def _has_namespace(kubeconfig):
 
 
 def define(kubeconfig, module):
-    """Install the definitions of KubeRay as a module of ``go/`` has them, without an operator."""
+    """Install the definitions of KubeRay as a module of ``go/`` has them, over others; no operator."""
     source = binaries.source_of(module, "github.com/ray-project/kuberay/ray-operator") / "config" / "crd"
-    kubectl.apply(*kubectl.kustomized(source), config=kubeconfig)
+    made = kubectl.kustomized(source)
+    kubectl.apply(*made, config=kubeconfig)
     kinds = ("rayjobs", "rayclusters", "rayservices")
-    until(lambda: all(f'"{kind}"' in _served(kubeconfig) for kind in kinds), f"{kinds} are served", _READY_S)
+    until(lambda: _all_in(kinds, kubeconfig, "/apis/ray.io/v1"), f"{kinds} are served", _READY_S)
+    # Where others were there before, they are served at once, and with their new fields a moment later.
+    fields = {each for item in made if item["spec"]["names"]["plural"] in kinds for each in _fields(item)}
+    until(lambda: _all_in(fields, kubeconfig, "/openapi/v3/apis/ray.io/v1"), "all fields are served", _READY_S)
 
 
-def _served(kubeconfig):
-    return kubectl.kubectl("get", "--raw", "/apis/ray.io/v1", config=kubeconfig, check=False)
+def _fields(definition):
+    """Return what the `spec` of a kind may have."""
+    (version,) = (each for each in definition["spec"]["versions"] if each["name"] == "v1")
+    return version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+
+
+def _all_in(words, kubeconfig, path):
+    served = kubectl.kubectl("get", "--raw", path, config=kubeconfig, check=False)
+    return all(f'"{word}"' in served for word in words)

@@ -34,7 +34,7 @@ def _skip_if_impossible():
         pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def own_cluster(request):
     """Give this machine's own cluster, which a test may damage."""
     request.getfixturevalue("cluster")

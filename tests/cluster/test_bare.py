@@ -1,4 +1,4 @@
-"""A Kubernetes that lacks KubeRay, has only its definitions, or those of an older one."""
+"""A Kubernetes that lacks KubeRay, has the definitions of an older one, or only its definitions: one, in this order."""
 
 import pytest
 
@@ -11,11 +11,14 @@ from tests.support import run
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
-def server(own_cluster, monkeypatch):  # noqa: ARG001 - its etcd, certificates and programs are used
-    """Give the kubeconfig of a Kubernetes without KubeRay, which is the current one."""
-    with bare.api_server() as kubeconfig:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+@pytest.fixture(scope="module")
+def server(own_cluster):  # noqa: ARG001 - its etcd, certificates and programs are used
+    """Give the kubeconfig of a Kubernetes, at first without KubeRay, which is the current one.
+
+    Each test installs the next definitions over those of the test before.
+    """
+    with bare.api_server() as kubeconfig, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KUBECONFIG", str(kubeconfig))
         yield kubeconfig
 
 

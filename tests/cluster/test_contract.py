@@ -14,6 +14,8 @@ from tests.contract.backend import BackendContract
 from tests.support import run
 
 pytestmark = pytest.mark.cluster
+#: How many submit, or delete, at once; each does so three times.
+THREADS = 8
 
 #: Facts in which KubeRay's part depends on whose the cluster is; each takes a Ray of its own to start.
 WITH_A_CLUSTER_OF_THEIR_OWN = {
@@ -102,13 +104,13 @@ def suspended(name, code):
     )
 
 
-def test_hundred_submits_and_deletes_leave_nothing(namespace, tmp_path, monkeypatch):
+def test_many_submits_and_deletes_at_once_leave_nothing(namespace, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     (tmp_path / "hello.py").write_text("print('hello')\n")
     until(lambda: kubectl.get("configmap", "kube-root-ca.crt", namespace), "what is Kubernetes' own is there", 60)
-    before, runs = names(namespace), [f"never-{number}" for number in range(100)]
+    before, runs = names(namespace), [f"never-{number}" for number in range(3 * THREADS)]
     made = {found for name in runs for found in (("RayJob", name), ("ConfigMap", f"{name}-code"))}
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         handles = list(pool.map(lambda name: api.start(suspended(name, tmp_path)), runs))
         assert names(namespace) == before | made
         list(pool.map(lambda handle: handle.delete(), handles))
