@@ -129,15 +129,6 @@ def test_log_loses_and_doubles_no_line_over_fifty_cuts(place, code, cutting):
     assert run.wait(timeout_s=30).status().state == "SUCCEEDED"
 
 
-def test_log_and_result_outlive_the_cluster(place, code, namespace):
-    run = rk.submit(rk.Job(entrypoint="python result.py", name="kept", working_dir=code, keep_cluster_s=0), place)
-    run.wait(timeout_s=120)
-    until(lambda: not workloads.pods(namespace, "head"), "the cluster is gone", 120)
-    assert "kept é" in list(run.logs())
-    assert run.result().metrics == {"loss": 0.5}
-    assert run.status().state == "SUCCEEDED"
-
-
 def test_wait_goes_on_over_a_restart_of_the_api_server(own_cluster, place, code):  # noqa: ARG001
     run = rk.submit(rk.Job(entrypoint="python sleeps.py", name="restart", working_dir=code), place)
     seen, ended = [], threading.Event()
@@ -241,17 +232,24 @@ def create(self, thing, **options):
     made = real(self, thing, **options)
     os.kill(os.getpid(), signal.SIGKILL)  # the answer to the first request is never read
 jobs.Kube.create = create
-rk.submit(rk.Job(entrypoint="python result.py", name="lost", working_dir=sys.argv[1]), rk.Cluster.load(sys.argv[2]))
+job = rk.Job(entrypoint="python result.py", name="lost", working_dir=sys.argv[1], keep_cluster_s=0)
+rk.submit(job, rk.Cluster.load(sys.argv[2]))
 """
 
 
-def test_submit_whose_client_was_killed_is_finished_by_the_next(place, code, namespace):
+def test_submit_whose_client_was_killed_is_finished_by_the_next_and_its_log_and_result_outlive_the_cluster(
+    place, code, namespace
+):
     killed = subprocess.run([sys.executable, "-c", SUBMIT, str(code), place.source], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert kubectl.get("configmap", "lost-code", namespace) is None
-    run = rk.submit(rk.Job(entrypoint="python result.py", name="lost", working_dir=code), place)
-    assert run.wait(timeout_s=120).result().metrics == {"loss": 0.5}
+    run = rk.submit(rk.Job(entrypoint="python result.py", name="lost", working_dir=code, keep_cluster_s=0), place)
+    run.wait(timeout_s=120)
     assert len(kubectl.listed("rayjobs", namespace)) == 1
+    until(lambda: not workloads.pods(namespace, "head"), "the cluster is gone", 120)
+    assert "kept é" in list(run.logs())
+    assert run.result().metrics == {"loss": 0.5}
+    assert run.status().state == "SUCCEEDED"
     run.delete()
     with pytest.raises(NotFound):
         run.status()
