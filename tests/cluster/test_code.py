@@ -11,7 +11,6 @@ from tests.cluster import kubectl, namespaces, workloads
 from tests.support import run
 
 pytestmark = pytest.mark.cluster
-ODD = "a $HOME ${HOME} `id` \"q\" 'p' \\ é\n\ttail"
 
 
 @pytest.fixture
@@ -71,24 +70,6 @@ def test_large_code_without_storage_is_uploaded_to_the_head(manifest, large, tmp
     assert any("uploaded to the head" in note for note in plan.notes)
     run_ = rk.submit(rk.Job(entrypoint="python size.py", name="up", working_dir=large), loaded(manifest, tmp_path))
     assert f"size {2 * 2**20}" in list(run_.wait(timeout_s=120).logs())
-
-
-def test_jobs_run_on_a_long_lived_cluster_with_their_words_untouched(manifest, tmp_path, namespace):
-    loaded(manifest, tmp_path)
-    on = ["--on", str(tmp_path / "cluster.yaml")]
-    assert run("raykube", "cluster", "create", "shared", *on, timeout=180).returncode == 0
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "echo.py").write_text(
-        "import json, os, ray, sys\n"
-        "there = ray.remote(lambda: os.environ['ODD'])\n"
-        "print(json.dumps([sys.argv[1], os.environ['ODD'], ray.get(there.remote())]))\n"
-    )
-    words = ["--cluster", "shared", "--name", "echo", "--working-dir", str(tmp_path / "code"), "--env", f"ODD={ODD}"]
-    done = run("raykube", "job", "submit", *words, "-n", namespace, "--", "python", "echo.py", ODD, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert [ODD, ODD, ODD] in [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert run("raykube", "job", "delete", "-n", namespace, "echo").returncode == 0
-    assert kubectl.get("raycluster", "shared", namespace) is not None
 
 
 def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is_gone(manifest, tmp_path, namespace):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import threading
 import uuid
 from dataclasses import dataclass
@@ -216,11 +217,13 @@ class BackendContract:
             run.wait(timeout_s=WAIT_S)
         assert raised.value.reason == "DeadlineExceeded"
 
-    def test_environment_arrives_byte_for_byte(self, submit, code):
-        (code / "env.py").write_text("import json, os\nprint(json.dumps(os.environ['ODD']))\n")
+    def test_words_and_environment_arrive_byte_for_byte_in_script_and_tasks(self, submit, code):
+        (code / "echo.py").write_text("import json, os, ray, sys\nthere = ray.remote(lambda: os.environ['ODD'])\n"
+                                      "print(json.dumps([sys.argv[1], os.environ['ODD'], ray.get(there.remote())]))\n"
+                                      )  # fmt: skip
         odd = "a $HOME ${HOME} $${0} `id` \"q\" 'p' \\ é\n\ttail"
-        run = submit("env.py", env_vars={"ODD": odd}).wait(timeout_s=WAIT_S)
-        assert json.loads(next(output(run))) == odd
+        run = submit("echo.py", shlex.quote(odd), env_vars={"ODD": odd}).wait(timeout_s=WAIT_S)
+        assert [odd, odd, odd] in [json.loads(line) for line in output(run) if line.startswith('["')]
 
     def test_many_lines_all_arrive_in_order(self, submit, code):
         (code / "many.py").write_text("for n in range(100_000): print(n)\n")

@@ -5,6 +5,7 @@ Wrong input gives one clear error and exit code 2, before anything is started.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import threading
@@ -631,6 +632,15 @@ def test_what_a_driver_reserves_is_in_its_plan(raykube, place, option, text, key
     words = ("--on", place, option, text, "--dry-run=client", "-o", "json", "--", "python", "hello.py")
     planned = json.loads(raykube("job", "submit", *words).stdout)[-1]
     assert planned.get("spec", planned)[key] == value
+
+
+def test_words_and_variables_of_a_job_are_in_its_plan_as_they_were_typed(raykube):
+    odd = "a $HOME ${HOME} `id` \"q\" 'p' \\ é\n\ttail"
+    words = ("--env", f"ODD={odd}", "--dry-run=client", "-o", "json", "--", "python", "hello.py", odd)
+    planned = json.loads(raykube("job", "submit", *words).stdout)[-1]
+    assert shlex.split(planned["entrypoint"]) == ["python", "hello.py", odd]
+    # Ray puts a $ in the place of this again.
+    assert planned["runtime_env"]["env_vars"]["ODD"] == odd.replace("$", "$${0}")
 
 
 def test_arguments_and_path_of_an_application_are_in_its_plan(raykube):
