@@ -59,3 +59,11 @@ def namespace(request):
     name = namespaces.create("test")
     yield name
     namespaces.delete(name)
+
+
+@pytest.fixture
+def least(namespace, monkeypatch):
+    """Be a user of the least rights in the namespace, and return the kubeconfig."""
+    kubeconfig = namespaces.least(namespace)
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)
+    return kubeconfig

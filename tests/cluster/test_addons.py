@@ -10,7 +10,7 @@ import pytest
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kubernetes.fields import seconds
 from raykube.handles import Run
-from tests.cluster import addons, kubectl, metrics, namespaces, workloads
+from tests.cluster import addons, kubectl, metrics, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
@@ -31,9 +31,8 @@ def kueue(addon):
 
 
 @pytest.fixture
-def run(namespace, monkeypatch):
+def run(least):  # noqa: ARG001
     """Give a function that returns the handle of a run, as a user with the documented rights has it."""
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     return lambda name: Run(name, KubeRay())
 
 

@@ -9,7 +9,7 @@ import yaml
 
 import raykube as rk
 from raykube.backends.kubernetes.fields import seconds
-from tests.cluster import kubectl, namespaces, workloads
+from tests.cluster import kubectl, workloads
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 WITHIN_S = 5.0
@@ -53,10 +53,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def place(namespace, tmp_path, monkeypatch):
+def place(namespace, tmp_path, least):  # noqa: ARG001
     """Give a cluster that begins with no worker, of one CPU each, and with one group that no node has room for."""
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     manifest = yaml.safe_load(workloads.manifest("house"))
     (workers,) = groups = manifest["spec"]["workerGroupSpecs"]
     workers |= {"rayStartParams": {"num-cpus": "1"}, "replicas": 0, "minReplicas": 0, "maxReplicas": 2}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from tests.cluster import addons, bucket, faults, namespaces, workloads
+from tests.cluster import addons, bucket, faults, workloads
 from tests.cluster.shell import until
 
 #: Among the tests of the add-ons, which `make test-rig` runs: it takes minutes, and a program more to build.
@@ -54,7 +54,7 @@ def storage(request):
 
 
 @pytest.fixture
-def place(storage, namespace, tmp_path, monkeypatch):
+def place(storage, namespace, tmp_path, least):  # noqa: ARG001
     """Give a cluster of a head and a worker that have the keys of the bucket and no volume, for the least rights."""
     bucket.keys(namespace)
     manifest = yaml.safe_load(workloads.manifest("house"))
@@ -66,7 +66,6 @@ def place(storage, namespace, tmp_path, monkeypatch):
         pod["containers"][0]["envFrom"] = [{"secretRef": {"name": bucket.KEYS}}]
     path = tmp_path / "house.yaml"
     path.write_text(yaml.safe_dump(manifest))
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     return rk.Cluster.load(path).sized(workers=1)
 
 

@@ -40,10 +40,7 @@ class Place:
 
     def manifest(self, change=None):
         """Write the manifest of a cluster that is just a head, and return its path."""
-        found = yaml.safe_load(workloads.manifest("house"))
-        del found["spec"]["workerGroupSpecs"], found["metadata"]["annotations"]
-        pod = found["spec"]["headGroupSpec"]["template"]["spec"]
-        del pod["volumes"], pod["containers"][0]["volumeMounts"]
+        found = workloads.head_alone(storage=False)
         found["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "1"}
         if change:
             change(found["spec"])

@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 import raykube as rk
-from tests.cluster import kubectl, namespaces, workloads
+from tests.cluster import kubectl, workloads
 from tests.support import run
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
-def manifest(namespace, monkeypatch):
+def manifest(namespace, least):  # noqa: ARG001
     """Return a RayCluster that is a head alone, with a volume, in a namespace of the least rights."""
     secret = {
         "apiVersion": "v1",
@@ -23,10 +23,7 @@ def manifest(namespace, monkeypatch):
         "stringData": {"word": "of a Secret"},
     }
     kubectl.apply(workloads.manifest("claim"), secret, namespace=namespace)
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
-    manifest = yaml.safe_load(workloads.manifest("house"))
-    del manifest["spec"]["workerGroupSpecs"]
-    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
+    manifest = workloads.head_alone()
     variable = {"name": "WORD", "valueFrom": {"secretKeyRef": {"name": "words", "key": "word"}}}
     manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0].setdefault("env", []).append(variable)
     return manifest

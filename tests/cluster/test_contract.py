@@ -49,10 +49,7 @@ def house(shared_namespace, tmp_path_factory):
     """Return a preset of a folder that commands find too."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "cluster-configs").mkdir()
-    manifest = yaml.safe_load(workloads.manifest("house"))
-    del manifest["spec"]["workerGroupSpecs"]
-    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
-    (folder / "cluster-configs" / "house.yaml").write_text(yaml.safe_dump(manifest))
+    (folder / "cluster-configs" / "house.yaml").write_text(yaml.safe_dump(workloads.head_alone()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KUBECONFIG", namespaces.least(shared_namespace))
@@ -104,8 +101,8 @@ def suspended(name, code):
     )
 
 
-def test_many_submits_and_deletes_at_once_leave_nothing(namespace, tmp_path, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+@pytest.mark.usefixtures("least")
+def test_many_submits_and_deletes_at_once_leave_nothing(namespace, tmp_path):
     (tmp_path / "hello.py").write_text("print('hello')\n")
     until(lambda: kubectl.get("configmap", "kube-root-ca.crt", namespace), "what is Kubernetes' own is there", 60)
     before, runs = names(namespace), [f"never-{number}" for number in range(3 * THREADS)]

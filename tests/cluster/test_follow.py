@@ -17,7 +17,7 @@ import yaml
 
 import raykube as rk
 from raykube.errors import NotFound
-from tests.cluster import faults, kubectl, namespaces, workloads
+from tests.cluster import faults, kubectl, workloads
 from tests.cluster.shell import until
 
 pytestmark = pytest.mark.cluster
@@ -25,15 +25,11 @@ CUTS, LINES = 50, 100_000
 
 
 @pytest.fixture
-def place(namespace, tmp_path, monkeypatch):
+def place(namespace, tmp_path, least):  # noqa: ARG001
     """Give a cluster that is a head alone, with a volume."""
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
-    manifest = yaml.safe_load(workloads.manifest("house"))
-    del manifest["spec"]["workerGroupSpecs"]
-    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
     path = tmp_path / "house.yaml"
-    path.write_text(yaml.safe_dump(manifest))
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
+    path.write_text(yaml.safe_dump(workloads.head_alone()))
     return rk.Cluster.load(path)
 
 
@@ -101,9 +97,9 @@ class Cutting:
 
 
 @pytest.fixture
-def cutting(namespace, monkeypatch, tmp_path):
+def cutting(least, monkeypatch, tmp_path):
     """Put a proxy that can be cut before the API server, for who is asked after this."""
-    config = yaml.safe_load(Path(namespaces.least(namespace)).read_text())
+    config = yaml.safe_load(Path(least).read_text())
     cluster = config["clusters"][0]["cluster"]
     server = urlsplit(cluster["server"])
     proxy = Cutting(server.hostname, server.port or 443)
@@ -164,7 +160,7 @@ rk.train(loop)
 
 
 @pytest.fixture
-def scaling(namespace, tmp_path, monkeypatch):
+def scaling(namespace, tmp_path, least):  # noqa: ARG001
     """Give a cluster with an autoscaler and one worker."""
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
     manifest = yaml.safe_load(workloads.manifest("house"))
@@ -172,7 +168,6 @@ def scaling(namespace, tmp_path, monkeypatch):
     manifest["spec"] |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"resources": size}}
     path = tmp_path / "house.yaml"
     path.write_text(yaml.safe_dump(manifest))
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     return rk.Cluster.load(path).sized(workers=1)
 
 

@@ -55,10 +55,7 @@ def pod(name, command, **spec):
 def inside(namespace):
     """Return a function that types a raykube command in a pod, whose service account has the least rights."""
     namespaces.least(namespace)
-    house = yaml.safe_load(workloads.manifest("house"))
-    del house["spec"]["workerGroupSpecs"]
-    house["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "2"}
-    files = {"binaryData": {"raykube.zip": packed()}, "data": {"house.yaml": yaml.safe_dump(house)}}
+    files = {"binaryData": {"raykube.zip": packed()}, "data": {"house.yaml": yaml.safe_dump(workloads.head_alone())}}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "raykube"}, **files}
     made = pod("inside", "sleep 600", serviceAccountName="least")
     kubectl.apply(config, workloads.manifest("claim"), made, namespace=namespace)

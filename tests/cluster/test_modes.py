@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from tests.cluster import kubectl, layout, namespaces, workloads
+from tests.cluster import kubectl, layout, workloads
 from tests.cluster.shell import until
 from tests.support import run
 
@@ -24,9 +24,8 @@ def submitter(image):
 
 
 @pytest.fixture
-def submit(namespace, tmp_path, monkeypatch):
+def submit(least, tmp_path, monkeypatch):  # noqa: ARG001
     """Return what submits a RayJob of these fields by the command line, as a user of the least rights."""
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     monkeypatch.setenv("RAYKUBE_ON", "kubernetes")
 
     def submit(name, *options, **spec):
@@ -37,21 +36,13 @@ def submit(namespace, tmp_path, monkeypatch):
     return submit
 
 
-def head_alone():
-    spec = yaml.safe_load(workloads.manifest("house"))["spec"]
-    head = spec["headGroupSpec"] | {"rayStartParams": {"num-cpus": "2"}}
-    head["template"]["spec"].pop("volumes")
-    head["template"]["spec"]["containers"][0].pop("volumeMounts")
-    return {"rayVersion": spec["rayVersion"], "headGroupSpec": head}
-
-
 def test_k8sjobmode_hands_on_words_and_tells_exit_codes_and_what_keeps_its_submitter(submit, namespace):
     plain = WORDS.replace("$", "").replace("`", "")
     done = submit(
         "fails",
         entrypoint=shlex.join(["python", "-c", PRINTS, WORDS]),
         runtimeEnvYAML=yaml.safe_dump({"env_vars": {"ODD": plain, "SUM": "$((6 * 7))"}}),
-        rayClusterSpec=head_alone(),
+        rayClusterSpec=workloads.head_alone(storage=False)["spec"],
         submitterPodTemplate=submitter(layout.RAY_IMAGE),
     )
     assert "note: runtimeEnvYAML: K8sJobMode passes it through a shell" in done.stderr

@@ -70,13 +70,8 @@ def project(cluster, tmp_path_factory):  # noqa: ARG001 - it must be up
 
 
 def head_alone():
-    manifest = yaml.safe_load(workloads.manifest("house"))
-    del manifest["metadata"]["annotations"], manifest["spec"]["workerGroupSpecs"]
-    head = manifest["spec"]["headGroupSpec"]
-    head["rayStartParams"] = {"num-cpus": "2"}
-    pod = head["template"]["spec"] | {"terminationGracePeriodSeconds": GRACE_S}
-    del pod["volumes"], pod["containers"][0]["volumeMounts"]
-    head["template"]["spec"] = pod
+    manifest = workloads.head_alone(storage=False)
+    manifest["spec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"] = GRACE_S
     return manifest
 
 

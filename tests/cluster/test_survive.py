@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from tests.cluster import faults, kubectl, namespaces, workloads
+from tests.cluster import faults, kubectl, workloads
 from tests.cluster.shell import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
@@ -44,13 +44,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def place(namespace, tmp_path, monkeypatch):
+def place(namespace, tmp_path, least):  # noqa: ARG001
     """Give a cluster of a head and one worker, with a volume, in a namespace of the least rights."""
     kubectl.apply(workloads.manifest("claim"), namespace=namespace)
     manifest = yaml.safe_load(workloads.manifest("house"))
     path = tmp_path / "house.yaml"
     path.write_text(yaml.safe_dump(manifest))
-    monkeypatch.setenv("KUBECONFIG", namespaces.least(namespace))
     return rk.Cluster.load(path).sized(workers=1)
 
 

@@ -6,6 +6,8 @@ import string
 import subprocess
 from contextlib import contextmanager
 
+import yaml
+
 from tests.cluster import kubectl, layout
 from tests.cluster.shell import ClusterError, until
 
@@ -22,6 +24,18 @@ def manifest(name, **values):
     """Return the text of ``manifests/NAME.yaml`` with images, versions and `values` in their places."""
     text = (layout.HERE / "manifests" / f"{name}.yaml").read_text()
     return string.Template(text).substitute({**_COMMON, "RAY_VERSION": ray_version(), **values})
+
+
+def head_alone(*, storage=True):
+    """Return the cluster of ``manifests/house.yaml`` as a head that does the work, with its volume or without."""
+    made = yaml.safe_load(manifest("house"))
+    del made["spec"]["workerGroupSpecs"]
+    head = made["spec"]["headGroupSpec"]
+    head["rayStartParams"] = {"num-cpus": "2"}
+    if not storage:
+        pod = head["template"]["spec"]
+        del made["metadata"]["annotations"], pod["volumes"], pod["containers"][0]["volumeMounts"]
+    return made
 
 
 def finished_job(namespace, name, timeout_s=240):
