@@ -50,15 +50,16 @@ def loaded(manifest, tmp_path):
 
 
 def test_large_code_goes_to_the_storage_and_with_its_run(manifest, large, tmp_path, namespace):
-    place = loaded(manifest, tmp_path)
-    for name in ("first", "second"):
-        run_ = rk.submit(rk.Job(entrypoint="python size.py", name=name, working_dir=large), place)
-        lines = list(run_.wait(timeout_s=120).logs())
-        assert {f"size {2 * 2**20}", f"kept of {name}", "word of a Secret"} <= set(lines)
-        run_.delete()
+    run_ = rk.submit(rk.Job(entrypoint="python size.py", name="first", working_dir=large), loaded(manifest, tmp_path))
+    lines = list(run_.wait(timeout_s=120).logs())
+    assert {f"size {2 * 2**20}", "kept of first", "word of a Secret"} <= set(lines)
+    run_.delete()
     assert workloads.pods(namespace) == [] or all(
         "storage" not in pod["metadata"]["name"] for pod in workloads.pods(namespace)
     )
+    kubectl.apply(workloads.manifest("claimer", NAME="looks"), namespace=namespace)
+    workloads.running(namespace, "looks")
+    assert kubectl.kubectl("exec", "looks", "--", "ls", "-A", "/shared", namespace=namespace) == ""
 
 
 def test_large_code_without_storage_is_uploaded_to_the_head(manifest, large, tmp_path):
