@@ -12,13 +12,11 @@ import pytest
 import yaml
 
 from tests import docs
-from tests.cluster import kubectl, layout, namespaces, operator
+from tests.cluster import kubectl, layout, namespaces, operator, workloads
 from tests.support import BIN, run
 
 pytestmark = pytest.mark.cluster
 WAIT_S = 200
-#: A head takes all of it to end: for the tests' haste.
-GRACE_S = 3
 
 
 class Walk:
@@ -115,7 +113,7 @@ def small(path):
     head = manifest["spec"]["headGroupSpec"]
     head["rayStartParams"] = {"num-cpus": "2"}
     pod = head["template"]["spec"]
-    pod["terminationGracePeriodSeconds"] = GRACE_S
+    pod["terminationGracePeriodSeconds"] = workloads.GRACE_S
     pod["containers"][0]["imagePullPolicy"] = "IfNotPresent"
     pod["containers"][0]["resources"] = {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "6Gi"}}
     path.write_text(yaml.safe_dump(manifest))

@@ -23,8 +23,6 @@ pytestmark = pytest.mark.cluster
 
 ROOT = BIN.parent.parent
 WAIT_S = 180
-#: A head takes all of it to end: for the tests' haste.
-GRACE_S = 3
 
 HELLO = """
 from ray import serve
@@ -64,15 +62,9 @@ def project(cluster, tmp_path_factory):  # noqa: ARG001 - it must be up
     (folder / "app").mkdir()
     (folder / "app" / "hello.py").write_text(HELLO)
     (folder / "cluster-configs").mkdir()
-    (folder / "cluster-configs" / "serve.yaml").write_text(yaml.safe_dump(head_alone()))
+    (folder / "cluster-configs" / "serve.yaml").write_text(yaml.safe_dump(workloads.head_alone(storage=False)))
     with namespaces.fresh("serve") as name, at(name, folder):
         yield name, folder
-
-
-def head_alone():
-    manifest = workloads.head_alone(storage=False)
-    manifest["spec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"] = GRACE_S
-    return manifest
 
 
 def app(**fields):
@@ -157,7 +149,7 @@ def test_apps_that_cannot_be_built_fail_in_serves_own_words_and_are_mended_by_th
 def test_name_of_a_run_is_a_conflict(project):
     namespace, folder = project
     spec = {"entrypoint": "true", "suspend": True, "shutdownAfterJobFinishes": True}
-    spec["rayClusterSpec"] = head_alone()["spec"]
+    spec["rayClusterSpec"] = workloads.head_alone(storage=False)["spec"]
     metadata = {"name": "taken", "namespace": namespace}
     kubectl.apply({"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec})
     with pytest.raises(Conflict, match="'taken' is taken by a run"):
@@ -184,7 +176,7 @@ def scaling():
     spec = json.loads(json.dumps(documents[1]["spec"]["rayClusterConfig"]))  # without anchors that are shared
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
-        pod["terminationGracePeriodSeconds"] = GRACE_S
+        pod["terminationGracePeriodSeconds"] = workloads.GRACE_S
         pod["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
         pod["containers"][0]["volumeMounts"] = [{"name": "shared", "mountPath": "/shared"}]
         tracking = {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow.mlflow.svc:5000"}

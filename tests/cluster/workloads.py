@@ -11,6 +11,8 @@ import yaml
 from tests.cluster import kubectl, layout
 from tests.cluster.shell import ClusterError, until
 
+#: A head takes all of it to end: for the tests' haste.
+GRACE_S = 3
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 _COMMON = {"RAY_IMAGE": layout.RAY_IMAGE, "SMALL_IMAGE": layout.SMALL_IMAGE}
 
@@ -32,8 +34,9 @@ def head_alone(*, storage=True):
     del made["spec"]["workerGroupSpecs"]
     head = made["spec"]["headGroupSpec"]
     head["rayStartParams"] = {"num-cpus": "2"}
+    pod = head["template"]["spec"]
+    pod["terminationGracePeriodSeconds"] = GRACE_S
     if not storage:
-        pod = head["template"]["spec"]
         del made["metadata"]["annotations"], pod["volumes"], pod["containers"][0]["volumeMounts"]
     return made
 
