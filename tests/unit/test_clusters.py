@@ -25,8 +25,6 @@ from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict, Forbidden
-from tests.cluster.shell import until
-from raykube.errors import ConfigError, Conflict
 from tests.basics import until
 from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
 from tests.support import BIN, typed

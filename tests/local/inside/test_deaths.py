@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import psutil
 import pytest
@@ -12,18 +11,15 @@ import ray
 import raykube
 from raykube import wire
 from raykube.errors import RunFailed
+from tests.basics import until
 from tests.local.inside.support import MARKS, note, notes, siblings, title
 
 pytestmark = MARKS
 
 
-def cpus_get_free(timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while (free := ray.available_resources().get("CPU", 0)) < ray.cluster_resources()["CPU"]:
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.2)
-    return bool(free)
+def wait_for_free_cpus(timeout_s):
+    all_cpus = ray.cluster_resources()["CPU"]
+    until(lambda: ray.available_resources().get("CPU", 0) == all_cpus, "all CPUs are free", timeout_s)
 
 
 class Bomb:
@@ -53,7 +49,7 @@ def test_worker_killed_at_its_start_is_replaced_as_often_as_said_and_leaves_no_c
         raykube.train(training, {"bomb": Bomb(lives)})
     assert caught.value.reason == "WorkerDied"
     assert len(notes(lives)) == 2
-    assert cpus_get_free(10)
+    wait_for_free_cpus(10)
     assert "at its start" in wire.trouble((here.folder / wire.TROUBLE_FILE).read_text(), 1)
 
 
@@ -70,4 +66,4 @@ def test_killed_controller_is_named_and_leaves_no_cpu_taken():
     with pytest.raises(RunFailed) as caught:
         raykube.train(fatal)
     assert caught.value.reason == "ControllerDied"
-    assert cpus_get_free(20)
+    wait_for_free_cpus(20)

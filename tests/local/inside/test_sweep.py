@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from raykube import wire
 from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import checkpoints, place
 from raykube.inside.trials import ENDED_FILE
+from tests.basics import until
 from tests.local.inside.support import MARKS, note, notes
 
 pytestmark = MARKS
@@ -93,10 +93,7 @@ def test_trials_of_all_workers_take_turns_and_a_hopeless_one_is_ended(monkeypatc
     hopeless = min(result.trials, key=lambda trial: trial["metrics"]["score"])
     rows = wire.read_rows(Path(result.path) / hopeless["trial"] / "train-1" / wire.METRICS_FILE)
     assert max(row["metrics"]["epoch"] for row in rows) < 299
-    deadline = time.monotonic() + 60
-    while cpus_in_use() and time.monotonic() < deadline:
-        threading.Event().wait(0.5)
-    assert cpus_in_use() == 0  # the placement group of the ended trial was freed
+    until(lambda: cpus_in_use() == 0, "the placement group of the ended trial is freed", 60)
 
 
 @pytest.mark.usefixtures("here")
@@ -144,8 +141,8 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     # Tune writes down every second what is through, instead of every ten.
     environ = {**os.environ, "RAY_TMPDIR": "/tmp", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
     with subprocess.Popen([sys.executable, "-c", code], env=environ, start_new_session=True) as child:
-        wait_for(lambda: len({fact["x"] for fact in notes(tmp_path / "trials")}) == 2, 120)
-        wait_for(lambda: any("TERMINATED" in path.read_text() for path in sweep.glob("experiment_state-*")), 60)
+        until(lambda: len({fact["x"] for fact in notes(tmp_path / "trials")}) == 2, "two trials have begun", 120)
+        until(lambda: "TERMINATED" in states(sweep), "Tune has written down that one is through", 60)
         os.killpg(child.pid, signal.SIGKILL)
     (tmp_path / "again").touch()
     first = notes(tmp_path / "trials")[0]["x"]
@@ -158,9 +155,13 @@ def test_retry_of_a_killed_sweep_keeps_the_trials_that_were_through(here, monkey
     assert result.trials[0]["params"]["x"] == first
 
 
+def states(sweep):
+    return "".join(path.read_text() for path in sweep.glob("experiment_state-*"))
+
+
 def interrupt_at(fact):
     """Press Ctrl-C once `fact` is true."""
-    wait_for(fact, 120)
+    until(fact, "the sweep is where it is to be interrupted", 120)
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -203,10 +204,3 @@ def test_trial_that_was_through_before_tune_wrote_it_down_counts(here, monkeypat
     again = swept()
     assert (again.trials[0]["error"], again.checkpoint) == (None, first.checkpoint)
     assert again.metrics["score"] == first.metrics["score"]
-
-
-def wait_for(fact, timeout_s):
-    deadline = time.monotonic() + timeout_s
-    while not fact():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.2)
