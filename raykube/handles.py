@@ -63,11 +63,7 @@ class _Handle:
 
     def why(self) -> Failure:
         """Say in one cause and one next step why it is where it is."""
-        status = self.status()
-        # Before it runs there is no log.
-        verb = "status" if status.state in _NOT_YET else "logs"
-        next_step = f"raykube {status.kind} {verb} {self.name}"
-        return status.failure or Failure(status.state, status.detail, next_step=next_step)
+        return _cause(self.status())
 
     def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
         """Follow the changes until `done` or the time is over; return the last status seen."""
@@ -109,7 +105,7 @@ class Run(_Handle):
         """
         last = self._watch(lambda status: status.is_terminal, timeout_s, on_event)
         if last.state == "FAILED":
-            raise RunFailed.of(self.name, last.failure or Failure("JobFailed", last.detail))
+            raise RunFailed.of(self.name, _cause(last))
         if last.state == "STOPPED":
             raise RunStopped(f"run {self.name} was stopped", next_step="submit it again under the same name to resume")
         if not last.is_terminal:
@@ -186,7 +182,7 @@ class Endpoint(_Handle):
             raise WaitTimeout(
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
             )
-        raise _not_up(self.name, self.why())
+        raise _not_up(self.name, _cause(last))
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
         """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
@@ -199,6 +195,13 @@ class Endpoint(_Handle):
             NotFound: there is none, or somebody deleted it meanwhile; what has its name since is left alone.
         """
         self.backend.delete(self.name, self._kind)
+
+
+def _cause(status: Status) -> Failure:
+    # Before it runs there is no log.
+    verb = "status" if status.state in _NOT_YET else "logs"
+    next_step = f"raykube {status.kind} {verb} {status.name}"
+    return status.failure or Failure(status.state, status.detail, next_step=next_step)
 
 
 def _not_up(name: str, why: Failure) -> BackendError:

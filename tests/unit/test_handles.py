@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
 from raykube.errors import ConfigError, NotFound, Unreachable, WaitTimeout
+from raykube.errors import BackendError, Failure, NotFound
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, kubernetes
 from tests.unit.heads import SILENT, Answering
@@ -111,3 +113,15 @@ def test_list_of_many_is_in_order():
     place, names = Noting(), [f"run-{number}" for number in range(50)]
     assert [status.name for status in handles.statuses(rk.Run(name, place) for name in names)] == names
     assert len(set(place.threads)) <= handles._AT_ONCE
+@pytest.mark.parametrize("since", ["RUNNING", "gone"])
+def test_wait_for_a_service_tells_the_cause_that_it_saw_whatever_has_come_since(since):
+    def status(name, kind):
+        if since == "gone":
+            raise NotFound(f"there is no {kind} {name}")
+        return Status(name, kind, since, "it answers")
+
+    failed = Status("x", "service", "FAILED", failure=Failure("DeployFailed", "no module", next_step="correct it"))
+    place = SimpleNamespace(status=status, changes=lambda *_: iter([failed]))
+    with pytest.raises(BackendError, match="service x is not up: DeployFailed") as error:
+        Endpoint("x", place).wait_ready()
+    assert (error.value.why, error.value.next_step) == ("no module", "correct it")
