@@ -326,18 +326,11 @@ def _read(path: Path) -> Cluster:
     if len(found) != 1:
         what = f"{path} holds {len(found)} YAML documents"
         raise ConfigError(what, next_step="keep just one RayCluster in it")
-    manifest = manifests.with_version(_unshared(found[0]))
+    manifest = manifests.with_version(found[0])
     if problems := list(manifests.problems_of(manifest)):
         raise ConfigError.of(f"the manifest {path} cannot work", problems)
     beside = tuple(manifests.title(each) for each in documents if each is not found[0])
     return Cluster(manifest, str(path), path.stem, beside=beside)
-
-
-def _unshared(value: Any) -> Any:
-    """Copy plain data so that a YAML anchor's uses are values of their own: an edit must not reach all of them."""
-    if isinstance(value, Mapping):
-        return {key: _unshared(inner) for key, inner in value.items()}
-    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> ConfigError:

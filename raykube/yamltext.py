@@ -90,8 +90,9 @@ def documents(text: str) -> Iterator[Any]:
     """
     try:
         for document in yaml.load_all(text, Loader=_Loader):
-            json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
-            yield document
+            sent = json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+            # Not the document: in that an anchor and its uses are one value, and an edit would reach all of them.
+            yield json.loads(sent)
     except UnicodeEncodeError as error:  # whose words would show the text
         what = f"half a character, {error.object[error.start : error.end]!a}, which no text can have"
         raise yaml.YAMLError(what) from None

@@ -24,14 +24,13 @@ _Reader = tuple[str, str, Callable[[str, Any], Any]]
 _IN_BOTH = ("working_dir", "excludes", "pip")
 
 
-def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[Any, Any]) -> Job:
+def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[str, Any]) -> Job:
     """Make the job of ``raykube job submit``: what options give, else what the file said, else the spec's defaults."""
     if not entrypoint and "entrypoint" not in said:
         raise ConfigError("there is nothing to run", next_step="write a command after --, or -f FILE")
     given, problems = _read(_given(options), _OF_A_JOB)
-    problems += [Problem(str(key), "a key must be text", "write it in quotes") for key in said if type(key) is not str]
     given |= {"entrypoint": _command(entrypoint)} if entrypoint else {}
-    return _made(Job, _beside({key: value for key, value in said.items() if type(key) is str}, given), problems)
+    return _made(Job, _beside(said, given), problems)
 
 
 def manifest_of(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +53,7 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
     return [*(each for each in found if each is not jobs[0]), jobs[0]]
 
 
-def _from_its_folder(fields: dict[Any, Any], path: Path) -> dict[Any, Any]:
+def _from_its_folder(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     """Take the ``working_dir`` of a job's fields, and of its ``runtime_env``, from the folder of their file."""
     where = fields.get("working_dir")
     if isinstance(where, str) and path.is_file() and not (REMOTE.match(where) or where.startswith("~")):
@@ -174,7 +173,7 @@ def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Probl
     return made
 
 
-def _beside(said: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _beside(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Join a file's fields with those of options, which win: also over the same key within a runtime_env."""
     own = given.get("runtime_env")
     twice = [key for key in _IN_BOTH if key in given or (isinstance(own, dict) and key in own)]
@@ -187,7 +186,7 @@ def _beside(said: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return joined | given | ({"env_vars": variables} if variables else {})
 
 
-def _without(fields: dict[str, Any], keys: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
+def _without(fields: Mapping[str, Any], keys: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
     """Leave out fields, and those of the environment's variables that are said elsewhere."""
     kept = {key: value for key, value in fields.items() if key not in keys}
     if isinstance(others := kept.get("env_vars"), dict):

@@ -577,10 +577,11 @@ def test_options_win_over_a_file_and_over_its_runtime_env():
     assert args.job_of(("true",), {"runtime_env_json": '{"pip": ["y"]}'}, {"pip": ["x"]}).pip == ("y",)
 
 
-def test_key_of_a_file_that_is_no_field_is_refused():
+def test_key_of_a_file_that_is_no_field_is_refused(tmp_path):
+    (path := tmp_path / "job.yaml").write_text('{entrypoint: "true", true: gpu-t4, 7: 2, metadata_json: "{}"}')
     with pytest.raises(ConfigError) as caught:
-        args.job_of((), {}, {"entrypoint": "true", True: "gpu-t4", 7: 2, "metadata_json": "{}"})
-    assert [problem.path for problem in caught.value.problems] == ["True", "7", "metadata_json"]
+        args.job_of((), {}, *args.manifest_of(path))
+    assert [problem.path for problem in caught.value.problems] == ["true", "7", "metadata_json"]
 
 
 def test_problems_of_options_and_of_the_job_are_told_at_once():

@@ -49,6 +49,12 @@ def test_keys_are_what_is_written():
     ]
 
 
+def test_uses_of_an_anchor_are_values_of_their_own():
+    (found,) = documents("a: &x {k: [1]}\nb: *x")
+    found["a"]["k"].append(2)
+    assert found["b"] == {"k": [1]}
+
+
 def test_keys_are_text_and_times_are_no_numbers():
     (found,) = documents("{7: a, true: b, text: 22:30, number: 10, float: 1.5, other: 1:30.5}")
     assert found == {"7": "a", "true": "b", "text": "22:30", "number": 10, "float": 1.5, "other": "1:30.5"}
