@@ -9,12 +9,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from raykube import manifest as manifests
+from raykube import manifests
 from raykube.cluster import Cluster
 from raykube.package import Package
 from raykube.specs import Job
 
-_SERVE_PORT = 8000
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
@@ -37,18 +36,16 @@ _SEES = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "security
 _AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {
     "gcs-server": 6379,
-    "dashboard": manifests.DASHBOARD_PORT,
+    "dashboard": manifests.PORTS["dashboard"],
     "client": 10001,
-    "serve": _SERVE_PORT,
+    "serve": manifests.PORTS["serve"],
     "metrics": 8080,
 }
 
 
 def serve_port(cluster_spec: Mapping[str, Any]) -> int:
     """Return the port that a cluster's proxies listen on: the one that its head names ``serve``."""
-    containers = cluster_spec.get("headGroupSpec", {}).get("template", {}).get("spec", {}).get("containers") or [{}]
-    ports = containers[0].get("ports") or []
-    return next((int(port["containerPort"]) for port in ports if port.get("name") == "serve"), _SERVE_PORT)
+    return manifests.port(manifests.first_container(cluster_spec.get("headGroupSpec")), "serve")
 
 
 def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) -> str:
@@ -136,12 +133,13 @@ def _probe(group: dict[str, Any]) -> None:
 
 
 def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:
-    _add_ports(head["template"]["spec"]["containers"][0])
+    container = manifests.container(head)
+    _add_ports(container)
     if has_workers:
         _say(head, "num-cpus", "CPU")
     if not manifests.gpus(head):
         _say(head, "num-gpus", "GPU")
-        _add(head["template"]["spec"]["containers"][0], "env", {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+        _add(container, "env", {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
 
 
 def _say(head: dict[str, Any], param: str, resource: str) -> None:
@@ -164,10 +162,9 @@ def _add_ports(container: dict[str, Any]) -> None:
 
 
 def _mount(group: dict[str, Any], config_map: str) -> None:
-    pod = group["template"]["spec"]
-    _add(pod, "volumes", {"name": CODE_VOLUME, "configMap": {"name": config_map}})
+    _add(group["template"]["spec"], "volumes", {"name": CODE_VOLUME, "configMap": {"name": config_map}})
     mount = {"name": CODE_VOLUME, "mountPath": CODE_MOUNT, "readOnly": True}
-    _add(pod["containers"][0], "volumeMounts", mount)
+    _add(manifests.container(group), "volumeMounts", mount)
 
 
 def _add(owner: dict[str, Any], key: str, item: dict[str, Any]) -> None:

@@ -20,8 +20,7 @@ from typing import Any
 
 import yaml
 
-from raykube import manifest as manifests
-from raykube import wire
+from raykube import manifests, rules, wire
 from raykube.errors import ConfigError, Problem
 from raykube.here import from_here, seems, upward
 from raykube.names import nearest
@@ -231,7 +230,7 @@ class Cluster:
 
         def edit(it: dict[str, Any]) -> None:
             for group in _groups(it["spec"]):
-                group["template"]["spec"]["containers"][0]["image"] = image
+                manifests.container(group)["image"] = image
             if version := manifests.version_of(image):
                 it["spec"]["rayVersion"] = version
 
@@ -327,7 +326,7 @@ def _read(path: Path) -> Cluster:
         what = f"{path} holds {len(found)} YAML documents"
         raise ConfigError(what, next_step="keep just one RayCluster in it")
     manifest = manifests.with_version(found[0])
-    if problems := list(manifests.problems_of(manifest)):
+    if problems := list(rules.problems_of(manifest)):
         raise ConfigError.of(f"the manifest {path} cannot work", problems)
     beside = tuple(manifests.title(each) for each in documents if each is not found[0])
     return Cluster(manifest, str(path), path.stem, beside=beside)

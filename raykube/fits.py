@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube import manifest as manifests
+from raykube import manifests
 from raykube.bodies import QUEUE_LABEL, ray_cluster
 from raykube.cluster import Cluster, scaled_group
 from raykube.errors import Problem

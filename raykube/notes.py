@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from raykube import manifest as manifests
-from raykube import tokens
+from raykube import manifests, tokens
 from raykube.bodies import CODE_MOUNT, HELD
 from raykube.shapes import entries, mapping
 

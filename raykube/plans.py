@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykube import bodies, fits, sameness, shapes, wire
-from raykube import manifest as manifests
+from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
 from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
@@ -176,7 +175,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     code = None if cluster.selected else _code_object(job.name, cluster, package)
     upload = code is None and not cluster.storage and not cluster.selected
     # A cluster that is there KubeRay has taken already, by rules that are not those of a cluster it makes for a job.
-    in_place = manifests.amount_problems if cluster.selected else manifests.problems_of
+    in_place = rules.amount_problems if cluster.selected else rules.problems_of
     problems = [*in_place(cluster.manifest), *_missing_in_rayjob(job)]
     problems = problems or [*fits.problems(job, cluster)]
     problems += [*_retry_problems(job, package)] if upload else []
@@ -273,7 +272,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     Raises:
         ConfigError: the code is too large for one and the cluster names no storage.
     """
-    if problems := list(manifests.problems_of(cluster.manifest)):
+    if problems := list(rules.problems_of(cluster.manifest)):
         raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
     if code is None and not cluster.storage:

@@ -8,8 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raykube import manifest as manifests
-from raykube import notes
+from raykube import manifests, notes
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import Cluster
 from raykube.doctor.check import Check, looked

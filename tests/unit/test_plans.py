@@ -16,7 +16,7 @@ import raykube as rk
 from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
 from raykube.backends.kuberay import jobs, servestates, services
 from raykube.doctor import named
-from raykube.manifest import STORAGE_ANNOTATION
+from raykube.manifests import STORAGE_ANNOTATION
 from raykube.package import PackedFile, collect
 from raykube.specs import Autoscaling
 from raykube.yamltext import as_yaml

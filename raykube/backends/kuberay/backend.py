@@ -13,8 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from raykube import manifest as manifests
-from raykube import package, plans
+from raykube import manifests, package, plans
 from raykube.backends import Kind, Status, sources
 from raykube.backends.kuberay import (
     autoscalerlogs,

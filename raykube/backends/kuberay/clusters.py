@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raykube import manifest as manifests
-from raykube import plans
+from raykube import manifests, plans, rules
 from raykube.backends.kuberay import objects, rayhead
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
@@ -54,7 +53,7 @@ def plan(cluster: Cluster, name: str) -> dict[str, Any]:
             next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
         )
     cluster.check_manifest()
-    if problem := name_problem(name, manifests.MAX_CLUSTER_NAME) or _taken(name):
+    if problem := name_problem(name, rules.MAX_CLUSTER_NAME) or _taken(name):
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
     metadata = manifests.metadata(cluster.manifest)
     metadata |= {"name": name, "labels": metadata.get("labels", {}) | MANAGED_BY}

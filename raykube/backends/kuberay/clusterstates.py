@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from raykube import manifests
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, seconds, spec_of
@@ -98,4 +99,5 @@ def _pods_of(group: Object) -> int:
 
 def _address(cluster: Object) -> str:
     service = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
-    return f"http://{service}.{cluster['metadata'].get('namespace', '')}.svc:8265" if service else ""
+    where = f"{service}.{cluster['metadata'].get('namespace', '')}.svc:{manifests.PORTS['dashboard']}"
+    return f"http://{where}" if service else ""

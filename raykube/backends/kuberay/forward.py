@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
 
 import httpx
 
+from raykube import manifests
 from raykube.backends.kuberay.observed import head_of
 from raykube.backends.kubernetes.fields import is_leaving
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -36,7 +36,6 @@ _PAUSE_S = 0.3
 _END_S = 1.0
 _TIMEOUT = httpx.Timeout(10, connect=5)
 _PROTOCOL = "v4.channel.k8s.io"
-_PORTS = {"dashboard": 8265, "serve": 8000}
 _HOST = "127.0.0.1"
 
 _log = logging.getLogger(__name__)
@@ -164,7 +163,8 @@ class Forward:
     def _opened(self) -> Iterator[Tunnel]:
         pod = self._head()
         path = f"/api/v1/namespaces/{self._kube.namespace}/pods/{pod['metadata']['name']}/portforward"
-        options = {"params": {"ports": _port(pod, self._remote)}, "headers": _handshake(), "timeout": _TIMEOUT}
+        port = manifests.port(pod["spec"]["containers"][0], self._remote)
+        options = {"params": {"ports": port}, "headers": _handshake(), "timeout": _TIMEOUT}
         with self._kube.stream(path, self._stop, **options) as response:
             if response.status_code != httpx.codes.SWITCHING_PROTOCOLS:
                 raise BackendError(
@@ -243,10 +243,3 @@ def _check_socket(response: httpx.Response) -> None:
             why="TLS to the API server would be inside TLS to the proxy",
             next_step="name the proxy by http:// or socks5://: what it passes on is TLS all the same",
         )
-
-
-def _port(pod: Object, name: str) -> int:
-    """Return the number of a port by the name that the pod gives it, or Ray's own."""
-    ports: list[dict[str, Any]] = pod["spec"]["containers"][0].get("ports") or []
-    named = [int(port["containerPort"]) for port in ports if port.get("name") == name]
-    return named[0] if named else _PORTS[name]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from raykube.backends.kubernetes.fields import Object, moment, name_of, newest
-from raykube.manifest import STORAGE_ANNOTATION
+from raykube.manifests import STORAGE_ANNOTATION
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from raykube import wire
 from raykube.backends.local import head
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
-from raykube.manifest import has_password
+from raykube.rules import has_password
 from raykube.specs import Job, Service
 
 

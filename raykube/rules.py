@@ -1,4 +1,4 @@
-"""What a RayCluster manifest says, and what is wrong with it that a cluster would answer with a hang.
+"""What is wrong with a RayCluster manifest that a cluster would answer with a hang.
 
 The API server checks the schema; here stand only the rules that no server checks, or that surface as an event on an
 object nobody looks at. All functions take plain manifests and change nothing.
@@ -6,75 +6,22 @@ object nobody looks at. All functions take plain manifests and change nothing.
 
 from __future__ import annotations
 
-import copy
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube import shapes, tokens
+from raykube import manifests, shapes, tokens
 from raykube.errors import Problem
+from raykube.manifests import STORAGE_ANNOTATION, Manifest
 from raykube.names import name_problem
 from raykube.shapes import entries, mapping
 
 MAX_CLUSTER_NAME = 53
-MIN_RAY_FOR_HEALTH = (2, 53)
-#: What KubeRay's definition has for a `maxReplicas` that is not given.
-UNBOUNDED = 2**31 - 1
-STORAGE_ANNOTATION = "raykube.io/storage"
-DASHBOARD_PORT = 8265
-_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 #: A colon that ends no host, for no port follows. The key of a bucket may hold a slash, which would end its address.
 _PASSWORD = re.compile(r"[^/]*://[^/@:\[]*:(?!\d*([/?]|$))")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
-#: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
-_TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
-_RAYS_TAG = re.compile(r"(?:^|/)rayproject/[\w.-]+:(\d+\.\d+\.\d+)")
-_PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
-#: The units of a quantity: of which one has so many, or that are so many.
-_PARTS = {"m": 1e3, "u": 1e6, "n": 1e9}
-_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
-#: An ``E`` is an exponent where a number follows it, else the unit.
-_NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
-_QUANTITY = re.compile(rf"({_NUMBER})({'|'.join([*_PARTS, *_UNITS])})")
 _V2_ENV = "RAY_enable_autoscaler_v2"
-
-Manifest = Mapping[str, Any]
-
-
-def title(thing: Any) -> str:
-    """Return a Kubernetes object's kind and name."""
-    metadata = mapping(mapping(thing).get("metadata"))
-    return f"{mapping(thing).get('kind')} {metadata.get('name') or metadata.get('generateName')}"
-
-
-def with_version(manifest: Any) -> Any:
-    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
-    spec = mapping(mapping(manifest).get("spec"))
-    found = _TAG.search(_image(spec))
-    return {**manifest, "spec": {**spec, "rayVersion": found[1]}} if found and not spec.get("rayVersion") else manifest
-
-
-def version_of(image: str) -> str:
-    """Return the version of Ray in an image of rayproject's, as its tag tells it; "" of any other."""
-    found = _RAYS_TAG.search(image)
-    return found[1] if found else ""
-
-
-def python(spec: Manifest) -> tuple[int, ...]:
-    """Return the Python of a cluster's head where the tag of its image tells, as ``-py311`` does; else ()."""
-    found = _PYTHON.search(_image(spec))
-    return tuple(map(int, found.groups())) if found else ()
-
-
-def _image(spec: Manifest) -> str:
-    try:
-        return str(container(spec["headGroupSpec"])["image"])
-    except (KeyError, IndexError, TypeError):  # not a sound manifest, which is told elsewhere
-        return ""
 
 
 def problems_of(manifest: Any) -> Iterator[Problem]:
@@ -141,7 +88,7 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
     elif not version:
         what = "is required: KubeRay chooses probes and authentication by it"
         yield Problem("spec.rayVersion", what, "write the version of Ray in its image")
-    elif (parsed := _version(version)) is None:
+    elif (parsed := manifests.version(version)) is None:
         yield Problem("spec.rayVersion", f"{version!r} is not a version such as '2.60.0'")
     elif others := {image: has for image, has in _told_versions(spec) if not f"{has}.".startswith(f"{version}.")}:
         has = ", ".join(f"{image} has {has}" for image, has in others.items())
@@ -161,27 +108,9 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
 def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the images of a cluster's groups whose tags tell the version of Ray in them, with that."""
     for group in (spec.get("headGroupSpec"), *entries(spec.get("workerGroupSpecs"))):
-        image = _image({"headGroupSpec": group})
-        if has := version_of(image):
+        image = manifests.image(group)
+        if has := manifests.version_of(image):
             yield image, has
-
-
-def max_replicas(group: Manifest) -> int:
-    """Return how many pods a group may have; the server fills in `UNBOUNDED` where it does not say."""
-    most = group.get("maxReplicas")
-    return UNBOUNDED if most is None else int(most)
-
-
-def knows_health_check(spec: Manifest) -> bool:
-    """Whether the agent of this Ray answers ``/api/healthz``; others are asked by a command."""
-    return (_version(str(spec.get("rayVersion") or "")) or ()) >= MIN_RAY_FOR_HEALTH
-
-
-def _version(text: str) -> tuple[int, ...] | None:
-    try:
-        return tuple(int(part) for part in text.split(".")[:2])
-    except ValueError:
-        return None
 
 
 def _worker_problems(spec: Manifest) -> Iterator[Problem]:
@@ -244,11 +173,10 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
 
 def _dashboard_problems(head: Manifest) -> Iterator[Problem]:
     """KubeRay looks for the dashboard by the name of its port, and waits without a word where none has it."""
-    pods = entries(mapping(mapping(mapping(head).get("template")).get("spec")).get("containers"))
-    ports = [mapping(each) for each in entries(mapping(pods[0] if pods else {}).get("ports"))]
+    ports = [mapping(each) for each in entries(manifests.first_container(head).get("ports"))]
     named = {str(each.get("name") or ""): each.get("containerPort") for each in ports}
     for name, port in named.items():
-        if port == DASHBOARD_PORT and name and "dashboard" not in named:
+        if port == manifests.PORTS["dashboard"] and name and "dashboard" not in named:
             path = "spec.headGroupSpec.template.spec.containers[0].ports"
             yield Problem(
                 path, f"the port {port} is called {name!r}, and KubeRay looks for dashboard", "call it dashboard"
@@ -265,73 +193,6 @@ def amount_problems(manifest: Manifest) -> Iterator[Problem]:
 
 def _quantity_problems(group: Manifest, path: str) -> Iterator[Problem]:
     try:
-        cpus(group), gpus(group)
+        manifests.cpus(group), manifests.gpus(group)
     except (ValueError, OverflowError) as error:
         yield Problem(f"{path}.containers[0].resources", f"holds no number of CPUs or GPUs: {error}")
-
-
-def metadata(manifest: Manifest) -> dict[str, Any]:
-    """Return what a sound manifest's metadata says: where one was read from a server, without what that has added."""
-    said = {key: manifest["metadata"].get(key) for key in ("namespace", "labels", "annotations")}
-    kept = copy.deepcopy({key: value for key, value in said.items() if value})
-    kept.get("annotations", {}).pop(_APPLIED, None)
-    return kept
-
-
-def container(group: Manifest) -> dict[str, Any]:
-    """Return a group's container that runs Ray: the first, by KubeRay's rule."""
-    found: dict[str, Any] = group["template"]["spec"]["containers"][0]
-    return found
-
-
-def _limits(group: Manifest) -> dict[str, Any]:
-    resources = mapping(container(group).get("resources"))
-    return {**mapping(resources.get("requests")), **mapping(resources.get("limits"))}
-
-
-def cpus(group: Manifest) -> int:
-    """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
-    said = mapping(group.get("rayStartParams")).get("num-cpus", mapping(group.get("resources")).get("CPU"))
-    return math.ceil(quantity(said if said is not None else _limits(group).get("cpu", 1)))
-
-
-def gpus(group: Manifest) -> int:
-    """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
-    said = mapping(group.get("rayStartParams")).get("num-gpus", mapping(group.get("resources")).get("GPU"))
-    if said is not None:
-        return int(quantity(said))
-    found = [
-        amount for key, amount in _limits(group).items() if key.endswith("gpu") or key.startswith("nvidia.com/mig-")
-    ]
-    return int(quantity(found[0])) if found else 0
-
-
-def accelerator(group: Manifest) -> str:
-    """Return the accelerator type that a group declares to Ray as ``accelerator_type:NAME``, else "".
-
-    A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
-    and a worker asking for it would wait for ever.
-    """
-    params = mapping(group.get("rayStartParams"))
-    declared = dict(mapping(group.get("resources"))) | _custom(params.get("resources", ""))
-    return next((key.partition(":")[2] for key in declared if key.startswith("accelerator_type:")), "")
-
-
-def _custom(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text.strip("\"'").replace("\\", ""))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def quantity(value: Any) -> float:
-    """Read a Kubernetes quantity: ``2``, ``"1.5"``, ``"500m"`` or ``"2k"``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (found := _QUANTITY.fullmatch(str(value))):
-        raise ValueError(f"{str(value)!r} is no quantity")
-    number, unit = float(found[1]), found[2]
-    return number / _PARTS[unit] if unit in _PARTS else number * _UNITS[unit]

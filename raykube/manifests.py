@@ -1,0 +1,164 @@
+"""What a RayCluster manifest says.
+
+All functions take plain manifests, sound ones unless they say otherwise, and change nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from raykube.shapes import entries, mapping
+
+MIN_RAY_FOR_HEALTH = (2, 53)
+#: What KubeRay's definition has for a `maxReplicas` that is not given.
+UNBOUNDED = 2**31 - 1
+STORAGE_ANNOTATION = "raykube.io/storage"
+#: The ports of a head that somebody from outside asks, by their names; a manifest may give them others.
+PORTS: Mapping[str, int] = {"dashboard": 8265, "serve": 8000}
+_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+#: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
+_TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
+_RAYS_TAG = re.compile(r"(?:^|/)rayproject/[\w.-]+:(\d+\.\d+\.\d+)")
+_PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
+#: The units of a quantity: of which one has so many, or that are so many.
+_PARTS = {"m": 1e3, "u": 1e6, "n": 1e9}
+_UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
+#: An ``E`` is an exponent where a number follows it, else the unit.
+_NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
+_QUANTITY = re.compile(rf"({_NUMBER})({'|'.join([*_PARTS, *_UNITS])})")
+
+Manifest = Mapping[str, Any]
+
+
+def title(thing: Any) -> str:
+    """Return a Kubernetes object's kind and name."""
+    metadata = mapping(mapping(thing).get("metadata"))
+    return f"{mapping(thing).get('kind')} {metadata.get('name') or metadata.get('generateName')}"
+
+
+def with_version(manifest: Any) -> Any:
+    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
+    spec = mapping(mapping(manifest).get("spec"))
+    found = _TAG.search(image(spec.get("headGroupSpec")))
+    return {**manifest, "spec": {**spec, "rayVersion": found[1]}} if found and not spec.get("rayVersion") else manifest
+
+
+def version_of(image: str) -> str:
+    """Return the version of Ray in an image of rayproject's, as its tag tells it; "" of any other."""
+    found = _RAYS_TAG.search(image)
+    return found[1] if found else ""
+
+
+def python(spec: Manifest) -> tuple[int, ...]:
+    """Return the Python of a cluster's head where the tag of its image tells, as ``-py311`` does; else ()."""
+    found = _PYTHON.search(image(spec.get("headGroupSpec")))
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def image(group: Any) -> str:
+    """Return the image that runs Ray in a group of any manifest, "" where none is named."""
+    return str(first_container(group).get("image") or "")
+
+
+def max_replicas(group: Manifest) -> int:
+    """Return how many pods a group may have; the server fills in `UNBOUNDED` where it does not say."""
+    most = group.get("maxReplicas")
+    return UNBOUNDED if most is None else int(most)
+
+
+def knows_health_check(spec: Manifest) -> bool:
+    """Whether the agent of this Ray answers ``/api/healthz``; others are asked by a command."""
+    return (version(str(spec.get("rayVersion") or "")) or ()) >= MIN_RAY_FOR_HEALTH
+
+
+def version(text: str) -> tuple[int, ...] | None:
+    """Return a version's first two parts; None of what is none."""
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except ValueError:
+        return None
+
+
+def metadata(manifest: Manifest) -> dict[str, Any]:
+    """Return what a sound manifest's metadata says: where one was read from a server, without what that has added."""
+    said = {key: manifest["metadata"].get(key) for key in ("namespace", "labels", "annotations")}
+    kept = copy.deepcopy({key: value for key, value in said.items() if value})
+    kept.get("annotations", {}).pop(_APPLIED, None)
+    return kept
+
+
+def container(group: Manifest) -> dict[str, Any]:
+    """Return a group's container that runs Ray: the first, by KubeRay's rule."""
+    found: dict[str, Any] = group["template"]["spec"]["containers"][0]
+    return found
+
+
+def first_container(group: Any) -> Mapping[str, Any]:
+    """Return that container of a group of any manifest, sound or not; an empty one where there is none."""
+    pod = mapping(mapping(mapping(group).get("template")).get("spec"))
+    return mapping(next(iter(entries(pod.get("containers"))), None))
+
+
+def port(container: Manifest, name: str) -> int:
+    """Return the number of the port that a container of Ray's calls so, or Ray's own."""
+    named = (int(each["containerPort"]) for each in container.get("ports") or [] if each.get("name") == name)
+    return next(named, PORTS[name])
+
+
+def _limits(group: Manifest) -> dict[str, Any]:
+    resources = mapping(container(group).get("resources"))
+    return {**mapping(resources.get("requests")), **mapping(resources.get("limits"))}
+
+
+def cpus(group: Manifest) -> int:
+    """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
+    said = mapping(group.get("rayStartParams")).get("num-cpus", mapping(group.get("resources")).get("CPU"))
+    return math.ceil(quantity(said if said is not None else _limits(group).get("cpu", 1)))
+
+
+def gpus(group: Manifest) -> int:
+    """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
+    said = mapping(group.get("rayStartParams")).get("num-gpus", mapping(group.get("resources")).get("GPU"))
+    if said is not None:
+        return int(quantity(said))
+    found = [
+        amount for key, amount in _limits(group).items() if key.endswith("gpu") or key.startswith("nvidia.com/mig-")
+    ]
+    return int(quantity(found[0])) if found else 0
+
+
+def accelerator(group: Manifest) -> str:
+    """Return the accelerator type that a group declares to Ray as ``accelerator_type:NAME``, else "".
+
+    A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
+    and a worker asking for it would wait for ever.
+    """
+    params = mapping(group.get("rayStartParams"))
+    declared = dict(mapping(group.get("resources"))) | _custom(params.get("resources", ""))
+    return next((key.partition(":")[2] for key in declared if key.startswith("accelerator_type:")), "")
+
+
+def _custom(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.strip("\"'").replace("\\", ""))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def quantity(value: Any) -> float:
+    """Read a Kubernetes quantity: ``2``, ``"1.5"``, ``"500m"`` or ``"2k"``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := _QUANTITY.fullmatch(str(value))):
+        raise ValueError(f"{str(value)!r} is no quantity")
+    number, unit = float(found[1]), found[2]
+    return number / _PARTS[unit] if unit in _PARTS else number * _UNITS[unit]
