@@ -109,9 +109,8 @@ def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> d
     spec: dict[str, Any] = copy.deepcopy(dict(cluster.manifest["spec"]))
     spec["autoscalerOptions"] = {**(spec.get("autoscalerOptions") or {}), "version": "v2"}
     spec["authOptions"] = {"mode": "token", **(spec.get("authOptions") or {})}
-    workers = spec.get("workerGroupSpecs") or []
-    _complete_head(spec["headGroupSpec"], has_workers=bool(workers))
-    for group in (spec["headGroupSpec"], *workers):
+    _complete_head(spec["headGroupSpec"], has_workers=bool(spec.get("workerGroupSpecs")))
+    for group in manifests.groups(spec):
         if config_map:
             _mount(group, config_map)
         manifests.container(group).setdefault("terminationMessagePolicy", "FallbackToLogsOnError")

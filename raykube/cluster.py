@@ -229,7 +229,7 @@ class Cluster:
             raise ConfigError(f"{image!r} names no image", next_step="name one, as in rayproject/ray:2.60.0-py311")
 
         def edit(it: dict[str, Any]) -> None:
-            for group in _groups(it["spec"]):
+            for group in manifests.groups(it["spec"]):
                 manifests.container(group)["image"] = image
             if version := manifests.version_of(image):
                 it["spec"]["rayVersion"] = version
@@ -242,19 +242,14 @@ class Cluster:
         return dataclasses.replace(self, manifest=manifest)
 
 
-def _groups(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    yield spec["headGroupSpec"]
-    yield from spec.get("workerGroupSpecs") or []
-
-
 def scaled_group(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return the group that a training's workers are in: the first with GPUs, else the first, else the head."""
-    workers = [*(spec.get("workerGroupSpecs") or [])]
-    return next((group for group in workers if manifests.gpus(group)), [*workers, spec["headGroupSpec"]][0])
+    head, *workers = manifests.groups(spec)
+    return next((group for group in workers if manifests.gpus(group)), [*workers, head][0])
 
 
 def _per_replica(group: Mapping[str, Any]) -> int:
-    return int(group.get("numOfHosts") or 1) * max(1, manifests.gpus(group))
+    return manifests.hosts(group) * max(1, manifests.gpus(group))
 
 
 def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:

@@ -60,10 +60,6 @@ def notes(job: Job, cluster: Cluster) -> Iterator[str]:
 def _groups(cluster: Cluster) -> Iterator[tuple[Mapping[str, Any], int]]:
     """Yield the groups with how many pods each may have."""
     spec = cluster.manifest["spec"] if cluster.selected else ray_cluster(cluster, "")
-    yield spec["headGroupSpec"], 1
-    for group in spec.get("workerGroupSpecs") or []:
-        yield group, _pods(group, scales=bool(spec.get("enableInTreeAutoscaling"))) * int(group.get("numOfHosts") or 1)
-
-
-def _pods(group: Mapping[str, Any], *, scales: bool) -> int:
-    return manifests.max_replicas(group) if scales else int(group.get("replicas") or group.get("minReplicas") or 0)
+    grown = {"replicas": manifests.UNBOUNDED} if spec.get("enableInTreeAutoscaling") else {}
+    for group in manifests.groups(spec):
+        yield group, manifests.pods(group | grown)

@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube.shapes import entries, mapping
@@ -66,8 +66,28 @@ def image(group: Any) -> str:
     return str(first_container(group).get("image") or "")
 
 
+def groups(spec: Manifest) -> Iterator[dict[str, Any]]:
+    """Yield a cluster's groups, the head's first."""
+    yield spec["headGroupSpec"]
+    yield from spec.get("workerGroupSpecs") or []
+
+
+def pods(group: Manifest) -> int:
+    """Return how many pods KubeRay makes of a group's counts: one of the head's."""
+    if "groupName" not in group:
+        return 1
+    low = int(group.get("minReplicas") or 0)
+    replicas = low if group.get("replicas") is None else int(group["replicas"])
+    return 0 if group.get("suspend") else min(max(replicas, low), max_replicas(group)) * hosts(group)
+
+
+def hosts(group: Manifest) -> int:
+    """Return of how many pods one replica of a group is."""
+    return int(group.get("numOfHosts") or 1)
+
+
 def max_replicas(group: Manifest) -> int:
-    """Return how many pods a group may have; the server fills in `UNBOUNDED` where it does not say."""
+    """Return how many replicas a group may have; the server fills in `UNBOUNDED` where it does not say."""
     most = group.get("maxReplicas")
     return UNBOUNDED if most is None else int(most)
 

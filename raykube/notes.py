@@ -26,10 +26,8 @@ def of_storage(manifest: Manifest) -> Iterator[str]:
     """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
     storage = str(mapping(manifest["metadata"].get("annotations")).get(manifests.STORAGE_ANNOTATION) or "")
     path, spec = PurePosixPath(storage.removeprefix("file://")), manifest["spec"]
-    groups = {group.get("groupName"): group for group in entries(spec.get("workerGroupSpecs"))}
-    bare = [name for name, group in groups.items() if not _mounts(manifests.container(group), path)]
-    names = [] if _mounts(manifests.container(spec["headGroupSpec"]), path) else ["the head"]
-    names += [f"group {name}" for name in bare]
+    bare = [group for group in manifests.groups(spec) if not _mounts(manifests.container(group), path)]
+    names = [f"group {group['groupName']}" if "groupName" in group else "the head" for group in bare]
     if path.is_absolute() and names:
         lost = "what is kept there ends with the pod, and retries and results need it on all pods"
         yield f"{manifests.STORAGE_ANNOTATION}: nothing is mounted at {path} in {', '.join(names)}: {lost}"

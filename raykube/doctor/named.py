@@ -155,8 +155,8 @@ def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
 def asked(spec: Mapping[str, Any]) -> dict[str, float]:
     """Return what a cluster's pods ask for, under the names that a quota has for it."""
     total: defaultdict[str, float] = defaultdict(float)
-    for group, count in _counted(spec):
-        pod = group["template"]["spec"]
+    for group in manifests.groups(spec):
+        pod, count = group["template"]["spec"], manifests.pods(group)
         beside = {**_AUTOSCALER, **(spec.get("autoscalerOptions") or {})}
         sidecar = [beside] if spec.get("enableInTreeAutoscaling") and group is spec["headGroupSpec"] else []
         total["pods"] += count
@@ -177,15 +177,8 @@ def _of_container(container: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         yield f"limits.{key}", quantity(amount)
 
 
-def _counted(spec: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
-    yield spec["headGroupSpec"], 1
-    for group in spec.get("workerGroupSpecs") or []:
-        replicas = group.get("replicas") if group.get("replicas") is not None else group.get("minReplicas")
-        yield group, int(replicas or 0) * int(group.get("numOfHosts") or 1)
-
-
 def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
-    return [group["template"]["spec"] for group, _ in _counted(spec)]
+    return [group["template"]["spec"] for group in manifests.groups(spec)]
 
 
 def quantity(value: Any) -> float:

@@ -189,12 +189,13 @@ def test_cluster_that_kueue_has_not_admitted_names_its_queue():
         ({"minReplicas": 1}, 2),
         ({"replicas": 1, "minReplicas": 2}, 3),
         ({"replicas": 5, "maxReplicas": 3}, 4),
+        ({"replicas": 5, "maxReplicas": None}, 6),
         ({"replicas": 2, "numOfHosts": 4}, 9),
         ({"replicas": 2, "suspend": True}, 1),
     ],
 )
 def test_cluster_wants_as_many_pods_as_kuberay_makes(group, pods):
-    assert status([], workerGroupSpecs=[group]).wanted == pods
+    assert status([], workerGroupSpecs=[{"groupName": "a", **group}]).wanted == pods
 
 
 @pytest.fixture

@@ -229,8 +229,12 @@ def test_pull_secret_that_is_missing_is_told_and_is_no_fault_for_nodes_pull_with
 CLUSTER = {
     "headGroupSpec": pod(resources={"requests": {"cpu": "500m", "memory": "1Gi"}}),
     "workerGroupSpecs": [
-        {"replicas": 2, **pod(resources={"limits": {"cpu": 2, "memory": "2Gi", "nvidia.com/gpu": "1"}})},
-        {"replicas": 0, "minReplicas": 0, **pod(resources={"limits": {"cpu": 99}})},
+        {
+            "groupName": "a",
+            "replicas": 2,
+            **pod(resources={"limits": {"cpu": 2, "memory": "2Gi", "nvidia.com/gpu": "1"}}),
+        },
+        {"groupName": "b", "replicas": 0, "minReplicas": 0, **pod(resources={"limits": {"cpu": 99}})},
     ],
 }
 
@@ -240,6 +244,15 @@ def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
     assert (asked["pods"], asked["requests.cpu"], asked["cpu"], asked["limits.cpu"]) == (3, 4.5, 4.5, 4)
     assert asked["requests.memory"] == 5 * 2**30
     assert asked["requests.nvidia.com/gpu"] == 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "pods"), [({"minReplicas": 2, "maxReplicas": 4}, 3), ({"maxReplicas": 1}, 2), ({"suspend": True}, 1)]
+)
+def test_pods_of_a_cluster_are_those_that_kuberay_makes(counts, pods):
+    group = CLUSTER["workerGroupSpecs"][0]
+    replicas = 0 if "minReplicas" in counts else 2
+    assert named.asked({**CLUSTER, "workerGroupSpecs": [{**group, "replicas": replicas, **counts}]})["pods"] == pods
 
 
 def test_newest_lease_counts():

@@ -102,3 +102,12 @@ def test_pods_of_a_replica_of_several_all_have_room(two_by_two):
     assert [*fits.notes(job(), cluster)] == []
     (note,) = fits.notes(job(entrypoint_num_cpus=1), cluster)
     assert "4 workers x 2 CPU and the driver's 1 are more than the cluster's 8" in note
+
+
+@pytest.mark.parametrize(("counts", "cpus"), [({"maxReplicas": 1}, 2), ({"suspend": True}, 0)])
+def test_pods_of_a_standing_cluster_are_those_that_kuberay_makes(two_by_two, counts, cpus):
+    manifest = copy.deepcopy(dict(two_by_two.manifest))
+    manifest["spec"]["headGroupSpec"]["rayStartParams"] = {"num-cpus": "0"}
+    manifest["spec"]["workerGroupSpecs"][0] |= counts
+    (note,) = fits.notes(job(), Cluster(manifest, "here", "own", selected=True))
+    assert f"are more than the cluster's {cpus}:" in note

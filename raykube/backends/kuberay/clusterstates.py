@@ -86,15 +86,7 @@ def _wanted(spec: Object) -> int:
     """Return how many pods there should be: the head and, of each group, what KubeRay makes of its counts."""
     if spec.get("suspend"):
         return 0
-    return 1 + sum(map(_pods_of, spec.get("workerGroupSpecs") or []))
-
-
-def _pods_of(group: Object) -> int:
-    if group.get("suspend"):
-        return 0
-    low, high = int(group.get("minReplicas") or 0), int(group.get("maxReplicas", 2**31 - 1))
-    replicas = low if group.get("replicas") is None else int(group["replicas"])
-    return min(max(replicas, low), high) * int(group.get("numOfHosts") or 1)
+    return 1 + sum(map(manifests.pods, spec.get("workerGroupSpecs") or []))
 
 
 def _address(cluster: Object) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raykube import manifests
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.fields import Object, claims_of, moment, spec_of, times
@@ -74,7 +75,7 @@ def ours(job: Object, spec: Object, events: Iterable[Object]) -> list[Object]:
 
 
 def _claims(spec: Object) -> set[str]:
-    groups = [spec["headGroupSpec"], *(spec.get("workerGroupSpecs") or [])] if spec else []
+    groups = manifests.groups(spec) if spec else ()
     return {claim for group in groups for claim in claims_of(group["template"])}
 
 
