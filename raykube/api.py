@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from raykube import package, plans
+from raykube import package
 from raykube.backends import Backend, Kind, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
@@ -44,20 +43,6 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
         package.check_implied(from_here("."))
     cluster = cluster_of(on)
     return backend_for(cluster).plan(work, cluster)
-
-
-def plan_manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
-    """Plan a RayJob that somebody has written, as it is, and the objects that it needs.
-
-    Args:
-        documents: Kubernetes objects; the last is the RayJob.
-        on: the namespace and context; a namespace in the manifest comes after that.
-        name: instead of the manifest's.
-
-    Raises:
-        ConfigError: it is none that raykube can submit.
-    """
-    return plans.manifest(documents, on, name)
 
 
 def running(name: str, on: Cluster) -> Cluster:

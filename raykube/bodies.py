@@ -1,4 +1,7 @@
-"""The parts of a RayJob and RayService: the cluster with what every run needs added, and the job's own fields."""
+"""The bodies of what is sent to this machine's head, and the parts of those that are sent to Kubernetes.
+
+Of a RayJob and RayService: the cluster with what every run needs added, the runtime environment, the job's own fields.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from raykube import manifests
+from raykube import manifests, sameness, wire
 from raykube.cluster import Cluster
 from raykube.package import Package
-from raykube.specs import Job
+from raykube.runtime_env import literal
+from raykube.sameness import LIMITS_KEY, PLAN_KEY
+from raykube.specs import App, Job, Service
 
+RUN_KEY = "raykube.run"
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
@@ -41,6 +48,77 @@ _HEAD_PORTS = {
     "serve": manifests.PORTS["serve"],
     "metrics": 8080,
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a job that whoever runs the plan must keep."""
+
+    max_retries: int = 0
+    timeout_s: float | None = None
+    pending_timeout_s: float | None = None
+
+
+def environ(name: str, cluster: Cluster, package: Package | None, limit: float | None = None) -> dict[str, str]:
+    """Return what the inside plane reads: its run, its storage, its scale, its deadline."""
+    said = {
+        wire.RUN_NAME: name,
+        wire.STORAGE: cluster.storage,
+        wire.ATTEMPT: "1",
+        wire.TRACKING: cluster.tracking,
+        wire.GIT_COMMIT: package.git_commit if package else "",
+        wire.TIMEOUT: f"{limit:g}" if limit else "",
+    }
+    return {key: value for key, value in said.items() if value} | cluster.scale.environ()
+
+
+def runtime_env(work: Job | Service, place: dict[str, str], own: dict[str, str], working_dir: str) -> dict[str, Any]:
+    """Return Ray's runtime environment of some work: what it says itself comes before what its place says."""
+    env = dict(work.runtime_env) | ({"pip": list(work.pip)} if work.pip else {})
+    kept = dict if "image_uri" in env else literal  # podman is given the values themselves
+    variables = kept(place) | env.get("env_vars", {}) | kept(own)
+    return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": variables}
+
+
+def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package | None = None) -> dict[str, Any]:
+    """Return the body that Ray's ``POST /api/jobs/`` gets.
+
+    The head reads the code's zip from `working_dir_uri`; of the `package` only the git commit is told.
+    """
+    limits = Limits(job.max_retries, job.timeout_s, job.pending_timeout_s)
+    said = environ(job.name, cluster, package)
+    body: dict[str, Any] = {
+        "entrypoint": job.entrypoint,
+        "submission_id": f"{job.name}-1",
+        "runtime_env": runtime_env(job, said, job.env_vars, working_dir_uri),
+        "metadata": {**job.metadata, RUN_KEY: job.name, LIMITS_KEY: json.dumps(vars(limits))},
+    }
+    for key in ("num_cpus", "num_gpus", "memory", "resources", "label_selector"):
+        if value := getattr(job, f"entrypoint_{key}"):
+            body[f"entrypoint_{key}"] = value
+    body["metadata"][PLAN_KEY] = sameness.plan((body,))
+    return body
+
+
+def localservice(service: Service, cluster: Cluster, working_dir_uri: str) -> list[dict[str, Any]]:
+    """Return the applications for ``PUT /api/serve/applications/``."""
+    return [_application(service, app, cluster, working_dir_uri) for app in service.apps]
+
+
+def _application(service: Service, app: App, cluster: Cluster, working_dir: str) -> dict[str, Any]:
+    place = {wire.STORAGE: cluster.storage} if cluster.storage else {}
+    body: dict[str, Any] = {
+        "name": app.name,
+        "route_prefix": app.route_prefix,
+        "import_path": app.import_path,
+        "runtime_env": runtime_env(service, place, app.env_vars, working_dir),
+        "args": app.args | ({"model": app.model} if app.model else {}),
+    }
+    bounds = app.model_dump(include={"num_replicas", "max_ongoing_requests", "max_queued_requests"}, exclude_none=True)
+    bounds |= app.model_dump(include={"autoscaling_config"}, exclude_none=True)
+    if app.ray_actor_options:
+        bounds["ray_actor_options"] = app.ray_actor_options
+    return body | ({"deployments": [{"name": app.deployment, **bounds}]} if bounds else {})
 
 
 def serve_port(cluster_spec: Mapping[str, Any]) -> int:

@@ -16,28 +16,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
-from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, code_uri, ray_cluster
+from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, Limits, code_uri, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
 from raykube.notes import of_beside, of_code, of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
-from raykube.runtime_env import literal, text_problem
-from raykube.sameness import LIMITS_KEY, PLAN_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
-from raykube.specs import App, Job, Service
+from raykube.runtime_env import text_problem
+from raykube.sameness import LIMITS_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
+from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
 
-__all__ = [
-    "Limits",
-    "Plan",
-    "localjob",
-    "localservice",
-    "manifest",
-    "rayjob",
-    "rayservice",
-]
+__all__ = ["Plan", "manifest", "rayjob", "rayservice"]
 
-RUN_KEY = "raykube.run"
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 #: Kinds that may stand beside a RayJob in its file.
@@ -47,15 +38,6 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
 _TOO_LARGE = "annotate the cluster with raykube.io/storage, or exclude files from the code"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The bounds of a job that whoever runs the plan must keep."""
-
-    max_retries: int = 0
-    timeout_s: float | None = None
-    pending_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,68 +86,6 @@ class Plan:
         return "---\n".join(as_yaml(part) for part in self.body)
 
 
-def _environ(name: str, cluster: Cluster, package: Package | None, limit: float | None = None) -> dict[str, str]:
-    """Return what the inside plane reads: its run, its storage, its scale, its deadline."""
-    said = {
-        wire.RUN_NAME: name,
-        wire.STORAGE: cluster.storage,
-        wire.ATTEMPT: "1",
-        wire.TRACKING: cluster.tracking,
-        wire.GIT_COMMIT: package.git_commit if package else "",
-        wire.TIMEOUT: f"{limit:g}" if limit else "",
-    }
-    return {key: value for key, value in said.items() if value} | cluster.scale.environ()
-
-
-def _runtime_env(work: Job | Service, place: dict[str, str], own: dict[str, str], working_dir: str) -> dict[str, Any]:
-    """Return Ray's runtime environment of some work: what it says itself comes before what its place says."""
-    env = dict(work.runtime_env) | ({"pip": list(work.pip)} if work.pip else {})
-    kept = dict if "image_uri" in env else literal  # podman is given the values themselves
-    variables = kept(place) | env.get("env_vars", {}) | kept(own)
-    return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": variables}
-
-
-def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package | None = None) -> dict[str, Any]:
-    """Return the body that Ray's ``POST /api/jobs/`` gets.
-
-    The head reads the code's zip from `working_dir_uri`; of the `package` only the git commit is told.
-    """
-    limits = Limits(job.max_retries, job.timeout_s, job.pending_timeout_s)
-    environ = _environ(job.name, cluster, package)
-    body: dict[str, Any] = {
-        "entrypoint": job.entrypoint,
-        "submission_id": f"{job.name}-1",
-        "runtime_env": _runtime_env(job, environ, job.env_vars, working_dir_uri),
-        "metadata": {**job.metadata, RUN_KEY: job.name, LIMITS_KEY: json.dumps(vars(limits))},
-    }
-    for key in ("num_cpus", "num_gpus", "memory", "resources", "label_selector"):
-        if value := getattr(job, f"entrypoint_{key}"):
-            body[f"entrypoint_{key}"] = value
-    body["metadata"][PLAN_KEY] = sameness.plan((body,))
-    return body
-
-
-def localservice(service: Service, cluster: Cluster, working_dir_uri: str) -> list[dict[str, Any]]:
-    """Return the applications for ``PUT /api/serve/applications/``."""
-    return [_application(service, app, cluster, working_dir_uri) for app in service.apps]
-
-
-def _application(service: Service, app: App, cluster: Cluster, working_dir: str) -> dict[str, Any]:
-    place = {wire.STORAGE: cluster.storage} if cluster.storage else {}
-    body: dict[str, Any] = {
-        "name": app.name,
-        "route_prefix": app.route_prefix,
-        "import_path": app.import_path,
-        "runtime_env": _runtime_env(service, place, app.env_vars, working_dir),
-        "args": app.args | ({"model": app.model} if app.model else {}),
-    }
-    bounds = app.model_dump(include={"num_replicas", "max_ongoing_requests", "max_queued_requests"}, exclude_none=True)
-    bounds |= app.model_dump(include={"autoscaling_config"}, exclude_none=True)
-    if app.ray_actor_options:
-        bounds["ray_actor_options"] = app.ray_actor_options
-    return body | ({"deployments": [{"name": app.deployment, **bounds}]} if bounds else {})
-
-
 def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     """Plan a RayJob, with its code in a ConfigMap when it is small.
 
@@ -185,12 +105,12 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     working_dir = "" if upload else code_uri(cluster.storage, job.name, package, in_config_map=code is not None)
     if cluster.selected:
         working_dir = bodies.held_uri(package)
-    environ = _environ(job.name, cluster, package, job.timeout_s)
+    environ = bodies.environ(job.name, cluster, package, job.timeout_s)
     work_key = sameness.of_command(job.entrypoint, package.own_hash)
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
-        "runtimeEnvYAML": as_yaml(_runtime_env(job, environ, job.env_vars, working_dir), sort_keys=True),
+        "runtimeEnvYAML": as_yaml(bodies.runtime_env(job, environ, job.env_vars, working_dir), sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
@@ -285,7 +205,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     serve = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": bodies.serve_port(spec)},  # noqa: S104 - inside a pod
-        "applications": localservice(service, cluster, uri),
+        "applications": bodies.localservice(service, cluster, uri),
     }
     metadata = _metadata(service.name, cluster, {})
     # Without it a service that cannot start keeps its GPUs for ever.

@@ -143,7 +143,7 @@ def _sent_hint(name: str) -> AbstractContextManager[None]:
 
 def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> Plan:
     """Plan what the options, or the file that they name, say."""
-    from raykube import api
+    from raykube import api, plans
     from raykube.cli import args
 
     workers, file, cluster = (given.pop(key) for key in ("workers", "filename", "cluster"))
@@ -152,7 +152,7 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
         own = (words[-1].get("metadata") or {}).get("namespace") or ""
         common.goes_to_kubernetes(where, own)
-        return api.plan_manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
+        return plans.manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
     if cluster:
         args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
         common.goes_to_kubernetes(where)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from raykube import api
+from raykube import api, plans
 from tests.cluster import kubectl, namespaces, workloads
 from tests.cluster.shell import ClusterError, until
 from tests.contract.backend import BackendContract
@@ -96,9 +96,7 @@ def names(namespace):
 def suspended(name, code):
     """Return the plan of a job, with its code, that KubeRay takes and does not start."""
     *beside, job = rk.plan(rk.Job(entrypoint="python hello.py", name=name, working_dir=code), "cpu-small").body
-    return api.plan_manifest(
-        [*beside, {**job, "spec": {**job["spec"], "suspend": True}}], rk.Cluster.load("kubernetes")
-    )
+    return plans.manifest([*beside, {**job, "spec": {**job["spec"], "suspend": True}}], rk.Cluster.load("kubernetes"))
 
 
 @pytest.mark.usefixtures("least")

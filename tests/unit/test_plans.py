@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import raykube as rk
-from raykube import App, Cluster, ConfigError, Job, Service, differences, plans
+from raykube import App, Cluster, ConfigError, Job, Service, bodies, differences, plans
 from raykube.backends.kuberay import jobs, servestates, services
 from raykube.doctor import named
 from raykube.manifests import STORAGE_ANNOTATION
@@ -168,9 +168,9 @@ def test_command_that_names_what_makes_no_plan_another_one_is_part_of_its_plan(c
     cluster = Cluster.load("gpu-t4")
     first, second = (plans.rayjob(job(rate), cluster, code) for rate in (1, 2))
     assert first.hash != second.hash
-    bodies = [plans.localjob(job(rate), Cluster.local(), "file:///x.zip", code) for rate in (1, 2)]
-    assert bodies[0]["metadata"]["raykube.plan"] != bodies[1]["metadata"]["raykube.plan"]
-    assert "--lr 1" in differences.of_texts(as_yaml(bodies[0]), as_yaml(bodies[1]))
+    found = [bodies.localjob(job(rate), Cluster.local(), "file:///x.zip", code) for rate in (1, 2)]
+    assert found[0]["metadata"]["raykube.plan"] != found[1]["metadata"]["raykube.plan"]
+    assert "--lr 1" in differences.of_texts(as_yaml(found[0]), as_yaml(found[1]))
 
 
 def test_variable_whose_value_names_the_attempt_is_part_of_the_plan(code):
@@ -474,7 +474,7 @@ def test_environment_is_guarded_from_ray_unless_it_stands_in_a_runtime_env(code)
     assert as_ray_sets(env["PATH"], PATH="/bin") == "/opt/bin:/bin"
     assert as_ray_sets(env["RAYKUBE_STORAGE"], team="x") == "/data/$team"
     service = SERVICE.model_copy(update={"apps": (SERVICE.apps[0].model_copy(update={"env_vars": own}),)})
-    (app,) = plans.localservice(service, Cluster.local(), "file:///x.zip")
+    (app,) = bodies.localservice(service, Cluster.local(), "file:///x.zip")
     assert as_ray_sets(app["runtime_env"]["env_vars"]["A"], HOME="/root", B="5") == own["A"]
 
 
@@ -486,7 +486,7 @@ def as_ray_sets(value, **environ):
 
 def test_environment_of_an_image_of_its_own_is_not_guarded():
     job = JOB.model_copy(update={"env_vars": {"A": "$B"}, "runtime_env": {"image_uri": "i"}})
-    assert plans.localjob(job, Cluster.local(), "file:///x.zip")["runtime_env"]["env_vars"]["A"] == "$B"
+    assert bodies.localjob(job, Cluster.local(), "file:///x.zip")["runtime_env"]["env_vars"]["A"] == "$B"
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_manifest_beside_whose_job_stands_an_object_without_metadata_is_planned(
 
 def test_localjob_is_the_body_of_rays_job_api(code):
     job = JOB.model_copy(update={"pip": ("tqdm",), "metadata": {"team": "x"}, "entrypoint_memory": 5})
-    body = plans.localjob(job, Cluster.local(2), "file:///x.zip", code)
+    body = bodies.localjob(job, Cluster.local(2), "file:///x.zip", code)
     assert (body["entrypoint"], body["submission_id"]) == ("python -m jobs.digits --epochs 20", "digits-a1-1")
     env = body["runtime_env"]
     assert (env["working_dir"], env["pip"]) == ("file:///x.zip", ["tqdm"])
@@ -564,20 +564,20 @@ def test_localjob_is_the_body_of_rays_job_api(code):
 
 
 def test_local_plan_has_the_limits_and_the_hash_in_its_body():
-    plan = plans.Plan("digits-a1", "local", (plans.localjob(JOB, Cluster.local(), "file:///x.zip"),))
-    assert plan.limits == plans.Limits(2, 3600, 900)
+    plan = plans.Plan("digits-a1", "local", (bodies.localjob(JOB, Cluster.local(), "file:///x.zip"),))
+    assert plan.limits == bodies.Limits(2, 3600, 900)
     assert plan.body[0]["metadata"]["raykube.plan"] == plan.hash
     assert not plan.is_service
 
 
 def test_local_tracking_setting_reaches_the_run(monkeypatch):
     monkeypatch.setenv("RAYKUBE_TRACKING", "off")
-    body = plans.localjob(JOB, Cluster.local(), "file:///x.zip")
+    body = bodies.localjob(JOB, Cluster.local(), "file:///x.zip")
     assert body["runtime_env"]["env_vars"]["RAYKUBE_TRACKING"] == "off"
 
 
 def test_localservice_is_the_list_of_serve_applications():
-    (app,) = plans.localservice(SERVICE, Cluster.local(), "file:///x.zip")
+    (app,) = bodies.localservice(SERVICE, Cluster.local(), "file:///x.zip")
     assert app["args"] == {"max_batch_size": 8, "model": "run:digits-a1"}
     assert app["deployments"] == [{"name": "Model", "autoscaling_config": {"min_replicas": 1, "max_replicas": 4}}]
     assert app["runtime_env"]["working_dir"] == "file:///x.zip"
@@ -587,7 +587,7 @@ def test_localservice_is_the_list_of_serve_applications():
 
 def test_serve_app_carries_its_bounds_of_requests():
     service = Service(name="s", apps=(App(import_path="a:b", max_ongoing_requests=5, max_queued_requests=7),))
-    (app,) = plans.localservice(service, Cluster.local(), "file:///x.zip")
+    (app,) = bodies.localservice(service, Cluster.local(), "file:///x.zip")
     assert app["deployments"] == [{"name": "Model", "max_ongoing_requests": 5, "max_queued_requests": 7}]
 
 
@@ -601,7 +601,7 @@ def test_service_is_given_up_after_the_manifests_own_time_if_it_says_one(code, o
 
 def test_serve_app_without_numbers_names_no_deployment():
     service = Service(name="s", apps=(App(import_path="a:b"),))
-    assert "deployments" not in plans.localservice(service, Cluster.local(), "file:///x.zip")[0]
+    assert "deployments" not in bodies.localservice(service, Cluster.local(), "file:///x.zip")[0]
 
 
 def test_plan_is_the_same_wherever_its_namespace_is_said(code):

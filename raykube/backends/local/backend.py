@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile
 
-from raykube import differences, package, plans, sameness, wire
+from raykube import bodies, differences, package, sameness, wire
 from raykube.backends import Kind, Status, sources
 from raykube.backends.local import checks, disk, head, lifecycle, observe, ranklogs, records, services, starting, zips
 from raykube.backends.local.records import Record
@@ -57,9 +57,9 @@ class Local:
         uri = zips.path_of(code).as_uri()
         check_code(work, code, here=True)
         if isinstance(work, Service):
-            applications = plans.localservice(checks.with_absolute_models(work), on, uri)
+            applications = bodies.localservice(checks.with_absolute_models(work), on, uri)
             return Plan(work.name, "local", tuple(applications), code)
-        return Plan(work.name, "local", (plans.localjob(work, on, uri, code),), code)
+        return Plan(work.name, "local", (bodies.localjob(work, on, uri, code),), code)
 
     def check(self, plan: Plan) -> None:
         """Refuse: what a plan for this machine can be asked is asked when it is made."""
