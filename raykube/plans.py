@@ -17,7 +17,7 @@ from typing import Any
 
 from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
 from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, Limits, code_uri, ray_cluster
-from raykube.cluster import Cluster
+from raykube.cluster import LOCAL, Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
 from raykube.notes import of_beside, of_code, of_open_dashboard, of_storage, of_submitter
@@ -27,7 +27,7 @@ from raykube.sameness import LIMITS_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
 
-__all__ = ["Plan", "manifest", "rayjob", "rayservice"]
+__all__ = ["Plan", "manifest", "raycluster", "rayjob", "rayservice"]
 
 _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
@@ -215,6 +215,26 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
     return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, uri))
+
+
+def raycluster(cluster: Cluster, name: str) -> Plan:
+    """Plan a RayCluster that stands alone.
+
+    Raises:
+        ConfigError: this machine is no RayCluster, no manifest says what is meant, or Kubernetes would refuse the name.
+    """
+    if cluster.is_local:
+        raise ConfigError(
+            "there is no cluster to create on this machine: its Ray head starts with the first job",
+            next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
+        )
+    cluster.check_manifest()
+    taken = "means this machine wherever a cluster is named: choose another name" if name == LOCAL else ""
+    if problem := name_problem(name, rules.MAX_CLUSTER_NAME) or taken:
+        raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
+    metadata, spec = _metadata(name, cluster, {}), ray_cluster(cluster, "", probed=True)
+    body = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
+    return _plan(cluster, (body,), None, tuple(of_beside(cluster.beside)))
 
 
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:

@@ -60,26 +60,24 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     Example: raykube cluster create demo --on cpu-small. Repeated with the same name and manifest it changes nothing;
     with another manifest it is refused.
     """
+    from raykube import plans
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
     from raykube.cli import view
     from raykube.handles import check_time
-    from raykube.notes import of_beside
-    from raykube.plans import Plan
 
     check_time(timeout_s)
     dry_run, output = given["dry_run"], given["output"]
     planned.check_options(dry_run, output, as_json=as_json)
-    place = where.cluster(given["workers"])
-    body = clusters.plan(place, name)
-    plan = Plan(name, "kuberay", (body,), notes=tuple(of_beside(place.beside)))
+    plan = plans.raycluster(where.cluster(given["workers"]), name)
+    (body,) = plan.body
+    if dry_run == "server":
+        clusters.create(Client(plan.context, plan.namespace), body, dry_run=True)
     if dry_run:
-        if dry_run == "server":
-            clusters.create(Client(place.context, place.namespace), body, dry_run=True)
         planned.show(plan, "client", output or "yaml")
         return
     planned.announce(plan)
-    kube = Client(place.context, place.namespace)
+    kube = Client(plan.context, plan.namespace)
     with _hint(name, f"interrupted while cluster {name} was sent; if it has arrived, it goes on starting"):
         clusters.create(kube, body)
     if not no_wait:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from raykube import plans
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.diagnosis import cause
@@ -40,12 +41,12 @@ def body(change=None, name="demo"):
     manifest = yaml.safe_load((PRESETS / "cpu-small.yaml").read_text())
     if change:
         change(manifest)
-    return clusters.plan(Cluster(manifest, "here", "here"), name)
+    return plans.raycluster(Cluster(manifest, "here", "here"), name).body[0]
 
 
 def test_plan_is_the_manifest_by_another_name_with_what_kuberay_leaves_out():
     cluster = preset()
-    planned = clusters.plan(cluster, "demo")
+    (planned,) = plans.raycluster(cluster, "demo").body
     assert planned["metadata"]["name"] == "demo"
     assert planned["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "raykube"
     assert planned["spec"]["authOptions"] == {"mode": "token"}
@@ -74,13 +75,13 @@ def test_plan_of_a_cluster_called_as_this_machine_is_refused():
 
 def test_plan_of_this_machine_is_refused():
     with pytest.raises(ConfigError, match="starts with the first job"):
-        clusters.plan(Cluster.local(), "demo")
+        plans.raycluster(Cluster.local(), "demo")
 
 
 @pytest.mark.parametrize("name", ["A_b", "x" * 54, "1st", ""])
 def test_plan_of_a_name_that_kubernetes_would_refuse_is_refused(name):
     with pytest.raises(ConfigError, match="name"):
-        clusters.plan(preset(), name)
+        plans.raycluster(preset(), name)
 
 
 def differences(change):

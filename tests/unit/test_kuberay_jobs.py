@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import raykube as rk
+from raykube import plans
 from raykube.backends.kuberay import clusters, jobs, objects, runstates, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
@@ -184,7 +185,7 @@ OTHER_KINDS = [(kind, other) for kind in RAYS for other in RAYS if other != kind
 def send(kind, plan, service):
     """Make a run, a service or a cluster called hello."""
     if kind == "RayCluster":
-        clusters.create(Kube(), clusters.plan(Cluster.load("cpu-small"), "hello"))
+        clusters.create(Kube(), *plans.raycluster(Cluster.load("cpu-small"), "hello").body)
     else:
         deploy = services.deploy if kind == "RayService" else jobs.start
         deploy(Kube(), service if kind == "RayService" else plan)

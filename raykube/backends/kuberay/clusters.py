@@ -1,4 +1,4 @@
-"""Long-lived RayClusters: what is sent for one, how it is made, looked at and removed."""
+"""Long-lived RayClusters: how one is made, looked at and removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raykube import manifests, plans, rules
 from raykube.backends.kuberay import objects, rayhead
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
@@ -18,22 +17,9 @@ from raykube.backends.kuberay.polling import looks, unreachable
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
-from raykube.bodies import CLUSTER_LABEL, ray_cluster
-from raykube.cluster import LOCAL, Cluster
+from raykube.bodies import CLUSTER_LABEL
 from raykube.differences import ABSENT, of_objects
-from raykube.errors import (
-    BackendError,
-    ConfigError,
-    Conflict,
-    Failure,
-    Forbidden,
-    NotFound,
-    Problem,
-    Unreachable,
-    WaitTimeout,
-)
-from raykube.names import name_problem
-from raykube.plans import MANAGED_BY
+from raykube.errors import BackendError, Conflict, Failure, Forbidden, NotFound, Unreachable, WaitTimeout
 from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
@@ -41,34 +27,8 @@ _TICK_S = 0.5
 _NOTED_S = 10.0
 
 
-def plan(cluster: Cluster, name: str) -> dict[str, Any]:
-    """Return the RayCluster that would be sent for `cluster`, named `name`. No network.
-
-    Raises:
-        ConfigError: this machine is no RayCluster, no manifest says what is meant, or Kubernetes would refuse the name.
-    """
-    if cluster.is_local:
-        raise ConfigError(
-            "there is no cluster to create on this machine: its Ray head starts with the first job",
-            next_step="name a preset of cluster-configs/ or a manifest: --on PRESET|PATH",
-        )
-    cluster.check_manifest()
-    if problem := name_problem(name, rules.MAX_CLUSTER_NAME) or _taken(name):
-        raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
-    metadata = manifests.metadata(cluster.manifest)
-    metadata |= {"name": name, "labels": metadata.get("labels", {}) | MANAGED_BY}
-    spec = ray_cluster(cluster, "", probed=True)
-    body = {"apiVersion": "ray.io/v1", "kind": _KIND, "metadata": metadata, "spec": spec}
-    metadata["labels"][PLAN_LABEL] = plans.Plan(name, "kuberay", (body,)).hash
-    return body
-
-
-def _taken(name: str) -> str:
-    return "means this machine wherever a cluster is named: choose another name" if name == LOCAL else ""
-
-
 def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-    """Create a cluster from its plan. One of that name that came from the same plan is the same cluster.
+    """Create a cluster from the body of its plan. One of that name that came from the same plan is the same cluster.
 
     Raises:
         Conflict: one of that name is another cluster (says in what they differ), or a run or a service has it.
