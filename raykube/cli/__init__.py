@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from raykube.cli import clusters, jobs, services
+from raykube.cli import clusters, jobs, services, view
 from raykube.cli.common import Where, exit_code, json_option, place_options, tell
 from raykube.errors import RaykubeError
 
@@ -66,7 +66,6 @@ def doctor(where: Where, *, as_json: bool) -> None:
     and what a manifest names. Nothing is made there.
     """
     from raykube import doctor as doctor_module
-    from raykube.cli import view
 
     found = list(doctor_module.checks())
     if where.name() != "local":

@@ -9,14 +9,14 @@ import shlex
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raykube.cli import common, planned
+from raykube.cli import common, planned, view
 from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
 from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from raykube.backends.kubernetes.kubeapi import Kube
 
 _LOCAL = "local"
-_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
 _FORWARD_HINTS = (
     "carrying 127.0.0.1:{port} to the head of {name}; Ctrl-C ends it. In another shell take the lines above, then:",
     "  ray job submit --working-dir . -- python script.py",
@@ -63,7 +62,6 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     from raykube import plans
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeapi import Kube as Client
-    from raykube.cli import view
     from raykube.handles import check_time
 
     check_time(timeout_s)
@@ -82,8 +80,10 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
         clusters.create(kube, body)
     if not no_wait:
         with _hint(name, f"cluster {name} goes on starting"):
-            clusters.wait_ready(kube, name, timeout_s=timeout_s, on_change=lambda status: tell(_line(status)))
-    click.echo(view.dump(_as_json(clusters.status(kube, name))) if as_json else name)
+            clusters.wait_ready(
+                kube, name, timeout_s=timeout_s, on_change=lambda status: tell(view.cluster_line(status))
+            )
+    click.echo(view.dump(view.cluster_fields(clusters.status(kube, name), time.time())) if as_json else name)
 
 
 @cluster.command("list")
@@ -94,16 +94,11 @@ def list_clusters(where: Where, *, as_json: bool) -> None:
 
     With --on local (or RAYKUBE_ON) just the local head; with any other just those on Kubernetes.
     """
-    from raykube.cli import view
-
     found = list(_listed(where))
     if as_json:
-        click.echo(view.dump([_as_json(status) for status in found]))
+        click.echo(view.dump([view.cluster_fields(status, time.time()) for status in found]))
         return
-    rows = [_COLUMNS, *(_row(status) for status in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(view.cluster_table(found, time.time()))
 
 
 @cluster.command("status")
@@ -113,10 +108,10 @@ def list_clusters(where: Where, *, as_json: bool) -> None:
 def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
     """Show one cluster."""
     from raykube.backends.kuberay import clusters
-    from raykube.cli import view
 
     found = _local() if name == _LOCAL else clusters.status(_kube(where), name)
-    click.echo(view.dump(_as_json(found)) if as_json else _text(found))
+    now = time.time()
+    click.echo(view.dump(view.cluster_fields(found, now)) if as_json else view.cluster_text(found, now))
 
 
 @cluster.command()
@@ -126,7 +121,6 @@ def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
 def why(name: str, where: Where, *, as_json: bool) -> None:
     """Say in one cause and one next step why a cluster does not do what it should."""
     from raykube.backends.kuberay import clusters
-    from raykube.cli import view
 
     failure = _local().failure if name == _LOCAL else clusters.why(_kube(where), name)
     if as_json:
@@ -291,34 +285,3 @@ def _say_exports(address: str, token: Path | None) -> None:
         click.echo(f"export RAY_AUTH_TOKEN_PATH={shlex.quote(str(token))}")
     if os.environ.get("RAY_AUTH_TOKEN"):
         click.echo("unset RAY_AUTH_TOKEN")  # Ray would take it before the file
-
-
-def _row(status: ClusterStatus) -> Sequence[str]:
-    from raykube.cli import view
-
-    pods = f"{status.ready}/{status.wanted}" if status.wanted else "-"
-    return (status.name, status.state, pods, view.age(time.time() - status.created), status.address)
-
-
-def _line(status: ClusterStatus) -> str:
-    cause = f"{status.failure.reason}: {status.failure.message}" if status.failure else ""
-    return " · ".join(part for part in (f"{status.name} {status.state}", status.detail, cause) if part)
-
-
-def _text(status: ClusterStatus) -> str:
-    from raykube.cli import view
-
-    rows = {
-        "name": status.name,
-        "state": status.state,
-        "detail": status.detail,
-        "owner": status.owner,
-        "age": view.age(time.time() - status.created),
-        "address": status.address,
-    }
-    lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
-    return "\n".join([*lines, *(["", view.failure_text(status.failure)] if status.failure else [])])
-
-
-def _as_json(status: ClusterStatus) -> dict[str, Any]:
-    return asdict(status) | {"age_s": time.time() - status.created}

@@ -10,20 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from raykube.cli import view
 from raykube.cli.names import Name, places
-from raykube.errors import ConfigError
+from raykube.errors import BackendError, ConfigError, Failure, NotFound, RaykubeError, RunError
 
 if TYPE_CHECKING:
+    from raykube.backends import Status
     from raykube.cli.follow import Screen
     from raykube.cluster import Cluster
-    from raykube.errors import Failure, RaykubeError
-    from raykube.handles import Endpoint, Run, Status
+    from raykube.handles import Endpoint, Run
     from raykube.wire import Result
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -181,7 +182,6 @@ code_options = joined(
 def find_run(name: str, where: Where) -> Run:
     """Return the handle of a run; NotFound when the name is a service's."""
     from raykube import api
-    from raykube.errors import NotFound
     from raykube.handles import Run as RunHandle
 
     found = api.attach(name, where.cluster(), kind="job")
@@ -193,7 +193,6 @@ def find_run(name: str, where: Where) -> Run:
 def find_endpoint(name: str, where: Where) -> Endpoint:
     """Return the handle of a service; NotFound when the name is a run's."""
     from raykube import api
-    from raykube.errors import NotFound
     from raykube.handles import Endpoint as EndpointHandle
 
     found = api.attach(name, where.cluster(), kind="service")
@@ -204,8 +203,6 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
 
 def exit_code(error: RaykubeError) -> int:
     """Return 1 for a run that failed, 2 for wrong use and a place that said no."""
-    from raykube.errors import RunError
-
     return 1 if isinstance(error, RunError) else 2
 
 
@@ -216,11 +213,9 @@ def each(names: Iterable[str], act: Callable[[str], None]) -> None:
 
 
 def _tried(act: Callable[[str], None], name: str) -> int:
-    from raykube.errors import RaykubeError as Error
-
     try:
         act(name)
-    except Error as error:
+    except RaykubeError as error:
         tell(f"error: {error}")
         return exit_code(error)
     return 0
@@ -234,26 +229,20 @@ def tell(*lines: str) -> None:
 
 def line_of(status: Status) -> str:
     """Return a status on one line."""
-    from raykube.cli import view
-
     return view.status_line(status, time.time())
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:
     """Print statuses as a table, or as JSON."""
-    from raykube.cli import view
-
     if as_json:
-        click.echo(view.dump([view.as_json(status) for status in statuses]))
+        click.echo(view.dump([asdict(status) for status in statuses]))
     else:
         click.echo(view.table(statuses, time.time()))
 
 
 def print_value(value: Status | Failure | Result, *, as_json: bool) -> None:
     """Print one value as text, or as JSON."""
-    from raykube.cli import view
-
-    click.echo(view.dump(view.as_json(value)) if as_json else with_place(view.text(value)))
+    click.echo(view.dump(asdict(value)) if as_json else with_place(view.text(value)))
 
 
 def screen(*, as_json: bool) -> Screen:
@@ -286,19 +275,15 @@ def follow_log(run: Run, source: str) -> None:
 
 def finish(run: Run, *, as_json: bool) -> None:
     """Show how a run ended, and what it returned."""
-    from raykube.cli import view
-
     status, found = run.status(), _result_of(run)
     if as_json:
-        click.echo(view.dump(view.as_json(status) | {"result": found and view.as_json(found)}))
+        click.echo(view.dump(asdict(status) | {"result": found and asdict(found)}))
         return
     tell(line_of(status), *([view.result_text(found)] if found else []))
 
 
 def _result_of(run: Run) -> Result | None:
     """Return a run's result; that it cannot be read is told, and no failure of a run that went well."""
-    from raykube.errors import BackendError
-
     try:
         return run.result()
     except BackendError as error:

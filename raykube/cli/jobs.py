@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raykube.cli import common, planned
+from raykube.cli import common, planned, view
 from raykube.cli.common import (
     Where,
     code_options,
@@ -254,7 +254,6 @@ def why(name: str, where: Where, *, as_json: bool) -> None:
 @names_argument
 def stop(names: tuple[str, ...], where: Where) -> None:
     """Stop runs; what they made stays."""
-    from raykube.cli import view
 
     def act(name: str) -> None:
         run = common.find_run(name, where)

@@ -18,6 +18,7 @@ from raykube.cli.common import (
     place_options,
     plan_options,
 )
+from raykube.errors import ConfigError, NotFound
 
 
 @click.group()
@@ -124,7 +125,6 @@ def service_forward(name: str, where: Where, port: int) -> None:
     from raykube.backends.kuberay import objects, servestates
     from raykube.backends.kuberay.forward import Forward
     from raykube.backends.kubernetes.kubeapi import Kube
-    from raykube.errors import ConfigError, NotFound
 
     place = where.cluster()
     if place.is_local:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from raykube.backends import Status
 from raykube.errors import Failure, tail_title
-from raykube.handles import Status
 from raykube.wire import Result, finite
+
+if TYPE_CHECKING:
+    from raykube.backends.kuberay.clusterstates import ClusterStatus
 
 _PROGRESS_KEYS = 4
 _COLUMNS = ("NAME", "STATE", "ATTEMPT", "WORKERS", "AGE", "PROGRESS")
+_CLUSTER_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
 #: Ray's words for what a job's state says already.
 _NO_NEWS = ("Job is currently running.", "Job finished successfully.")
 
@@ -56,9 +60,29 @@ def status_text(status: Status) -> str:
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
     scale = {"workers": status.workers, "storage": status.storage}
     rows = fields | scale | when | {"progress": progress(status.progress), "url": status.url}
+    return _fields(rows, [f"{'':<11}{line}" for line in status.earlier], status.failure)
+
+
+def cluster_text(status: ClusterStatus, now: float) -> str:
+    """Return the state of a cluster as lines of ``key: value``."""
+    rows = {"name": status.name, "state": status.state, "detail": status.detail, "owner": status.owner}
+    return _fields(rows | {"age": age(now - status.created), "address": status.address}, [], status.failure)
+
+
+def _fields(rows: Mapping[str, Any], more: Iterable[str], failure: Failure | None) -> str:
     lines = [f"{key + ':':<11}{value}" for key, value in rows.items() if value]
-    lines += [f"{'':<11}{line}" for line in status.earlier]
-    return "\n".join([*lines, *(["", failure_text(status.failure)] if status.failure else [])])
+    return "\n".join([*lines, *more, *(["", failure_text(failure)] if failure else [])])
+
+
+def cluster_line(status: ClusterStatus) -> str:
+    """Return the state of a cluster on one line."""
+    cause = f"{status.failure.reason}: {status.failure.message}" if status.failure else ""
+    return " · ".join(part for part in (f"{status.name} {status.state}", status.detail, cause) if part)
+
+
+def cluster_fields(status: ClusterStatus, now: float) -> dict[str, Any]:
+    """Return the state of a cluster as what ``--json`` prints."""
+    return asdict(status) | {"age_s": now - status.created}
 
 
 def failure_text(failure: Failure) -> str:
@@ -91,7 +115,20 @@ def table(statuses: Iterable[Status], now: float) -> str:
     """Return statuses as a table with kubectl's look; services have no workers."""
     found = [_row(status, now) for status in statuses]
     columns = [name for name in _COLUMNS if name != "WORKERS" or any(row[name] for row in found)]
-    rows = [columns, *([row[name] or "-" * (name == "WORKERS") for name in columns] for row in found)]
+    return _table([columns, *([row[name] or "-" * (name == "WORKERS") for name in columns] for row in found)])
+
+
+def cluster_table(statuses: Iterable[ClusterStatus], now: float) -> str:
+    """Return the states of clusters as a table."""
+    return _table([_CLUSTER_COLUMNS, *(_cluster_row(status, now) for status in statuses)])
+
+
+def _cluster_row(status: ClusterStatus, now: float) -> Sequence[str]:
+    pods = f"{status.ready}/{status.wanted}" if status.wanted else "-"
+    return status.name, status.state, pods, age(now - status.created), status.address
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -115,11 +152,6 @@ def kept(status: Status) -> str:
 
 def _note(status: Status) -> str:
     return status.detail if status.kind == "service" else ""
-
-
-def as_json(value: Status | Failure | Result) -> dict[str, Any]:
-    """Return a value as what ``--json`` prints."""
-    return asdict(value)
 
 
 def dump(value: Any) -> str:

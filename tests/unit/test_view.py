@@ -1,6 +1,7 @@
 """What the command line shows."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_result_text_names_metrics_model_and_notes():
 
 
 def test_json_of_a_status_holds_its_failure():
-    shown = view.as_json(status(state="FAILED", failure=Failure("Why", "words", 3)))
+    shown = asdict(status(state="FAILED", failure=Failure("Why", "words", 3)))
     assert shown["failure"]["exit_code"] == 3
     assert '"state": "FAILED"' in view.dump(shown)
 
@@ -90,6 +91,6 @@ def test_json_of_a_status_holds_its_failure():
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_number_that_json_has_not_is_null(number):
     trial = {"metrics": {"loss": number, "epoch": 3}}
-    shown = json.loads(view.dump(view.as_json(Result("sweep", "a", "/p", {"loss": number}, trials=(trial,)))))
+    shown = json.loads(view.dump(asdict(Result("sweep", "a", "/p", {"loss": number}, trials=(trial,)))))
     assert shown["metrics"] == {"loss": None}
     assert shown["trials"] == [{"metrics": {"loss": None, "epoch": 3}}]
