@@ -301,7 +301,7 @@ def _find(name: str) -> Path:
 def _shipped() -> Path:
     """Return the folder of raykube's own presets: within the package once that is installed, beside it in a clone."""
     package = Path(__file__).parent
-    return next(filter(Path.is_dir, (package / FOLDER,)), package.parent / FOLDER)
+    return installed if (installed := package / FOLDER).is_dir() else package.parent / FOLDER
 
 
 def _read(path: Path) -> Cluster:

@@ -95,7 +95,7 @@ def check_import_path(import_path: str, package: Package, *, all_seen: bool = Tr
         ConfigError: with the nearest names, or the file and line of the syntax error.
     """
     module = import_path.partition(":")[0] if ":" in import_path else import_path.rpartition(".")[0]
-    files = _by_path(package)
+    files = package.by_path
     if _imported(import_path, files):
         what = f"{import_path!r} is a module, not an application in one"
         raise ConfigError(what, next_step=f"write {import_path}:app, if app is its name there: module:attribute")
@@ -144,7 +144,7 @@ def _run_by_python(words: Sequence[str], package: Package, *, all_seen: bool) ->
         return None
     if option == "m":
         return _module(name, package, all_seen=all_seen)
-    return _by_path(package).get(posixpath.normpath(f"{name}/__main__.py")) or _script(name, package)
+    return package.by_path.get(posixpath.normpath(f"{name}/__main__.py")) or _script(name, package)
 
 
 def _target(words: Sequence[str]) -> tuple[str, str]:
@@ -169,7 +169,7 @@ def _script(name: str, package: Package) -> PackedFile | None:
     if _WILD & set(name) or PurePosixPath(name).is_absolute():
         return None
     path = posixpath.normpath(name)
-    if file := _by_path(package).get(path):
+    if file := package.by_path.get(path):
         return file
     why, step = _why_missing(path, package)
     raise ConfigError(f"the entrypoint's script {name!r} is not in the code", why=why, next_step=step)
@@ -179,7 +179,7 @@ def _why_missing(path: str, package: Package) -> tuple[str, str]:
     """Return why a file is not in the code, and what to do about it."""
     if path.startswith("../"):
         return f"it is not below the working directory {package.root}", "name the folder that holds all: --working-dir"
-    if any(each.startswith(f"{path}/") or path == "." for each in _by_path(package)):
+    if any(each.startswith(f"{path}/") or path == "." for each in package.by_path):
         return "it is a folder", f"name a file in it, or add {posixpath.normpath(f'{path}/__main__.py')} for python"
     if ignored := _ignored(path, package):
         return ignored, _brought_back(path)
@@ -191,7 +191,7 @@ def _module(name: str, package: Package, *, all_seen: bool) -> PackedFile | None
     if "/" in name or not all(name.split(".")):
         step = "write python FILE for a file, and python -m PACKAGE.MODULE, without .py, for a module"
         raise ConfigError(f"{name!r} is no name of a module", next_step=step)
-    files = _by_path(package)
+    files = package.by_path
     stem = name.replace(".", "/")
     if file := files.get(f"{stem}.py") or files.get(f"{stem}/__main__.py"):
         return file
@@ -234,10 +234,6 @@ def _ignored(path: str, package: Package) -> str:
     left_out = any(path == each or (each.endswith("/") and path.startswith(each)) for each in package.ignored)
     is_there = left_out and os.path.lexists(package.root / path)
     return f"{package.root / path} exists, but an ignore rule leaves it out" if is_there else ""
-
-
-def _by_path(package: Package) -> dict[str, PackedFile]:
-    return {file.path: file for file in package.files}
 
 
 def _brought_back(path: str) -> str:

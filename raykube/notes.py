@@ -49,7 +49,6 @@ def of_code(uri: str) -> Iterator[str]:
 
 def of_submitter(spec: Manifest) -> Iterator[str]:
     """Say what KubeRay's submitter, which HTTPMode does without, makes of a RayJob."""
-    spec = mapping(spec)
     if spec.get("submissionMode") == "SidecarMode":
         words = "KubeRay does not see the end of a job that is over before all pods are ready; with HTTPMode it does"
         yield f"submissionMode: {words}"

@@ -7,6 +7,7 @@ image with nothing but Ray runs it. All lies in one top folder, which Ray strips
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import io
 import os
@@ -14,7 +15,7 @@ import stat
 import subprocess
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -60,6 +61,11 @@ class Package:
     hash: str
     ignored: tuple[str, ...] = field(default=(), compare=False)
     git_commit: str = field(default="", compare=False)
+
+    @functools.cached_property
+    def by_path(self) -> Mapping[str, PackedFile]:
+        """The same files, each by its path."""
+        return {file.path: file for file in self.files}
 
     @property
     def size(self) -> int:
@@ -114,6 +120,20 @@ def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
     if problems:
         raise ConfigError.of(f"the working directory {root} cannot be sent", problems)
     return Package(root, files, _digest(files), walked.ignored, _git_commit(root))
+
+
+def check_implied(folder: Path) -> None:
+    """Refuse to send the home folder, or one that holds it, where nobody has named it: it holds far more than code.
+
+    Raises:
+        ConfigError: `folder` is such a one.
+    """
+    if wire.expanded("~").resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"the working directory would be {folder}, with your home folder and all that is in it",
+            why="no working directory was given, and raykube sends the folder that it runs in",
+            next_step="run it in the project's folder, or name the folder: --working-dir, Job(working_dir=...)",
+        )
 
 
 def _check_folder(root: Path) -> None:
@@ -223,30 +243,6 @@ def zipped(package: Package, *, top: str = _TOP) -> bytes:
     return buffer.getvalue()
 
 
-def check_implied(folder: Path) -> None:
-    """Refuse to send the home folder, or one that holds it, where nobody has named it: it holds far more than code.
-
-    Raises:
-        ConfigError: `folder` is such a one.
-    """
-    if wire.expanded("~").resolve().is_relative_to(folder):
-        raise ConfigError(
-            f"the working directory would be {folder}, with your home folder and all that is in it",
-            why="no working directory was given, and raykube sends the folder that it runs in",
-            next_step="run it in the project's folder, or name the folder: --working-dir, Job(working_dir=...)",
-        )
-
-
-def contents(path: Path) -> dict[str, tuple[int, int]]:
-    """Return the files of a zip that was written here, each with what changes with its content and its mode.
-
-    Raises:
-        BadZipFile: it is none.
-    """
-    with zipfile.ZipFile(path) as archive:
-        return {info.filename.removeprefix(f"{_TOP}/"): (info.CRC, info.external_attr) for info in archive.infolist()}
-
-
 def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
     """Write the package's zip, all of it in the folder `top`; "" for none.
 
@@ -283,3 +279,13 @@ def _opened(file: PackedFile) -> IO[bytes]:
 def _changed(file: PackedFile, why: str) -> ConfigError:
     what = f"{file.source} was changed while it was packed"
     return ConfigError(what, why=why, next_step="submit again when it is at rest, or exclude it")
+
+
+def contents(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the files of a zip that was written here, each with what changes with its content and its mode.
+
+    Raises:
+        BadZipFile: it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename.removeprefix(f"{_TOP}/"): (info.CRC, info.external_attr) for info in archive.infolist()}

@@ -80,19 +80,18 @@ def variable_problem(name: str) -> str:
 def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
     """Yield what is wrong with a ``runtime_env`` whose TYPED keys were taken out."""
     for key, value in env.items():
-        path = key
         if key in _REFUSED:
-            yield Problem(path, f"refused: {_REFUSED[key]}")
+            yield Problem(key, f"refused: {_REFUSED[key]}")
         elif key == _ENV_VARS and of_a_job:
             yield from _wrong_variables(value)
         elif key in (*TYPED, _ENV_VARS):
-            yield Problem(path, "refused: a service sets it for each app", "write it in apps[]")
+            yield Problem(key, "refused: a service sets it for each app", "write it in apps[]")
         elif key not in _PASSED_ON:
-            yield Problem(path, "unknown key", nearest(key, (*_PASSED_ON, *TYPED, _ENV_VARS)))
+            yield Problem(key, "unknown key", nearest(key, (*_PASSED_ON, *TYPED, _ENV_VARS)))
         elif key in ("pip", "uv") and isinstance(value, str):
-            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
+            yield Problem(key, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
         elif key == "conda" and isinstance(value, str) and value.endswith((".yml", ".yaml")):
-            yield Problem(path, f"refused: the file {value!r} is not on the cluster", "give its content")
+            yield Problem(key, f"refused: the file {value!r} is not on the cluster", "give its content")
         elif key == "py_modules":
             yield from _local_modules(value)
 

@@ -47,12 +47,8 @@ _SHARES = {"cpus_per_worker": wire.is_cpu_share, "gpus_per_worker": wire.is_gpu_
 class Setting:
     """A value and where it came from, as in ``from RAYKUBE_STORAGE``."""
 
-    name: str
     value: str
     source: str
-
-    def __str__(self) -> str:
-        return f"{self.name} = {self.value!r} ({self.source})"
 
 
 def setting(name: str, argument: object = None) -> Setting:
@@ -68,7 +64,7 @@ def setting(name: str, argument: object = None) -> Setting:
     """
     if name not in KNOWN:
         raise ConfigError(f"there is no setting {name!r}", next_step=nearest(name, KNOWN))
-    found = _found(name, argument) or Setting(name, KNOWN[name], "default")
+    found = _found(name, argument) or Setting(KNOWN[name], "default")
     if name in _NUMBERS and not _is_valid(name, found.value):
         raise ConfigError(
             f"{name} is {found.value!r}, which is not {_NUMBERS[name]}",
@@ -80,15 +76,15 @@ def setting(name: str, argument: object = None) -> Setting:
 
 def _found(name: str, argument: object) -> Setting | None:
     if argument is not None:
-        return Setting(name, str(argument), "from the argument")
+        return Setting(str(argument), "from the argument")
     variable = f"RAYKUBE_{name.upper()}"
     is_own = name in _SHARES and bool(os.environ.get(wire.RUN_NAME))
     if not is_own and (value := os.environ.get(variable)):
-        return Setting(name, value, f"from {variable}")
+        return Setting(value, f"from {variable}")
     table, path = _project_table()
     if name not in table:
         return None
-    return Setting(name, _beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
+    return Setting(_beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
 
 
 def is_path(on: str) -> bool:

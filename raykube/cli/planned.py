@@ -34,7 +34,7 @@ def announce(plan: Plan) -> None:
     tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
 
 
-def check_options(dry_run: str | None, output: str | None, *, as_json: bool = False) -> None:
+def check_options(dry_run: str | None, output: str | None, *, as_json: bool) -> None:
     """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
     if dry_run and as_json:
         raise click.UsageError("--json prints a result, and --dry-run has none; for a plan as JSON: -o json")

@@ -31,6 +31,6 @@ def looked(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
 
 def refused(name: str, error: RaykubeError) -> Check:
     """Return an error as a check: what this user may not see is unknown, and not wrong."""
-    parts = (error.what, error.why, *(getattr(error, "problems", ()) if isinstance(error, ConfigError) else ()))
+    parts = (error.what, error.why, *(error.problems if isinstance(error, ConfigError) else ()))
     text = ": ".join(str(part) for part in parts if part)
     return Check(name, None if isinstance(error, Forbidden) else False, text, error.next_step or "see what it says")
