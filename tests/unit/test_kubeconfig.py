@@ -204,6 +204,14 @@ def test_unknown_fields_are_problems_with_their_paths():
     assert [problem.path for problem in error.problems] == ["spec.a", "spec.b[0].c"]
 
 
+@pytest.mark.parametrize(("path", "is_kuberays"), [("/apis/ray.io/v1/rayjobs", True), ("/api/v1/pods", False)])
+def test_unknown_field_is_a_matter_of_kuberay_in_its_objects_alone(path, is_kuberays):
+    words = 'strict decoding error: unknown field "spec.containers[0].imag"'
+    error = refusal("POST", path, httpx.Response(400, json={"kind": "Status", "message": words}))
+    assert "is unknown to this cluster" in str(error)
+    assert ("KubeRay" in str(error), "KubeRay" in error.next_step) == (is_kuberays, is_kuberays)
+
+
 @pytest.mark.parametrize(
     ("code", "details", "kind", "words"),
     [

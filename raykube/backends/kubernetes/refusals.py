@@ -57,7 +57,7 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
     words, code = status.get("message") or f"HTTP {response.status_code}", response.status_code
     details = status.get("details") or {}
     named = " ".join(filter(None, (details.get("kind"), details.get("name"))))
-    if method in _WRITES and (refused := _refused_write(code, named, words, details)):
+    if method in _WRITES and (refused := _refused_write(path, code, named, words, details)):
         return refused
     if code in _UNAVAILABLE:
         # Of a server whose store was put back to an earlier state.
@@ -119,21 +119,24 @@ def _forbidden(_named: str, words: str) -> BackendError:
     )
 
 
-def _refused_write(code: int, named: str, words: str, details: Mapping[str, Any]) -> ManifestError | None:
+def _refused_write(path: str, code: int, named: str, words: str, details: Mapping[str, Any]) -> ManifestError | None:
     """Return what is wrong with what was sent; None where it is not that."""
     if code == httpx.codes.FORBIDDEN and (denied := _DENIED.search(words)):
         return _denied(named, *denied.groups())
-    return _refused_manifest(named, words, details) if code in (400, 422) else None
+    return _refused_manifest(path, named, words, details) if code in (400, 422) else None
 
 
-def _refused_manifest(named: str, words: str, details: Mapping[str, Any]) -> ManifestError:
+def _refused_manifest(path: str, named: str, words: str, details: Mapping[str, Any]) -> ManifestError:
+    whose, newer = "this cluster", ""
+    if "/ray.io/" in path:
+        whose, newer = "this cluster's KubeRay", ", or install the KubeRay that knows the field"
     causes = [Problem(cause.get("field", ""), cause.get("message", "")) for cause in details.get("causes") or []]
-    unknown = [Problem(path, "is unknown to this cluster's KubeRay") for path in _UNKNOWN_FIELD.findall(words)]
+    unknown = [Problem(field, f"is unknown to {whose}") for field in _UNKNOWN_FIELD.findall(words)]
     problems = causes or unknown or [Problem("", words)]
     error = ManifestError(
         f"the API server refused {named or 'the manifest'}",
         why=words if causes or unknown else "",
-        next_step=f"correct the manifest{', or install the KubeRay that knows the field' if unknown else ''}",
+        next_step=f"correct the manifest{newer if unknown else ''}",
     )
     error.problems = tuple(problems)
     return error
