@@ -38,6 +38,12 @@ def condition(service, kind):
     return next(each for each in service["status"]["conditions"] if each["type"] == kind)
 
 
+def test_time_that_nobody_has_noted_is_none():
+    service, apps = recorded("running")
+    del service["metadata"]["creationTimestamp"]
+    assert status(service, apps).submitted is None
+
+
 def test_service_whose_applications_run_is_running_and_has_an_address():
     found = status(*recorded("running"))
     assert (found.kind, found.state, found.failure) == ("service", "RUNNING", None)

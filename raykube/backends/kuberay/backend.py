@@ -31,7 +31,7 @@ from raykube.backends.kuberay import (
 )
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes import shared
-from raykube.backends.kubernetes.fields import name_of, spec_of
+from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import TRACKING_ANNOTATION, Cluster
 from raykube.entrypoints import check_code
@@ -77,7 +77,7 @@ class KubeRay:
         """
         found = clusters.found(self.kube, name)
         _check_head(found)
-        said = found["metadata"].get("annotations") or {}
+        said = annotations_of(found)
         # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
         annotations = {key: said[key] for key in (manifests.STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
         metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from raykube.backends.kuberay.nextsteps import next_step
-from raykube.backends.kuberay.observed import Observed, events_about, head_of
+from raykube.backends.kuberay.observed import NODE_TYPE, Observed, events_about, head_of
 from raykube.backends.kubernetes.fields import (
     Object,
     changed,
@@ -14,6 +14,8 @@ from raykube.backends.kubernetes.fields import (
     is_current,
     is_leaving,
     is_ready,
+    is_true,
+    labels_of,
     moment,
     name_of,
     seconds,
@@ -49,8 +51,8 @@ _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKil
 
 def replicas(seen: Observed) -> Failure | None:
     """Name why pods were not created: nothing else tells of a pod that there is not."""
-    found = conditions(seen.cluster).get("ReplicaFailure", {})
-    if found.get("status") == "True":
+    if is_true(seen.cluster, "ReplicaFailure"):
+        found = conditions(seen.cluster)["ReplicaFailure"]
         where = f"raycluster/{name_of(seen.cluster)}: status.conditions[ReplicaFailure].message"
         return not_created(seen, found.get("reason", ""), found.get("message", ""), where)
     # Operators before 1.2 write no conditions; with later ones an event without the condition is about the past.
@@ -84,7 +86,7 @@ def _died_of(event: Object) -> str:
 
 def _is_unseen(seen: Observed) -> bool:
     """Whether pods were not read yet, or may not be: then there is one head at least that nobody has looked at."""
-    return not seen.pods and conditions(seen.cluster).get("HeadPodReady", {}).get("status") == "True"
+    return not seen.pods and is_true(seen.cluster, "HeadPodReady")
 
 
 def _is_short(seen: Observed) -> bool:
@@ -101,8 +103,7 @@ def _is_up(seen: Observed, pod: Object) -> bool:
 
 def serves(seen: Observed, pod: Object) -> bool:
     """Whether a pod is a worker of a service: ready only while Serve answers on it."""
-    labels = pod["metadata"].get("labels") or {}
-    return owner_kind(seen.owner) == "rayservice" and labels.get("ray.io/node-type") == "worker"
+    return owner_kind(seen.owner) == "rayservice" and labels_of(pod).get(NODE_TYPE) == "worker"
 
 
 def _runs(pod: Object) -> bool:
@@ -136,8 +137,10 @@ def _unready(seen: Observed, head: Object, since: float) -> Failure | None:
 
 
 def _head_words(seen: Observed, otherwise: str) -> str:
+    if is_true(seen.cluster, "HeadPodReady"):
+        return otherwise
     found = conditions(seen.cluster).get("HeadPodReady", {})
-    told = ": ".join(filter(None, (found.get("reason"), found.get("message")))) if found.get("status") != "True" else ""
+    told = ": ".join(filter(None, (found.get("reason"), found.get("message"))))
     return f"{otherwise} ({told})" if told else otherwise
 
 
@@ -148,7 +151,7 @@ def operator(seen: Observed) -> Failure | None:
         where = f"rayjob/{seen.name}: spec.preRunningDeadlineSeconds"
         return complete(seen, Failure("OperatorNotRunning", words), where)
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
-        if not thing or status_of(thing) or (thing.get("spec") or {}).get("managedBy", "") not in _OPERATOR:
+        if not thing or status_of(thing) or spec_of(thing).get("managedBy", "") not in _OPERATOR:
             continue
         age = seen.now - seconds(thing["metadata"].get("creationTimestamp"))
         if age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
@@ -174,7 +177,7 @@ def has_lost_its_cluster(seen: Observed) -> bool:
     """Whether the long-lived cluster on which a run has begun is gone, as KubeRay says too, which waits for it."""
     status = status_of(seen.owner)
     begun = seconds((status.get("rayJobInfo") or {}).get("startTime"))
-    if not (begun and (seen.owner.get("spec") or {}).get("clusterSelector")):
+    if not (begun and spec_of(seen.owner).get("clusterSelector")):
         return False
     ended = status.get("jobStatus") in ("SUCCEEDED", "STOPPED", "FAILED")  # which KubeRay has yet to conclude
     if status.get("jobDeploymentStatus") != "Running" or ended or seen.cluster or seen.ray:
@@ -194,7 +197,7 @@ def gone(seen: Observed) -> Failure | None:
 
 def is_overdue(job: Object, now: float) -> bool:
     """Whether a RayJob waits for longer than it may: who would end it does not run."""
-    spec, status = job.get("spec") or {}, status_of(job)
+    spec, status = spec_of(job), status_of(job)
     limit = spec.get("preRunningDeadlineSeconds")
     state = status.get("jobDeploymentStatus", "")
     # None, with a start: on the way from a suspension or a try before, whose start that is.
@@ -233,14 +236,14 @@ def _age(seen: Observed, pod: Object) -> float:
 
 def is_suspended(seen: Observed) -> bool:
     """Whether somebody has its owner wait without a cluster."""
-    spec, state = seen.owner.get("spec") or {}, status_of(seen.owner).get("jobDeploymentStatus")
+    spec, state = spec_of(seen.owner), status_of(seen.owner).get("jobDeploymentStatus")
     return bool(spec.get("suspend")) or state in ("Suspended", "Suspending")
 
 
 def suspended(seen: Observed) -> Failure | None:
     """Somebody has it, or the cluster that it is on, wait. Of a run that Kueue has wait its Workload says more."""
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
-        queue = (thing.get("metadata", {}).get("labels") or {}).get(QUEUE_LABEL)
+        queue = labels_of(thing).get(QUEUE_LABEL)
         if not _is_held(kind, thing) or (kind == "rayjob" and (seen.workload or queue)):
             continue
         words = (
@@ -254,7 +257,7 @@ def suspended(seen: Observed) -> Failure | None:
 
 def _is_held(kind: str, thing: Object) -> bool:
     """Whether an object waits until its ``spec.suspend`` is not true any more; a run may first have to be stopped."""
-    held = bool((thing.get("spec") or {}).get("suspend"))
+    held = bool(spec_of(thing).get("suspend"))
     return held and (kind != "rayjob" or status_of(thing).get("jobDeploymentStatus") == "Suspended")
 
 
@@ -273,4 +276,4 @@ def event_place(event: Object) -> str:
 
 def owner_kind(owner: Object) -> str:
     """The API server leaves the kind out of lists."""
-    return "rayservice" if "rayClusterConfig" in (owner.get("spec") or {}) else "rayjob"
+    return "rayservice" if "rayClusterConfig" in spec_of(owner) else "rayjob"

@@ -49,7 +49,7 @@ def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
             f"cluster {name} is being deleted", next_step="create it again when it is gone, or choose a name"
         )
     label = PLAN_LABEL
-    if (known["metadata"].get("labels") or {}).get(label) == body["metadata"]["labels"][label]:
+    if fields.labels_of(known).get(label) == body["metadata"]["labels"][label]:
         return
     if different := list(differences(known, _completed(kube, body)))[:20]:
         raise Conflict(

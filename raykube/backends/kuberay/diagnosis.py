@@ -22,6 +22,7 @@ from raykube.backends.kubernetes.fields import (
     is_leaving,
     name_of,
     seconds,
+    spec_of,
     status_of,
     times,
 )
@@ -122,7 +123,7 @@ def _is_about_to_fail(job: Object) -> bool:
 
 def is_tried_again(job: Object) -> bool:
     """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
-    return int(status_of(job).get("failed") or 0) < int((job.get("spec") or {}).get("backoffLimit") or 0)
+    return int(status_of(job).get("failed") or 0) < int(spec_of(job).get("backoffLimit") or 0)
 
 
 def _with_pods(seen: Observed, found: Failure) -> Failure:

@@ -10,7 +10,7 @@ from typing import Any
 from raykube import manifests
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kubernetes.fields import Object, claims_of, moment, spec_of, times
+from raykube.backends.kubernetes.fields import Object, claims_of, moment, spec_of, status_of, times
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
@@ -104,7 +104,7 @@ def _clusters(job: Object, own: Iterable[Object]) -> set[str]:
     """
     named = re.compile(rf"\b{re.escape(job['metadata']['namespace'])}/([a-z0-9.-]*[a-z0-9])")
     found = {name for event in own for name in named.findall(event.get("message") or "")}
-    now = (job.get("status") or {}).get("rayClusterName")
+    now = status_of(job).get("rayClusterName")
     return found - {job["metadata"]["name"]} | ({now} if now else set())
 
 

@@ -21,8 +21,8 @@ from types import TracebackType
 import httpx
 
 from raykube import manifests
-from raykube.backends.kuberay.observed import head_of
-from raykube.backends.kubernetes.fields import is_leaving
+from raykube.backends.kuberay.observed import NODE_TYPE, head_of
+from raykube.backends.kubernetes.fields import is_leaving, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
 from raykube.backends.kubernetes.watching import Refusals
@@ -183,11 +183,11 @@ class Forward:
         except NotFound:  # the service is gone
             self.gone.set()
             raise
-        selector = f"{CLUSTER_LABEL}={cluster},ray.io/node-type=head"
+        selector = f"{CLUSTER_LABEL}={cluster},{NODE_TYPE}=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if not is_leaving(pod)]
         head = dict(head_of(tuple(live)))
-        phase = head.get("status", {}).get("phase", "")
+        phase = status_of(head).get("phase", "")
         stays = isinstance(self._cluster, str)  # that of a service is replaced by another
         if stays and not head and self._kube.find("RayCluster", cluster) is None:
             self.gone.set()

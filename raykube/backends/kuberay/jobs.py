@@ -11,7 +11,7 @@ from raykube import differences, runtime_env, wire
 from raykube.backends.kuberay import largecode, objects, runstates
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import is_leaving, name_of, spec_of
+from raykube.backends.kubernetes.fields import annotations_of, is_leaving, labels_of, name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 from raykube.plans import Plan
@@ -67,16 +67,16 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
 
 def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
     """Refuse what has none of these labels as it is wanted; a run that has ended may go on within other limits."""
-    theirs, ours = known["metadata"].get("labels") or {}, wanted["metadata"]["labels"]
+    theirs, ours = labels_of(known), wanted["metadata"]["labels"]
     if any(theirs.get(label) == ours[label] for label in labels):
         return
     name = known["metadata"]["name"]
     said = {"labels": {**ours, **{label: theirs.get(label) for label in (PLAN_LABEL, WORK_LABEL)}}}
-    noted = wanted["metadata"].get("annotations") or {}
+    noted = annotations_of(wanted)
     said["annotations"] = {key: value for key, value in noted.items() if key != POD_ANNOTATION}
     different = [
         *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
-        *differences.of_objects(_without_work(wanted["spec"]), known.get("spec") or {}, "spec"),
+        *differences.of_objects(_without_work(wanted["spec"]), spec_of(known), "spec"),
     ][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
@@ -120,7 +120,7 @@ def stop(kube: Kube, look: Look) -> None:
             f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
             next_step=f"stop it once it runs, or: raykube job delete {look.name}",
         )
-    if (look.job.get("status") or {}).get("jobDeploymentStatus") == "Waiting":  # which it leaves only for Ray's job
+    if status_of(look.job).get("jobDeploymentStatus") == "Waiting":  # which it leaves only for Ray's job
         raise BackendError(
             f"run {look.name} waits to be submitted by hand (InteractiveMode), and KubeRay does not suspend it then",
             next_step=f"end it: raykube job delete {look.name}",
@@ -134,7 +134,7 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
     except NotFound:
         return False
     except Unreachable:
-        if (job.get("status") or {}).get("jobStatus"):
+        if status_of(job).get("jobStatus"):
             raise
         return False
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError
 
@@ -32,7 +33,7 @@ class Place:
         return self._before
 
     def _ask(self, workload: Mapping[str, Any]) -> int | None:
-        queue, name = workload.get("spec", {}).get("queueName", ""), workload["metadata"]["name"]
+        queue, name = spec_of(workload).get("queueName", ""), name_of(workload)
         path = f"/{_VISIBILITY}/namespaces/{self._kube.namespace}/localqueues/{queue}/pendingworkloads"
         with contextlib.suppress(BackendError):  # an older Kueue, or this API is off: there is its condition
             items = self._kube.send("GET", path, timeout=_TIMEOUT_S).json()["items"]

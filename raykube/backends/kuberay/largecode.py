@@ -16,7 +16,7 @@ from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi
 from raykube.bodies import CLUSTER_LABEL
@@ -55,7 +55,7 @@ def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManag
     Raises:
         Forbidden: it may not be deleted, and keeps its code.
     """
-    if bodies.STORED_ANNOTATION in (service["metadata"].get("annotations") or {}):
+    if bodies.STORED_ANNOTATION in annotations_of(service):
         with contextlib.suppress(NotFound):
             # The code goes first, while the service owns the pod that removes it and keeps the name from others: so ask
             # before that. A service that stayed without its code could start no replica any more.

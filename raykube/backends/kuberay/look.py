@@ -15,7 +15,7 @@ from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of
+from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Later, Watching
@@ -44,7 +44,7 @@ class Look:
 
     def head(self) -> RayHead | None:
         """Return the head that the run is on; None when there is none to ask."""
-        status = self.job.get("status") or {}
+        status = status_of(self.job)
         key = (status.get("rayClusterName") or "", status.get("jobId") or "")
         if self._head is None or self._head_of != key:
             head = self._later.asked(key, lambda: rayhead.head_of(self._kube, self.job))
@@ -196,7 +196,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     """Return what else to look at for a RayJob, and how it is found."""
     selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
     metadata = job["metadata"]
-    if cluster := (job.get("status") or {}).get("rayClusterName"):
+    if cluster := status_of(job).get("rayClusterName"):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
         selectors["pods"] = ("Pod", {"labelSelector": f"{CLUSTER_LABEL}={cluster}"})
         # Why KubeRay has deleted a pod stands in an event that is no warning.

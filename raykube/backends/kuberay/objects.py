@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, plans
-from raykube.backends.kubernetes.fields import is_leaving, name_of
+from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError, Unreachable
@@ -46,7 +46,7 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
 
 def is_ours(thing: Mapping[str, Any]) -> bool:
     """Whether raykube has made an object."""
-    return plans.MANAGED_BY.items() <= (thing["metadata"].get("labels") or {}).items()
+    return plans.MANAGED_BY.items() <= labels_of(thing).items()
 
 
 def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
 def _on_another(*pair: Mapping[str, Any]) -> bool:
     """Whether of a run and a cluster the run has no cluster of its own."""
     kinds = {each["kind"]: each for each in pair}
-    return kinds.keys() == {"RayJob", "RayCluster"} and bool((kinds["RayJob"].get("spec") or {}).get("clusterSelector"))
+    return kinds.keys() == {"RayJob", "RayCluster"} and bool(spec_of(kinds["RayJob"]).get("clusterSelector"))
 
 
 def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from raykube.backends.kubernetes.fields import Object, moment, name_of, newest
+from raykube.backends.kubernetes.fields import Object, annotations_of, labels_of, moment, name_of, newest
 from raykube.manifests import STORAGE_ANNOTATION
+
+#: The label of KubeRay that tells a head's pod from a worker's.
+NODE_TYPE = "ray.io/node-type"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Observed:
 
 def storage_of(owner: Object) -> str:
     """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
-    base = (owner["metadata"].get("annotations") or {}).get(STORAGE_ANNOTATION, "")
+    base = annotations_of(owner).get(STORAGE_ANNOTATION, "")
     return f"{base.rstrip('/')}/{owner['metadata']['name']}" if base else ""
 
 
@@ -66,6 +69,11 @@ def events_of(events: Iterable[Object], things: Iterable[Object], claims: Collec
     return tuple(event for event in events if is_ours(event["involvedObject"]))
 
 
+def is_head(pod: Object) -> bool:
+    """Whether Ray's head is in a pod."""
+    return bool(labels_of(pod).get(NODE_TYPE) == "head")
+
+
 def head_of(pods: tuple[Object, ...]) -> Object:
     """Return the head's pod, the newest where one is being replaced; empty when there is none."""
-    return newest([pod for pod in pods if (pod["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"])
+    return newest(filter(is_head, pods))

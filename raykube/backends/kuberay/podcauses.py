@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from raykube.backends import endings
 from raykube.backends.kuberay.nextsteps import after, next_step, to_fit
+from raykube.backends.kuberay.observed import is_head
 from raykube.backends.kubernetes.fields import (
     Object,
     claims_of,
     conditions,
+    is_true,
     name_of,
     seconds,
     spec_of,
@@ -72,7 +74,7 @@ class Pod:
     @property
     def is_head(self) -> bool:
         """Whether Ray's head is in it."""
-        return (self.thing["metadata"].get("labels") or {}).get("ray.io/node-type") == "head"
+        return is_head(self.thing)
 
     @property
     def rays(self) -> str:
@@ -274,7 +276,7 @@ def _evicted(pod: Pod) -> Failure | None:
     target = conditions(pod.thing).get("DisruptionTarget", {})
     if pod.status.get("reason") == "Evicted":
         return pod.failure("Evicted", pod.status.get("message") or "Evicted", "status.message")
-    if target.get("status") == "True" and target.get("reason") not in _NODE_GONE:
+    if is_true(pod.thing, "DisruptionTarget") and target.get("reason") not in _NODE_GONE:
         by = target.get("reason", "")
         words, place = target.get("message") or by, "status.conditions[DisruptionTarget].message"
         return pod.failure("Evicted", words, place, step=after(by))
@@ -284,7 +286,7 @@ def _evicted(pod: Pod) -> Failure | None:
 
 def _node(pod: Pod) -> Failure | None:
     target = conditions(pod.thing).get("DisruptionTarget", {})
-    if target.get("status") == "True" and target.get("reason") in _NODE_GONE:
+    if is_true(pod.thing, "DisruptionTarget") and target.get("reason") in _NODE_GONE:
         words = target.get("message") or target["reason"]
         return pod.failure("NodeLost", words, "status.conditions[DisruptionTarget].message")
     if pod.status.get("reason") in ("NodeLost", "NodeShutdown", "Terminated"):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import wire
-from raykube.backends.kubernetes.fields import spec_of
+from raykube.backends.kubernetes.fields import spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
 from raykube.backends.transport import sendable
@@ -23,7 +23,7 @@ _CHECKED = 50
 
 def service_of(job: Mapping[str, Any]) -> str:
     """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
-    status = job.get("status") or {}
+    status = status_of(job)
     if url := status.get("dashboardURL"):
         return str(url).partition(".")[0]
     # A job that starts with its head may be over before KubeRay takes the cluster for ready and names the address.
@@ -138,7 +138,7 @@ class RayHead:
 
 def head_of(kube: Kube, job: Mapping[str, Any]) -> RayHead | None:
     """Return the head of a RayJob; None when it has no cluster that could answer."""
-    status = job.get("status") or {}
+    status = status_of(job)
     if not status.get("rayClusterName") or not service_of(job):
         return None
     with contextlib.suppress(NotFound):  # the Secret or the cluster is gone, or not there yet

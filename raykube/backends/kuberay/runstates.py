@@ -43,9 +43,9 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         name=seen.name,
         kind="job",
         state=state,
-        submitted=seconds(job["metadata"].get("creationTimestamp")),
+        submitted=fields.seconds(job["metadata"].get("creationTimestamp")) or None,
         started=_moment(seen, "start_time", "startTime"),
-        ended=_moment(seen, "end_time", "endTime") or seconds((job.get("status") or {}).get("endTime")),
+        ended=_moment(seen, "end_time", "endTime") or fields.seconds(fields.status_of(job).get("endTime")) or None,
         attempt=attempt_of(job, told),
         earlier=tuple(_earlier(told)),
         progress=dict(told.get("progress") or {}),
@@ -61,7 +61,7 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
 
 def state_of(seen: Observed) -> State:
     """Return the state: Ray's own, unless the RayJob has ended by itself or waits for its cluster."""
-    status = seen.owner.get("status") or {}
+    status = fields.status_of(seen.owner)
     deployment = status.get("jobDeploymentStatus") or ""
     if deployment == "Complete":
         return "STOPPED" if status.get("jobStatus") == "STOPPED" else "SUCCEEDED"
@@ -80,19 +80,19 @@ def state_of(seen: Observed) -> State:
 
 def was_in_ray(job: Mapping[str, Any]) -> bool:
     """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
-    status = job.get("status") or {}
+    status = fields.status_of(job)
     return bool(status.get("jobStatus") or status.get("rayJobInfo"))
 
 
 def is_stopped(seen: Observed) -> bool:
     """Whether somebody has asked for the run's end before its job was there to be stopped."""
-    return STOP_ANNOTATION in (seen.owner["metadata"].get("annotations") or {})
+    return STOP_ANNOTATION in fields.annotations_of(seen.owner)
 
 
 def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
     """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
-    status = job.get("status") or {}
-    noted = (job["metadata"].get("annotations") or {}).get(ATTEMPT_ANNOTATION)
+    status = fields.status_of(job)
+    noted = fields.annotations_of(job).get(ATTEMPT_ANNOTATION)
     failed = int(status.get("failed") or 0)
     counted = failed if status.get("jobDeploymentStatus") == "Failed" else failed + 1
     return int(told.get("attempt") or noted or max(1, counted))
@@ -126,15 +126,15 @@ def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
         return f"{cause.reason}: {opening(cause.message)}"
     if state == "WAITING":
         return _waiting(seen)
-    if state in ("SUCCEEDED", "STOPPED") and (seen.owner.get("status") or {}).get("jobDeploymentStatus") == _STARTS:
+    if state in ("SUCCEEDED", "STOPPED") and fields.status_of(seen.owner).get("jobDeploymentStatus") == _STARTS:
         # KubeRay 1.6 never sees the end of a job that came before all pods were ready: its issues 4199 and 4945.
         return f"KubeRay does not see that it has ended: its cluster stays until raykube job delete {seen.name}"
-    return opening(str(seen.ray.get("message") or (seen.owner.get("status") or {}).get("message") or ""))
+    return opening(str(seen.ray.get("message") or fields.status_of(seen.owner).get("message") or ""))
 
 
 def _waiting(seen: Observed) -> str:
     """Say what a run without a cause for alarm waits for."""
-    deployment = (seen.owner.get("status") or {}).get("jobDeploymentStatus") or ""
+    deployment = fields.status_of(seen.owner).get("jobDeploymentStatus") or ""
     if deployment in ("Suspended", "Suspending", "Retrying"):
         return deployment.lower()
     if deployment == "Running":
@@ -154,7 +154,7 @@ def _stage(pod: fields.Object) -> str:
     """Return what a pod is at before it is ready; "" once it is."""
     if fields.is_ready(pod):
         return ""
-    status, rays = pod.get("status") or {}, pod["spec"]["containers"][0]["name"]  # by KubeRay's rule the first
+    status, rays = fields.status_of(pod), pod["spec"]["containers"][0]["name"]  # by KubeRay's rule the first
     running = {
         kind: {each["name"] for each in status.get(kind) or () if "running" in (each.get("state") or {})}
         for kind in ("containerStatuses", "initContainerStatuses")
@@ -163,17 +163,12 @@ def _stage(pod: fields.Object) -> str:
         return _STAGES[3]
     if running["initContainerStatuses"]:
         return _STAGES[2]
-    return _STAGES[fields.conditions(pod).get("PodScheduled", {}).get("status") == "True"]
+    return _STAGES[fields.is_true(pod, "PodScheduled")]
 
 
 def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
     """Return when Ray's job started or ended, in seconds: by Ray, else by what KubeRay has copied."""
     if milliseconds := seen.ray.get(rays):
         return float(milliseconds) / 1000
-    info = (seen.owner.get("status") or {}).get("rayJobInfo") or {}
-    return seconds(info.get(kuberays))
-
-
-def seconds(text: str | None) -> float | None:
-    """Return a Kubernetes time as Unix seconds; None for none."""
-    return fields.seconds(text) or None
+    info = fields.status_of(seen.owner).get("rayJobInfo") or {}
+    return fields.seconds(info.get(kuberays)) or None

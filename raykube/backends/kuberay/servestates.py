@@ -20,6 +20,7 @@ from raykube.backends.kubernetes.fields import (
     is_current,
     is_leaving,
     is_ready,
+    is_true,
     seconds,
     spec_of,
     status_of,
@@ -47,7 +48,7 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
         state=state,
         detail=_detail(seen, apps, state, failure),
         failure=failure,
-        submitted=seconds(seen.owner["metadata"].get("creationTimestamp")),
+        submitted=seconds(seen.owner["metadata"].get("creationTimestamp")) or None,
         url=url_of(seen.owner),
     )
 
@@ -59,7 +60,7 @@ def state_of(seen: Observed, apps: Apps) -> State:
     given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
     if given_up or any(map(serveapps.is_undone, apps.values())):
         return "FAILED"
-    if not _is_true(conditions(seen.cluster), "HeadPodReady") and not all(clusters_of(seen.owner)):
+    if not is_true(seen.cluster, "HeadPodReady") and not all(clusters_of(seen.owner)):
         return "WAITING"
     serves = apps and all(app["status"] == "RUNNING" for app in apps.values())
     return "RUNNING" if serves and _is_settled(seen.owner) else "PENDING"
@@ -128,7 +129,7 @@ def has_begun(app: Mapping[str, Any]) -> bool:
 def wanted(service: Object) -> dict[str, dict[str, Any]]:
     """Return the configurations of a service's applications by name; none where they cannot be read."""
     try:
-        config = yaml.safe_load((service.get("spec") or {}).get("serveConfigV2") or "") or {}
+        config = yaml.safe_load(spec_of(service).get("serveConfigV2") or "") or {}
     except yaml.YAMLError:
         return {}
     return {serveapps.name_of(app): app for app in config.get("applications") or []}
@@ -153,17 +154,13 @@ def _copied(service: Object) -> dict[str, Any]:
 
 def _is_settled(service: Object) -> bool:
     """Whether KubeRay has seen the last version, sends requests to its pods, and readies no other cluster."""
-    return is_current(service) and not clusters_of(service)[1] and _is_true(conditions(service), "Ready")
+    return is_current(service) and not clusters_of(service)[1] and is_true(service, "Ready")
 
 
 def _is_suspended(service: Object) -> bool:
     """Whether it is without a cluster until somebody resumes it; once that is done KubeRay has yet to see it."""
     resumes = not spec_of(service).get("suspend") and not is_current(service)
-    return _is_true(conditions(service), "Suspended") and not resumes
-
-
-def _is_true(found: Mapping[str, Object], kind: str) -> bool:
-    return bool(found.get(kind, {}).get("status") == "True")
+    return is_true(service, "Suspended") and not resumes
 
 
 def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:

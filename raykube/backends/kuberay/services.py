@@ -307,7 +307,7 @@ def _uncounted(service: Object) -> dict[str, Any]:
 
 def _lasting(group: Mapping[str, Any]) -> dict[str, Any]:
     template = group.get("template") or {}
-    pod = {key: value for key, value in (template.get("spec") or {}).items() if key not in _NOT_HASHED}
+    pod = {key: value for key, value in spec_of(template).items() if key not in _NOT_HASHED}
     return {key: group[key] for key in group if key not in _COUNTS} | {"template": {**template, "spec": pod}}
 
 

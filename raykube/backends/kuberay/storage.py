@@ -22,7 +22,7 @@ from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kubernetes.fields import name_of, seconds, spec_of, status_of
+from raykube.backends.kubernetes.fields import annotations_of, name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
@@ -154,7 +154,7 @@ def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
 
 def _state(pod: Object) -> Mapping[str, Any]:
     """Return the state of the pod's own container: others, that a cluster puts beside it, may go on for ever."""
-    for each in (pod.get("status") or {}).get("containerStatuses") or ():
+    for each in status_of(pod).get("containerStatuses") or ():
         if each["name"] == _CONTAINER:
             return dict(each.get("state") or {})
     return {}
@@ -236,7 +236,7 @@ def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         cluster = cluster or cluster_spec(kube, job)
     except NotFound as error:
-        if noted := (job["metadata"].get("annotations") or {}).get(POD_ANNOTATION):
+        if noted := annotations_of(job).get(POD_ANNOTATION):
             return dict(json.loads(noted))
         step = "make a cluster of that name again, from its manifest: raykube cluster create"
         what = f"the cluster is gone that {job['metadata']['name']} ran on, and with it the way to its storage"

@@ -15,8 +15,13 @@ _FRACTION = re.compile(r"\.(\d{1,6})\d*")
 
 def conditions(thing: Object) -> dict[str, Object]:
     """Return an object's conditions by type."""
-    found = (thing.get("status") or {}).get("conditions") or []
+    found = status_of(thing).get("conditions") or []
     return {each["type"]: each for each in found}
+
+
+def is_true(thing: Object, kind: str) -> bool:
+    """Whether an object has a condition of this type that holds."""
+    return bool(conditions(thing).get(kind, {}).get("status") == "True")
 
 
 def seconds(stamp: str | None) -> float:
@@ -44,9 +49,21 @@ def spec_of(thing: Object) -> Object:
     return found
 
 
+def labels_of(thing: Object) -> Object:
+    """Return an object's labels; empty where it has none."""
+    found: Object = thing.get("metadata", {}).get("labels") or {}
+    return found
+
+
+def annotations_of(thing: Object) -> Object:
+    """Return an object's annotations; empty where it has none."""
+    found: Object = thing.get("metadata", {}).get("annotations") or {}
+    return found
+
+
 def is_ready(pod: Object) -> bool:
     """Whether a pod is ready."""
-    return bool(conditions(pod).get("Ready", {}).get("status") == "True")
+    return is_true(pod, "Ready")
 
 
 def is_leaving(thing: Object) -> bool:
