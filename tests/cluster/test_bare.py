@@ -3,7 +3,7 @@
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import clustercauses
+from raykube.backends.kuberay import clustercauses, rayjobs
 from raykube.errors import ManifestError
 from tests.cluster import bare
 from tests.support import run
@@ -51,7 +51,7 @@ def test_kuberay_that_is_too_old_is_told_with_what_it_does_not_know(server, job)
 
 def test_run_that_no_operator_sees_is_explained_at_once_and_not_waited_for_without_an_end(server, job, monkeypatch):
     bare.define(server, "kuberay")
-    monkeypatch.setattr(clustercauses, "OVERDUE_S", 5.0)
+    monkeypatch.setattr(rayjobs, "OVERDUE_S", 5.0)
     told = []
     submitted = rk.submit(job, on="cpu-small")
     with pytest.raises(rk.BackendError, match="run hello has not begun in its 5 s, and nobody ends it") as caught:

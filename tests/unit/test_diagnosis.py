@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, OVERDUE_S, UNREADY_S, is_overdue
+from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_about, events_of
+from raykube.backends.kuberay.rayjobs import OVERDUE_S, is_overdue
 from raykube.backends.kubernetes.fields import seconds
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())

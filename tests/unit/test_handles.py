@@ -16,8 +16,7 @@ from raykube.backends import Status
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
-from raykube.errors import ConfigError, NotFound, Unreachable, WaitTimeout
-from raykube.errors import BackendError, Failure, NotFound
+from raykube.errors import BackendError, ConfigError, Failure, NotFound, Unreachable, WaitTimeout
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, kubernetes
 from tests.unit.heads import SILENT, Answering
@@ -113,6 +112,8 @@ def test_list_of_many_is_in_order():
     place, names = Noting(), [f"run-{number}" for number in range(50)]
     assert [status.name for status in handles.statuses(rk.Run(name, place) for name in names)] == names
     assert len(set(place.threads)) <= handles._AT_ONCE
+
+
 @pytest.mark.parametrize("since", ["RUNNING", "gone"])
 def test_wait_for_a_service_tells_the_cause_that_it_saw_whatever_has_come_since(since):
     def status(name, kind):

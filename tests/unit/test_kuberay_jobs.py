@@ -11,7 +11,7 @@ import pytest
 
 import raykube as rk
 from raykube import plans
-from raykube.backends.kuberay import clusters, jobs, objects, runstates, services
+from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -377,7 +377,7 @@ def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
     jobs.stop(Kube(), look)
     job = kept[f"{RAY}/rayjobs/digits"]
     assert job["spec"] == {"rayClusterSpec": {}, "suspend": True, "shutdownAfterJobFinishes": True}
-    assert runstates.STOP_ANNOTATION in job["metadata"]["annotations"]
+    assert rayjobs.STOP_ANNOTATION in job["metadata"]["annotations"]
 
 
 def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
@@ -408,7 +408,7 @@ def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(
     jobs.stop(Kube(), look)
     assert kept[f"{workloads}/rayjob-digits-1"]["spec"] == {"queueName": "team", "active": False}
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"rayClusterSpec": {}, "suspend": True}
-    assert runstates.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
+    assert rayjobs.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize("refuses", [{}, {"workloads": 403}])
@@ -418,7 +418,7 @@ def test_stop_of_a_run_whose_place_in_kueues_queue_is_not_seen_says_what_ends_it
     with pytest.raises(rk.BackendError, match="could not be taken off Kueue's queue") as caught:
         jobs.stop(Kube(), look)
     assert "raykube job delete digits" in caught.value.next_step
-    assert runstates.STOP_ANNOTATION not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
+    assert rayjobs.STOP_ANNOTATION not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
 
 
 def test_stop_of_a_run_for_a_queue_where_there_is_no_kueue_suspends_it(api, kept):

@@ -15,7 +15,8 @@ from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.observed import head_of
-from raykube.backends.kubernetes.fields import name_of, status_of
+from raykube.backends.kuberay.rayjobs import cluster_name
+from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Refusals
 from raykube.bodies import CLUSTER_LABEL
@@ -59,7 +60,7 @@ def _check_has_one(kube: Kube, look: Look) -> None:
 
 
 def _head_pod(kube: Kube, job: Object) -> str:
-    cluster = status_of(job).get("rayClusterName")
+    cluster = cluster_name(job)
     pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={cluster}") if cluster else []
     return name_of(head_of(tuple(pods)))
 

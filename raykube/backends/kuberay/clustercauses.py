@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
-from raykube.backends.kuberay.nextsteps import next_step
+from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
 from raykube.backends.kuberay.observed import NODE_TYPE, Observed, events_about, head_of
+from raykube.backends.kuberay.rayjobs import (
+    cluster_name,
+    deployment,
+    is_kuberays,
+    is_overdue,
+    is_suspended,
+    selected,
+)
 from raykube.backends.kubernetes.fields import (
     Object,
     changed,
@@ -33,19 +40,9 @@ UNSEEN_S = 30.0
 INCOMPLETE_S = 180.0
 #: A head that is busy misses a probe now and then.
 UNREADY_S = 30.0
-#: The operator ends what is overdue at its next look, seconds later.
-OVERDUE_S = 30.0
 
-_OPERATOR = ("", "ray.io/kuberay-operator")
-_BEFORE_RUNNING = ("Initializing", "Waiting")
 _EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
 _ENDED_FROM_OUTSIDE = ("0", "137", "143")
-#: How a corrected manifest is sent, by the kind of the owner.
-_AGAIN = {
-    "rayjob": "delete the run and submit again",
-    "rayservice": "then deploy again",
-    "": "delete the cluster and create it again",
-}
 _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKilled"}
 
 
@@ -60,11 +57,6 @@ def replicas(seen: Observed) -> Failure | None:
         if event.get("reason") in ("FailedToCreateHeadPod", "FailedToCreateWorkerPod"):
             return not_created(seen, event["reason"], event.get("message", ""), event_place(event))
     return None
-
-
-def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
-    """Make the failure of which the operator tells with these words."""
-    return complete(seen, Failure("QuotaExceeded" if "exceeded quota" in message else reason, message), where)
 
 
 def deleted(seen: Observed) -> Failure | None:
@@ -114,7 +106,7 @@ def _runs(pod: Object) -> bool:
 def head_lost(seen: Observed) -> Failure | None:
     """A new head makes the run anew in KubeRay's HTTPMode, and KubeRay says nothing of it."""
     provisioned = conditions(seen.cluster).get("RayClusterProvisioned", {})
-    if provisioned.get("status") != "True" or is_leaving(seen.cluster) or is_suspended(seen) or _is_unseen(seen):
+    if provisioned.get("status") != "True" or is_leaving(seen.cluster) or is_suspended(seen.owner) or _is_unseen(seen):
         return None
     head = head_of(seen.pods)
     if not head or is_leaving(head):
@@ -151,7 +143,7 @@ def operator(seen: Observed) -> Failure | None:
         where = f"rayjob/{seen.name}: spec.preRunningDeadlineSeconds"
         return complete(seen, Failure("OperatorNotRunning", words), where)
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
-        if not thing or status_of(thing) or spec_of(thing).get("managedBy", "") not in _OPERATOR:
+        if not thing or status_of(thing) or not is_kuberays(thing):
             continue
         age = seen.now - seconds(thing["metadata"].get("creationTimestamp"))
         if age > OPERATOR_S and not events_about(seen, (name_of(thing),)):
@@ -165,7 +157,7 @@ def _unseen(seen: Observed) -> Failure | None:
     since = changed(seen.owner)
     if not since or is_current(seen.owner) or seen.now - since <= UNSEEN_S:
         return None
-    if owner_kind(seen.owner) != "rayservice" or spec_of(seen.owner).get("managedBy", "") not in _OPERATOR:
+    if owner_kind(seen.owner) != "rayservice" or not is_kuberays(seen.owner):
         return None
     if any(moment(event) >= since for event in events_about(seen, (seen.name, name_of(seen.cluster)))):
         return None
@@ -177,10 +169,10 @@ def has_lost_its_cluster(seen: Observed) -> bool:
     """Whether the long-lived cluster on which a run has begun is gone, as KubeRay says too, which waits for it."""
     status = status_of(seen.owner)
     begun = seconds((status.get("rayJobInfo") or {}).get("startTime"))
-    if not (begun and spec_of(seen.owner).get("clusterSelector")):
+    if not (begun and selected(seen.owner)):
         return False
     ended = status.get("jobStatus") in ("SUCCEEDED", "STOPPED", "FAILED")  # which KubeRay has yet to conclude
-    if status.get("jobDeploymentStatus") != "Running" or ended or seen.cluster or seen.ray:
+    if deployment(seen.owner) != "Running" or ended or seen.cluster or seen.ray:
         return False
     told = (event for event in events_about(seen, (seen.name,)) if event.get("reason") == "RayClusterNotFound")
     return any(moment(event) > begun for event in told)
@@ -190,22 +182,9 @@ def gone(seen: Observed) -> Failure | None:
     """The long-lived cluster of a run was deleted under it."""
     if not has_lost_its_cluster(seen):
         return None
-    name = status_of(seen.owner).get("rayClusterName", "")
+    name = cluster_name(seen.owner)
     found = Failure("ClusterDeleted", f"cluster {name} was deleted while the run was on it")
     return complete(seen, found, f"raycluster/{name}", cluster=name)
-
-
-def is_overdue(job: Object, now: float) -> bool:
-    """Whether a RayJob waits for longer than it may: who would end it does not run."""
-    spec, status = spec_of(job), status_of(job)
-    limit = spec.get("preRunningDeadlineSeconds")
-    state = status.get("jobDeploymentStatus", "")
-    # None, with a start: on the way from a suspension or a try before, whose start that is.
-    waits = (state in _BEFORE_RUNNING or not (state or status.get("startTime"))) and not spec.get("suspend")
-    if not (limit and waits and spec.get("managedBy", "") in _OPERATOR):
-        return False
-    since = seconds(status.get("startTime") or job["metadata"].get("creationTimestamp"))
-    return now > since + int(limit) + OVERDUE_S
 
 
 def incomplete(seen: Observed) -> Failure | None:
@@ -234,12 +213,6 @@ def _age(seen: Observed, pod: Object) -> float:
     return seen.now - max(seconds(since), seconds(pod["metadata"].get("creationTimestamp")))
 
 
-def is_suspended(seen: Observed) -> bool:
-    """Whether somebody has its owner wait without a cluster."""
-    spec, state = spec_of(seen.owner), status_of(seen.owner).get("jobDeploymentStatus")
-    return bool(spec.get("suspend")) or state in ("Suspended", "Suspending")
-
-
 def suspended(seen: Observed) -> Failure | None:
     """Somebody has it, or the cluster that it is on, wait. Of a run that Kueue has wait its Workload says more."""
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
@@ -258,22 +231,4 @@ def suspended(seen: Observed) -> Failure | None:
 def _is_held(kind: str, thing: Object) -> bool:
     """Whether an object waits until its ``spec.suspend`` is not true any more; a run may first have to be stopped."""
     held = bool(spec_of(thing).get("suspend"))
-    return held and (kind != "rayjob" or status_of(thing).get("jobDeploymentStatus") == "Suspended")
-
-
-def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
-    """Add where a cause was found, and what to do about it."""
-    namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
-    words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
-    return replace(found, where=where, next_step=next_step(found.reason, **words))
-
-
-def event_place(event: Object) -> str:
-    """Return the words for where an event was found."""
-    about = event["involvedObject"]
-    return f"{about.get('kind', '').lower()}/{about.get('name')}: event {event.get('reason')}"
-
-
-def owner_kind(owner: Object) -> str:
-    """The API server leaves the kind out of lists."""
-    return "rayservice" if "rayClusterConfig" in spec_of(owner) else "rayjob"
+    return held and (kind != "rayjob" or deployment(thing) == "Suspended")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raykube.backends.kuberay import objects, rayhead
+from raykube.backends.kuberay import objects, rayhead, rayjobs
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.look import Look
@@ -203,8 +203,8 @@ def _running(kube: Kube, name: str) -> list[Object]:
     """Return the RayJobs on a cluster that go on, as far as KubeRay knows."""
     with contextlib.suppress(Forbidden):
         jobs = kube.listed("RayJob")
-        on_it = (job for job in jobs if (fields.spec_of(job).get("clusterSelector") or {}).get(CLUSTER_LABEL) == name)
-        return [job for job in on_it if fields.status_of(job).get("jobDeploymentStatus") == "Running"]
+        on_it = (job for job in jobs if rayjobs.selected(job) == name)
+        return [job for job in on_it if rayjobs.deployment(job) == "Running"]
     return []
 
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from raykube.backends import endings
 from raykube.backends.kuberay import clustercauses
-from raykube.backends.kuberay.clustercauses import complete, event_place, is_suspended, not_created, owner_kind
+from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
 from raykube.backends.kuberay.observed import Observed, events_about, head_of
 from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, departure_of, loss_of
+from raykube.backends.kuberay.rayjobs import cluster_name, deployment, is_suspended, is_tried_again
 from raykube.backends.kubernetes.fields import (
     Object,
     changed,
@@ -22,7 +23,6 @@ from raykube.backends.kubernetes.fields import (
     is_leaving,
     name_of,
     seconds,
-    spec_of,
     status_of,
     times,
 )
@@ -70,7 +70,7 @@ def cause(seen: Observed) -> Failure | None:
 
 def _went_well(seen: Observed) -> bool:
     """Whether it has ended as it should: what its pods say then is of no interest."""
-    state = status_of(seen.owner).get("jobDeploymentStatus")
+    state = deployment(seen.owner)
     # A job that exceeds its deadline is stopped, and fails all the same.
     return state == "Complete" or (state not in _FAILED and seen.ray.get("status") in ("SUCCEEDED", "STOPPED"))
 
@@ -102,7 +102,7 @@ def _ended_in_ray(seen: Observed) -> Failure | None:
 
 def _ended_in_kuberay(seen: Observed) -> Failure | None:
     status = status_of(seen.owner)
-    if status.get("jobDeploymentStatus") not in _FAILED and not _is_about_to_fail(seen.owner):
+    if deployment(seen.owner) not in _FAILED and not _is_about_to_fail(seen.owner):
         return None
     reason, where = str(status.get("reason") or "JobFailed"), f"rayjob/{seen.name}: status.message"
     if reason == "ValidationFailed":
@@ -116,14 +116,8 @@ def _ended_in_kuberay(seen: Observed) -> Failure | None:
 
 def _is_about_to_fail(job: Object) -> bool:
     """Whether KubeRay waits only for the end of its own submitter before it calls a job failed."""
-    status = status_of(job)
-    ends = status.get("jobDeploymentStatus") == "Running" and status.get("jobStatus") == "FAILED"
+    ends = deployment(job) == "Running" and status_of(job).get("jobStatus") == "FAILED"
     return ends and not is_tried_again(job)
-
-
-def is_tried_again(job: Object) -> bool:
-    """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
-    return int(status_of(job).get("failed") or 0) < int(spec_of(job).get("backoffLimit") or 0)
 
 
 def _with_pods(seen: Observed, found: Failure) -> Failure:
@@ -164,12 +158,12 @@ def _invalid(seen: Observed) -> Failure | None:
 
 def _was_taken(seen: Observed, event: Object) -> bool:
     about = seen.cluster if event["involvedObject"].get("name") == name_of(seen.cluster) else seen.owner
-    return bool(conditions(about) or status_of(about).get("rayClusterName"))
+    return bool(conditions(about) or cluster_name(about))
 
 
 def _queued(seen: Observed) -> Failure | None:
     """Kueue keeps a run suspended until it admits it, and says why in its Workload alone."""
-    if not seen.workload or not is_suspended(seen):
+    if not seen.workload or not is_suspended(seen.owner):
         return None
     found = conditions(seen.workload)
     for kind in ("QuotaReserved", "Admitted"):
@@ -202,7 +196,7 @@ def _submitter(seen: Observed) -> Failure | None:
 
 def _sidecar(seen: Observed) -> Failure | None:
     """A submitter that has ended keeps its pod, the head's, from being ready: KubeRay waits for that for ever."""
-    if status_of(seen.owner).get("jobDeploymentStatus") != "Initializing":
+    if deployment(seen.owner) != "Initializing":
         return None
     head = head_of(seen.pods)
     for each in status_of(head).get("containerStatuses") or ():

@@ -18,7 +18,7 @@ from raykube.backends.kuberay.followed import Followed, learn, log_of
 from raykube.backends.kuberay.logfiles import LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kuberay.runstates import was_in_ray
+from raykube.backends.kuberay.rayjobs import was_in_ray
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable

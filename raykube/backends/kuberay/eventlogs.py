@@ -10,7 +10,8 @@ from typing import Any
 from raykube import manifests
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kubernetes.fields import Object, claims_of, moment, spec_of, status_of, times
+from raykube.backends.kuberay.rayjobs import cluster_name, selected
+from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
@@ -89,7 +90,7 @@ def _pods(job: Object, spec: Object, cluster: str) -> str:
     A run's own cluster has a random end, which is no other's. The name of one that stays may begin those of other
     clusters, of runs and of their pods: there the groups tell, as long as there is somebody to tell of them.
     """
-    if not spec or not spec_of(job).get("clusterSelector"):
+    if not spec or not selected(job):
         return f"{re.escape(f'{cluster}-'[:_POD_PREFIX])}.*"
     groups = [f"{cluster}-{group['groupName']}" for group in spec.get("workerGroupSpecs") or []]
     workers = [f"{re.escape(group[:_POD_PREFIX].lower())}-worker-{_RANDOM}" for group in groups]
@@ -104,7 +105,7 @@ def _clusters(job: Object, own: Iterable[Object]) -> set[str]:
     """
     named = re.compile(rf"\b{re.escape(job['metadata']['namespace'])}/([a-z0-9.-]*[a-z0-9])")
     found = {name for event in own for name in named.findall(event.get("message") or "")}
-    now = status_of(job).get("rayClusterName")
+    now = cluster_name(job)
     return found - {job["metadata"]["name"]} | ({now} if now else set())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import differences, runtime_env, wire
-from raykube.backends.kuberay import largecode, objects, runstates
+from raykube.backends.kuberay import largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import annotations_of, is_leaving, labels_of, name_of, spec_of, status_of
@@ -99,7 +99,7 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a RayJob that somebody has written asks for none
         environment["env_vars"][wire.ATTEMPT] = str(attempt)
         later["spec"]["runtimeEnvYAML"] = as_yaml(environment, sort_keys=True)
-    later["metadata"].setdefault("annotations", {})[runstates.ATTEMPT_ANNOTATION] = str(attempt)
+    later["metadata"].setdefault("annotations", {})[rayjobs.ATTEMPT_ANNOTATION] = str(attempt)
     return later
 
 
@@ -115,12 +115,12 @@ def stop(kube: Kube, look: Look) -> None:
     if head and _is_in_ray(head, look.job):
         head.api.stop(head.submission_id)
         return
-    if "clusterSelector" in spec_of(look.job):
+    if rayjobs.selected(look.job):
         raise BackendError(
             f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
             next_step=f"stop it once it runs, or: raykube job delete {look.name}",
         )
-    if status_of(look.job).get("jobDeploymentStatus") == "Waiting":  # which it leaves only for Ray's job
+    if rayjobs.deployment(look.job) == "Waiting":  # which it leaves only for Ray's job
         raise BackendError(
             f"run {look.name} waits to be submitted by hand (InteractiveMode), and KubeRay does not suspend it then",
             next_step=f"end it: raykube job delete {look.name}",
@@ -140,7 +140,7 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
 
 
 def _hold_back(kube: Kube, look: Look) -> None:
-    annotations = {runstates.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    annotations = {rayjobs.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     if _taken_off(kube, look):
         kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return

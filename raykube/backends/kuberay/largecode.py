@@ -16,10 +16,10 @@ from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.rayjobs import selected
 from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.package import Package
 from raykube.plans import Plan
@@ -38,7 +38,7 @@ def before(kube: Kube, plan: Plan) -> None:
     if not (uri := _working_dir(work)):
         return
     if uri.startswith(bodies.HELD):
-        _give(_selected(kube, work["spec"]["clusterSelector"][CLUSTER_LABEL]), uri, plan.package)
+        _give(_selected(kube, selected(work)), uri, plan.package)
     else:
         with contextlib.suppress(Conflict):  # that is looked at when it is made
             kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind

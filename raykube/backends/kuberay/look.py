@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status, endings
-from raykube.backends.kuberay import objects, rayhead, runstates
-from raykube.backends.kuberay.clustercauses import is_overdue, is_suspended
+from raykube.backends.kuberay import objects, rayhead, rayjobs, runstates
 from raykube.backends.kuberay.kueue import Place
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
@@ -44,8 +43,7 @@ class Look:
 
     def head(self) -> RayHead | None:
         """Return the head that the run is on; None when there is none to ask."""
-        status = status_of(self.job)
-        key = (status.get("rayClusterName") or "", status.get("jobId") or "")
+        key = (rayjobs.cluster_name(self.job), status_of(self.job).get("jobId") or "")
         if self._head is None or self._head_of != key:
             head = self._later.asked(key, lambda: rayhead.head_of(self._kube, self.job))
             self._head, self._head_of = head, key
@@ -101,7 +99,7 @@ class Look:
         return self._placed(_joined(seen, found))
 
     def _placed(self, seen: Observed) -> Observed:
-        queued = seen.workload and is_suspended(seen)
+        queued = seen.workload and rayjobs.is_suspended(seen.owner)
         return replace(seen, before=self._place.before(seen.workload)) if queued else seen
 
     def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
@@ -151,7 +149,7 @@ class Look:
                 if not away and self._is_early(watching):
                     continue
                 yield self._seen(watching, ray, away)
-                if not away and is_overdue(self.job, self._kube.now()):
+                if not away and rayjobs.is_overdue(self.job, self._kube.now()):
                     raise self._unended()
             elif away:
                 yield Status(self.name, "job", "WAITING", away.what, unreachable(away))
@@ -196,7 +194,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     """Return what else to look at for a RayJob, and how it is found."""
     selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
     metadata = job["metadata"]
-    if cluster := status_of(job).get("rayClusterName"):
+    if cluster := rayjobs.cluster_name(job):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
         selectors["pods"] = ("Pod", {"labelSelector": f"{CLUSTER_LABEL}={cluster}"})
         # Why KubeRay has deleted a pod stands in an event that is no warning.

@@ -1,13 +1,16 @@
-"""The one thing to do about each cause that is found on Kubernetes."""
+"""The one thing to do about each cause that is found on Kubernetes, and the failure that says it. Pure functions."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from raykube.backends import endings
+from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes.fields import Object, spec_of
+from raykube.errors import Failure
 
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
@@ -73,6 +76,12 @@ _DISRUPTED = {
     "EvictionByEvictionAPI": "wait for the new pod, as somebody drains the node; a job that has ended with the old one "
     "resumes when it is submitted again, if its script loads its checkpoint",
 }
+#: How a corrected manifest is sent, by the kind of the owner.
+_AGAIN = {
+    "rayjob": "delete the run and submit again",
+    "rayservice": "then deploy again",
+    "": "delete the cluster and create it again",
+}
 _OTHERWISE = "see what Kubernetes says: kubectl -n {namespace} get events --sort-by=.lastTimestamp"
 
 
@@ -84,6 +93,29 @@ class _Blank(dict[str, str]):
 def next_step(reason: str, **words: str) -> str:
     """Return the one thing to do about a reason; `words` fill in names."""
     return _STEPS.get(reason, _OTHERWISE).format_map(_Blank(words))
+
+
+def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
+    """Add where a cause was found, and what to do about it."""
+    namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
+    words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
+    return replace(found, where=where, next_step=next_step(found.reason, **words))
+
+
+def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
+    """Make the failure of which the operator tells with these words."""
+    return complete(seen, Failure("QuotaExceeded" if "exceeded quota" in message else reason, message), where)
+
+
+def event_place(event: Object) -> str:
+    """Return the words for where an event was found."""
+    about = event["involvedObject"]
+    return f"{about.get('kind', '').lower()}/{about.get('name')}: event {event.get('reason')}"
+
+
+def owner_kind(owner: Object) -> str:
+    """The API server leaves the kind out of lists."""
+    return "rayservice" if "rayClusterConfig" in spec_of(owner) else "rayjob"
 
 
 def after(disruption: str) -> str:

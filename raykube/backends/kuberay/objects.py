@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, plans
-from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
+from raykube.backends.kuberay.rayjobs import selected
+from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError, Unreachable
@@ -69,7 +70,7 @@ def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
 def _on_another(*pair: Mapping[str, Any]) -> bool:
     """Whether of a run and a cluster the run has no cluster of its own."""
     kinds = {each["kind"]: each for each in pair}
-    return kinds.keys() == {"RayJob", "RayCluster"} and bool(spec_of(kinds["RayJob"]).get("clusterSelector"))
+    return kinds.keys() == {"RayJob", "RayCluster"} and bool(selected(kinds["RayJob"]))
 
 
 def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from raykube.backends.kubernetes.fields import Object, annotations_of, labels_of, moment, name_of, newest
-from raykube.manifests import STORAGE_ANNOTATION
+from raykube.backends.kubernetes.fields import Object, labels_of, moment, name_of, newest
 
 #: The label of KubeRay that tells a head's pod from a worker's.
 NODE_TYPE = "ray.io/node-type"
@@ -43,12 +42,6 @@ class Observed:
         """The name of the run, service or cluster."""
         metadata = (self.owner or self.cluster).get("metadata", {})
         return str(metadata.get("name", ""))
-
-
-def storage_of(owner: Object) -> str:
-    """Return the folder or URI below which a run's files lie; "" when its cluster has no storage."""
-    base = annotations_of(owner).get(STORAGE_ANNOTATION, "")
-    return f"{base.rstrip('/')}/{owner['metadata']['name']}" if base else ""
 
 
 def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tuple[Object, ...]:

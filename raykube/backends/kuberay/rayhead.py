@@ -9,31 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import wire
+from raykube.backends.kuberay.rayjobs import cluster_name, selected, service_of
 from raykube.backends.kubernetes.fields import spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi
 from raykube.backends.transport import sendable
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, NotFound, Unreachable
 from raykube.tokens import KEY
 
 #: So much of a cluster's name KubeRay leaves in that of the Secret it makes.
 _CHECKED = 50
-
-
-def service_of(job: Mapping[str, Any]) -> str:
-    """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
-    status = status_of(job)
-    if url := status.get("dashboardURL"):
-        return str(url).partition(".")[0]
-    # A job that starts with its head may be over before KubeRay takes the cluster for ready and names the address.
-    head = (status.get("rayClusterStatus") or {}).get("head") or {}
-    return str(head.get("serviceName") or "") if is_sidecar(job) else ""
-
-
-def is_sidecar(job: Mapping[str, Any]) -> bool:
-    """Whether a container beside the head hands the job to Ray, as soon as that answers (``SidecarMode``)."""
-    return bool(spec_of(job).get("submissionMode") == "SidecarMode")
 
 
 def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
@@ -78,11 +63,10 @@ def _checked(name: str) -> str:
 
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
-    spec = spec_of(job)
-    own: Mapping[str, Any] | None = spec.get("rayClusterSpec")
+    own: Mapping[str, Any] | None = spec_of(job).get("rayClusterSpec")
     if own is not None:
         return own
-    if not (name := (spec.get("clusterSelector") or {}).get(CLUSTER_LABEL)):  # KubeRay takes it for invalid
+    if not (name := selected(job)):  # KubeRay takes it for invalid
         raise NotFound(f"RayJob {job['metadata']['name']} names no cluster, and has none of its own")
     return spec_of(kube.get("RayCluster", name))
 
@@ -91,9 +75,8 @@ class RayHead:
     """The head that a RayJob runs on now."""
 
     def __init__(self, kube: Kube, job: Mapping[str, Any]) -> None:
-        status, spec = job["status"], spec_of(job)
-        self.cluster: str = status["rayClusterName"]
-        self.submission_id: str = status.get("jobId") or spec.get("jobId") or ""
+        self.cluster = cluster_name(job)
+        self.submission_id: str = status_of(job).get("jobId") or spec_of(job).get("jobId") or ""
         self.path = kube.proxy(service_of(job))
         self.api = api_of(kube, self.cluster, cluster_spec(kube, job), self.path)
 
@@ -138,8 +121,7 @@ class RayHead:
 
 def head_of(kube: Kube, job: Mapping[str, Any]) -> RayHead | None:
     """Return the head of a RayJob; None when it has no cluster that could answer."""
-    status = status_of(job)
-    if not status.get("rayClusterName") or not service_of(job):
+    if not cluster_name(job) or not service_of(job):
         return None
     with contextlib.suppress(NotFound):  # the Secret or the cluster is gone, or not there yet
         return RayHead(kube, job)

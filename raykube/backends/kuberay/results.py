@@ -5,8 +5,7 @@ from __future__ import annotations
 from raykube import wire
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import storage_of
-from raykube.backends.kuberay.runstates import was_in_ray
+from raykube.backends.kuberay.rayjobs import storage_of, was_in_ray
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.wire import Result

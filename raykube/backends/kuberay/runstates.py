@@ -14,15 +14,11 @@ from typing import Any
 from raykube import wire
 from raykube.backends import State, Status
 from raykube.backends.endings import opening
-from raykube.backends.kuberay import clustercauses, diagnosis
-from raykube.backends.kuberay.observed import Observed, storage_of
-from raykube.backends.kuberay.rayhead import is_sidecar
+from raykube.backends.kuberay import clustercauses, diagnosis, rayjobs
+from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes import fields
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
 
-STOP_ANNOTATION = "raykube.io/stop"
-ATTEMPT_ANNOTATION = "raykube.io/attempt"
 _STARTS = "Initializing"
 _RAY_STATES: frozenset[State] = frozenset({"PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"})
 _WORKERS = re.compile(rf"^ *{wire.WORKERS}: ['\"]?([0-9.]+)", re.MULTILINE)
@@ -46,12 +42,12 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         submitted=fields.seconds(job["metadata"].get("creationTimestamp")) or None,
         started=_moment(seen, "start_time", "startTime"),
         ended=_moment(seen, "end_time", "endTime") or fields.seconds(fields.status_of(job).get("endTime")) or None,
-        attempt=attempt_of(job, told),
+        attempt=rayjobs.attempt_of(job, told),
         earlier=tuple(_earlier(told)),
         progress=dict(told.get("progress") or {}),
         url=url,
         workers=_workers(job),
-        storage=storage_of(job),
+        storage=rayjobs.storage_of(job),
     )
     cause = _cause(seen, state)
     ended = status.ended if status.is_terminal else None
@@ -61,41 +57,20 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
 
 def state_of(seen: Observed) -> State:
     """Return the state: Ray's own, unless the RayJob has ended by itself or waits for its cluster."""
-    status = fields.status_of(seen.owner)
-    deployment = status.get("jobDeploymentStatus") or ""
+    status, deployment = fields.status_of(seen.owner), rayjobs.deployment(seen.owner)
     if deployment == "Complete":
         return "STOPPED" if status.get("jobStatus") == "STOPPED" else "SUCCEEDED"
-    if deployment == "Suspended" and is_stopped(seen):
+    if deployment == "Suspended" and rayjobs.is_stopped(seen.owner):
         return "STOPPED"
     if clustercauses.has_lost_its_cluster(seen):
         return "FAILED"
-    early = deployment == "Waiting" or (deployment == _STARTS and is_sidecar(seen.owner))
+    early = deployment == "Waiting" or (deployment == _STARTS and rayjobs.is_sidecar(seen.owner))
     if deployment == "Running" or (early and seen.ray):
         rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"
-        if rays == "FAILED" and diagnosis.is_tried_again(seen.owner):
+        if rays == "FAILED" and rayjobs.is_tried_again(seen.owner):
             return "WAITING"
         return next((state for state in _RAY_STATES if state == rays), "PENDING")
     return "FAILED" if deployment in ("Failed", "ValidationFailed") else "WAITING"
-
-
-def was_in_ray(job: Mapping[str, Any]) -> bool:
-    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
-    status = fields.status_of(job)
-    return bool(status.get("jobStatus") or status.get("rayJobInfo"))
-
-
-def is_stopped(seen: Observed) -> bool:
-    """Whether somebody has asked for the run's end before its job was there to be stopped."""
-    return STOP_ANNOTATION in fields.annotations_of(seen.owner)
-
-
-def attempt_of(job: Mapping[str, Any], told: Mapping[str, Any]) -> int:
-    """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
-    status = fields.status_of(job)
-    noted = fields.annotations_of(job).get(ATTEMPT_ANNOTATION)
-    failed = int(status.get("failed") or 0)
-    counted = failed if status.get("jobDeploymentStatus") == "Failed" else failed + 1
-    return int(told.get("attempt") or noted or max(1, counted))
 
 
 def _workers(job: Mapping[str, Any]) -> str:
@@ -126,7 +101,7 @@ def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
         return f"{cause.reason}: {opening(cause.message)}"
     if state == "WAITING":
         return _waiting(seen)
-    if state in ("SUCCEEDED", "STOPPED") and fields.status_of(seen.owner).get("jobDeploymentStatus") == _STARTS:
+    if state in ("SUCCEEDED", "STOPPED") and rayjobs.deployment(seen.owner) == _STARTS:
         # KubeRay 1.6 never sees the end of a job that came before all pods were ready: its issues 4199 and 4945.
         return f"KubeRay does not see that it has ended: its cluster stays until raykube job delete {seen.name}"
     return opening(str(seen.ray.get("message") or fields.status_of(seen.owner).get("message") or ""))
@@ -134,15 +109,15 @@ def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
 
 def _waiting(seen: Observed) -> str:
     """Say what a run without a cause for alarm waits for."""
-    deployment = fields.status_of(seen.owner).get("jobDeploymentStatus") or ""
+    deployment = rayjobs.deployment(seen.owner)
     if deployment in ("Suspended", "Suspending", "Retrying"):
         return deployment.lower()
     if deployment == "Running":
         return "retrying"
     if deployment == "Waiting":
         return "its cluster is ready; with InteractiveMode KubeRay waits until somebody submits the job there"
-    if selected := fields.spec_of(seen.owner).get("clusterSelector"):
-        return f"waiting for KubeRay to hand it to cluster {selected.get(CLUSTER_LABEL)}"
+    if cluster := rayjobs.selected(seen.owner):
+        return f"waiting for KubeRay to hand it to cluster {cluster}"
     if not seen.pods:
         return "waiting for KubeRay to create its cluster"
     stages = Counter(_stage(pod) for pod in seen.pods)

@@ -19,9 +19,9 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends.kuberay import objects
-from raykube.backends.kuberay.observed import storage_of
 from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
+from raykube.backends.kuberay.rayjobs import storage_of
 from raykube.backends.kubernetes.fields import annotations_of, name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template

@@ -1,0 +1,98 @@
+"""What a RayJob says of itself. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raykube.backends.kubernetes.fields import Object, annotations_of, name_of, seconds, spec_of, status_of
+from raykube.bodies import CLUSTER_LABEL
+from raykube.manifests import STORAGE_ANNOTATION
+
+STOP_ANNOTATION = "raykube.io/stop"
+ATTEMPT_ANNOTATION = "raykube.io/attempt"
+#: The operator ends what is overdue at its next look, seconds later.
+OVERDUE_S = 30.0
+
+_OPERATOR = ("", "ray.io/kuberay-operator")
+_BEFORE_RUNNING = ("Initializing", "Waiting")
+
+
+def deployment(job: Object) -> str:
+    """Return how far KubeRay is with a job, as ``Initializing``; "" before it has begun."""
+    return str(status_of(job).get("jobDeploymentStatus") or "")
+
+
+def cluster_name(job: Object) -> str:
+    """Return the name of the cluster that a job is on; "" while it is on none."""
+    return str(status_of(job).get("rayClusterName") or "")
+
+
+def selected(job: Object) -> str:
+    """Return the name of the cluster that stays on which a job is to run; "" for one that gets its own."""
+    return str((spec_of(job).get("clusterSelector") or {}).get(CLUSTER_LABEL) or "")
+
+
+def service_of(job: Object) -> str:
+    """Return the name of the head's Service: the first part of ``status.dashboardURL``; "" before there is one."""
+    status = status_of(job)
+    if url := status.get("dashboardURL"):
+        return str(url).partition(".")[0]
+    # A job that starts with its head may be over before KubeRay takes the cluster for ready and names the address.
+    head = (status.get("rayClusterStatus") or {}).get("head") or {}
+    return str(head.get("serviceName") or "") if is_sidecar(job) else ""
+
+
+def storage_of(owner: Object) -> str:
+    """Return the folder or URI below which a run's files lie, or a service's; "" when its cluster has no storage."""
+    base = annotations_of(owner).get(STORAGE_ANNOTATION, "")
+    return f"{base.rstrip('/')}/{name_of(owner)}" if base else ""
+
+
+def attempt_of(job: Object, told: Mapping[str, Any]) -> int:
+    """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
+    failed = int(status_of(job).get("failed") or 0)
+    counted = failed if deployment(job) == "Failed" else failed + 1
+    return int(told.get("attempt") or annotations_of(job).get(ATTEMPT_ANNOTATION) or max(1, counted))
+
+
+def is_sidecar(job: Object) -> bool:
+    """Whether a container beside the head hands the job to Ray, as soon as that answers (``SidecarMode``)."""
+    return bool(spec_of(job).get("submissionMode") == "SidecarMode")
+
+
+def was_in_ray(job: Object) -> bool:
+    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
+    status = status_of(job)
+    return bool(status.get("jobStatus") or status.get("rayJobInfo"))
+
+
+def is_stopped(job: Object) -> bool:
+    """Whether somebody has asked for the run's end before its job was there to be stopped."""
+    return STOP_ANNOTATION in annotations_of(job)
+
+
+def is_suspended(owner: Object) -> bool:
+    """Whether somebody has a job, or a service, wait without a cluster."""
+    return bool(spec_of(owner).get("suspend")) or deployment(owner) in ("Suspended", "Suspending")
+
+
+def is_tried_again(job: Object) -> bool:
+    """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
+    return int(status_of(job).get("failed") or 0) < int(spec_of(job).get("backoffLimit") or 0)
+
+
+def is_overdue(job: Object, now: float) -> bool:
+    """Whether a job waits for longer than it may: who would end it does not run."""
+    spec, started = spec_of(job), status_of(job).get("startTime")
+    limit, state = spec.get("preRunningDeadlineSeconds"), deployment(job)
+    # None, with a start: on the way from a suspension or a try before, whose start that is.
+    waits = (state in _BEFORE_RUNNING or not (state or started)) and not spec.get("suspend")
+    if not (limit and waits and is_kuberays(job)):
+        return False
+    return now > seconds(started or job["metadata"].get("creationTimestamp")) + int(limit) + OVERDUE_S
+
+
+def is_kuberays(thing: Object) -> bool:
+    """Whether it is KubeRay's operator that works on an object, and not another controller."""
+    return spec_of(thing).get("managedBy", "") in _OPERATOR
