@@ -12,6 +12,7 @@ import pytest
 import raykube as rk
 from raykube import plans
 from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, services
+from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, servelook, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -576,6 +577,14 @@ def test_cluster_that_may_not_be_seen_is_in_the_way_of_other_counts_alone(api, s
     services.deploy(Kube(), dataclasses.replace(serving_one, body=other(serving_one, "label").body))
     with pytest.raises(Forbidden):
         services.deploy(Kube(), other(serving_one, "two", replicas=2))
+
+
+@pytest.mark.usefixtures("serving_one")
+def test_serve_is_asked_of_the_head_that_the_cluster_names_and_of_no_other(kept):
+    kept[CLUSTER]["spec"].pop("authOptions", None)
+    assert servelook.serve_head(Kube(), kept[SERVICE]) is None
+    kept[CLUSTER]["status"] = {"head": {"serviceName": "mine"}}
+    assert servelook.serve_head(Kube(), kept[SERVICE]).cluster == "hello-c"
 
 
 def tell_of(kept, state):

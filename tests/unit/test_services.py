@@ -138,7 +138,7 @@ def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(monkeypatch):
     with kubernetes(Serve) as server:
         server.codes = [403, 200, 403, 403, 200]
         kube = Kube()
-        head = servelook.ServeHead(kube, {**READY, "spec": {}})
+        head = servelook.ServeHead(kube, {**READY, "status": {"head": {"serviceName": "head"}}})
         assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]
         monkeypatch.setattr(watching, "STARTING_S", 0.0)
         assert [head.applications() for _ in range(2)] == [None, {"hello": {}}]

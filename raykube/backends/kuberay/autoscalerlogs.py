@@ -14,7 +14,7 @@ from typing import Any
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import head_of
+from raykube.backends.kuberay.observed import head_pod
 from raykube.backends.kuberay.rayjobs import cluster_name
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
@@ -62,7 +62,7 @@ def _check_has_one(kube: Kube, look: Look) -> None:
 def _head_pod(kube: Kube, job: Object) -> str:
     cluster = cluster_name(job)
     pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={cluster}") if cluster else []
-    return name_of(head_of(tuple(pods)))
+    return name_of(head_pod(tuple(pods)))
 
 
 def _followed(kube: Kube, name: str) -> Iterator[str]:

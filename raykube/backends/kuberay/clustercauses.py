@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
-from raykube.backends.kuberay.observed import NODE_TYPE, Observed, events_about, head_of
+from raykube.backends.kuberay.observed import NODE_TYPE, Observed, events_about, head_pod
 from raykube.backends.kuberay.rayjobs import (
     cluster_name,
     deployment,
@@ -85,7 +85,7 @@ def _is_short(seen: Observed) -> bool:
     if _is_unseen(seen):
         return False
     ready = [pod for pod in seen.pods if _is_up(seen, pod) and not is_leaving(pod)]
-    return not head_of(tuple(ready)) or len(ready) - 1 < status_of(seen.cluster).get("desiredWorkerReplicas", 0)
+    return not head_pod(tuple(ready)) or len(ready) - 1 < status_of(seen.cluster).get("desiredWorkerReplicas", 0)
 
 
 def _is_up(seen: Observed, pod: Object) -> bool:
@@ -108,7 +108,7 @@ def head_lost(seen: Observed) -> Failure | None:
     provisioned = conditions(seen.cluster).get("RayClusterProvisioned", {})
     if provisioned.get("status") != "True" or is_leaving(seen.cluster) or is_suspended(seen.owner) or _is_unseen(seen):
         return None
-    head = head_of(seen.pods)
+    head = head_pod(seen.pods)
     if not head or is_leaving(head):
         where = f"raycluster/{name_of(seen.cluster)}: status.conditions[HeadPodReady]"
         return complete(seen, Failure("HeadLost", _head_words(seen, "the head pod is gone")), where)
@@ -192,9 +192,9 @@ def incomplete(seen: Observed) -> Failure | None:
     late = [pod for pod in seen.pods if not _is_up(seen, pod) and _age(seen, pod) > INCOMPLETE_S]
     if not late:
         return None
-    pod = min(late, key=lambda pod: (pod is not head_of(seen.pods), name_of(pod)))
+    pod = min(late, key=lambda pod: (pod is not head_pod(seen.pods), name_of(pod)))
     words = conditions(pod).get("Ready", {}).get("message") or f"pod {name_of(pod)} is {status_of(pod).get('phase')}"
-    if pod is head_of(seen.pods):
+    if pod is head_pod(seen.pods):
         found = Failure("HeadNotReady", words)
     else:
         found = Failure("WorkerGroupIncomplete", f"{_counted(seen)} after {INCOMPLETE_S:g} s: {words}")

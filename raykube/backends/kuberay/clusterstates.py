@@ -8,7 +8,7 @@ from typing import Literal
 
 from raykube import manifests
 from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed, events_of
+from raykube.backends.kuberay.observed import Observed, events_of, head_service
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, labels_of, seconds, spec_of
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
@@ -90,6 +90,5 @@ def _wanted(spec: Object) -> int:
 
 
 def _address(cluster: Object) -> str:
-    service = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
-    where = f"{service}.{cluster['metadata'].get('namespace', '')}.svc:{manifests.PORTS['dashboard']}"
-    return f"http://{where}" if service else ""
+    service, namespace = head_service(cluster), cluster["metadata"].get("namespace", "")
+    return f"http://{service}.{namespace}.svc:{manifests.PORTS['dashboard']}" if service else ""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from raykube.backends import endings
 from raykube.backends.kuberay import clustercauses
 from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
-from raykube.backends.kuberay.observed import Observed, events_about, head_of
+from raykube.backends.kuberay.observed import Observed, events_about, head_pod
 from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, departure_of, loss_of
 from raykube.backends.kuberay.rayjobs import cluster_name, deployment, is_suspended, is_tried_again
 from raykube.backends.kubernetes.fields import (
@@ -198,7 +198,7 @@ def _sidecar(seen: Observed) -> Failure | None:
     """A submitter that has ended keeps its pod, the head's, from being ready: KubeRay waits for that for ever."""
     if deployment(seen.owner) != "Initializing":
         return None
-    head = head_of(seen.pods)
+    head = head_pod(seen.pods)
     for each in status_of(head).get("containerStatuses") or ():
         if each["name"] == _SUBMITTER and (end := each.get("state", {}).get("terminated")):
             words = f"container {_SUBMITTER} has ended (exit code {end['exitCode']}) before the cluster was ready, and "

@@ -21,7 +21,7 @@ from types import TracebackType
 import httpx
 
 from raykube import manifests
-from raykube.backends.kuberay.observed import NODE_TYPE, head_of
+from raykube.backends.kuberay.observed import NODE_TYPE, head_pod
 from raykube.backends.kubernetes.fields import is_leaving, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
@@ -186,7 +186,7 @@ class Forward:
         selector = f"{CLUSTER_LABEL}={cluster},{NODE_TYPE}=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if not is_leaving(pod)]
-        head = dict(head_of(tuple(live)))
+        head = dict(head_pod(tuple(live)))
         phase = status_of(head).get("phase", "")
         stays = isinstance(self._cluster, str)  # that of a service is replaced by another
         if stays and not head and self._kube.find("RayCluster", cluster) is None:

@@ -15,9 +15,10 @@ from raykube import bodies, package, runtime_env
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.observed import head_service
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kuberay.rayjobs import selected
-from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
@@ -113,8 +114,7 @@ def _give(api: RayApi, uri: str, code: Package) -> None:
 def _selected(kube: Kube, name: str) -> RayApi:
     """Return Ray's API of a cluster that stays."""
     cluster = kube.get("RayCluster", name)
-    service = (status_of(cluster).get("head") or {}).get("serviceName")
-    if not service:
+    if not (service := head_service(cluster)):
         step = f"wait for it: raykube cluster status {name}"
         raise BackendError(f"cluster {name} has no head yet", next_step=step)
     return rayhead.api_of(kube, name, spec_of(cluster), kube.proxy(service))

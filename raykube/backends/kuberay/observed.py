@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from raykube.backends.kubernetes.fields import Object, labels_of, moment, name_of, newest
+from raykube.backends.kubernetes.fields import Object, labels_of, moment, name_of, newest, status_of
 
 #: The label of KubeRay that tells a head's pod from a worker's.
 NODE_TYPE = "ray.io/node-type"
@@ -67,6 +67,11 @@ def is_head(pod: Object) -> bool:
     return bool(labels_of(pod).get(NODE_TYPE) == "head")
 
 
-def head_of(pods: tuple[Object, ...]) -> Object:
+def head_pod(pods: tuple[Object, ...]) -> Object:
     """Return the head's pod, the newest where one is being replaced; empty when there is none."""
     return newest(filter(is_head, pods))
+
+
+def head_service(cluster: Object) -> str:
+    """Return the name of the Service of a cluster's head; "" before KubeRay has made one."""
+    return str((status_of(cluster).get("head") or {}).get("serviceName") or "")

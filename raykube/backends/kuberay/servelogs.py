@@ -40,7 +40,7 @@ def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
 
 def _files(kube: Kube, service: Object) -> list[LogFile]:
     """Return the log files of a service, each once: an app's name may begin another's."""
-    head = servelook.head_of(kube, service)
+    head = servelook.serve_head(kube, service)
     if head is None:
         return []
     kinds = ("controller_build", "replica")

@@ -10,10 +10,10 @@ from typing import Any
 
 from raykube.backends import Status
 from raykube.backends.kuberay import objects, rayhead, servestates
-from raykube.backends.kuberay.observed import Observed, events_of
+from raykube.backends.kuberay.observed import Observed, events_of, head_service
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.servestates import Apps
-from raykube.backends.kubernetes.fields import name_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Later, Refusals, Watching
 from raykube.bodies import CLUSTER_LABEL
@@ -21,13 +21,12 @@ from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 
 class ServeHead:
-    """The head of one cluster of a service, reached through the API server."""
+    """The head of one cluster of a service, which has one by now, reached through the API server."""
 
     def __init__(self, kube: Kube, cluster: Mapping[str, Any]) -> None:
         self.cluster = name_of(cluster)
-        service = (status_of(cluster).get("head") or {}).get("serviceName") or f"{self.cluster}-head-svc"
         self._refusals = Refusals()
-        self.api = rayhead.api_of(kube, self.cluster, spec_of(cluster), kube.proxy(service))
+        self.api = rayhead.api_of(kube, self.cluster, spec_of(cluster), kube.proxy(head_service(cluster)))
 
     def applications(self) -> Apps | None:
         """Return the applications as Serve tells of them: none while it does not; None if it may not be asked.
@@ -47,11 +46,12 @@ class ServeHead:
 _ServePoll = Poll[ServeHead, Apps | None]
 
 
-def head_of(kube: Kube, service: Object) -> ServeHead | None:
+def serve_head(kube: Kube, service: Object) -> ServeHead | None:
     """Return the head that serves, or will; None when there is none to ask."""
     with contextlib.suppress(NotFound):
-        if cluster := servestates.cluster_of(service):
-            return ServeHead(kube, kube.get("RayCluster", cluster))
+        name = servestates.cluster_of(service)
+        if name and head_service(cluster := kube.get("RayCluster", name)):
+            return ServeHead(kube, cluster)
     return None
 
 
@@ -130,13 +130,9 @@ class _Follower:
 def _askable(kube: Kube, cluster: Mapping[str, Any], later: Later) -> ServeHead | None:
     """Return the head of a cluster unless this user may not speak to it, or nobody answers: the RayService must do."""
     with contextlib.suppress(BackendError):  # the Secret may not be there yet
-        if cluster and _has_head(cluster):
+        if head_service(cluster):
             return later.asked(name_of(cluster), lambda: ServeHead(kube, cluster))
     return None
-
-
-def _has_head(cluster: Mapping[str, Any]) -> bool:
-    return bool((status_of(cluster).get("head") or {}).get("serviceName"))
 
 
 def _selectors(service: Object) -> dict[str, dict[str, str]]:

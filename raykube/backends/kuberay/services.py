@@ -189,17 +189,14 @@ def _size(texts: Iterable[str]) -> int:
 def _hasten(kube: Kube, service: Object, file: str) -> None:
     """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
     change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({','.join(_clusters(service))})")
+    clusters = ",".join(filter(None, servestates.clusters_of(service)))
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({clusters})") if clusters else ()
     try:
         for pod in pods:
             with contextlib.suppress(NotFound):
                 kube.patch("Pod", name_of(pod), change)
     except (Forbidden, ManifestError) as error:  # a policy of the cluster may be against it, too
         _log.warning("new code takes up to %g s to reach the pods: %s", _SYNCED_S, error.why or error)
-
-
-def _clusters(service: Object) -> list[str]:
-    return [*filter(None, servestates.clusters_of(service))] or ["none"]
 
 
 def _arrive(kube: Kube, name: str, file: str) -> None:
@@ -222,8 +219,8 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
 def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "waits"]:
     """Return how far Serve is with new code; where that had not come to it, Serve was now told to begin again."""
     service = objects.found(kube, "RayService", name)
-    # To a new cluster the code comes with its pods.
-    head = _head(kube, service) if len(_clusters(service)) == 1 else None
+    # To a new cluster, as to one without a head, the code comes with its pods.
+    head = None if all(servestates.clusters_of(service)) else _head(kube, service)
     apps = servestates.applications(service, head.applications() if head else None)
     if lacking := [each for each, app in apps.items() if servestates.lacks(app, file)]:
         _hasten(kube, service, file)
@@ -242,7 +239,7 @@ def _undone(kube: Kube, service: Object) -> list[str]:
 def _head(kube: Kube, service: Object) -> servelook.ServeHead | None:
     """Return the head that serves, or will; None when there is none, or none that may be asked."""
     with contextlib.suppress(BackendError):
-        return servelook.head_of(kube, service)
+        return servelook.serve_head(kube, service)
     return None
 
 
