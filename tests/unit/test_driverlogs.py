@@ -269,7 +269,7 @@ def test_file_goes_on_behind_what_was_read_of_it_however_many_parts_that_comes_i
 
 
 def whole(kube):
-    return list(driverlogs.lines(kube, "a", follow=False))
+    return list(driverlogs.lines(Look(kube, "a"), follow=False))
 
 
 @pytest.mark.parametrize("path", ["/api/jobs/", "/logs/file"])
@@ -423,7 +423,7 @@ class Reader(threading.Thread):
         self.lines = []
 
     def run(self):
-        for line in driverlogs.lines(self.kube, "a", follow=True):
+        for line in driverlogs.lines(Look(self.kube, "a"), follow=True):
             self.lines.append(line)
 
     def all(self):
@@ -461,7 +461,7 @@ def reader(kube, world, runs):
 
 def test_run_is_followed_to_its_end_where_its_next_cluster_never_has_a_head(kube, world):
     world.printed("node-1", RAYS + b"one\n")
-    followed = driverlogs.Followed(kube, "a")
+    followed = driverlogs.Followed(Look(kube, "a"))
     until(lambda: followed.details, "its head is asked", 10)
     del world.job["status"]["dashboardURL"]
     world.job["status"]["rayClusterName"] = "a-d"
@@ -540,7 +540,7 @@ def test_end_of_a_run_in_another_heads_log_is_read_behind_its_copy(reader, world
 
 def test_end_of_a_log_that_was_followed_is_read_without_holding_the_log(kube, world):
     world.printed("node-1", (b"x" * 65535 + b"\n") * 512)
-    with contextlib.closing(driverlogs.lines(kube, "a", follow=True)) as lines:
+    with contextlib.closing(driverlogs.lines(Look(kube, "a"), follow=True)) as lines:
         assert sum(1 for _ in itertools.islice(lines, 512)) == 512
         world.printed("node-1", b"last\n")
         world.end()

@@ -375,7 +375,7 @@ def waiting(kept, labels=(), **spec):
 
 def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
     look = waiting(kept, rayClusterSpec={}, shutdownAfterJobFinishes=False, deletionStrategy={"deletionRules": []})
-    jobs.stop(Kube(), look)
+    jobs.stop(look)
     job = kept[f"{RAY}/rayjobs/digits"]
     assert job["spec"] == {"rayClusterSpec": {}, "suspend": True, "shutdownAfterJobFinishes": True}
     assert rayjobs.STOP_ANNOTATION in job["metadata"]["annotations"]
@@ -387,7 +387,7 @@ def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
     kept[f"{RAY}/rayjobs/digits"]["status"] |= address
     look = Look(Kube(), "digits")
     assert look.head() is not None
-    jobs.stop(Kube(), look)
+    jobs.stop(look)
     assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
 
 
@@ -406,7 +406,7 @@ def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(
     workloads = f"/apis/kueue.x-k8s.io/{served[-1]}/namespaces/default/workloads"
     kept[f"{workloads}/rayjob-digits-1"] = {"metadata": {"name": "rayjob-digits-1"}, "spec": {"queueName": "team"}}
     look = waiting(kept, labels=QUEUED, rayClusterSpec={}, suspend=True)
-    jobs.stop(Kube(), look)
+    jobs.stop(look)
     assert kept[f"{workloads}/rayjob-digits-1"]["spec"] == {"queueName": "team", "active": False}
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"rayClusterSpec": {}, "suspend": True}
     assert rayjobs.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
@@ -417,21 +417,21 @@ def test_stop_of_a_run_whose_place_in_kueues_queue_is_not_seen_says_what_ends_it
     api.refuses = refuses
     look = waiting(kept, labels=QUEUED, rayClusterSpec={}, suspend=True)
     with pytest.raises(rk.BackendError, match="could not be taken off Kueue's queue") as caught:
-        jobs.stop(Kube(), look)
+        jobs.stop(look)
     assert "raykube job delete digits" in caught.value.next_step
     assert rayjobs.STOP_ANNOTATION not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
 
 
 def test_stop_of_a_run_for_a_queue_where_there_is_no_kueue_suspends_it(api, kept):
     api.kueue = ()
-    jobs.stop(Kube(), waiting(kept, labels=QUEUED, rayClusterSpec={}))
+    jobs.stop(waiting(kept, labels=QUEUED, rayClusterSpec={}))
     assert kept[f"{RAY}/rayjobs/digits"]["spec"]["suspend"] is True
 
 
 def test_stop_of_what_a_standing_cluster_is_about_to_run_says_what_ends_it(kept):
     look = waiting(kept, clusterSelector={"ray.io/cluster": "demo"})
     with pytest.raises(rk.BackendError) as caught:
-        jobs.stop(Kube(), look)
+        jobs.stop(look)
     assert "raykube job delete digits" in caught.value.next_step
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"clusterSelector": {"ray.io/cluster": "demo"}}
 

@@ -145,7 +145,7 @@ def test_object_that_names_a_path_leads_nowhere_else(api, spec, status):
     api.instead = {"/rayjobs/a$": (200, job), "/proxy/": said(404, "no such job")}
     assert rk.attach("a", on="kubernetes").status().state == "RUNNING"
     with contextlib.suppress(rk.BackendError):
-        jobs.stop(Kube(), Look(Kube(), "a"))
+        jobs.stop(Look(Kube(), "a"))
     asked = [path.partition("?") for path in api.asked]
     assert [path for path, *_ in asked if "kube-system/" in path] == []
     assert [query for *_, query in asked if "follow" in query] == []
@@ -196,7 +196,7 @@ def test_result_of_a_run_whose_state_was_not_told_is_not_taken_for_none(api, sta
 def test_stop_of_a_run_in_ray_whose_head_does_not_answer_says_so_and_holds_nothing_back(api):
     api.instead = {"/proxy/": said(503, "no endpoints available for service")}
     with pytest.raises(Unreachable, match="the Ray head does not answer"):
-        jobs.stop(Kube(), Look(Kube(), "a"))
+        jobs.stop(Look(Kube(), "a"))
 
 
 def test_wait_for_a_run_gives_up_where_no_server_answers_for_long(api, monkeypatch):
@@ -212,7 +212,7 @@ def test_wait_for_a_run_gives_up_where_no_server_answers_for_long(api, monkeypat
 
 def test_reader_of_a_log_who_may_not_see_the_run_is_told_so(api):
     api.instead = {r"/rayjobs\?": said(403, 'rayjobs is forbidden: User "u" cannot list resource "rayjobs"')}
-    followed = Followed(Kube(), "a")
+    followed = Followed(Look(Kube(), "a"))
     assert followed.ended.wait(10)
     with pytest.raises(Forbidden, match="may not list rayjobs"):
         followed.check()

@@ -28,20 +28,19 @@ _PAUSE_S = 0.3
 _STAMPED = re.compile(r"(\S{19})\.\d+(\S+) (.*)", re.DOTALL)
 
 
-def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
+def lines(look: Look, *, follow: bool) -> Iterator[str]:
     """Yield the lines of the autoscaler's log; with `follow` until the run has ended.
 
     Raises:
         NotFound: the run's cluster has no autoscaler.
     """
-    look = Look(kube, name)
-    _check_has_one(kube, look)
-    yield from _followed(kube, name) if follow else _whole(kube, look)
+    _check_has_one(look)
+    yield from _followed(look) if follow else _whole(look)
 
 
-def _whole(kube: Kube, look: Look) -> Iterator[str]:
-    if pod := _head_pod(kube, look.job):
-        yield from PodLog(kube, _CONTAINER).rest(pod)
+def _whole(look: Look) -> Iterator[str]:
+    if pod := _head_pod(look.kube, look.job):
+        yield from PodLog(look.kube, _CONTAINER).rest(pod)
     elif look.status().is_terminal:
         raise BackendError(
             f"the autoscaler's log of {look.name} is gone: it was lost with its cluster",
@@ -50,8 +49,8 @@ def _whole(kube: Kube, look: Look) -> Iterator[str]:
         )
 
 
-def _check_has_one(kube: Kube, look: Look) -> None:
-    if not rayhead.cluster_spec(kube, look.job).get("enableInTreeAutoscaling"):
+def _check_has_one(look: Look) -> None:
+    if not rayhead.cluster_spec(look.kube, look.job).get("enableInTreeAutoscaling"):
         raise NotFound(
             f"the cluster of {look.name} has no autoscaler",
             why="enableInTreeAutoscaling is not set in its RayCluster: its workers are as many as it says",
@@ -65,12 +64,12 @@ def _head_pod(kube: Kube, job: Object) -> str:
     return name_of(head_pod(tuple(pods)))
 
 
-def _followed(kube: Kube, name: str) -> Iterator[str]:
-    log, pod, refusals = PodLog(kube, _CONTAINER), "", Refusals()
-    with contextlib.closing(Followed(kube, name)) as run:
+def _followed(look: Look) -> Iterator[str]:
+    log, pod, refusals = PodLog(look.kube, _CONTAINER), "", Refusals()
+    with contextlib.closing(Followed(look)) as run:
         while not run.ended.is_set():
             try:
-                pod = _head_pod(kube, run.job) or pod
+                pod = _head_pod(look.kube, run.job) or pod
                 for line in log.stream(pod, run) if pod else ():
                     refusals.end()
                     yield line
@@ -80,7 +79,7 @@ def _followed(kube: Kube, name: str) -> Iterator[str]:
             run.ended.wait(_PAUSE_S)
         run.check()
         if not run.error and not pod:  # it says why
-            yield from _whole(kube, Look(kube, name))
+            yield from _whole(Look(look.kube, look.name))
         with contextlib.suppress(BackendError):  # gone with the run
             yield from log.rest(pod) if pod else ()
 

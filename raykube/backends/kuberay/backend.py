@@ -116,17 +116,17 @@ class KubeRay:
         self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER
     ) -> Generator[str, None, None]:
         """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
-        rank = sources.rank_of(source)
-        if not self._run(name, kind):
+        rank, look = sources.rank_of(source), self._run(name, kind)
+        if look is None:
             yield from servelogs.lines(self.kube, name, follow=follow)
         elif rank is not None:
-            yield from ranklogs.lines(self.kube, name, rank, follow=follow)
+            yield from ranklogs.lines(look, rank, follow=follow)
         else:
-            yield from _LOGS[source].lines(self.kube, name, follow=follow)
+            yield from _LOGS[source].lines(look, follow=follow)
 
     def result(self, name: str) -> Result | None:
         """Read the result that the run left, as its head tells or, after that, as its storage holds."""
-        return results.result(self.kube, name)
+        return results.result(Look(self.kube, name))
 
     def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop a run and wait until it has stopped; a service is taken down."""
@@ -139,7 +139,7 @@ class KubeRay:
     def _stop(self, look: Look) -> None:
         if look.status().is_terminal:
             return
-        jobs.stop(self.kube, look)
+        jobs.stop(look)
         deadline = time.monotonic() + _STOP_S
         for status in look.changes():
             if status.is_terminal:

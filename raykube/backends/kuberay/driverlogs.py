@@ -30,9 +30,9 @@ _PATIENCE_S = 5.0
 _TOLD_S = 10.0
 
 
-def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
+def lines(look: Look, *, follow: bool) -> Iterator[str]:
     """Yield a run's log lines without their newlines; with `follow` until it has ended."""
-    chunks = _followed(kube, name) if follow else _rest(Look(kube, name), _Reader(kube, {}))
+    chunks = _followed(look) if follow else _rest(look, _Reader(look.kube, {}))
     made = Lines()
     for chunk in chunks:
         yield from made.take(chunk)
@@ -54,7 +54,7 @@ def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
         away = error
     except Unreachable as error:
         away = error if started else None
-    yield reader.rest_of_copy(_kept(reader.kube, look, away, started=started))
+    yield reader.rest_of_copy(_kept(look, away, started=started))
 
 
 def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[bytes, None, bool]:
@@ -82,13 +82,13 @@ def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
     return bool(node)
 
 
-def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -> bytes:
+def _kept(look: Look, away: BackendError | None, *, started: bool) -> bytes:
     """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it.
 
     Raises:
         Forbidden, Unreachable: that is `away`, and nothing was kept.
     """
-    if kept := storage.read(kube, look.job, wire.LOG_FILE):
+    if kept := storage.read(look.kube, look.job, wire.LOG_FILE):
         return kept
     if away:
         raise away
@@ -97,9 +97,9 @@ def _kept(kube: Kube, look: Look, away: BackendError | None, *, started: bool) -
     raise storage.lost(look.job, f"the log of {look.name}", wire.LOG_FILE)
 
 
-def _followed(kube: Kube, name: str) -> Iterator[bytes]:
-    with contextlib.closing(Followed(kube, name)) as run:
-        reader = _Reader(kube, run.told)
+def _followed(look: Look) -> Iterator[bytes]:
+    with contextlib.closing(Followed(look)) as run:
+        reader = _Reader(look.kube, run.told)
         while not run.ended.is_set():
             head, node = run.head, run.details.get("driver_node_id")
             if head and node and reader.is_ready(log_of(head, node)):
@@ -110,7 +110,7 @@ def _followed(kube: Kube, name: str) -> Iterator[bytes]:
             run.ended.wait(_PAUSE_S)
         if isinstance(run.error, NotFound):
             return
-        yield from _rest(Look(kube, name), reader)
+        yield from _rest(Look(look.kube, look.name), reader)
         run.check()
 
 
@@ -118,7 +118,7 @@ class _Reader:
     """Remembers what was given of a run's log, over all its streams; `told` is what its pods tell of their logs."""
 
     def __init__(self, kube: Kube, told: dict[str, Mapping[str, Any]]) -> None:
-        self.kube = kube
+        self._kube = kube
         self.told = told
         self._log = ""
         self._at = 0
@@ -133,7 +133,7 @@ class _Reader:
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
         """Yield what comes, without what was given before."""
         log, at = log_of(head, node), self._given_of(log_of(head, node))
-        return self._noted(log, at, logfiles.chunks(self.kube, _file(head, node), at, stop))
+        return self._noted(log, at, logfiles.chunks(self._kube, _file(head, node), at, stop))
 
     def rest(self, head: RayHead, node: str) -> Iterator[bytes]:
         """Yield what is there now, without what was given before."""

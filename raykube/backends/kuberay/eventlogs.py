@@ -12,7 +12,6 @@ from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayjobs import cluster_name, selected
 from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
-from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
 
@@ -22,22 +21,21 @@ _POD_PREFIX = 50
 _RANDOM = "[bcdfghjklmnpqrstvwxz2456789]{5}"
 
 
-def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
+def lines(look: Look, *, follow: bool) -> Iterator[str]:
     """Yield a line an event, the oldest first; with `follow` each as it comes first, until the run has ended."""
-    look = Look(kube, name)
-    spec = _spec(kube, look.job)
+    spec = _spec(look)
     shown: set[str] = set()
     try:
-        for events in _followed(kube, look) if follow else ():
+        for events in _followed(look) if follow else ():
             yield from _fresh(ours(look.job, spec, events), shown)
     except NotFound:  # the run was deleted
         return
-    yield from _fresh(ours(look.job, spec, kube.listed("Event")), shown)
+    yield from _fresh(ours(look.job, spec, look.kube.listed("Event")), shown)
 
 
-def _followed(kube: Kube, look: Look) -> Iterator[Iterable[Object]]:
+def _followed(look: Look) -> Iterator[Iterable[Object]]:
     """Yield the namespace's events again and again, until the run has ended."""
-    watching = Watching(kube)
+    watching = Watching(look.kube)
     try:
         watching.watch("Event")
         for status in look.changes():
@@ -51,10 +49,10 @@ def _followed(kube: Kube, look: Look) -> Iterator[Iterable[Object]]:
         watching.close()
 
 
-def _spec(kube: Kube, job: Object) -> Object:
+def _spec(look: Look) -> Object:
     """Return the spec of a run's cluster; empty when that cluster is gone."""
     try:
-        return rayhead.cluster_spec(kube, job)
+        return rayhead.cluster_spec(look.kube, look.job)
     except NotFound:
         return {}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.kubeapi import Object, Stop
 from raykube.errors import BackendError, NotFound
 
 
@@ -28,8 +28,8 @@ def learn(known: dict[str, Mapping[str, Any]], name: str, head: RayHead, node: s
 class Followed:
     """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
 
-    def __init__(self, kube: Kube, name: str) -> None:
-        self._look = Look(kube, name)
+    def __init__(self, look: Look) -> None:
+        self._look = look
         self.head: RayHead | None = None
         self.details: Mapping[str, Any] = {}
         #: What the run's pod tells, of each log: where its own output begins there, and how much of that is a copy.

@@ -103,7 +103,7 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     return later
 
 
-def stop(kube: Kube, look: Look) -> None:
+def stop(look: Look) -> None:
     """Ask for a run's end: Ray's job is stopped; one that is not there yet will not be started.
 
     Raises:
@@ -125,7 +125,7 @@ def stop(kube: Kube, look: Look) -> None:
             f"run {look.name} waits to be submitted by hand (InteractiveMode), and KubeRay does not suspend it then",
             next_step=f"end it: raykube job delete {look.name}",
         )
-    _hold_back(kube, look)
+    _hold_back(look)
 
 
 def _is_in_ray(head: RayHead, job: Object) -> bool:
@@ -139,22 +139,22 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
         return False
 
 
-def _hold_back(kube: Kube, look: Look) -> None:
+def _hold_back(look: Look) -> None:
     annotations = {rayjobs.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    if _taken_off(kube, look):
-        kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
+    if _taken_off(look):
+        look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return
     # What keeps its cluster KubeRay does not suspend: it takes the whole RayJob for invalid, for good.
     spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
-    kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
+    look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
 
 
-def _taken_off(kube: Kube, look: Look) -> bool:
+def _taken_off(look: Look) -> bool:
     """Take a run off Kueue's queue, if it is on one: it is Kueue that suspends it, and that starts it again."""
     try:
         workload = look.workload()
         if workload:
-            kube.patch("Workload", name_of(workload), {"spec": {"active": False}})
+            look.kube.patch("Workload", name_of(workload), {"spec": {"active": False}})
     except (Forbidden, NotFound, ManifestError) as error:
         raise BackendError(
             f"run {look.name} could not be taken off Kueue's queue, and starts when its turn comes",

@@ -33,7 +33,7 @@ class Look:
     """A look at the run `name`; what was seen once is kept."""
 
     def __init__(self, kube: Kube, name: str) -> None:
-        self._kube = kube
+        self.kube = kube
         self.name = name
         self.job = objects.found(kube, "RayJob", name)
         self._head: RayHead | None = None
@@ -45,7 +45,7 @@ class Look:
         """Return the head that the run is on; None when there is none to ask."""
         key = (rayjobs.cluster_name(self.job), status_of(self.job).get("jobId") or "")
         if self._head is None or self._head_of != key:
-            head = self._later.asked(key, lambda: rayhead.head_of(self._kube, self.job))
+            head = self._later.asked(key, lambda: rayhead.head_of(self.kube, self.job))
             self._head, self._head_of = head, key
         return self._head
 
@@ -72,7 +72,7 @@ class Look:
         if which is None:
             return None
         try:
-            found = self._kube.listed(which[0], **which[1])
+            found = self.kube.listed(which[0], **which[1])
         except UnknownKind:
             return None
         if not found:
@@ -92,7 +92,7 @@ class Look:
         return None
 
     def _once(self, details: Mapping[str, Any]) -> Observed:
-        seen = Observed(owner=self.job, ray=details, now=self._kube.now())
+        seen = Observed(owner=self.job, ray=details, now=self.kube.now())
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
         found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
@@ -104,11 +104,11 @@ class Look:
 
     def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
         with contextlib.suppress(Forbidden, UnknownKind):
-            return self._kube.listed(kind, **selectors)
+            return self.kube.listed(kind, **selectors)
         return []
 
     def _status(self, seen: Observed, told: Mapping[str, Any], head: RayHead | None) -> Status:
-        url = f"{self._kube.server.rstrip('/')}{head.path}/" if head else ""
+        url = f"{self.kube.server.rstrip('/')}{head.path}/" if head else ""
         status = runstates.status_of(seen, told, url)
         if status.state != "FAILED" or status.failure is None:
             return status
@@ -122,12 +122,12 @@ class Look:
             return ()
         with contextlib.suppress(BackendError):
             pod = newest(self._listed(*selectors["submitter"]))
-            return endings.tail_of(self._kube.pod_log(name_of(pod), tailLines=_TAIL_LINES)) if pod else ()
+            return endings.tail_of(self.kube.pod_log(name_of(pod), tailLines=_TAIL_LINES)) if pod else ()
         return ()
 
     def changes(self) -> Iterator[Status]:
         """Yield the status now, at each change, and every half second."""
-        watching, stop = Watching(self._kube), Stop()
+        watching, stop = Watching(self.kube), Stop()
         ray: _RayPoll = Poll(lambda head: _asked(head, self.name), lambda _: ({}, {}), watching.touch)
         try:
             watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
@@ -149,7 +149,7 @@ class Look:
                 if not away and self._is_early(watching):
                     continue
                 yield self._seen(watching, ray, away)
-                if not away and rayjobs.is_overdue(self.job, self._kube.now()):
+                if not away and rayjobs.is_overdue(self.job, self.kube.now()):
                     raise self._unended()
             elif away:
                 yield Status(self.name, "job", "WAITING", away.what, unreachable(away))
@@ -176,7 +176,7 @@ class Look:
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
         found = {key: watching.of(key) or [] for key in _selectors(self.job)}
         (details, told), head = ray.answer()
-        seen = _joined(Observed(owner=self.job, ray=details, now=self._kube.now()), found)
+        seen = _joined(Observed(owner=self.job, ray=details, now=self.kube.now()), found)
         status = self._status(seen if away else self._placed(seen), told, head)
         return replace(status, failure=unreachable(away), detail=away.what) if away else status
 

@@ -17,43 +17,41 @@ from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.logfiles import Following, LogFile
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden, Unreachable
 
 
-def lines(kube: Kube, name: str, rank: int, *, follow: bool) -> Iterator[str]:
+def lines(look: Look, rank: int, *, follow: bool) -> Iterator[str]:
     """Yield the lines of a rank: standard output, then standard error; with `follow` both as they come."""
-    found = _followed(kube, name, rank) if follow else _whole(kube, name, rank)
+    found = _followed(look, rank) if follow else _whole(look, rank)
     yield from sources.printed(found)
 
 
-def _whole(kube: Kube, name: str, rank: int) -> Iterator[str]:
-    look = Look(kube, name)
+def _whole(look: Look, rank: int) -> Iterator[str]:
     head = look.head()
     details = head.details() if head else {}
     if not details and look.status().is_terminal:
-        yield from _kept(kube, look, rank, sources.gone(name, rank, "its cluster", "Ray keeps it on the worker's node"))
+        yield from _kept(look, rank, sources.gone(look.name, rank, "its cluster", "Ray keeps it on the worker's node"))
         return
     try:
-        files = _files(head, name, details, rank)
+        files = _files(head, look.name, details, rank)
     except sources.Gone as error:
-        yield from _kept(kube, look, rank, error)
+        yield from _kept(look, rank, error)
         return
     for file in files:
         yield from file.lines()
 
 
-def _kept(kube: Kube, look: Look, rank: int, gone: sources.Gone) -> list[str]:
+def _kept(look: Look, rank: int, gone: sources.Gone) -> list[str]:
     """Return the lines that the run's storage has of a rank, none for one that printed nothing.
 
     Raises:
         Gone: that is `gone`, where the storage has nothing of this rank.
         ConfigError: there was none of this number.
     """
-    text = storage.read_newest(kube, look.job, wire.rank_log(rank))
+    text = storage.read_newest(look.kube, look.job, wire.rank_log(rank))
     if text is not None:
         return sources.lines_of(text)
-    if ranks := storage.read(kube, look.job, wire.RANKS_FILE):
+    if ranks := storage.read(look.kube, look.job, wire.RANKS_FILE):
         sources.place_of([tuple(each) for each in json.loads(ranks)], rank, look.name)
     raise gone
 
@@ -73,19 +71,19 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
     return [LogFile(head.cluster, node, path, head.api) for path in found]
 
 
-def _followed(kube: Kube, name: str, rank: int) -> Iterator[str]:
+def _followed(look: Look, rank: int) -> Iterator[str]:
     known: list[LogFile] = []
-    with contextlib.closing(Followed(kube, name)) as run:
+    with contextlib.closing(Followed(look)) as run:
 
         def find() -> tuple[list[LogFile], bool]:
             ended = run.ended.is_set()  # before the look: what comes with the end is then seen
             try:
-                known[:] = _files(run.head, name, run.details, rank)
+                known[:] = _files(run.head, look.name, run.details, rank)
             except BackendError:  # none known yet, or its node is gone, and the driver may be on another
                 run.refresh()
             return known, ended
 
-        yield from Following(kube, find).lines()
+        yield from Following(look.kube, find).lines()
         run.check()
         if not known:  # it says why
-            yield from _whole(kube, name, rank)
+            yield from _whole(Look(look.kube, look.name), rank)

@@ -6,25 +6,24 @@ from raykube import wire
 from raykube.backends.kuberay import storage
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayjobs import storage_of, was_in_ray
-from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.wire import Result
 
 
-def result(kube: Kube, name: str) -> Result | None:
+def result(look: Look) -> Result | None:
     """Return a run's result; None when its script has returned none, or not yet.
 
     Raises:
         Forbidden: this user may not ask the head, and the storage has none.
         BackendError: the head does not answer, or is gone, and there is no storage that would have kept it.
     """
-    look, away, text = Look(kube, name), None, None
+    away, text = None, None
     try:
         text = _told(look)
     except BackendError as error:  # who may not ask a head may yet have its storage read
         away = error
     if text is None:
-        text = storage.read(kube, look.job, wire.RESULT_FILE).decode()
+        text = storage.read(look.kube, look.job, wire.RESULT_FILE).decode()
     if away and not text:
         _check(look, away)
     return Result.from_json(text) if text else None
