@@ -11,7 +11,6 @@ import pytest
 
 import raykube as rk
 from raykube import plans
-from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, services
 from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, servelook, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
