@@ -24,16 +24,13 @@ from raykube import manifests, rules, wire
 from raykube.errors import ConfigError, Problem
 from raykube.here import from_here, seems, upward
 from raykube.names import nearest
-from raykube.settings import is_path, setting
+from raykube.settings import KUBERNETES, LOCAL, is_path, setting
 from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
 from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
 TRACKING_ANNOTATION = "raykube.io/tracking"
-#: The name of this machine.
-LOCAL = "local"
 _LOCAL_KIND = "LocalCluster"
-_KUBERNETES = "kubernetes"
 _KUBERNETES_KIND = "Kubernetes"
 
 
@@ -74,8 +71,8 @@ class Cluster:
         if str(name_or_path) == LOCAL:
             return Cluster.local()
         where = {"namespace": setting("namespace", namespace).value, "context": setting("context", context).value}
-        if str(name_or_path) == _KUBERNETES:
-            return Cluster({"kind": _KUBERNETES_KIND, "metadata": {}}, "Kubernetes", _KUBERNETES).placed(**where)
+        if str(name_or_path) == KUBERNETES:
+            return Cluster({"kind": _KUBERNETES_KIND, "metadata": {}}, "Kubernetes", KUBERNETES).placed(**where)
         says_path = isinstance(name_or_path, Path) or is_path(name_or_path)
         return _read(wire.expanded(name_or_path) if says_path else _find(str(name_or_path))).placed(**where)
 
@@ -279,7 +276,7 @@ def _absolute(storage: str) -> str:
 def known() -> set[str]:
     """Return the names that :meth:`Cluster.load` knows: the places, and the presets that it finds."""
     presets = {path.stem for folder in (*_folders(), _shipped()) for path in folder.glob("*.yaml")}
-    return {LOCAL, _KUBERNETES, *presets}
+    return {LOCAL, KUBERNETES, *presets}
 
 
 def _folders() -> list[Path]:

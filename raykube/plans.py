@@ -17,13 +17,14 @@ from typing import Any
 
 from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
 from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, Limits, code_uri, ray_cluster
-from raykube.cluster import LOCAL, Cluster
+from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
 from raykube.notes import of_beside, of_code, of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import text_problem
 from raykube.sameness import LIMITS_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
+from raykube.settings import LOCAL
 from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
 

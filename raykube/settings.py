@@ -22,8 +22,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+#: The names of the two places, among which those of presets stand.
+LOCAL = "local"
+KUBERNETES = "kubernetes"
 KNOWN: Mapping[str, str] = {
-    "on": "local",  # where jobs and services go: "local", the name of a preset, or a path of one
+    "on": LOCAL,  # where jobs and services go: "local", the name of a preset, or a path of one
     "context": "",  # of the kubeconfig; empty is its current one
     "namespace": "",  # in Kubernetes; empty is the manifest's, else the context's
     "storage": "",  # where local runs are kept; empty is a folder of raykube's own

@@ -19,6 +19,7 @@ import click
 from raykube.cli import clusters, jobs, services, view
 from raykube.cli.common import Where, exit_code, json_option, place_options, tell
 from raykube.errors import RaykubeError
+from raykube.settings import LOCAL
 
 INTERRUPTED = 130
 _MARKS = {True: "ok  ", False: "FAIL", None: "--  "}
@@ -68,7 +69,7 @@ def doctor(where: Where, *, as_json: bool) -> None:
     from raykube import doctor as doctor_module
 
     found = list(doctor_module.checks())
-    if where.name() != "local":
+    if where.name() != LOCAL:
         found += doctor_module.kubernetes_checks(where.cluster, where.kubernetes)
     if as_json:
         click.echo(view.dump([vars(check) for check in found]))

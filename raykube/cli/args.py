@@ -13,6 +13,7 @@ import yaml
 from raykube import wire
 from raykube.errors import ConfigError, Problem
 from raykube.runtime_env import REMOTE
+from raykube.settings import LOCAL
 from raykube.specs import Job, Service
 from raykube.strict import Spec
 from raykube.yamltext import documents
@@ -82,7 +83,7 @@ def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
     what = f"is for a cluster of the job's own; {cluster} has its own size, and stays after the job"
     step = f"leave it out; or leave out --cluster {cluster}, and the job gets a cluster of its own"
     problems = [Problem(word, what, step) for word in words]
-    if options["on"] == "local":
+    if options["on"] == LOCAL:
         problems.append(Problem("--on local", f"is this machine; {cluster} is in Kubernetes", "leave out one of them"))
     if problems:
         raise ConfigError.of("wrong options", problems)

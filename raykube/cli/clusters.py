@@ -19,12 +19,11 @@ import click
 from raykube.cli import common, planned, view
 from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
 from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
+from raykube.settings import LOCAL, setting
 
 if TYPE_CHECKING:
     from raykube.backends.kuberay.clusterstates import ClusterStatus
-    from raykube.backends.kubernetes.kubeapi import Kube
 
-_LOCAL = "local"
 _FORWARD_HINTS = (
     "carrying 127.0.0.1:{port} to the head of {name}; Ctrl-C ends it. In another shell take the lines above, then:",
     "  ray job submit --working-dir . -- python script.py",
@@ -61,7 +60,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     """
     from raykube import plans
     from raykube.backends.kuberay import clusters
-    from raykube.backends.kubernetes.kubeapi import Kube as Client
+    from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.handles import check_time
 
     check_time(timeout_s)
@@ -70,12 +69,12 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     plan = plans.raycluster(where.cluster(given["workers"]), name)
     (body,) = plan.body
     if dry_run == "server":
-        clusters.create(Client(plan.context, plan.namespace), body, dry_run=True)
+        clusters.create(Kube(plan.context, plan.namespace), body, dry_run=True)
     if dry_run:
         planned.show(plan, "client", output or "yaml")
         return
     planned.announce(plan)
-    kube = Client(plan.context, plan.namespace)
+    kube = Kube(plan.context, plan.namespace)
     with _hint(name, f"interrupted while cluster {name} was sent; if it has arrived, it goes on starting"):
         clusters.create(kube, body)
     if not no_wait:
@@ -109,7 +108,7 @@ def cluster_status(name: str, where: Where, *, as_json: bool) -> None:
     """Show one cluster."""
     from raykube.backends.kuberay import clusters
 
-    found = _local() if name == _LOCAL else clusters.status(_kube(where), name)
+    found = _local() if name == LOCAL else clusters.status(where.kube(), name)
     now = time.time()
     click.echo(view.dump(view.cluster_fields(found, now)) if as_json else view.cluster_text(found, now))
 
@@ -122,7 +121,7 @@ def why(name: str, where: Where, *, as_json: bool) -> None:
     """Say in one cause and one next step why a cluster does not do what it should."""
     from raykube.backends.kuberay import clusters
 
-    failure = _local().failure if name == _LOCAL else clusters.why(_kube(where), name)
+    failure = _local().failure if name == LOCAL else clusters.why(where.kube(), name)
     if as_json:
         click.echo(view.dump(failure and asdict(failure)))
     elif failure:
@@ -145,13 +144,13 @@ def forward(name: str, where: Where, port: int) -> None:
     from raykube.backends.kuberay.forward import Forward
     from raykube.backends.local import head
 
-    if name == _LOCAL:
+    if name == LOCAL:
         _say_exports(_local().address, head.home() / "token")
         tell("the head runs on this machine: nothing needs to be carried")
         return
     for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must go then, too
         signal.signal(number, signal.default_int_handler)
-    kube = _kube(where)
+    kube = where.kube()
     with _kept(clusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
@@ -167,10 +166,10 @@ def delete(names: tuple[str, ...], where: Where) -> None:
     from raykube.backends.kuberay import clusters
 
     def act(name: str) -> None:
-        if name == _LOCAL:
+        if name == LOCAL:
             _end_local()
         else:
-            clusters.delete(_kube(where), name)
+            clusters.delete(where.kube(), name)
         click.echo(f"{name} deleted")
 
     common.each(names, act)
@@ -185,29 +184,20 @@ def _hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _kube(where: Where) -> Kube:
-    """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
-    from raykube.backends.kubernetes.kubeapi import Kube as Client
-
-    place = where.around()
-    return Client(place.context, place.namespace)
-
-
 def _listed(where: Where) -> Iterator[ClusterStatus]:
     from raykube.backends.kuberay import clusters
     from raykube.backends.kubernetes.kubeconfig import NotConfigured
-    from raykube.settings import setting
 
     on = setting("on", where.on)
-    if on.value == _LOCAL:
+    if on.value == LOCAL:
         yield from _of_this_machine(is_asked=on.source != "default")
-    if on.value == _LOCAL and on.source != "default":
+    if on.value == LOCAL and on.source != "default":
         return
     try:
-        yield from clusters.listed(_kube(where))
+        yield from clusters.listed(where.kube())
     except (ConfigError, BackendError) as error:
         # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
-        if on.value != _LOCAL or where.namespace or where.context:
+        if on.value != LOCAL or where.namespace or where.context:
             raise
         if not isinstance(error, NotConfigured):
             tell(f"note: {error}")
@@ -231,7 +221,7 @@ def _local() -> ClusterStatus:
     running = head.current()
     if running is None:
         raise NotFound("no Ray head of raykube runs on this machine", next_step="it starts with the first job")
-    return Value(_LOCAL, "RUNNING", created=running.started, address=running.address)
+    return Value(LOCAL, "RUNNING", created=running.started, address=running.address)
 
 
 def _end_local() -> None:

@@ -19,9 +19,11 @@ import click
 from raykube.cli import view
 from raykube.cli.names import Name, places
 from raykube.errors import BackendError, ConfigError, Failure, NotFound, RaykubeError, RunError
+from raykube.settings import KUBERNETES, LOCAL, setting
 
 if TYPE_CHECKING:
     from raykube.backends import Status
+    from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.cli.follow import Screen
     from raykube.cluster import Cluster
     from raykube.handles import Endpoint, Run
@@ -69,7 +71,7 @@ def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
     if namespace and not where.namespace:
         _SAID[:] = replace(where, namespace=namespace).words()
     elif where.on is None and where.cluster().is_local:
-        _SAID[:] = replace(where, on="kubernetes").words()
+        _SAID[:] = replace(where, on=KUBERNETES).words()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Where:
 
     def check(self) -> None:
         """Refuse a namespace or context for this machine: what is ignored in silence was meant for somewhere else."""
-        if self.on == "local" and (words := replace(self, on=None).words()):
+        if self.on == LOCAL and (words := replace(self, on=None).words()):
             said = " ".join(words)
             raise ConfigError(
                 f"--on local is this machine, and {said} is in Kubernetes",
@@ -96,11 +98,9 @@ class Where:
 
     def name(self) -> str:
         """Return the name of the place, or the path of its manifest, as the options or the settings say."""
-        from raykube.settings import setting
-
         said: str = setting("on", self.on).value
         # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
-        return "kubernetes" if said == "local" and (self.namespace or self.context) else said
+        return KUBERNETES if said == LOCAL and (self.namespace or self.context) else said
 
     def cluster(self, workers: str | None = None) -> Cluster:
         """Return the cluster there, with so many workers if they are given."""
@@ -111,12 +111,19 @@ class Where:
 
     def kubernetes(self) -> Cluster:
         """Return Kubernetes as a place, whatever clusters are in it."""
-        return self._loaded("kubernetes")
+        return self._loaded(KUBERNETES)
 
     def around(self) -> Cluster:
         """Return Kubernetes as a place for what is there or is written already: where a manifest that is named goes."""
         found = self.cluster()
         return self.kubernetes() if found.is_local else found
+
+    def kube(self) -> Kube:
+        """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
+        from raykube.backends.kubernetes.kubeapi import Kube as Client
+
+        place = self.around()
+        return Client(place.context, place.namespace)
 
     def _loaded(self, name: str) -> Cluster:
         from raykube.cluster import Cluster as ClusterValue

@@ -69,15 +69,13 @@ def _known(noun: str, where: Where) -> Iterator[str]:
 
 def _clusters(where: Where) -> Iterator[str]:
     from raykube.backends.kuberay import clusters
-    from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.backends.local import head
-    from raykube.cluster import LOCAL
+    from raykube.settings import LOCAL
 
     if head.seen():
         yield LOCAL
     if where.on != LOCAL:
-        place = where.around()
-        yield from (status.name for status in clusters.listed(Kube(place.context, place.namespace)))
+        yield from (status.name for status in clusters.listed(where.kube()))
 
 
 def places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

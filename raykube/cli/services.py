@@ -124,13 +124,11 @@ def service_forward(name: str, where: Where, port: int) -> None:
     """Forward a port of this machine to a service on Kubernetes, until Ctrl-C; prints its address."""
     from raykube.backends.kuberay import objects, servestates
     from raykube.backends.kuberay.forward import Forward
-    from raykube.backends.kubernetes.kubeapi import Kube
 
-    place = where.cluster()
-    if place.is_local:
+    if where.cluster().is_local:
         step = f"raykube service status {name} shows its address; for one on Kubernetes give --on"
         raise ConfigError("a service on this machine needs no forward", next_step=step)
-    kube = Kube(place.context, place.namespace)
+    kube = where.kube()
 
     def serving() -> str:
         """Return the cluster of the moment: an update of the service may put another in its place."""
