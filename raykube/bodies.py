@@ -11,7 +11,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raykube import manifests, sameness, wire
 from raykube.cluster import Cluster
@@ -30,8 +30,6 @@ CONFIG_MAP_LIMIT = 1000 * 1024
 #: The label of a cluster's pods and, in a clusterSelector, what names the cluster of a job.
 CLUSTER_LABEL = "ray.io/cluster"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-#: What the URI begins with of code that a head holds itself.
-HELD = "gcs://"
 #: Of a RayService that has, or once had, code in its storage.
 STORED_ANNOTATION = "raykube.io/code-in-storage"
 #: Of a pod, and of its container: where it may stand, and what it can reach there.
@@ -48,6 +46,20 @@ _HEAD_PORTS = {
     "serve": manifests.PORTS["serve"],
     "metrics": 8080,
 }
+
+
+@dataclass(frozen=True)
+class CodePlace:
+    """Where a cluster has the code of a plan.
+
+    Attributes:
+        way: in the ``"plan"`` itself, as a ConfigMap; in the ``"storage"``, brought there by a pod; in the head of a
+            ``"cluster"`` that is there; by an ``"upload"`` to the head of the job's own, once that answers.
+        uri: where it is read from.
+    """
+
+    way: Literal["plan", "storage", "cluster", "upload"]
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -126,14 +138,18 @@ def serve_port(cluster_spec: Mapping[str, Any]) -> int:
     return manifests.port(manifests.first_container(cluster_spec.get("headGroupSpec")), "serve")
 
 
-def code_uri(storage: str, name: str, package: Package, *, in_config_map: bool) -> str:
-    """Return where a cluster reads the zip of a run's or service's code: the mounted ConfigMap, or its storage.
+def code_place(cluster: Cluster, name: str, package: Package, *, in_config_map: bool) -> CodePlace:
+    """Return where a cluster has the zip of a run's or service's code.
 
-    There each has its own copy, ``STORAGE/NAME/.code/HASH.zip``: a storage may be shared by namespaces that cannot see
-    each other, so nobody could tell when the last one that uses it is gone.
+    In its storage each has its own copy, ``STORAGE/NAME/.code/HASH.zip``: a storage may be shared by namespaces that
+    cannot see each other, so nobody could tell when the last one that uses it is gone.
     """
-    folder = CODE_MOUNT if in_config_map else f"{storage.rstrip('/')}/{name}/{CODE_FOLDER}"
-    return f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
+    if not in_config_map and (cluster.selected or not cluster.storage):
+        # Held by the head itself: the URI is Ray's own form of name.
+        return CodePlace("cluster" if cluster.selected else "upload", f"gcs://_ray_pkg_{package.hash}.zip")
+    folder = CODE_MOUNT if in_config_map else f"{cluster.storage.rstrip('/')}/{name}/{CODE_FOLDER}"
+    uri = f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
+    return CodePlace("plan" if in_config_map else "storage", uri)
 
 
 def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,11 +164,6 @@ def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
     kept["volumes"] = [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME]
     metadata = {"labels": labels, "annotations": dict(said.get("annotations") or {})}
     return {"metadata": metadata, "spec": {**kept, "containers": [container]}}
-
-
-def held_uri(package: Package) -> str:
-    """Return the URI of a package that a head holds itself, by Ray's own form of name."""
-    return f"{HELD}_ray_pkg_{package.hash}.zip"
 
 
 def ray_job_spec(job: Job) -> dict[str, Any]:

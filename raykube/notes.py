@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import manifests, tokens
-from raykube.bodies import CODE_MOUNT, HELD
+from raykube.bodies import CodePlace
 from raykube.shapes import entries, mapping
 
 Manifest = Mapping[str, Any]
@@ -38,12 +38,12 @@ def _mounts(container: Manifest, path: PurePosixPath) -> bool:
     return any(mount and path.is_relative_to(mount) for mount in mounts)
 
 
-def of_code(uri: str) -> Iterator[str]:
-    """Say where code goes that is too large for a ConfigMap. The cluster reads it at `uri`; "" is for an upload."""
-    if not uri:
+def of_code(code: CodePlace) -> Iterator[str]:
+    """Say where code goes that is too large for a ConfigMap."""
+    if code.way == "upload":
         yield "the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried"
-    elif not uri.startswith((f"file://{CODE_MOUNT}/", HELD)):
-        folder = uri.removeprefix("file://").rpartition("/")[0]
+    elif code.way == "storage":
+        folder = code.uri.removeprefix("file://").rpartition("/")[0]
         yield f"the code is too large for a ConfigMap: it goes to the storage, to {folder}"
 
 

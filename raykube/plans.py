@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
-from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, Limits, code_uri, ray_cluster
+from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, CodePlace, Limits, code_place, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
@@ -52,6 +52,7 @@ class Plan:
         package: the code.
         notes: what the reader should know before sending it.
         context: of the kubeconfig, "" for its current one.
+        code: where a cluster on Kubernetes has the code; None where none goes along, and on this machine.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Plan:
     package: Package | None = None
     notes: tuple[str, ...] = ()
     context: str = ""
+    code: CodePlace | None = None
 
     @property
     def namespace(self) -> str:
@@ -94,7 +96,8 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         ConfigError: what a RayJob cannot do, every problem at once.
     """
     code = None if cluster.selected else _code_object(job.name, cluster, package)
-    upload = code is None and not cluster.storage and not cluster.selected
+    place = code_place(cluster, job.name, package, in_config_map=code is not None)
+    upload = place.way == "upload"
     # A cluster that is there KubeRay has taken already, by rules that are not those of a cluster it makes for a job.
     in_place = rules.amount_problems if cluster.selected else rules.problems_of
     problems = [*in_place(cluster.manifest), *_missing_in_rayjob(job)]
@@ -103,15 +106,13 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     problems += [*_size_problems(cluster, package)] if upload or cluster.selected else []
     if problems:
         raise ConfigError.of(f"{job.name} cannot be a RayJob on {cluster.name}", problems)
-    working_dir = "" if upload else code_uri(cluster.storage, job.name, package, in_config_map=code is not None)
-    if cluster.selected:
-        working_dir = bodies.held_uri(package)
     environ = bodies.environ(job.name, cluster, package, job.timeout_s)
+    env = bodies.runtime_env(job, environ, job.env_vars, "" if upload else place.uri)
     work_key = sameness.of_command(job.entrypoint, package.own_hash)
     spec = bodies.ray_job_spec(job)
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
-        "runtimeEnvYAML": as_yaml(bodies.runtime_env(job, environ, job.env_vars, working_dir), sort_keys=True),
+        "runtimeEnvYAML": as_yaml(env, sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
@@ -122,12 +123,8 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         template = bodies.storage_template(cluster.manifest["spec"]["headGroupSpec"]["template"])
         metadata.setdefault("annotations", {})[POD_ANNOTATION] = json.dumps(template, sort_keys=True)
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
-    return _plan(
-        cluster,
-        (*([code] if code else []), work),
-        package,
-        (*_notes(cluster, working_dir), *fits.notes(job, cluster)),
-    )
+    notes = (*_notes(cluster, place), *fits.notes(job, cluster))
+    return _plan(cluster, (*([code] if code else []), work), notes, package, place)
 
 
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
@@ -165,7 +162,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         what = f"spec.submissionMode {mode!r} is not known, and KubeRay would wait for ever"
         raise ConfigError(what, next_step=nearest(str(mode), _MODES))
     notes = (*of_beside(left_out), *of_submitter(spec), *of_open_dashboard(spec))
-    return _plan(on, body, None, notes)
+    return _plan(on, body, notes)
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:
@@ -196,17 +193,17 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     if problems := list(rules.problems_of(cluster.manifest)):
         raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
-    if code is None and not cluster.storage:
+    place = code_place(cluster, service.name, package, in_config_map=code is not None)
+    if place.way not in ("plan", "storage"):
         raise ConfigError(
             f"the code of {service.name} ({package.size:,} bytes) is too large for a ConfigMap",
             next_step=_TOO_LARGE,
         )
-    uri = code_uri(cluster.storage, service.name, package, in_config_map=code is not None)
     spec = ray_cluster(cluster, f"{service.name}-code" if code else "")
     serve = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": bodies.serve_port(spec)},  # noqa: S104 - inside a pod
-        "applications": bodies.localservice(service, cluster, uri),
+        "applications": bodies.localservice(service, cluster, place.uri),
     }
     metadata = _metadata(service.name, cluster, {})
     # Without it a service that cannot start keeps its GPUs for ever.
@@ -215,7 +212,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
         metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
-    return _plan(cluster, (*([code] if code else []), work), package, _notes(cluster, uri))
+    return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place), package, place)
 
 
 def raycluster(cluster: Cluster, name: str) -> Plan:
@@ -235,7 +232,7 @@ def raycluster(cluster: Cluster, name: str) -> Plan:
         raise ConfigError.of(f"no cluster can be called {name!r}", [Problem("name", problem)])
     metadata, spec = _metadata(name, cluster, {}), ray_cluster(cluster, "", probed=True)
     body = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": spec}
-    return _plan(cluster, (body,), None, tuple(of_beside(cluster.beside)))
+    return _plan(cluster, (body,), tuple(of_beside(cluster.beside)))
 
 
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
@@ -255,19 +252,25 @@ def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, 
     return kept | {"name": name, "labels": kept.get("labels", {}) | MANAGED_BY | labels}
 
 
-def _plan(cluster: Cluster, body: tuple[dict[str, Any], ...], package: Package | None, notes: tuple[str, ...]) -> Plan:
+def _plan(
+    cluster: Cluster,
+    body: tuple[dict[str, Any], ...],
+    notes: tuple[str, ...],
+    package: Package | None = None,
+    code: CodePlace | None = None,
+) -> Plan:
     digest, work = sameness.plan(body), sameness.work(body)
     for part in body:
         part["metadata"]["labels"][PLAN_LABEL] = digest
     if body[-1]["kind"] == "RayJob":
         body[-1]["metadata"]["labels"][WORK_LABEL] = work
-    return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context)
+    return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context, code)
 
 
-def _notes(cluster: Cluster, working_dir: str) -> tuple[str, ...]:
+def _notes(cluster: Cluster, code: CodePlace) -> tuple[str, ...]:
     notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
     if not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"
         )
-    return (*notes, *of_code(working_dir))
+    return (*notes, *of_code(code))

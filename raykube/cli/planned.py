@@ -47,7 +47,7 @@ def for_kubectl(plan: Plan) -> Iterator[str]:
     """Say what a plan that is printed lacks for kubectl, and how kubectl takes one that is large. Pure."""
     if plan.backend != "kuberay":
         return
-    if plan.package and len(plan.body) == 1:
+    if plan.code and plan.code.way != "plan":
         yield "the code is not in this plan: raykube brings it when it sends the plan itself"
     if max(len(json.dumps(part)) for part in plan.body) > _APPLIED:
         yield "this plan is too large for a plain kubectl apply; write: kubectl apply --server-side -f -"

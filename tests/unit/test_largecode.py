@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import raykube as rk
 from raykube.backends.kuberay import jobs, largecode
 from raykube.backends.kubernetes.kubeapi import Kube
+from raykube.bodies import CodePlace
 from raykube.errors import BackendError, Forbidden
 from raykube.package import zipped
 from raykube.plans import Plan
@@ -105,6 +107,12 @@ def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_p
     planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
     with kubernetes(Refusing) as server, pytest.raises(Forbidden, match="may not create"):
         largecode.before(Kube(), planned)
+def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path, monkeypatch):
+    planned = replace(plan(tmp_path), code=CodePlace("storage", "file:///shared/big/.code/1.zip"))
+    with serving(Refusing) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+        with pytest.raises(Forbidden, match="may not create"):
+            largecode.before(Kube(), planned)
     assert server.asked == []
 
 
@@ -134,6 +142,9 @@ def test_way_of_large_code_to_the_storage_is_told(tmp_path, caplog):
     planned = plan(tmp_path)
     planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
     with kubernetes(Storing):
+    planned = replace(plan(tmp_path), code=CodePlace("storage", "file:///shared/big/.code/1.zip"))
+    with serving(Storing) as server:
+        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
         largecode.before(Kube(), planned)
     size = f"{len(zipped(planned.package)):,} bytes"
     told = f"the code of big ({size}) goes to /shared/big/.code/1.zip by a pod, which may have to wait for"

@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from raykube import bodies, package, runtime_env
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
@@ -33,17 +31,15 @@ _log = logging.getLogger("raykube")
 
 def before(kube: Kube, plan: Plan) -> None:
     """Put the code where the pods of the plan will look for it, unless the plan itself carries it."""
-    if plan.package is None or len(plan.body) > 1:
+    if plan.package is None or plan.code is None:
         return
     work = plan.body[-1]
-    if not (uri := _working_dir(work)):
-        return
-    if uri.startswith(bodies.HELD):
-        _give(_selected(kube, selected(work)), uri, plan.package)
-    else:
+    if plan.code.way == "cluster":
+        _give(_selected(kube, selected(work)), plan.code.uri, plan.package)
+    elif plan.code.way == "storage":
         with contextlib.suppress(Conflict):  # that is looked at when it is made
             kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind
-        path, data = uri.removeprefix("file://"), package.zipped(plan.package)
+        path, data = plan.code.uri.removeprefix("file://"), package.zipped(plan.package)
         _log.info(_BROUGHT, plan.name, f"{len(data):,}", path)
         storage.write(kube, work, path, data)
 
@@ -71,16 +67,15 @@ def after(kube: Kube, plan: Plan, owner: Object) -> None:
     Raises:
         BackendError: the head did not come up in the job's ``pending_timeout_s``.
     """
-    planned = plan.body[-1].get("spec", {})
-    if planned.get("submissionMode") != "InteractiveMode" or plan.package is None:
+    if plan.package is None or plan.code is None or plan.code.way != "upload":
         return
+    planned = plan.body[-1]["spec"]
     spec = planned | dict(owner["spec"])  # a later attempt's says which it is
     head = _answering(kube, plan.name, float(planned["preRunningDeadlineSeconds"]))
     if head is None or head.details():
         return
-    uri = bodies.held_uri(plan.package)
-    _give(head.api, uri, plan.package)
-    environment = runtime_env.of_rayjob({"spec": spec}) | {"working_dir": uri}
+    _give(head.api, plan.code.uri, plan.package)
+    environment = runtime_env.of_rayjob({"spec": spec}) | {"working_dir": plan.code.uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
     try:
         head.api.submit(body | {"metadata": spec.get("metadata", {})} | _reserved(spec))
@@ -96,14 +91,6 @@ def _reserved(spec: Mapping[str, Any]) -> dict[str, Any]:
         "entrypoint_resources": json.loads(spec.get("entrypointResources") or "{}"),
     }
     return {key: value for key, value in said.items() if value}
-
-
-def _working_dir(work: Mapping[str, Any]) -> str:
-    spec = work["spec"]
-    if "serveConfigV2" in spec:
-        applications = yaml.safe_load(spec["serveConfigV2"])["applications"]
-        return str(applications[0].get("runtime_env", {}).get("working_dir", ""))
-    return str(runtime_env.of_rayjob(work).get("working_dir", ""))
 
 
 def _give(api: RayApi, uri: str, code: Package) -> None:
