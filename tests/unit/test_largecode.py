@@ -103,16 +103,9 @@ class Refusing(Api):
 
 
 def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path):
-    planned = plan(tmp_path)
-    planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
+    planned = replace(plan(tmp_path), code=CodePlace("storage", "file:///shared/big/.code/1.zip"))
     with kubernetes(Refusing) as server, pytest.raises(Forbidden, match="may not create"):
         largecode.before(Kube(), planned)
-def test_large_code_of_what_the_server_refuses_is_not_put_into_the_storage(tmp_path, monkeypatch):
-    planned = replace(plan(tmp_path), code=CodePlace("storage", "file:///shared/big/.code/1.zip"))
-    with serving(Refusing) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
-        with pytest.raises(Forbidden, match="may not create"):
-            largecode.before(Kube(), planned)
     assert server.asked == []
 
 
@@ -139,12 +132,8 @@ class Storing(Api):
 
 def test_way_of_large_code_to_the_storage_is_told(tmp_path, caplog):
     caplog.set_level(logging.INFO, "raykube")
-    planned = plan(tmp_path)
-    planned.body[-1]["spec"]["runtimeEnvYAML"] = "working_dir: file:///shared/big/.code/1.zip"
-    with kubernetes(Storing):
     planned = replace(plan(tmp_path), code=CodePlace("storage", "file:///shared/big/.code/1.zip"))
-    with serving(Storing) as server:
-        monkeypatch.setenv("KUBECONFIG", write_kubeconfig(server, tmp_path / "kubeconfig"))
+    with kubernetes(Storing):
         largecode.before(Kube(), planned)
     size = f"{len(zipped(planned.package)):,} bytes"
     told = f"the code of big ({size}) goes to /shared/big/.code/1.zip by a pod, which may have to wait for"
