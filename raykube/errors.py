@@ -53,7 +53,7 @@ class RaykubeError(Exception):
     def __str__(self) -> str:
         lines = [self.what]
         if self.why:
-            lines.append(f"  why:  {self.why}")
+            lines.append("  why:  " + self.why.replace("\n", "\n        "))
         if self.next_step:
             lines.append(f"  next: {self.next_step}")
         return "\n".join(lines)

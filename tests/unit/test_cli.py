@@ -495,6 +495,11 @@ def test_commands_that_are_told_name_the_place_that_a_file_chose(raykube, code, 
     refused(done, "the name 'a' is taken by another run", f"raykube job delete {told} a")
 
 
+def test_why_of_several_lines_stands_below_its_first():
+    error = BackendError("taken", why="a: 1 there, 2 here\nb: 3 there, 4 here", next_step="choose")
+    assert str(error) == "taken\n  why:  a: 1 there, 2 here\n        b: 3 there, 4 here\n  next: choose"
+
+
 @pytest.mark.parametrize(("words", "namespace"), [((), "of-house"), (("-n", "said"), "said")])
 @pytest.mark.parametrize(
     "command", [("job", "submit", "--cluster", "demo", "--", "python", "hello.py"), ("cluster", "status", "demo")]

@@ -54,7 +54,7 @@ def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
     if different := list(differences(known, _completed(kube, body)))[:20]:
         raise Conflict(
             f"the name {name!r} is taken by another cluster",
-            why="\n        ".join(different),
+            why="\n".join(different),
             next_step=f"choose another name, or: raykube cluster delete {name}",
         )
 

@@ -179,7 +179,7 @@ def _not_started(*, adopts: bool) -> BackendError:
     words = [line for name in names for line in _tail(head.home() / name, 5)]
     return BackendError(
         f"{what} did not start",
-        why="\n        ".join(words) or f"no answer within {START_TIMEOUT_S:g} s",
+        why="\n".join(words) or f"no answer within {START_TIMEOUT_S:g} s",
         next_step=f"read {head.home() / names[0]}; raykube doctor",
     )
 
