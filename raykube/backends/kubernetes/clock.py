@@ -7,6 +7,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from raykube.backends.kubernetes.refusals import is_passed_on
+
 #: Two clocks that differ by less are taken for the same: answers tell theirs in whole seconds, and take time.
 _SAME_CLOCK_S = 2.0
 
@@ -29,6 +31,6 @@ class Clock:
     def compare(self, response: httpx.Response) -> None:
         """Take the time from an answer."""
         date = response.headers.get("date")
-        if date and "/proxy/" not in response.request.url.path:  # there a pod tells its own
+        if date and not is_passed_on(response.request.url.path):  # there a pod tells its own
             ahead = clock_of(date) - time.time()
             self._ahead = ahead if abs(ahead) > _SAME_CLOCK_S else 0.0

@@ -21,7 +21,7 @@ import httpx
 
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
-from raykube.backends.kubernetes.refusals import Gone, no_api_server, refusal
+from raykube.backends.kubernetes.refusals import Gone, is_passed_on, no_api_server, refusal
 from raykube.backends.transport import listening, shown
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 from raykube.names import is_namespace, is_object_name
@@ -212,7 +212,7 @@ class Kube:
         for wait_s in (*_BUSY_S, None):
             with listening(self._silence):
                 response = self.http.request(method, path, **options)
-            if wait_s is None or response.status_code != httpx.codes.TOO_MANY_REQUESTS or "/proxy/" in path:
+            if wait_s is None or response.status_code != httpx.codes.TOO_MANY_REQUESTS or is_passed_on(path):
                 break
             time.sleep(wait_s)  # it has done nothing yet
         if response.is_error:

@@ -32,7 +32,7 @@ _REQUIRED = ("command", "apiVersion")
 _SEE = "see: kubectl config get-contexts"
 #: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
 _TOLD = (
-    *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.FILES[0]}-data"),
+    *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.AUTHORITY}-data"),
     *("proxy-url", "disable-compression"),
 )
 _MODES = ("Never", "IfAvailable", "Always")
@@ -40,7 +40,7 @@ _MODES = ("Never", "IfAvailable", "Always")
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 #: What is read from a file or from the text itself: its key, and lightkube's.
 _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
-    Cluster: {"certificate-authority": "certificate_auth"},
+    Cluster: {kubefiles.AUTHORITY: "certificate_auth"},
     User: {"client-certificate": "client_cert", "client-key": "client_key"},
 }
 
@@ -155,9 +155,9 @@ def _manner(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> Manner:
     if not plugin.get("provideClusterInfo"):
         return Manner(mode)
     told = {key: cluster[key] for key in _TOLD if cluster.get(key)}
-    if (authority := cluster.get(kubefiles.FILES[0])) and f"{kubefiles.FILES[0]}-data" not in told:
+    if (authority := cluster.get(kubefiles.AUTHORITY)) and f"{kubefiles.AUTHORITY}-data" not in told:
         with contextlib.suppress(OSError):  # which client() tells
-            told[f"{kubefiles.FILES[0]}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
+            told[f"{kubefiles.AUTHORITY}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
     for each in cluster.get("extensions") or ():
         if each.get("name") == "client.authentication.k8s.io/exec" and "extension" in each:
             told["config"] = each["extension"]

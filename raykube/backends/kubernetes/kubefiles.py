@@ -13,7 +13,9 @@ import yaml
 from raykube import shapes, wire
 from raykube.errors import ConfigError, Problem
 
-FILES = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+AUTHORITY = "certificate-authority"
+_USER_FILES = ("client-certificate", "client-key", "tokenFile")
+_FILES = (AUTHORITY, *_USER_FILES)
 #: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
 _QUOTED = re.compile(r"'(?!<).{2,}'")
 _LISTS = {"clusters": "cluster", "contexts": "context", "users": "user"}
@@ -22,8 +24,8 @@ _EXEC: Mapping[str, Any] = {
     "args": [""],
     "env": [{"name": "", "value": ""}],
 }
-_CLUSTER_TEXTS = ("server", "proxy-url", "tls-server-name", FILES[0], f"{FILES[0]}-data")
-_USER_TEXTS = (*FILES[1:], "token", "username", "password", "client-certificate-data", "client-key-data")
+_CLUSTER_TEXTS = ("server", "proxy-url", "tls-server-name", AUTHORITY, f"{AUTHORITY}-data")
+_USER_TEXTS = (*_USER_FILES, "token", "username", "password", "client-certificate-data", "client-key-data")
 _CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(_CLUSTER_TEXTS, "")}
 _ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}  # and each of these a list
 _SHAPE = {
@@ -105,10 +107,10 @@ def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]
     """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
     # What stands there itself comes before a file, and nothing is what is not there.
     said = {key: value for key, value in (entry[kind] or {}).items() if value is not None}
-    inner = {key: value for key, value in said.items() if not (key in FILES and said.get(f"{key}-data"))}
+    inner = {key: value for key, value in said.items() if not (key in _FILES and said.get(f"{key}-data"))}
     # A context that was only begun hurts nobody who chooses another.
     inner = ({"cluster": ""} if kind == "context" else {}) | inner
-    inner |= {key: str(path.parent / inner[key]) for key in FILES if inner.get(key)}
+    inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
     if os.sep in (command := inner.get("exec", {}).get("command") or ""):  # else it is looked for on PATH
         inner["exec"] = {**inner["exec"], "command": str(path.parent / command)}
     return {"name": entry["name"], kind: inner}

@@ -39,10 +39,15 @@ class Denied(ManifestError):
     """A webhook of the cluster has refused what was sent, by rules that are the cluster's own."""
 
 
+def is_passed_on(path: str) -> bool:
+    """Whether the API server passes on what is sent to a path: then a pod answers."""
+    return "/proxy/" in path
+
+
 def no_api_server(server: str, response: httpx.Response) -> Unreachable:
     """Return what an answer without a JSON object means; one of a pod's proxy comes by way of a true API server."""
     path, words = response.request.url.path, " ".join(_TAGS.sub(" ", response.text).split())[:200]
-    if "/proxy/" in path:
+    if is_passed_on(path):
         return Unreachable(f"what the API server passed on from {path} is no JSON object", why=words)
     # Not its query: it may hold what a login is about.
     whither = f" to {response.headers.get('location', '').partition('?')[0]}" if response.is_redirect else ""
@@ -64,14 +69,14 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
         kind = Gone if _TOO_NEW in words else Unreachable
         return kind(f"no answer by way of the API server to {method} {path}", why=words)
     # What it has passed on is an answer of a pod, which says it in words of its own.
-    if code in _UNABLE and ("/proxy/" not in path or status.get("kind") == "Status"):
+    if code in _UNABLE and (not is_passed_on(path) or status.get("kind") == "Status"):
         return Unable(f"the API server cannot do {method} {path} now", why=words, next_step="try it again later")
     if code == httpx.codes.NOT_FOUND and " " not in named:
         return _unnamed(method, path, words)
     known = _REFUSALS.get(code)
     if known:
         return known(named, words)
-    return _passed_on(method, path, words) if "/proxy/" in path else _refused(method, path, words)
+    return _passed_on(method, path, words) if is_passed_on(path) else _refused(method, path, words)
 
 
 def _status(response: httpx.Response) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def _not_found(named: str, words: str) -> BackendError:
 
 def _unnamed(method: str, path: str, words: str) -> BackendError:
     """Return what a 404 without an object's name means: a pod's own answer, or that the server lacks the kind."""
-    if "/proxy/" in path:
+    if is_passed_on(path):
         return _passed_on(method, path, words)
     if "/ray.io/" in path:
         what = "KubeRay's definitions are not installed"
