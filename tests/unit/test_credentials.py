@@ -13,8 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from raykube.backends.kuberay import forward
-from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes import kubeconfig, tunnel
 from raykube.backends.kubernetes.credentials import NoCredential
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.doctor import server
@@ -210,7 +209,7 @@ def test_proxy_reached_by_tls_carries_requests_and_no_port(context, authority, m
         assert who(config) == ["t", ""]
         with kubeconfig.client(config, TIMEOUT) as client, client.stream("GET", "/") as response:
             with pytest.raises(BackendError, match="itself reached by https"):
-                forward._check_socket(response)
+                tunnel._check_socket(response)
             response.read()
 
 

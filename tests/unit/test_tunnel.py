@@ -80,7 +80,7 @@ class Carried:
         self.thread.start()
 
     def run(self):
-        with self.caller:
+        with self.caller.socket:
             try:
                 carry(self.caller, Tunnel(self.kubelet.stream), self.wake)
             except Unreachable as error:
@@ -179,7 +179,8 @@ def test_caller_who_may_have_been_heard_is_not_sent_again(carried):
 def test_caller_who_said_more_than_is_kept_is_not_sent_again(monkeypatch):
     monkeypatch.setattr(tunnel, "_REPLAYED", 8)
     client, theirs = socket.socketpair()
-    with client, Caller(theirs) as caller:
+    caller = Caller(theirs)
+    with client, theirs:
         client.sendall(b"question")
         assert (caller.receive(), caller.again(), caller.is_fresh) == (b"question", b"question", True)
         client.sendall(b"?")

@@ -6,25 +6,19 @@ was replaced, or an API server that was restarted, ends the connections that wer
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import logging
-import os
 import select
 import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-
-import httpx
 
 from raykube import manifests
 from raykube.backends.kuberay.observed import NODE_TYPE, head_pod
-from raykube.backends.kubernetes.fields import is_leaving, status_of
+from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry
+from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry, opened
 from raykube.backends.kubernetes.watching import Refusals
 from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
@@ -34,8 +28,6 @@ PATIENCE_S = 60.0
 _PAUSE_S = 0.3
 #: For so long the end of a forward waits for those of its connections.
 _END_S = 1.0
-_TIMEOUT = httpx.Timeout(10, connect=5)
-_PROTOCOL = "v4.channel.k8s.io"
 _HOST = "127.0.0.1"
 
 _log = logging.getLogger(__name__)
@@ -116,7 +108,7 @@ class Forward:
             thread.start()
         except RuntimeError as error:
             self._tell(f"a connection was ended: {error}")
-            with caller:
+            with caller.socket:
                 caller.reset()
             self._stop.wait(_PAUSE_S)
             return []
@@ -125,7 +117,7 @@ class Forward:
     def _serve(self, caller: Caller) -> None:
         """Carry one connection. As long as nobody got anything of it, it is tried again."""
         deadline = time.monotonic() + PATIENCE_S
-        with caller:
+        with caller.socket:
             while error := self._tried(caller):
                 waits = (
                     self._may_pass(error)
@@ -152,29 +144,15 @@ class Forward:
 
     def _tried(self, caller: Caller) -> BackendError | None:
         try:
-            with self._opened() as tunnel:
-                carry(caller, tunnel, self._wake)
+            pod = self._head()
+            port = manifests.port(pod["spec"]["containers"][0], self._remote)
+            with opened(self._kube, name_of(pod), port, self._stop) as stream:
+                self._refusals.end()
+                carry(caller, Tunnel(stream), self._wake)
         except BackendError as error:
             return error
         self._told = ""
         return None
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Tunnel]:
-        pod = self._head()
-        path = f"/api/v1/namespaces/{self._kube.namespace}/pods/{pod['metadata']['name']}/portforward"
-        port = manifests.port(pod["spec"]["containers"][0], self._remote)
-        options = {"params": {"ports": port}, "headers": _handshake(), "timeout": _TIMEOUT}
-        with self._kube.stream(path, self._stop, **options) as response:
-            if response.status_code != httpx.codes.SWITCHING_PROTOCOLS:
-                raise BackendError(
-                    f"the API server opened no WebSocket to {pod['metadata']['name']}",
-                    why=f"HTTP {response.status_code}",
-                    next_step="a proxy before the API server must let WebSockets through",
-                )
-            _check_socket(response)
-            self._refusals.end()
-            yield Tunnel(response.extensions["network_stream"])
 
     def _head(self) -> Object:
         """Return the head's pod as it is now: a head that was replaced has another name."""
@@ -223,23 +201,3 @@ def _wait_readable(*sockets: socket.socket) -> None:
     for each in sockets:
         poll.register(each, select.POLLIN)
     poll.poll()
-
-
-def _handshake() -> dict[str, str]:
-    return {
-        "connection": "upgrade",
-        "upgrade": "websocket",
-        "sec-websocket-version": "13",
-        "sec-websocket-key": base64.b64encode(os.urandom(16)).decode(),
-        "sec-websocket-protocol": _PROTOCOL,
-    }
-
-
-def _check_socket(response: httpx.Response) -> None:
-    """Refuse TLS inside TLS: what its socket carries is not what was sent."""
-    if isinstance(response.extensions["network_stream"].get_extra_info("ssl_object"), ssl.SSLObject):
-        raise BackendError(
-            "a port cannot be carried through a proxy that is itself reached by https",
-            why="TLS to the API server would be inside TLS to the proxy",
-            next_step="name the proxy by http:// or socks5://: what it passes on is TLS all the same",
-        )

@@ -9,23 +9,29 @@ connection at once.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import os
 import select
 import socket
 import ssl
 import struct
 import time
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import httpcore
+import httpx
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
-from raykube.errors import Unreachable
+from raykube.backends.kubernetes.kubeapi import Kube, Stop
+from raykube.errors import BackendError, Unreachable
 
+_PROTOCOL = "v4.channel.k8s.io"
+_TIMEOUT = httpx.Timeout(10, connect=5)
 _CHUNK = 64 * 1024
 _BUFFERED = 256 * 1024
 _REPLAYED = 1024 * 1024
@@ -40,6 +46,45 @@ _ORDERLY = (CloseReason.NORMAL_CLOSURE, CloseReason.NO_STATUS_RCVD)
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: In the words of containerd and CRI-O, when nobody listened and so nothing was received.
 _NOBODY = ("failed to connect", "refused", "not found", "not running")
+
+
+@contextlib.contextmanager
+def opened(kube: Kube, pod: str, port: int, stop: Stop) -> Iterator[Any]:
+    """Open the stream at the other end of which a port of a pod is, for a :class:`Tunnel`.
+
+    Raises:
+        BackendError: the API server opens none, or what it opens can carry nothing.
+    """
+    path = f"/api/v1/namespaces/{kube.namespace}/pods/{pod}/portforward"
+    with kube.stream(path, stop, params={"ports": port}, headers=_handshake(), timeout=_TIMEOUT) as response:
+        if response.status_code != httpx.codes.SWITCHING_PROTOCOLS:
+            raise BackendError(
+                f"the API server opened no WebSocket to {pod}",
+                why=f"HTTP {response.status_code}",
+                next_step="a proxy before the API server must let WebSockets through",
+            )
+        _check_socket(response)
+        yield response.extensions["network_stream"]
+
+
+def _handshake() -> dict[str, str]:
+    return {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": base64.b64encode(os.urandom(16)).decode(),
+        "sec-websocket-protocol": _PROTOCOL,
+    }
+
+
+def _check_socket(response: httpx.Response) -> None:
+    """Refuse TLS inside TLS: what its socket carries is not what was sent."""
+    if isinstance(response.extensions["network_stream"].get_extra_info("ssl_object"), ssl.SSLObject):
+        raise BackendError(
+            "a port cannot be carried through a proxy that is itself reached by https",
+            why="TLS to the API server would be inside TLS to the proxy",
+            next_step="name the proxy by http:// or socks5://: what it passes on is TLS all the same",
+        )
 
 
 class Caller:
@@ -58,14 +103,6 @@ class Caller:
         self.is_gone = False
         self.is_fresh = True
         self._sent = bytearray()
-
-    def __enter__(self) -> Caller:  # noqa: PYI034 - typing has no Self before Python 3.11
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.socket.close()
 
     def again(self) -> bytes:
         """Return what was sent to a far end that did not get it."""
