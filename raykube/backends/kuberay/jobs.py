@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import differences, runtime_env, wire
-from raykube.backends.kuberay import largecode, objects, rayjobs
+from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import annotations_of, is_leaving, labels_of, name_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import annotations_of, is_leaving, labels_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 from raykube.yamltext import as_yaml
@@ -141,27 +141,12 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
 
 def _hold_back(look: Look) -> None:
     annotations = {rayjobs.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    if _taken_off(look):
+    if kueue.take_off(look.kube, look.job):
         look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return
     # What keeps its cluster KubeRay does not suspend: it takes the whole RayJob for invalid, for good.
     spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
     look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
-
-
-def _taken_off(look: Look) -> bool:
-    """Take a run off Kueue's queue, if it is on one: it is Kueue that suspends it, and that starts it again."""
-    try:
-        workload = look.workload()
-        if workload:
-            look.kube.patch("Workload", name_of(workload), {"spec": {"active": False}})
-    except (Forbidden, NotFound, ManifestError) as error:
-        raise BackendError(
-            f"run {look.name} could not be taken off Kueue's queue, and starts when its turn comes",
-            why=error.why or str(error),
-            next_step=f"try it again in a moment, or: raykube job delete {look.name}",
-        ) from error
-    return workload is not None
 
 
 def remove(kube: Kube, job: Object) -> None:

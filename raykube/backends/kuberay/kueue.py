@@ -1,4 +1,4 @@
-"""Where a run stands in Kueue's queue, which no object says: Kueue answers it on an API of its own."""
+"""What Kueue has made of a run, and where that stands in its queue, which Kueue answers on an API of its own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,59 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raykube.backends.kubernetes.fields import name_of, spec_of
+from raykube.backends.kubernetes.fields import Object, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import BackendError
+from raykube.backends.kubernetes.refusals import UnknownKind
+from raykube.bodies import QUEUE_LABEL
+from raykube.errors import BackendError, Forbidden, ManifestError, NotFound
 
+_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _VISIBILITY = "apis/visibility.kueue.x-k8s.io/v1beta2"
 #: There is no watch on a place in a queue.
 _EVERY_S = 5.0
 _TIMEOUT_S = 2.0
+
+
+def selectors(job: Object) -> dict[str, str]:
+    """Return what finds the Workload of a RayJob; nothing for one that is in no queue."""
+    in_queue = QUEUE_LABEL in labels_of(job)
+    return {"labelSelector": f"{_JOB_UID_LABEL}={job['metadata']['uid']}"} if in_queue else {}
+
+
+def take_off(kube: Kube, job: Object) -> bool:
+    """Take a run off its queue, if it is on one: it is Kueue that suspends it, and that starts it again.
+
+    Raises:
+        BackendError: it is on one, and this user may not take it off, or there is no Workload of it yet.
+    """
+    try:
+        if found := _workload(kube, job):
+            kube.patch("Workload", name_of(found), {"spec": {"active": False}})
+    except (Forbidden, NotFound, ManifestError) as error:
+        raise BackendError(
+            f"run {name_of(job)} could not be taken off Kueue's queue, and starts when its turn comes",
+            why=error.why or str(error),
+            next_step=f"try it again in a moment, or: raykube job delete {name_of(job)}",
+        ) from error
+    return found is not None
+
+
+def _workload(kube: Kube, job: Object) -> Object | None:
+    """Return what Kueue has made of a run; None where that is in no queue, or there is no Kueue.
+
+    Raises:
+        NotFound: there is none, or not yet.
+        Forbidden: this user may not see it.
+    """
+    if not (which := selectors(job)):
+        return None
+    try:
+        found = kube.listed("Workload", **which)
+    except UnknownKind:
+        return None
+    if not found:
+        raise NotFound(f"Kueue has made no Workload of run {name_of(job)}", next_step="ask again in a moment")
+    return found[0]
 
 
 class Place:

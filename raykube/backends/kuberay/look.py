@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import Status, endings
-from raykube.backends.kuberay import objects, rayhead, rayjobs, runstates
-from raykube.backends.kuberay.kueue import Place
+from raykube.backends.kuberay import kueue, objects, rayhead, rayjobs, runstates
 from raykube.backends.kuberay.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.rayhead import RayHead
@@ -18,11 +17,10 @@ from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Later, Watching
-from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
+from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
 _TAIL_LINES = 40  # some of them are Ray's own
-_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
 
 _Told = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -39,7 +37,7 @@ class Look:
         self._head: RayHead | None = None
         self._head_of = ("", "")
         self._later = Later()
-        self._place = Place(kube)
+        self._place = kueue.Place(kube)
 
     def head(self) -> RayHead | None:
         """Return the head that the run is on; None when there is none to ask."""
@@ -60,24 +58,6 @@ class Look:
         if head is None:
             raise NotFound(f"{self.name} has no head")
         return head, head.api.job(head.submission_id).get("driver_node_id") or ""
-
-    def workload(self) -> Object | None:
-        """Return what Kueue has made of the run; None when it is none of its, as where there is no Kueue.
-
-        Raises:
-            Forbidden: this user may not see it.
-            NotFound: there is none, or not yet.
-        """
-        which = _selectors(self.job).get("workload")
-        if which is None:
-            return None
-        try:
-            found = self.kube.listed(which[0], **which[1])
-        except UnknownKind:
-            return None
-        if not found:
-            raise NotFound(f"Kueue has made no Workload of run {self.name}", next_step="ask again in a moment")
-        return found[0]
 
     def status(self) -> Status:
         """Return the status now."""
@@ -193,7 +173,6 @@ def _asked(head: RayHead | None, name: str) -> _Told:
 def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     """Return what else to look at for a RayJob, and how it is found."""
     selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
-    metadata = job["metadata"]
     if cluster := rayjobs.cluster_name(job):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
         selectors["pods"] = ("Pod", {"labelSelector": f"{CLUSTER_LABEL}={cluster}"})
@@ -201,9 +180,9 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})
     if (spec_of(job).get("submissionMode") or "K8sJobMode") == "K8sJobMode":
-        selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={metadata['name']}"})
-    if QUEUE_LABEL in (metadata.get("labels") or {}):
-        selectors["workload"] = ("Workload", {"labelSelector": f"{_JOB_UID_LABEL}={metadata['uid']}"})
+        selectors["submitter"] = ("Pod", {"labelSelector": f"{_JOB_LABEL}={name_of(job)}"})
+    if queued := kueue.selectors(job):
+        selectors["workload"] = ("Workload", queued)
     return selectors
 
 

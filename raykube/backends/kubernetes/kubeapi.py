@@ -7,7 +7,6 @@ field validation nor a place for fields that a newer server knows.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import socket
@@ -28,14 +27,14 @@ from raykube.names import is_namespace, is_object_name
 
 Object = dict[str, Any]
 
-_KUEUE = "kueue.x-k8s.io"
-#: Before 0.15 Kueue has only the second; what is asked of it here is the same in both.
-_KUEUE_VERSIONS = ("v1beta2", "v1beta1")
+_KUEUE = "apis/kueue.x-k8s.io"
+#: The versions of a group that are known here, the newest first; what is asked is the same in all.
+_VERSIONS = {_KUEUE: ("v1beta2", "v1beta1")}  # before 0.15 Kueue has only the second
 _PATHS = {
     "RayJob": ("apis/ray.io/v1", "rayjobs"),
     "RayCluster": ("apis/ray.io/v1", "rayclusters"),
     "RayService": ("apis/ray.io/v1", "rayservices"),
-    "Workload": (f"apis/{_KUEUE}", "workloads"),  # and its version
+    "Workload": (_KUEUE, "workloads"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
@@ -76,6 +75,7 @@ class Kube:
         #: The time by the server's clock, in Unix seconds.
         self.now = self._clock.now
         self._clients = {os.getpid(): self._client()}
+        self._versions: dict[str, str] = {}
 
     @property
     def http(self) -> httpx.Client:
@@ -219,13 +219,14 @@ class Kube:
             raise refusal(method, path, response)
         return response
 
-    @functools.cached_property
-    def _kueue(self) -> str:
-        """The newest version of Kueue's objects that both speak. Raises UnknownKind where there is no Kueue."""
-        served: set[str] = set()
-        with contextlib.suppress(Forbidden):  # who may not ask takes the newest
-            served = {each["version"] for each in self.json("GET", f"/apis/{_KUEUE}").get("versions") or ()}
-        return next((each for each in _KUEUE_VERSIONS if each in served), _KUEUE_VERSIONS[0])
+    def _version(self, group: str) -> str:
+        """Return the newest version of a group that both speak. Raises UnknownKind where the server lacks it."""
+        if group not in self._versions:
+            served: set[str] = set()
+            with contextlib.suppress(Forbidden):  # who may not ask takes the newest
+                served = {each["version"] for each in self.json("GET", f"/{group}").get("versions") or ()}
+            self._versions[group] = next((each for each in _VERSIONS[group] if each in served), _VERSIONS[group][0])
+        return self._versions[group]
 
     def _one(self, kind: str, name: str) -> str:
         if not name:
@@ -237,7 +238,7 @@ class Kube:
 
     def _path(self, kind: str) -> str:
         group, plural = _PATHS[kind]
-        group = f"{group}/{self._kueue}" if kind == "Workload" else group
+        group = f"{group}/{self._version(group)}" if group in _VERSIONS else group
         return f"/{group}/namespaces/{self.namespace}/{plural}"
 
     def _silence(self, words: str) -> Unreachable:
