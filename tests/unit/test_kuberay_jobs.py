@@ -11,7 +11,7 @@ import pytest
 
 import raykube as rk
 from raykube import plans
-from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, servelook, services
+from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, servecode, servelook, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -347,7 +347,7 @@ def test_config_map_of_somebody_elses_own_is_left_alone(kept, plan):
         jobs.start(Kube(), plan)
     service = keep({"kind": "RayService", "metadata": {"name": "digits"}, "spec": {}})
     with pytest.raises(Conflict, match="is taken"):
-        services._carry(Kube(), plan.body[0], service)
+        servecode.carry(Kube(), plan.body[0], service)
     assert kept[f"{CONFIG_MAPS}/digits-code"] == theirs
 
 
@@ -517,7 +517,7 @@ def test_code_in_use_goes_only_for_a_service_that_the_server_takes(api, service,
     (tmp_path / "served" / "hello.py").write_text("app = 2\n")
     work = rk.Service(name="hello", apps=(rk.App(import_path="hello:app"),), working_dir=tmp_path / "served")
     new, before = rk.plan(work, "cpu-small"), copy.deepcopy(api.kept[f"{CONFIG_MAPS}/hello-code"])
-    monkeypatch.setattr(services, "CONFIG_MAP_LIMIT", services._size(new.body[0]["binaryData"].values()))
+    monkeypatch.setattr(servecode, "CONFIG_MAP_LIMIT", servecode._size(new.body[0]["binaryData"].values()))
     api.denies.add(SERVICE)
     with pytest.raises(ManifestError, match="webhook policy"):
         services.deploy(Kube(), new)
@@ -610,7 +610,7 @@ def test_code_of_a_service_outlives_what_somebody_else_deploys_at_the_same_time(
     path = f"{CONFIG_MAPS}/hello-code"
 
     def bring():
-        services._carry(Kube(), theirs.body[0], kept[SERVICE])
+        servecode.carry(Kube(), theirs.body[0], kept[SERVICE])
 
     api.before_patch[SERVICE] = bring
     services.deploy(Kube(), mine)

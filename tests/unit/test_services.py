@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raykube import plans
-from raykube.backends.kuberay import servelook, servestates, services
+from raykube.backends.kuberay import objects, servecode, servelook, servestates, services
 from raykube.backends.kuberay.clustercauses import UNSEEN_S
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes import watching
@@ -321,7 +321,7 @@ def merged(known, change):
 def test_patch_of_a_spec_leaves_just_what_is_wanted():
     known = {"a": 1, "gone": {"x": 1}, "deep": {"kept": 1, "gone": 2, "list": [1, {"a": 1}]}}
     wanted = {"a": 2, "deep": {"kept": 1, "list": [{"b": 1}], "new": {"y": [1]}}}
-    assert merged(known, services.replacement(known, wanted)) == wanted
+    assert merged(known, objects.replacement(known, wanted)) == wanted
 
 
 def config_map(**sizes):
@@ -339,27 +339,27 @@ def serving(file, **status):
 
 def test_config_map_keeps_the_code_in_use_next_to_the_new():
     known, new = config_map(older=10, used=10), config_map(new=10)
-    change = services.kept(known, new, serving("used.zip"))
+    change = servecode.kept(known, new, serving("used.zip"))
     assert change == {"older.zip": None, **new["binaryData"]}
 
 
 def test_config_map_keeps_all_code_while_a_new_cluster_starts_if_it_finds_room():
     two = {f"{which}ServiceStatus": {"rayClusterName": which} for which in ("active", "pending")}
     large, new = 500 * 1024, config_map(new=10)
-    change = services.kept(config_map(older=large, used=10), new, serving("used.zip", **two))
+    change = servecode.kept(config_map(older=large, used=10), new, serving("used.zip", **two))
     assert change == new["binaryData"]
-    change = services.kept(config_map(older=large, used=10), config_map(new=large), serving("used.zip", **two))
+    change = servecode.kept(config_map(older=large, used=10), config_map(new=large), serving("used.zip", **two))
     assert change.keys() == {"older.zip", "new.zip"}
 
 
 def test_config_map_keeps_all_code_until_kuberay_has_seen_whether_there_is_to_be_a_new_cluster():
     service = serving("used.zip", observedGeneration=1)
     service["metadata"]["generation"] = 2
-    assert "older.zip" not in services.kept(config_map(older=10, used=10), config_map(new=10), service)
+    assert "older.zip" not in servecode.kept(config_map(older=10, used=10), config_map(new=10), service)
 
 
 def test_config_map_drops_the_code_in_use_when_both_find_no_room():
-    change = services.kept(config_map(used=700 * 1024), config_map(new=700 * 1024), serving("used.zip"))
+    change = servecode.kept(config_map(used=700 * 1024), config_map(new=700 * 1024), serving("used.zip"))
     assert change["used.zip"] is None
 
 

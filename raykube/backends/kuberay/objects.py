@@ -11,7 +11,7 @@ from typing import Any
 
 from raykube import differences, plans
 from raykube.backends.kuberay.rayjobs import selected
-from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of
+from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError, Unreachable
@@ -162,6 +162,20 @@ def _taken(known: Mapping[str, Any], why: str) -> Conflict:
     what = f"{known['kind']} {known['metadata']['name']}"
     step = f"choose another name, or look whether it is in use: kubectl describe {what.lower()}"
     return Conflict(f"the name of {what} is taken", why=why, next_step=step)
+
+
+def difference(known: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the patch that makes `known` say what `wanted` says; what only the server or others added to it stays."""
+    metadata = {key: wanted["metadata"][key] for key in ("labels", "annotations") if key in wanted["metadata"]}
+    return {"metadata": metadata, "spec": replacement(spec_of(known), wanted["spec"])}
+
+
+def replacement(known: Any, wanted: Any) -> Any:
+    """Return the merge patch that leaves of `known` just `wanted`."""
+    if not isinstance(known, Mapping) or not isinstance(wanted, Mapping):
+        return wanted
+    gone = {key: None for key in known if key not in wanted}
+    return gone | {key: replacement(known.get(key), value) for key, value in wanted.items()}
 
 
 def delete(kube: Kube, thing: Object) -> None:

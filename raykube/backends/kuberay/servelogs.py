@@ -44,7 +44,7 @@ def _files(kube: Kube, service: Object) -> list[LogFile]:
     if head is None:
         return []
     kinds = ("controller_build", "replica")
-    patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.wanted(service)]
+    patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.apps_of(service)]
     nodes = head.api.nodes()
     found = {
         LogFile(head.cluster, node, path, head.api): None

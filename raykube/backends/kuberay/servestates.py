@@ -110,7 +110,7 @@ def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any
     found = _copied(service) if serve is None else serve
     return {
         name: dict(found[name]) if name in found and serveapps.is_of(found[name], config) else {"status": "NOT_STARTED"}
-        for name, config in wanted(service).items()
+        for name, config in apps_of(service).items()
     }
 
 
@@ -126,7 +126,7 @@ def has_begun(app: Mapping[str, Any]) -> bool:
     return busy or app["status"] not in ("NOT_STARTED", "DEPLOYING")
 
 
-def wanted(service: Object) -> dict[str, dict[str, Any]]:
+def apps_of(service: Object) -> dict[str, dict[str, Any]]:
     """Return the configurations of a service's applications by name; none where they cannot be read."""
     try:
         config = yaml.safe_load(spec_of(service).get("serveConfigV2") or "") or {}
@@ -140,7 +140,7 @@ def url_of(service: Object) -> str:
     spec, metadata = spec_of(service), service["metadata"]
     named = ((spec.get("serveService") or {}).get("metadata") or {}).get("name")
     host = named or f"{metadata['name']}-serve-svc"
-    route = next((app.get("route_prefix") for app in wanted(service).values()), None) or "/"
+    route = next((app.get("route_prefix") for app in apps_of(service).values()), None) or "/"
     return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route}"
 
 

@@ -9,36 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import yaml
 
 from raykube.backends import serveapps
-from raykube.backends.kuberay import diagnosis, largecode, objects, servelook, servestates
+from raykube.backends.kuberay import diagnosis, largecode, objects, servecode, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.bodies import CLUSTER_LABEL, CONFIG_MAP_LIMIT
-from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, Unreachable
 from raykube.plans import Plan
 from raykube.sameness import PLAN_LABEL
 from raykube.yamltext import as_yaml
 
-_CODE_ANNOTATION = "raykube.io/code"
 _SCALES = "enableInTreeAutoscaling"
 _COUNTS = ("replicas", "minReplicas", "maxReplicas", "scaleStrategy")
 #: Of a pod: KubeRay leaves them out of the hash by which it tells one cluster from another.
 _NOT_HASHED = ("tolerations", "schedulingGates")
 _SERVE_S = 0.3
-#: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
-_SYNCED_S = 100.0
 #: So long Serve takes, at most, to begin with a change.
 _BEGUN_S = 15.0
 _TRIES = 5
-
-_log = logging.getLogger("raykube")
 
 
 def deploy(kube: Kube, plan: Plan) -> None:
@@ -50,13 +43,14 @@ def deploy(kube: Kube, plan: Plan) -> None:
         Conflict: a run or a cluster has that name, or a RayService that raykube did not make.
         ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing new is left of it.
     """
-    *code, wanted = plan.body
+    *parts, wanted = plan.body
+    code = parts[0] if parts else None
     objects.check_free(kube, wanted)
     largecode.before(kube, plan)
     for _ in range(_TRIES):
         if owner := objects.created(kube, wanted):
             with objects.needed_by(kube, owner, is_new=True):
-                _carry_all(kube, code, owner)
+                servecode.carry(kube, code, owner)
             return
         known = kube.find("RayService", plan.name)
         if known and not is_leaving(known):
@@ -91,10 +85,10 @@ def _never_came_up(service: Object) -> bool:
     return servestates.has_timed_out(service) or refused
 
 
-def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mapping[str, Any]) -> None:
+def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
     is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
-    _carry_all(kube, code, known, wanted if is_other else None)
+    servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
     changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
     # Even where nothing is new: whoever deployed it last may have been interrupted before this.
@@ -102,15 +96,15 @@ def _change(kube: Kube, known: Object, code: list[dict[str, Any]], wanted: Mappi
     if undone and not is_other:
         _try_again(kube, known, undone)
     if code and (undone or is_other):
-        _arrive(kube, name_of(known), next(iter(code[0]["binaryData"])))
+        _arrive(kube, name_of(known), servecode.file_of(code))
 
 
-def _changed(kube: Kube, code: list[dict[str, Any]], known: Object, wanted: Mapping[str, Any]) -> Object:
+def _changed(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Mapping[str, Any]) -> Object:
     """Make a service say what is wanted, and return what it says then: somebody else may have been faster."""
-    kube.patch("RayService", name_of(known), _difference(known, wanted))
+    kube.patch("RayService", name_of(known), objects.difference(known, wanted))
     found = objects.found(kube, "RayService", name_of(known))
     # Who deployed something else at the same time has dropped the code that the service did not name yet.
-    _carry_all(kube, code, found)
+    servecode.carry(kube, code, found)
     return found
 
 
@@ -123,89 +117,13 @@ def _check_ours(known: Object) -> None:
         )
 
 
-def _difference(known: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the patch that makes `known` say what `wanted` says; what only the server or others added to it stays."""
-    metadata = {key: wanted["metadata"][key] for key in ("labels", "annotations") if key in wanted["metadata"]}
-    return {"metadata": metadata, "spec": replacement(spec_of(known), wanted["spec"])}
-
-
-def replacement(known: Any, wanted: Any) -> Any:
-    """Return the merge patch that leaves of `known` just `wanted`."""
-    if not isinstance(known, Mapping) or not isinstance(wanted, Mapping):
-        return wanted
-    gone = {key: None for key in known if key not in wanted}
-    return gone | {key: replacement(known.get(key), value) for key, value in wanted.items()}
-
-
-def _carry_all(
-    kube: Kube, code: list[dict[str, Any]], service: Object, wanted: Mapping[str, Any] | None = None
-) -> None:
-    """Put the code where the service's pods have it mounted: next to what is in use, if both find room.
-
-    If they do not, the server first says whether it takes the service that is `wanted` next: were that refused
-    afterwards, the service would go on with code that is gone.
-    """
-    for part in code:
-        _carry(kube, part, service, wanted)
-
-
-def _carry(kube: Kube, part: dict[str, Any], service: Object, wanted: Mapping[str, Any] | None = None) -> None:
-    file = next(iter(part["binaryData"]))
-    known = objects.claim(kube, part, service)
-    if file not in (there := known.get("binaryData") or {}):
-        change = kept(known, part, service)
-        if wanted and any(change.get(each, "") is None for each in _in_use(there, service)):
-            kube.patch("RayService", name_of(service), _difference(service, wanted), dry_run=True)
-        kube.patch("ConfigMap", name_of(part), {"binaryData": change})
-        _hasten(kube, service, file)
-
-
-def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
-    """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
-    there: dict[str, str] = known.get("binaryData") or {}
-    choices = (_in_use(there, service), _named(there, service))
-    room = CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
-    # What finds no room is unpacked in the pods that run it, but a pod that starts cannot load it: neither before the
-    # service names the new code, nor on the cluster that serves until a new one does.
-    stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
-    return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
-
-
-def _in_use(there: Iterable[str], service: Object) -> list[str]:
-    """Return the files that pods may have to load."""
-    # The cluster that serves until a new one does runs what the service said before that.
-    return _named(there, service) if servestates.has_one_cluster(service) else [*there]
-
-
-def _named(there: Iterable[str], service: Object) -> list[str]:
-    config = spec_of(service).get("serveConfigV2") or ""
-    return [file for file in there if file in config]
-
-
-def _size(texts: Iterable[str]) -> int:
-    return sum(map(len, texts)) * 3 // 4
-
-
-def _hasten(kube: Kube, service: Object, file: str) -> None:
-    """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
-    change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
-    clusters = ",".join(filter(None, servestates.clusters_of(service)))
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({clusters})") if clusters else ()
-    try:
-        for pod in pods:
-            with contextlib.suppress(NotFound):
-                kube.patch("Pod", name_of(pod), change)
-    except (Forbidden, ManifestError) as error:  # a policy of the cluster may be against it, too
-        _log.warning("new code takes up to %g s to reach the pods: %s", _SYNCED_S, error.why or error)
-
-
 def _arrive(kube: Kube, name: str, file: str) -> None:
     """Wait until Serve has begun with the new code.
 
     Where the code comes to a pod later than Serve's three attempts of a second each, Serve gives up, and Ray remembers
     for ten minutes that it did: only another runtime environment is tried again.
     """
-    begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + _SYNCED_S
+    begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + servecode.SYNCED_S
     while time.monotonic() < deadline:
         with contextlib.suppress(Unreachable):  # it may be back in time
             progress = _progress(kube, name, file)
@@ -223,7 +141,7 @@ def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "wa
     head = None if all(servestates.clusters_of(service)) else _head(kube, service)
     apps = servestates.applications(service, head.applications() if head else None)
     if lacking := [each for each, app in apps.items() if servestates.lacks(app, file)]:
-        _hasten(kube, service, file)
+        servecode.hasten(kube, service, file)
         _try_again(kube, service, lacking)
         return "again"
     return "begun" if head is None or all(map(servestates.has_begun, apps.values())) else "waits"
@@ -259,7 +177,7 @@ def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
 
 def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -> dict[str, Any]:
     """Return the service that is wanted with the attempts that its applications have had, one more of each undone."""
-    before = list(servestates.wanted(known).values())
+    before = list(servestates.apps_of(known).values())
     config = yaml.safe_load(wanted["spec"]["serveConfigV2"])
     config["applications"] = serveapps.retried(config["applications"], before, undone)
     return {**wanted, "spec": {**wanted["spec"], "serveConfigV2": as_yaml(config, sort_keys=True)}}
@@ -274,18 +192,18 @@ def _resize(kube: Kube, before: Object, after: Object) -> None:
     cluster = servestates.cluster_of(before)
     if not (cluster and is_current(before) and _uncounted(before) == _uncounted(after)):
         return
-    wanted = after["spec"]["rayClusterConfig"]
+    spec = after["spec"]["rayClusterConfig"]
     try:
-        _resize_one(kube, cluster, wanted)
+        _resize_one(kube, cluster, spec)
     except Forbidden:
-        if wanted != before["spec"]["rayClusterConfig"]:
+        if spec != before["spec"]["rayClusterConfig"]:
             raise
 
 
-def _resize_one(kube: Kube, name: str, wanted: Mapping[str, Any]) -> None:
+def _resize_one(kube: Kube, name: str, spec: Mapping[str, Any]) -> None:
     for _ in range(_TRIES):
         cluster = kube.find("RayCluster", name)
-        groups = resized(cluster["spec"], wanted) if cluster else []
+        groups = resized(cluster["spec"], spec) if cluster else []
         if cluster is None or groups == (cluster["spec"].get("workerGroupSpecs") or []):
             return
         # The autoscaler changes the same list, and must not lose what it wrote.

@@ -1,0 +1,87 @@
+"""The code of a service in its ConfigMap, which all its pods have mounted: new code next to the old."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raykube.backends.kuberay import objects, servestates
+from raykube.backends.kubernetes.fields import name_of, spec_of
+from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.bodies import CLUSTER_LABEL, CONFIG_MAP_LIMIT
+from raykube.errors import Forbidden, ManifestError, NotFound
+
+#: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
+SYNCED_S = 100.0
+_CODE_ANNOTATION = "raykube.io/code"
+
+_log = logging.getLogger("raykube")
+
+
+def file_of(part: Mapping[str, Any]) -> str:
+    """Return the name of the file that a plan's ConfigMap brings."""
+    return str(next(iter(part["binaryData"])))
+
+
+def carry(kube: Kube, part: Mapping[str, Any] | None, service: Object, wanted: Mapping[str, Any] | None = None) -> None:
+    """Put a plan's code, if any, where the service's pods have it mounted: next to what is in use, if both find room.
+
+    If they do not, the server first says whether it takes the service that is `wanted` next: were that refused
+    afterwards, the service would go on with code that is gone.
+
+    Raises:
+        Conflict: the name of the ConfigMap is somebody else's.
+        ManifestError: the server refuses what is wanted; the code is as it was.
+    """
+    if part is None:
+        return
+    file = file_of(part)
+    known = objects.claim(kube, part, service)
+    if file not in (there := known.get("binaryData") or {}):
+        change = kept(known, part, service)
+        if wanted and any(change.get(each, "") is None for each in _in_use(there, service)):
+            kube.patch("RayService", name_of(service), objects.difference(service, wanted), dry_run=True)
+        kube.patch("ConfigMap", name_of(part), {"binaryData": change})
+        hasten(kube, service, file)
+
+
+def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
+    """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
+    there: dict[str, str] = known.get("binaryData") or {}
+    choices = (_in_use(there, service), _named(there, service))
+    room = CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
+    # What finds no room is unpacked in the pods that run it, but a pod that starts cannot load it: neither before the
+    # service names the new code, nor on the cluster that serves until a new one does.
+    stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
+    return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
+
+
+def _in_use(there: Iterable[str], service: Object) -> list[str]:
+    """Return the files that pods may have to load."""
+    # The cluster that serves until a new one does runs what the service said before that.
+    return _named(there, service) if servestates.has_one_cluster(service) else [*there]
+
+
+def _named(there: Iterable[str], service: Object) -> list[str]:
+    config = spec_of(service).get("serveConfigV2") or ""
+    return [file for file in there if file in config]
+
+
+def _size(texts: Iterable[str]) -> int:
+    return sum(map(len, texts)) * 3 // 4
+
+
+def hasten(kube: Kube, service: Object, file: str) -> None:
+    """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
+    change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
+    clusters = ",".join(filter(None, servestates.clusters_of(service)))
+    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({clusters})") if clusters else ()
+    try:
+        for pod in pods:
+            with contextlib.suppress(NotFound):
+                kube.patch("Pod", name_of(pod), change)
+    except (Forbidden, ManifestError) as error:  # a policy of the cluster may be against it, too
+        _log.warning("new code takes up to %g s to reach the pods: %s", SYNCED_S, error.why or error)
