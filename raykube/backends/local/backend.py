@@ -308,9 +308,10 @@ def _live_status(record: Record) -> Status:
             raise
         return _lost_status(record)
     ending, now = records.ending(record.name), time.time()
-    if ending and not known and lifecycle.is_unsent(records.noted(record), now):
-        return _ended(record, lifecycle.cut_short(status, ending.failure, now), running)
-    if lifecycle.has_retry(record, status, ending):
+    due = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
+    if due.do == "end":
+        return _ended(record, lifecycle.cut_short(status, due.failure, now), running)
+    if status.is_terminal and due.do == "send":
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
         )

@@ -137,7 +137,7 @@ def action_of(
     if not status.is_terminal:
         overrun = _overrun(record, status, noted, now)
         if why := ending or (Ending(overrun) if overrun else None):
-            done = _has_had_its_time(status, why, now) if known else is_unsent(noted, now)
+            done = _has_had_its_time(status, why, now) if known else _is_unsent(noted, now)
             return Action("end" if done else "stop", status.attempt, why.failure)
     if not known and now - record.submitted > ORPHAN_AFTER_S:
         return Action("send", status.attempt)
@@ -146,7 +146,7 @@ def action_of(
     return Action("wait")
 
 
-def is_unsent(noted: float, now: float) -> bool:
+def _is_unsent(noted: float, now: float) -> bool:
     """Whether an attempt that the head does not know will not come any more; until then it may be under way."""
     return now - noted > ORPHAN_AFTER_S
 
