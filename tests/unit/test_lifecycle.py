@@ -59,6 +59,29 @@ def test_detail_of_a_failed_job_is_a_sentence_without_what_leads_to_a_log():
     assert status.detail == "Job entrypoint command failed with exit code 3"
 
 
+def test_signal_that_ended_a_run_is_named():
+    message = (
+        "Job entrypoint command failed with exit code 137, last available logs (truncated to 20,000 chars):\nKilled"
+    )
+    failure = lifecycle.status_of(RECORD, 1, FAILED | {"message": message, "driver_exit_code": 137}).failure
+    assert failure is not None
+    assert (failure.reason, failure.exit_code) == ("EntrypointFailed", 137)
+    assert "SIGKILL" in failure.message
+
+
+def test_driver_of_another_ray_than_the_heads_is_told_of_the_versions():
+    log = (
+        "RuntimeError: Version mismatch: The cluster was started with:\n    Ray: 2.51.0\n    Python: 3.12.1\n"
+        "This process on node 10.0.0.1 was started with:\n    Ray: 2.40.0\n    Python: 3.12.1"
+    )
+    message = f"Job entrypoint command failed with exit code 1, last available logs:\n{log}"
+    failure = lifecycle.status_of(RECORD, 1, FAILED | {"message": message, "driver_exit_code": 1}).failure
+    assert failure is not None
+    assert failure.reason == "RayVersionMismatch"
+    assert "Ray 2.51.0" in failure.message
+    assert "raykube cluster delete local" in failure.next_step
+
+
 def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
     monitor = "2 worker(s) were killed due to the node running low on memory."
     tail = [f"(raylet) {monitor}", "RunFailed: run a failed", f"  why:  worker 0: {monitor}", "  next: x"]
@@ -71,7 +94,11 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
     ("tail", "reason", "message"),
     [
         (["raise value", f"{CRASH}: The worker died"], "WorkerDied", f"{CRASH}: The worker died"),
-        ([f"{CRASH}: The worker died", "and I go on"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
+        (
+            [f"{CRASH}: The worker died", "and I go on"],
+            "EntrypointFailed",
+            "Job entrypoint command failed with exit code 3",
+        ),
         ([f"torch.{FULL}"], "GpuOutOfMemory", f"torch.{FULL}"),
         (
             ["RunFailed: run a failed", f"  why:  {FULL} (worker 0)", "  next: x"],
@@ -83,9 +110,9 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
         (
             [f"  why:  {FULL}", "trying half", "ValueError: x"],
             "EntrypointFailed",
-            "the entrypoint ended with exit code 3",
+            "Job entrypoint command failed with exit code 3",
         ),
-        ([f"torch.{FULL}", "trying half"], "EntrypointFailed", "the entrypoint ended with exit code 3"),
+        ([f"torch.{FULL}", "trying half"], "EntrypointFailed", "Job entrypoint command failed with exit code 3"),
         (['  File "/a/b.py", line 2', "SyntaxError: bad"], "SyntaxError", "SyntaxError: bad (/a/b.py, line 2)"),
     ],
 )

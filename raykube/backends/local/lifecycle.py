@@ -22,11 +22,16 @@ STOPS_WITHIN_S = 20.0
 #: The same for a job that waits: Ray stops none before it has begun.
 _CANCELLED_WITHIN_S = 2.0
 
+_SAME_VERSIONS = (
+    "have the job's runtime_env use the head's Ray and Python, or end the head: raykube cluster delete local"
+)
 _NEXT_STEPS = endings.NEXT_STEPS | {
     "OutOfMemory": "load less at a time, or run fewer tasks or workers at once by giving each more CPUs",
     "WorkerDied": "load less at a time if the kernel killed it for want of memory (dmesg); else look for a crash of "
     "native code: raykube job logs {name}",
     "HeadDied": "submit it again under the same name: it resumes, if its script loads its checkpoint",
+    "RayVersionMismatch": _SAME_VERSIONS,
+    "PythonVersionMismatch": _SAME_VERSIONS,
     "Refused": "correct what the head says and submit again",
     "DeadlineExceeded": "give it a longer --timeout-s, or a smaller job",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s",
@@ -53,7 +58,7 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
     return replace(
         status,
         state=state,
-        detail=endings.ending(words).message if failure else endings.opening(words),
+        detail=failure.message if failure else endings.opening(words),
         failure=failure,
         started=_seconds(job.get("start_time")),
         ended=_seconds(job.get("end_time")) if state in ("FAILED", "STOPPED", "SUCCEEDED") else None,
@@ -62,11 +67,9 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
 
 def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failure:
     """Say why Ray's job failed, from its error type, exit code and message."""
-    reason = endings.ERROR_TYPES.get(job.get("error_type") or "", "JobFailed")
-    code = job.get("driver_exit_code")
-    message = f"the entrypoint ended with exit code {code}" if code else endings.opening(job.get("message") or "")
-    reason, message = endings.last_words(tail) or (reason, message)
-    return Failure(reason, message, code, tuple(tail), next_step(reason, name))
+    found = endings.ending(job.get("message") or "", job.get("error_type") or "", job.get("driver_exit_code"))
+    reason, message = endings.last_words(tail) or (found.reason or "JobFailed", found.message)
+    return Failure(reason, message, found.exit_code, tuple(tail), next_step(reason, name))
 
 
 def lost(record: Record, attempt: int, tail: Sequence[str], now: float) -> Status:
