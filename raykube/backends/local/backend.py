@@ -298,8 +298,8 @@ def _send(record: Record, attempt: int) -> None:
 
 def _live_status(record: Record) -> Status:
     """Return the status of a run that has not ended, or see its end."""
-    running = head.current()
-    if running is None or running.id != record.head:
+    running = head.of(record.head)
+    if running is None:
         return _lost_status(record)
     try:
         status, known = observe.status(record, running, head.api(running))

@@ -198,6 +198,12 @@ def seen() -> Head | None:
     return None
 
 
+def of(head_id: str) -> Head | None:
+    """Return the head of this id if it runs now; that of a service that was taken down is "". Raises Unreachable."""
+    running = current()
+    return running if running and running.id == head_id else None
+
+
 def keep() -> None:
     """Show that the head has a keeper for as long as this process lives, also to those who cannot see it."""
     with contextlib.suppress(OSError):  # who adopts a head may come while its keeper still ends, or locks are not known

@@ -89,19 +89,18 @@ def _put_back(name: str, former: Record | None) -> None:
 
 def take_down(record: Record) -> None:
     """Remove the service's applications from the head; no error when they are gone already."""
-    running = head.current()
-    if running and running.id == record.head:
+    if running := head.of(record.head):
         _apply([other for other in _on(running) if other.name != record.name], running)
     records.save(replace(record, head=""))
 
 
 def status(record: Record) -> Status:
     """Return the service's state: the worst of its applications."""
-    running = head.current()
+    running = head.of(record.head)
     unknown = Status(record.name, "service", "STOPPED", "not deployed", submitted=record.submitted)
     if not record.head:
         return unknown
-    if running is None or running.id != record.head:
+    if running is None:
         why = Failure(
             "HeadDied", "the Ray head that served it has ended", next_step="deploy it again with the same command"
         )
@@ -148,8 +147,7 @@ def _url(record: Record, running: Head) -> str:
 
 def logs(record: Record, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
-    running = head.current()
-    if running and running.id == record.head:
+    if running := head.of(record.head):
         is_open = _goes_on(record.name, follow=follow)
         yield from observe.lines(lambda: _replica_logs(record, running), is_open=is_open)
 
