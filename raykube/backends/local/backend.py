@@ -111,16 +111,21 @@ class Local:
         if record.kind == "service":
             yield from services.logs(record, follow=follow)
         elif rank is not None:
-            is_open = self._goes_on(name, None, follow=follow)
+            is_open = observe.goes_on(lambda: self.status(name), lambda found: not found.is_terminal, follow=follow)
             yield from ranklogs.lines(record, rank, follow=follow, is_open=is_open)
         else:
             yield from self._driver(record, follow=follow)
 
     def _driver(self, record: Record, *, follow: bool) -> Iterator[str]:
         attempt = 1
+
+        def is_open(found: Status) -> bool:
+            return found.attempt == attempt and not found.is_terminal
+
         while attempt <= records.attempt(record.name):
             paths = [observe.log_path(record, attempt, head.seen())]
-            yield from observe.lines(paths.copy, is_open=self._goes_on(record.name, attempt, follow=follow))
+            going = observe.goes_on(lambda: self.status(record.name), is_open, follow=follow)
+            yield from observe.lines(paths.copy, is_open=going)
             attempt += 1
 
     def result(self, name: str) -> Result | None:
@@ -179,17 +184,6 @@ class Local:
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all jobs or services, oldest first."""
         return [record.name for record in records.every(kind)]
-
-    def _goes_on(self, name: str, attempt: int | None, *, follow: bool) -> Iterator[bool]:
-        """Yield, after a short wait each, whether more output of the attempt, or of any, is to be expected."""
-        pause = _POLL_S if follow else 0
-        time.sleep(pause)
-        with contextlib.suppress(NotFound):  # deleted while its log is being read
-            for status in observe.answers(lambda: self.status(name)):
-                is_open = status is None or (attempt in (None, status.attempt) and not status.is_terminal)
-                yield follow and is_open
-                time.sleep(pause)
-        yield False
 
 
 def _load(name: str, kind: Kind | None) -> Record:

@@ -26,6 +26,7 @@ _Answer = TypeVar("_Answer")
 PATIENCE_S = 30.0
 #: Enough bytes for the lines of a log that an error shows, of ordinary length; longer ones are cut at the front.
 _TAIL_BYTES = 32_768
+_POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
 
 
@@ -207,6 +208,17 @@ def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> It
         if not found:
             going = next(is_open)
     yield from (line for file in files.values() for line in file.lines.end())
+
+
+def goes_on(ask: Callable[[], Status], is_open: Callable[[Status], bool], *, follow: bool) -> Iterator[bool]:
+    """Yield, after a short wait each, whether more lines are to be expected: what gives no answer may print more."""
+    if follow:
+        time.sleep(_POLL_S)
+        with contextlib.suppress(NotFound):  # deleted while its log is being read
+            for found in answers(ask):
+                yield found is None or is_open(found)
+                time.sleep(_POLL_S)
+    yield False
 
 
 class _Growing:

@@ -17,8 +17,6 @@ from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
 
-_POLL_S = 0.2
-
 
 def deploy(plan: Plan) -> None:
     """Make the service what the plan says, next to the others. The caller holds the head's lock.
@@ -148,19 +146,9 @@ def _url(record: Record, running: Head) -> str:
 def logs(record: Record, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
     if running := head.of(record.head):
-        is_open = _goes_on(record.name, follow=follow)
+        name = record.name
+        is_open = observe.goes_on(lambda: status(records.load(name)), lambda found: not _is_over(found), follow=follow)
         yield from observe.lines(lambda: _replica_logs(record, running), is_open=is_open)
-
-
-def _goes_on(name: str, *, follow: bool) -> Iterator[bool]:
-    """Yield, after a short wait each, whether more lines of a service are to be expected."""
-    if follow:
-        time.sleep(_POLL_S)
-        with contextlib.suppress(NotFound):
-            for found in observe.answers(lambda: status(records.load(name))):
-                yield not (found and _is_over(found))
-                time.sleep(_POLL_S)
-    yield False
 
 
 def _is_over(found: Status) -> bool:
