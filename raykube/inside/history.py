@@ -72,8 +72,7 @@ class Recorder:
         self._rows: deque[tuple[float, dict[str, Any], str | None]] = deque()
         self._lock = threading.Lock()
         self._end = threading.Event()
-        self._remote = storage.read_from(path) if storage.is_uri(path) else b""
-        self._unsent = b""
+        self._file = storage.Growing(path)
         self._failing = False
         self._unread: set[str] = set()
         self._refused = self._lost = 0
@@ -90,10 +89,10 @@ class Recorder:
         """Write the rows that were added so far."""
         with self._lock:
             self._keep([self._rows.popleft() for _ in range(len(self._rows))])
-            if not self._unsent:
+            if not self._file.due:
                 return
             try:
-                self._append()
+                self._file.write()
                 self._failing = False
             except OSError as error:
                 if not self._failing:
@@ -105,7 +104,7 @@ class Recorder:
         self._end.set()
         self._thread.join(timeout=_REMOTE_S)
         self.flush()
-        if self._unsent:
+        if self._file.due:
             log.warning("the last metrics are missing in %s", self._path)
         if self._lost or self._refused:
             told = "%d rows are missing in %s: %d that it did not take for too long, %d that JSON cannot say"
@@ -117,8 +116,8 @@ class Recorder:
 
     def _keep(self, added: list[tuple[float, dict[str, Any], str | None]]) -> None:
         lines = list(self._lines(added))
-        if len(self._unsent) < _UNSENT_MAX:
-            self._unsent += "".join(lines).encode()
+        if len(self._file.due) < _UNSENT_MAX:
+            self._file.due += "".join(lines).encode()
             return
         if lines and not self._lost:
             log.warning("rows are lost from now on: too many wait for %s, which cannot be written", self._path)
@@ -145,19 +144,6 @@ class Recorder:
             log.warning("left out where they cannot be read from their device: %s: %s", ", ".join(fresh), why)
         self._unread |= unread.keys()
         return done
-
-    def _append(self) -> None:
-        if storage.is_uri(self._path):  # object stores cannot append
-            storage.write_bytes(self._path, self._remote + self._unsent)
-            self._remote, self._unsent = self._remote + self._unsent, b""
-            return
-        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(handle, self._unsent) :]
-        finally:
-            os.close(handle)
 
 
 def heal(path: Path) -> None:

@@ -114,8 +114,7 @@ class Printed:
     def __init__(self, sources: Sequence[Path], target: str) -> None:
         self._offsets = {str(path): 0 for path in sources}
         self._target = target
-        self._kept: bytes | None = None
-        self._due = b""
+        self._file = storage.Growing(target)
         self._room = _MOST
 
     def copy(self, *, last: bool = False) -> None:
@@ -126,29 +125,17 @@ class Printed:
         for path, text in fresh.items():
             self._offsets[path] += len(text)
         # Of one that printed nothing there is a file at the end, so that it is known from one whose output is lost.
-        if self._due or (last and not storage.exists(self._target)):
-            self._append()
+        if self._file.due or (last and not storage.exists(self._target)):
+            self._file.write()
 
     def _take(self, data: bytes) -> None:
         room = self._room - len(data)
-        self._due += data if room > 0 or not data else data[: self._room].rpartition(b"\n")[0] + b"\n" + _FULL
+        self._file.due += data if room > 0 or not data else data[: self._room].rpartition(b"\n")[0] + b"\n" + _FULL
         self._room = max(0, room)
 
     def _fresh(self, path: str, *, last: bool) -> bytes:
         text = storage.read_from(path, self._offsets[path])
         return text if last else text[: text.rfind(b"\n") + 1]
-
-    def _append(self) -> None:
-        if storage.is_uri(self._target):  # object stores cannot append
-            before = storage.read_from(self._target) if self._kept is None else self._kept
-            storage.write_bytes(self._target, before + self._due)
-            self._kept, self._due = before + self._due, b""
-            return
-        path = Path(self._target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            while self._due:
-                self._due = self._due[file.write(self._due) :]  # a volume that fills up takes a part
 
 
 @contextmanager

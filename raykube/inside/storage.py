@@ -131,6 +131,28 @@ def upload(uri: str, parts: Iterable[bytes]) -> None:
             stream.write(part)
 
 
+class Growing:
+    """A file that its one writer makes longer; what it does not take now stays `due`, and goes along with the next."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._there: bytes | None = None
+        self.due = b""
+
+    def write(self) -> None:
+        """Write what is due. Raises OSError."""
+        if is_uri(self._path):  # object stores cannot append
+            before = read_from(self._path) if self._there is None else self._there
+            write_bytes(self._path, before + self.due)
+            self._there, self.due = before + self.due, b""
+            return
+        path = Path(self._path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            while self.due:
+                self.due = self.due[file.write(self.due) :]  # a volume that fills up takes a part
+
+
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
     """Give a folder on this machine that holds what is at `path`: itself if it is one, else a copy, for the block."""
