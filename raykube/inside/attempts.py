@@ -117,7 +117,8 @@ class Attempts:
         self._ended = threading.Event()
         self._stopped = False
         self._cut_short = 0
-        self._through = False
+        self._limit = threading.Timer(min(run.timeout_s, threading.TIMEOUT_MAX), self._time_out)
+        self._limit.daemon = True
         self._noting = threading.Lock()
         self._owed: list[dict[str, Any]] = []
         self._told: dict[str, str] = {}
@@ -144,14 +145,12 @@ class Attempts:
             return self._refuse()
         self._run.note(self._start())  # raises, as all before it: from here on nothing that is written may
         watcher = threading.Thread(target=self._look_after, daemon=True)
-        limit = threading.Timer(min(self._run.timeout_s, threading.TIMEOUT_MAX), self._time_out)
-        limit.daemon = True
-        for thread in (watcher, limit):
+        for thread in (watcher, self._limit):
             thread.start()
         try:
             return self._until_well(command)
         finally:
-            limit.cancel()
+            self._limit.cancel()
             self._wind_up(watcher)
 
     def _until_well(self, command: str) -> int:
@@ -177,7 +176,8 @@ class Attempts:
         self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
         code = self._process.wait()
         code = code if code >= 0 else 128 - code
-        self._through = self._is_last(code)  # before the storage is asked, which may give no answer
+        if self._is_last(code):  # before the storage is asked, which may give no answer
+            self._limit.cancel()
         if not self._stopped:
             self._note(_end(self.attempt, code, "" if code == 0 else "EntrypointFailed"))
         return code
@@ -221,8 +221,6 @@ class Attempts:
 
     def _time_out(self) -> None:
         """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer."""
-        if self._through:  # it is as it ended, and only that is still to be noted, however long it takes
-            return
         words = f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)"
         self._cut(words, _TIMED_OUT, _end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
 

@@ -6,7 +6,6 @@ wants them (MLflow, Tune, a person) reads the file from the driver, away from tr
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -181,7 +180,7 @@ class Follower:
     def __init__(self, paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]) -> None:
         self._sinks = sinks
         self._offsets = {path: len(_whole(storage.read_from(path))) for path in paths}
-        self._failing = self._pausing = False
+        self._failing: OSError | None = None
         self._end = threading.Event()
         self.troubles: tuple[str, ...] = ()
         self._thread: threading.Thread | None = None
@@ -200,39 +199,40 @@ class Follower:
 
     def pause(self) -> None:
         """Hand on the rows that are there and end the thread; what cannot be read now is read once it goes on."""
-        self._pausing = True
-        self.stop()
-        self._pausing = False
-
-    def stop(self) -> None:
-        """Hand on the rows that are left and end the thread."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def stop(self) -> None:
+        """Hand on the rows that are left and end the thread; what cannot be read now is missing."""
+        self.pause()
+        if self._failing:
+            self._miss(self._failing)
 
     def _run(self) -> None:
         interval = _REMOTE_S if any(map(storage.is_uri, self._offsets)) else _FLUSH_S / 2
         try:
             while not self._end.wait(interval):
                 self._look()
-            with contextlib.suppress(*(OSError,) if self._pausing else ()):
-                self._read()
+            self._look()
         except Exception as error:
-            paths = " and ".join(self._offsets)
-            trouble = f"the rows of {paths} were not followed to their end: {type(error).__name__}: {error}"
-            self.troubles = (trouble,)
-            log.warning("%s", trouble)
+            self._miss(error)
             raise
+
+    def _miss(self, error: Exception) -> None:
+        paths = " and ".join(self._offsets)
+        self.troubles = (f"the rows of {paths} were not followed to their end: {type(error).__name__}: {error}",)
+        log.warning("%s", self.troubles[0])
 
     def _look(self) -> None:
         try:
             self._read()
-            self._failing = False
+            self._failing = None
         except OSError as error:
             if not self._failing:
                 log.warning("metrics are read later, now they cannot be: %s", error)
-            self._failing = True
+            self._failing = error
 
     def _read(self) -> None:
         fresh = {path: _whole(storage.read_from(path, offset)) for path, offset in self._offsets.items()}
