@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.inside import outputs, storage
+from raykube.inside import addresses, outputs, storage
 
 _LOOK_S = 1.0
 _REMOTE_S = 15.0
@@ -69,11 +69,10 @@ class Run:
     def from_environ(cls, retries: int) -> Run:
         """Read the run from the ``RAYKUBE_*`` environment."""
         name = os.environ[wire.RUN_NAME]
-        base = storage.plain(os.environ.get(wire.STORAGE) or wire.default_storage())
         first, limit = int(os.environ.get(wire.ATTEMPT) or 1), float(os.environ.get(wire.TIMEOUT) or math.inf)
         told = _metadata()
         submission, work = (str(told.get(key) or "") for key in ("job_submission_id", wire.WORK_KEY))
-        return cls(name, storage.join(base, name), first, retries, limit, submission, work)
+        return cls(name, storage.join(addresses.base(), name), first, retries, limit, submission, work)
 
     def after(self, rows: list[dict[str, Any]]) -> Run:
         """Return the run as it begins now: what other submissions of it did takes no retry of this one."""

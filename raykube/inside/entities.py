@@ -1,4 +1,4 @@
-"""What MLflow gets, as it takes it: tags, params, the numbers of rows. What of its addresses may be shown."""
+"""What MLflow gets, as it takes it: tags, params, the numbers of rows."""
 
 from __future__ import annotations
 
@@ -137,12 +137,3 @@ def _allowed(name: Any) -> str:
     if posixpath.normpath(text) != text or text == "." or text.startswith(("..", "/")):
         text = re.sub(r"^\.+|/", "_", text)
     return text or "_"
-
-
-def shown(text: str, *uris: str) -> str:
-    """Return `text` without the user and password in `uris`, and in whatever else it has of this kind."""
-    for uri in uris:
-        if found := re.match(r"[\w.+-]+://([^/:]*(?::.*)?@)", uri):  # one that holds a slash is known by this alone
-            text = text.replace(found[1], "")
-    text = re.sub(r"(\w://)[^/\s]*@", r"\1", text)
-    return re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)

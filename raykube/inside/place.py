@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.inside import joining, storage
+from raykube.inside import addresses, joining, storage
 from raykube.inside.room import settle
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Place:
 
         place = cls(
             run=environ.get(wire.RUN_NAME) or _new_name(experiment),
-            storage=storage.plain(environ.get(wire.STORAGE) or wire.default_storage(environ)),
+            storage=addresses.base(environ),
             scale=wire.Scale(
                 workers=read(wire.WORKERS, one, wire.parse_workers),
                 cpus=read(wire.CPUS, 1.0, _positive),

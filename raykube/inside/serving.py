@@ -14,8 +14,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound, Problem
-from raykube.inside import entities, storage, tracking
-from raykube.inside.place import Place
+from raykube.inside import addresses, storage, tracking
 
 # `raykube service logs` shows what goes there.
 _serve_log = logging.getLogger("ray.serve")
@@ -106,8 +105,7 @@ def resolve(reference: str, environ: Mapping[str, str] = os.environ) -> str:
         if not storage.exists(path):
             raise NotFound(f"no checkpoint at {reference}", next_step="write run:NAME, a path, or models:/NAME/VERSION")
         return path
-    place = Place.from_environ(environ=environ)
-    path = storage.join(place.storage, reference.removeprefix("run:"), wire.RESULT_FILE)
+    path = storage.join(addresses.base(environ), reference.removeprefix("run:"), wire.RESULT_FILE)
     text = storage.read_from(path).decode()
     if not text:
         raise NotFound(
@@ -128,7 +126,7 @@ def _registered(reference: str, environ: Mapping[str, str]) -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = _registry(environ)
+    uri = addresses.registry(addresses.tracking(addresses.base(environ), environ), environ)
     client = MlflowClient(uri, registry_uri=uri)
     name, at, alias = reference.removeprefix("models:/").partition("@")
     name, _, version = name.partition("/")
@@ -139,15 +137,11 @@ def _registered(reference: str, environ: Mapping[str, str]) -> str:
             # Each replica would find out by itself, and try again, that there is none.
             client.get_model_version(name, version)
     except MlflowException as error:
-        why = entities.shown(str(error), uri)
+        why = addresses.shown(str(error), uri)
     else:
         return f"models:/{name}/{version}"
     # Outside of `except`: a traceback would show what MLflow said with the password of its address.
     raise NotFound(f"no model {reference}", why=why, next_step="see the registry in MLflow")
-
-
-def _registry(environ: Mapping[str, str]) -> str:
-    return environ.get("MLFLOW_REGISTRY_URI") or tracking.store(Place.from_environ(environ=environ), environ)
 
 
 def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] = os.environ) -> Any:
@@ -158,8 +152,9 @@ def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] 
     import mlflow
     import mlflow.pytorch
 
-    mlflow.set_tracking_uri(tracking.store(Place.from_environ(environ=environ), environ))
-    mlflow.set_registry_uri(_registry(environ))
+    uri = addresses.tracking(addresses.base(environ), environ)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(addresses.registry(uri, environ))
     return mlflow.pytorch.load_model(resolved, map_location="cpu").eval()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.inside import entities, registry, storage
+from raykube.inside import addresses, entities, registry, storage
 from raykube.inside.history import Row
 from raykube.inside.place import Place
 
@@ -175,7 +175,7 @@ class MlflowTracker(Tracker):
         self._troubles[missing] = trouble
 
     def _shown(self, text: str) -> str:
-        return entities.shown(text, self._uri, os.environ.get("MLFLOW_REGISTRY_URI", ""))
+        return addresses.shown(text, self._uri, addresses.registry(self._uri))
 
     def _start(self, action: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=self._work, args=(action,), daemon=True, name="raykube-mlflow")
@@ -248,7 +248,7 @@ class MlflowTracker(Tracker):
         from mlflow import MlflowClient
 
         with _one_at_a_time(self._place, self._uri):  # MLflow makes the tables of a new store, once
-            self._client = MlflowClient(self._uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or self._uri)
+            self._client = MlflowClient(self._uri, registry_uri=addresses.registry(self._uri))
             experiment = _experiment(self._client, self._subject.experiment, self._place, self._uri)
         if known := _run_id(self._subject.path):  # a retry goes on in the run of the first attempt
             self._client.update_run(known, "RUNNING")
@@ -278,13 +278,6 @@ class MlflowTracker(Tracker):
         return registry.register(model, result.checkpoint or "", self._subject.experiment, self._run_id, self._uri)
 
 
-def store(place: Place, environ: Mapping[str, str] = os.environ) -> str:
-    """Return MLflow's tracking URI: its own variable, else a database beside the runs; empty if neither can be."""
-    if uri := environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    return "" if storage.is_uri(place.storage) else f"sqlite:///{place.storage}/mlflow.db"
-
-
 def start(place: Place, subject: Subject, after: threading.Event | None = None) -> Tracker:
     """Begin to record `subject`, or not, as the place says.
 
@@ -295,7 +288,7 @@ def start(place: Place, subject: Subject, after: threading.Event | None = None) 
     """
     if not place.tracking or find_spec("mlflow") is None:
         return Tracker()
-    uri = store(place)
+    uri = addresses.tracking(place.storage)
     if not uri:
         log.warning("no MLflow: set MLFLOW_TRACKING_URI, a database cannot be kept in %s", place.storage)
         return Tracker()
@@ -332,7 +325,7 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # A server decides by itself where artifacts go; beside the own database they lie beside it.
-    own = uri == f"sqlite:///{place.storage}/mlflow.db"
+    own = uri == addresses.database(place.storage)
     location = Path(place.storage, "mlartifacts", entities.folder(name)).as_uri() if own else None
     return str(client.create_experiment(name, artifact_location=location))
 

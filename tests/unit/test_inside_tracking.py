@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raykube import wire
-from raykube.inside import entities, registry, tracking
+from raykube.inside import addresses, entities, registry, tracking
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage
 from raykube.inside.tracking import MlflowTracker, Subject
@@ -362,16 +362,16 @@ def test_retry_goes_on_behind_the_rows_of_the_first_attempt(database, tmp_path):
     ],
 )
 def test_uri_is_shown_without_user_and_password(uri, safe):
-    assert entities.shown(uri, uri) == safe
+    assert addresses.shown(uri, uri) == safe
     assert (
-        entities.shown(f"API request to {uri}/api failed: {uri!r}", "", uri)
+        addresses.shown(f"API request to {uri}/api failed: {uri!r}", "", uri)
         == f"API request to {safe}/api failed: {safe!r}"
     )
 
 
 def test_uri_that_is_not_the_own_is_shown_without_user_and_password():
     text = "(https://user:pw@other/a, http://host/b by me@corp)"
-    assert entities.shown(text, "http://127.0.0.1:5000") == "(https://other/a, http://host/b by me@corp)"
+    assert addresses.shown(text, "http://127.0.0.1:5000") == "(https://other/a, http://host/b by me@corp)"
 
 
 class Telling(MlflowTracker):
