@@ -58,9 +58,9 @@ NAME_TAKEN = "is of another run of this name, with other code or another command
 
 RESULT_FILE = "result.json"
 WORK_FILE = "work.json"
-METRICS_FILE = "metrics.jsonl"
 #: Of a stage: what ``raykube.report`` is told, and, written by another process, what plain ``ray.train.report`` is.
-METRICS_FILES = (METRICS_FILE, f"{METRICS_FILE}.plain")
+METRICS_FILE, PLAIN_METRICS_FILE = "metrics.jsonl", "metrics.jsonl.plain"
+METRICS_FILES = (METRICS_FILE, PLAIN_METRICS_FILE)
 ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"

@@ -28,15 +28,15 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
     """Records rows of plain ``ray.train.report``, notes lost workers, and ends a run whose loop has a bug.
 
     Args:
-        path: a file beside the stage's metrics file: two writers of one object overwrite each other, and so may two
-            machines that append to one file of a network file system.
+        stage: its folder or URI. Rows go to a file beside its metrics file: two writers of one object overwrite each
+            other, and so may two machines that append to one file of a network file system.
         attempt: of the run.
         run: the run's folder.
         metric: by which the best checkpoint is chosen, if any.
     """
 
-    def __init__(self, path: str, attempt: int, run: str, metric: str | None = None) -> None:
-        self._path = path
+    def __init__(self, stage: str, attempt: int, run: str, metric: str | None = None) -> None:
+        self._stage = stage
         self._attempt = attempt
         self._run = run
         self._metric = metric
@@ -59,7 +59,8 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         if name and checkpoints.is_ours(name):
             return
         # Made here, not in the constructor: this object travels to the controller by pickle.
-        self._recorder = self._recorder or Recorder(self._path, self._attempt)
+        path = storage.join(self._stage, wire.PLAIN_METRICS_FILE)
+        self._recorder = self._recorder or Recorder(path, self._attempt)
         self._recorder.add(as_reported(scalars(metrics[0]), self._metric), name)
         self._recorder.flush()
 
@@ -79,7 +80,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         rank, loss = worst(failures)
         if not is_loss(loss):
             return
-        stage = self._path.removeprefix(self._run).strip("/").rpartition("/")[0]
+        stage = self._stage.removeprefix(self._run).strip("/")
         note = {"time": time.time(), "attempt": self._attempt, "message": f"{stage}: {describe(rank, loss)}"}
         try:
             storage.write_text(storage.join(self._run, wire.TROUBLE_FILE), json.dumps(note))

@@ -143,13 +143,13 @@ class Loop:
 
     Attributes:
         body: the user's function, of no or one argument.
-        path: the stage's metrics file.
+        stage: its folder or URI.
         attempt: of the run.
         metric, mode: by which the best checkpoint is chosen, if any.
     """
 
     body: Callable[..., Any]
-    path: str
+    stage: str
     attempt: int
     metric: str | None = None
     mode: str = "min"
@@ -161,7 +161,7 @@ class Loop:
         """
         # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
         os.environ[wire.ATTEMPT] = str(self.attempt)
-        with _recording(self.path, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
+        with _recording(self.stage, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
                 call(self.body, config)
             except BaseException as error:
@@ -243,14 +243,14 @@ def _signature(body: Callable[..., Any]) -> inspect.Signature:
 
 
 @contextmanager
-def _recording(path: str, attempt: int) -> Iterator[None]:
+def _recording(stage: str, attempt: int) -> Iterator[None]:
     global _session  # noqa: PLW0603 # report() has no other way to find the loop it was called from
     import ray.train
 
-    stage, recorder = path.rpartition("/")[0], None
+    recorder = None
     rank = ray.train.get_context().get_world_rank()
     if rank == 0:
-        recorder = Recorder(path, attempt)
+        recorder = Recorder(storage.join(stage, wire.METRICS_FILE), attempt)
         checkpoints.remove_drafts(stage)
         if goes_on := ray.train.get_checkpoint():
             checkpoints.remove_unheard(stage, goes_on.path.rpartition("/")[2])

@@ -138,9 +138,9 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from raykube.inside.controller import Controller, Ranks
 
     place = stage.place
-    controller = Controller(stage.files[-1], place.attempt, place.path, task.metric)
+    controller = Controller(stage.path, place.attempt, place.path, task.metric)
     return TorchTrainer(
-        Loop(task.loop, stage.metrics, place.attempt, task.metric, task.mode),
+        Loop(task.loop, stage.path, place.attempt, task.metric, task.mode),
         train_loop_config=task.config,
         torch_config=_backend(place.scale),
         scaling_config=_scaling(place.scale),

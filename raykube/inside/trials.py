@@ -47,12 +47,12 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     from ray import tune
 
     apply_environ()
-    folder = storage.join(sweep, tune.get_context().get_trial_id())
+    stage = stage_of(place, sweep, tune.get_context().get_trial_id())
+    folder = stage.parent
     if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # an attempt before this one began it
         storage.write_text(stamp, repr(time.time()))
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
     storage.remove(storage.join(folder, ENDED_FILE))
-    stage = Stage(place, TRAIN, folder)
     relay = Relay(task, reached(stage.rows(), task.metric))
     settle()
     fit(stage, task, [relay])
@@ -64,6 +64,11 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
             f"no report held the metric {task.metric!r}; reported were: {names}",
             next_step="name one of these, or report it in the loop",
         )
+
+
+def stage_of(place: Place, sweep: str, trial: str) -> Stage:
+    """Return the stage of a trial, which is all that it runs."""
+    return Stage(place, TRAIN, storage.join(sweep, trial))
 
 
 def ends(sweep: str) -> Any:
@@ -201,9 +206,9 @@ class Trials:
 
     def _look(self) -> None:
         for folder in storage.folders(self._stage.path):
-            path = storage.join(self._stage.path, folder)
-            if folder not in self._followed and (text := storage.read_from(storage.join(path, CONFIG_FILE))):
-                self._followed[folder] = self._follow(folder, path, json.loads(text))
+            path = storage.join(self._stage.path, folder, CONFIG_FILE)
+            if folder not in self._followed and (text := storage.read_from(path)):
+                self._followed[folder] = self._follow(folder, json.loads(text))
         pause = _REMOTE_S if storage.is_uri(self._stage.path) else 0.0
         now = time.monotonic()
         for trial in self._followed.keys() - self._through:
@@ -220,8 +225,9 @@ class Trials:
             follower.pause()
             self._through.add(trial)
 
-    def _follow(self, trial: str, path: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
-        files = Stage(self._stage.place, TRAIN, path).files
-        subject = tracking.Subject(self._experiment, path, config, trial, self._stage.path, files)
-        tracker = tracking.start(self._stage.place, subject, after=self._sweep.tried)
-        return Follower(files, [Narrator(f"trial {trial}"), tracker.rows]), tracker
+    def _follow(self, trial: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
+        place, sweep = self._stage.place, self._stage.path
+        stage = stage_of(place, sweep, trial)
+        subject = tracking.Subject(self._experiment, stage.parent, config, trial, sweep, stage.files)
+        tracker = tracking.start(place, subject, after=self._sweep.tried)
+        return Follower(stage.files, [Narrator(f"trial {trial}"), tracker.rows]), tracker

@@ -17,12 +17,11 @@ from raykube.inside import joining, storage, tracking
 from raykube.inside.begun import as_begun
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
-from raykube.inside.place import Place
 from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
 from raykube.inside.training import Task, as_dict, log_start, own_signals, sent_by_pickle
-from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, TRAIN, Trials, ends, run_trial, started, valid
+from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, Trials, ends, run_trial, stage_of, started, valid
 
 __all__ = ["sweep"]
 
@@ -128,11 +127,6 @@ def _check(space: Mapping[str, Any], trials: int, metric: str) -> None:
         raise ConfigError.of("this sweep cannot be run", problems)
 
 
-def trial_place(place: Place) -> Place:
-    """Return the place of one trial: the same, with the workers of a trial."""
-    return replace(place, scale=replace(place.scale, workers=place.trial_workers))
-
-
 def _goes_on(stage: Stage) -> bool:
     """Tell whether an earlier attempt has left a search to go on with."""
     from ray import tune
@@ -145,8 +139,9 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
+    place = replace(stage.place, scale=replace(stage.place.scale, workers=stage.place.trial_workers))
     # Without its space, which Tune sends by itself: what pickle does not take of it is not the loop's fault.
-    place, parent, loop = trial_place(stage.place), stage.path, replace(task, config={})
+    parent, loop = stage.path, replace(task, config={})
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(place, parent, replace(loop, config=config))
@@ -207,7 +202,7 @@ def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
     found = []
     for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
-        training = Stage(stage.place, TRAIN, storage.join(stage.path, trial))
+        training = stage_of(stage.place, stage.path, trial)
         kept, last = _kept(training.path)
         best = task.best(kept)
         found.append(
