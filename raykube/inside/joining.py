@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube.errors import BackendError, ConfigError, install
+from raykube.inside.room import head_runs_no_work
 
 log = logging.getLogger("raykube")
 
@@ -61,18 +62,40 @@ def show_progress() -> None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Hold a connection to Ray; an instance of our own ends with the last that holds it, as threads may train at once.
+def connected() -> Iterator[None]:
+    """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
+
+    The own instance is ended on the way out of the last that holds it, whatever happened: threads may train at once. A
+    Ray that runs on this machine for others is neither used nor touched. What dead controllers have reserved is freed
+    meanwhile.
 
     Raises:
         BackendError: Ray cannot be started, or does not answer.
     """
+    apply_environ()
+    show_progress()
     own = _hold()
     try:
-        yield
+        from raykube.inside.deaths import orphans_removed
+
+        settle()
+        with orphans_removed():
+            yield
     finally:
         if own:
             _release()
+
+
+def settle() -> None:
+    """Adjust Ray Train, in this process and in those that it starts, to the connected cluster."""
+    import ray
+
+    from raykube.inside.deaths import heed_memory_kills
+
+    heed_memory_kills()
+    if sum(1 for node in ray.nodes() if node["Alive"]) == 1 and not head_runs_no_work():
+        # Nobody drains a single machine; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def _hold() -> bool:

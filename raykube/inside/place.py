@@ -1,4 +1,4 @@
-"""What the ``RAYKUBE_*`` environment says about where a script runs, and the way to Ray from there."""
+"""What the ``RAYKUBE_*`` environment says about where a script runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import TypeVar
 
 from raykube import wire
 from raykube.errors import ConfigError, Problem
-from raykube.inside import addresses, joining, storage
-from raykube.inside.room import settle
+from raykube.inside import addresses, storage
 
 T = TypeVar("T")
 
@@ -116,25 +114,6 @@ class Place:
                 why=str(error),
                 next_step=f"set {wire.STORAGE} to a folder that this user may write to, or the URI of one",
             ) from error
-
-    @contextmanager
-    def connect(self) -> Iterator[None]:
-        """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
-
-        The own instance is ended on the way out of the last that holds it, whatever happened. A Ray that runs on this
-        machine for others is neither used nor touched. What dead controllers have reserved is freed meanwhile.
-
-        Raises:
-            BackendError: Ray cannot be started, or does not answer.
-        """
-        joining.apply_environ()
-        joining.show_progress()
-        with joining.held():
-            from raykube.inside.deaths import orphans_removed
-
-            settle()
-            with orphans_removed():
-                yield
 
 
 def _new_name(experiment: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,16 +16,12 @@ _JOINING_S = 60.0
 _FREED_S = 2.0  # in which Ray gives back what the training before this one had
 
 
-def settle() -> None:
-    """Adjust Ray Train, in this process and in those that it starts, to the connected cluster."""
+def head_runs_no_work() -> bool:
+    """Tell whether the head has no CPUs for work, so that workers are separate nodes."""
     import ray
 
-    from raykube.inside.deaths import heed_memory_kills
-
-    heed_memory_kills()
-    if sum(1 for node in ray.nodes() if node["Alive"]) == 1 and not _head_runs_no_work():
-        # Nobody drains a single machine; the watcher would be one more process to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    return not any(head.get("CPU") for head in heads)
 
 
 def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
@@ -110,7 +105,7 @@ def room(scale: wire.Scale, need: int) -> int:
         ConfigError: there is no room for one trial.
     """
     workers = scale.workers
-    if isinstance(workers, tuple) and workers[1] >= need and _head_runs_no_work():
+    if isinstance(workers, tuple) and workers[1] >= need and head_runs_no_work():
         return workers[1]
     return require(scale, need)
 
@@ -120,16 +115,9 @@ def _settled_slots(scale: wire.Scale, need: int) -> int:
 
     deadline = time.monotonic() + _JOINING_S
     # A head without CPUs of its own means that workers are separate nodes, which may still be on their way.
-    while (fits := slots(ray.nodes(), scale)) < need and _head_runs_no_work() and time.monotonic() < deadline:
+    while (fits := slots(ray.nodes(), scale)) < need and head_runs_no_work() and time.monotonic() < deadline:
         time.sleep(1.0)
     return fits
-
-
-def _head_runs_no_work() -> bool:
-    import ray
-
-    heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
-    return not any(head.get("CPU") for head in heads)
 
 
 def _capacity() -> str:

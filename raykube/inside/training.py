@@ -97,7 +97,7 @@ def train(
     if done := stage.begin(work("train", loop, metric, mode)):
         return done
     log_start(stage)
-    with place.connect():
+    with joining.connected():
         require(place.scale, place.scale.workers)
         subject = tracking.Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:

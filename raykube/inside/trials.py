@@ -14,9 +14,8 @@ from typing import Any
 from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row, scored
-from raykube.inside.joining import apply_environ
+from raykube.inside.joining import apply_environ, settle
 from raykube.inside.place import Place
-from raykube.inside.room import settle
 from raykube.inside.stages import Stage
 from raykube.inside.training import Task, fit, last_metrics, published
 

@@ -70,7 +70,7 @@ def sweep(
         return done
     log_start(stage)
     _hush()
-    with stage.place.connect():
+    with joining.connected():
         return _searched(stage, task, trials, experiment, model)
 
 

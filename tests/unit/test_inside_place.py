@@ -121,7 +121,7 @@ def test_progress_is_shown_once_when_another_library_sets_up_logging_later():
 def test_ray_that_cannot_start_is_told_with_a_next_step(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "file").write_text("")
-    code = f"from raykube.inside.place import Place\nwith Place('x', {str(tmp_path)!r}).connect(): pass"
+    code = "from raykube.inside.joining import connected\nwith connected(): pass"
     found = ended(code, RAY_TMPDIR=str(tmp_path / "file" / "x"), RAY_ADDRESS="")
     assert "BackendError: Ray cannot be started on this machine\n  why:  NotADirectoryError" in found.stderr
     assert "next: run raykube doctor" in found.stderr

@@ -5,15 +5,14 @@ import uuid
 import pytest
 
 from raykube import wire
-from raykube.inside.place import Place
+from raykube.inside.joining import connected
 from tests.local.inside.support import Here
 
 
 @pytest.fixture(scope="package")
-def own_ray(tmp_path_factory):
+def own_ray():
     """Hold one embedded Ray with two CPUs for all tests here; it ends with them, and with it what it set."""
-    place = Place("tests", str(tmp_path_factory.mktemp("own-ray")))
-    with place.connect():
+    with connected():
         yield
 
 

@@ -274,7 +274,7 @@ def test_gpu_that_is_not_there_is_named(monkeypatch):
 
 TWICE = """
 import os
-from raykube.inside.place import Place
+from raykube.inside.joining import connected
 
 def auth():
     return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
@@ -283,7 +283,7 @@ def modes():
     return [oct(entry.stat().st_mode & 0o777) for entry in os.scandir(os.environ["RAY_TMPDIR"])]
 
 for _ in range(2):
-    first, second = Place("one", "unused").connect(), Place("two", "unused").connect()
+    first, second = connected(), connected()
     first.__enter__()
     second.__enter__()
     assert modes() == ["0o700"], modes()
