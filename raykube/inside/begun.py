@@ -10,7 +10,7 @@ from typing import Any
 from raykube.inside import storage
 from raykube.inside.space import described
 from raykube.inside.stages import Stage
-from raykube.inside.training import Task
+from raykube.inside.tasks import Task
 
 log = logging.getLogger("raykube")
 _SEARCH_FILE = "search.json"

@@ -13,8 +13,9 @@ from ray.train import UserCallback
 from raykube import wire
 from raykube.inside import checkpoints, deaths, snapshots, spared, storage
 from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
-from raykube.inside.history import Recorder, as_reported
+from raykube.inside.history import Recorder
 from raykube.inside.scalars import scalars
+from raykube.inside.scores import as_reported
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback

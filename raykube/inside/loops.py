@@ -18,8 +18,9 @@ from raykube import wire
 from raykube.errors import ConfigError
 from raykube.inside import checkpoints, outputs, storage
 from raykube.inside.failures import brought, mark
-from raykube.inside.history import Recorder, scored
+from raykube.inside.history import Recorder
 from raykube.inside.scalars import scalars
+from raykube.inside.scores import scored
 
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)

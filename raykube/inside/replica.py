@@ -9,12 +9,13 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raykube.inside.serving import Predict, as_text, open_model, predict_each, read_instances, reply
+from raykube.inside.answers import Predict, as_text, predict_each, read_instances, reply
+from raykube.inside.serving import open_model
 from raykube.inside.tracking import Loader
 
 
 class Answer(Response):
-    """JSON as :func:`raykube.inside.serving.as_text` writes it."""
+    """JSON as :func:`raykube.inside.answers.as_text` writes it."""
 
     media_type = "application/json"
 

@@ -2,64 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import math
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from raykube import wire
-from raykube.errors import ConfigError, Problem, RunFailed
+from raykube.errors import RunFailed
 from raykube.inside import joining, storage, tracking
 from raykube.inside.failures import explain
-from raykube.inside.history import Narrator, Row, as_reported, following, is_number
-from raykube.inside.loops import Loop, takes_config
+from raykube.inside.history import Narrator, Row, following
+from raykube.inside.loops import Loop
 from raykube.inside.room import require
+from raykube.inside.scores import as_reported
 from raykube.inside.stages import Stage, work
+from raykube.inside.tasks import Task, as_dict, published, sent_by_pickle
 
 log = logging.getLogger("raykube")
 #: So often a training on a range of workers sees whether it can grow, which is a look at what Ray has reserved for it;
 #: growing is a restart from the last checkpoint. Ray's own is 60 s.
 _RESIZE_S = 5.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained.
-
-    Attributes:
-        loop: a Ray Train loop, of no argument or of its config.
-        config: for the loop.
-        metric: by which the best checkpoint is chosen; None for the last one.
-        mode: ``"min"`` or ``"max"``.
-    """
-
-    loop: Callable[..., Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    metric: str | None = None
-    mode: str = "min"
-
-    def __post_init__(self) -> None:
-        takes_config(self.loop, self.config)
-        if self.mode not in {"min", "max"}:
-            raise ConfigError(f"mode is {self.mode!r}", next_step='write "min" or "max"')
-
-    @property
-    def without_metric(self) -> str:
-        """Return the note on a result whose checkpoint was not chosen by the metric."""
-        return f"no checkpoint was reported with the metric {self.metric!r}, so this is the last one"
-
-    def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
-        """Return the (item, metrics) with the best metric; None when no metrics have a number for it."""
-        valid = [pair for pair in scored if is_number(pair[1].get(self.metric or ""))]
-        choose = min if self.mode == "min" else max
-        return choose(valid, key=lambda pair: pair[1][self.metric or ""]) if valid else None
 
 
 def train(
@@ -204,79 +169,6 @@ def last_metrics(stage: Stage) -> dict[str, Any]:
     """Return the metrics of the last row of a stage; empty without rows."""
     found = stage.rows()
     return dict(found[-1]["metrics"]) if found else {}
-
-
-def published(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a config as JSON has it: all names are text, and what JSON does not know is words."""
-    return {str(name): _plain(value) for name, value in config.items()}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    try:
-        json.dumps(value, skipkeys=True, default=str)  # which finds what holds itself
-        if isinstance(value, Mapping):
-            return published(value)
-        if isinstance(value, list | tuple):
-            return [_plain(each) for each in value]
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return _number(value)
-    return value
-
-
-def _number(value: Any) -> Any:
-    """Return the one number in a value of numpy or PyTorch; of what else there is, its words."""
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
-        if hasattr(value, "shape") and hasattr(value, "item") and math.prod(value.shape) == 1:
-            found = value.item()
-            return found if isinstance(found, int | float) else str(found)
-    return str(value)
-
-
-def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config as a dict.
-
-    Raises:
-        ConfigError: it is no mapping.
-    """
-    if not isinstance(config, Mapping):
-        step = "write vars(config); of a dataclass, dataclasses.asdict(config)"
-        raise ConfigError(f"the config must be a dict, not {type(config).__name__}", next_step=step)
-    return dict(config)
-
-
-@contextmanager
-def sent_by_pickle(config: Mapping[str, Any]) -> Iterator[None]:
-    """Name what of a config pickle does not take, where that is why it could not be sent.
-
-    Raises:
-        ConfigError: then.
-    """
-    try:
-        yield
-    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
-        if problems := list(_unsendable(config)):
-            raise ConfigError.of("this config cannot be sent to the workers", problems) from error
-        raise
-
-
-def _unsendable(config: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, value in config.items():
-        if why := _refusal(value):
-            yield Problem(f"config.{name}", why, "make it in the loop")
-
-
-def _refusal(value: Any) -> str:
-    """Return why pickle does not take a value; "" where it does."""
-    from ray import cloudpickle
-
-    try:
-        cloudpickle.dumps(value)
-    except Exception as error:  # noqa: BLE001 # whatever the value's own methods raise
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 @contextmanager

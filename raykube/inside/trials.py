@@ -13,11 +13,13 @@ from typing import Any
 
 from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
-from raykube.inside.history import Follower, Narrator, Row, scored
+from raykube.inside.history import Follower, Narrator, Row
 from raykube.inside.joining import apply_environ, settle
 from raykube.inside.place import Place
+from raykube.inside.scores import scored
 from raykube.inside.stages import Stage
-from raykube.inside.training import Task, fit, last_metrics, published
+from raykube.inside.tasks import Task, published
+from raykube.inside.training import fit, last_metrics
 
 log = logging.getLogger("raykube")
 

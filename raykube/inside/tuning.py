@@ -20,7 +20,8 @@ from raykube.inside.history import Recorder, Row, rows
 from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
-from raykube.inside.training import Task, as_dict, log_start, own_signals, sent_by_pickle
+from raykube.inside.tasks import Task, as_dict, sent_by_pickle
+from raykube.inside.training import log_start, own_signals
 from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, Trials, ends, run_trial, stage_of, started, valid
 
 __all__ = ["sweep"]

@@ -9,15 +9,13 @@ from raykube.inside.history import (
     Follower,
     Narrator,
     Recorder,
-    as_reported,
     describe,
     following,
     heal,
-    is_number,
     rows,
-    scored,
 )
 from raykube.inside.scalars import scalars
+from raykube.inside.scores import as_reported, is_number, scored
 from tests.support import Later, file_size_limited
 
 torch = Later("torch")

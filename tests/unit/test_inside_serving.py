@@ -10,7 +10,7 @@ import pytest
 
 from raykube import wire
 from raykube.errors import ConfigError, NotFound
-from raykube.inside import checkpoints, serving, storage
+from raykube.inside import answers, checkpoints, serving, storage
 from tests.servers import Quiet
 from tests.servers import serving as serving_by
 from tests.support import BIN, run
@@ -78,8 +78,8 @@ def test_model_behind_a_uri_leaves_no_copy(tmp_path, monkeypatch):
 
 
 def test_bad_instance_spoils_no_other():
-    found = serving.predict_each(doubled, None, [1, "x", 3])
-    assert found == [2, serving.Refused("ValueError: not a number"), 6]
+    found = answers.predict_each(doubled, None, [1, "x", 3])
+    assert found == [2, answers.Refused("ValueError: not a number"), 6]
 
 
 def multiplied(_model, instances):
@@ -89,8 +89,8 @@ def multiplied(_model, instances):
 
 
 def test_instance_of_a_wrong_shape_spoils_no_other_and_is_logged(caplog):
-    found = serving.predict_each(multiplied, None, [[1, 2], [1, 2, 3], [3, 4]])
-    wrong = serving.Refused("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)", 500)
+    found = answers.predict_each(multiplied, None, [[1, 2], [1, 2, 3], [3, 4]])
+    wrong = answers.Refused("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)", 500)
     assert found == [3, wrong, 7]
     assert "in multiplied" in caplog.text
 
@@ -102,8 +102,8 @@ def test_predict_must_answer_every_instance():
         asked.append(instances)
         return [one for one in instances if one]
 
-    found = serving.predict_each(predict, None, [1, 0])
-    assert found == [serving.Refused("RuntimeError: predict gave 1 predictions for 2 instances", 500)] * 2
+    found = answers.predict_each(predict, None, [1, 0])
+    assert found == [answers.Refused("RuntimeError: predict gave 1 predictions for 2 instances", 500)] * 2
     assert asked == [[1, 0]]
 
 
@@ -120,7 +120,7 @@ def test_predict_must_answer_every_instance():
     ],
 )
 def test_what_is_no_list_of_predictions_is_the_fault_of_predict_and_logged(caplog, gives, says):
-    first, second = serving.predict_each(lambda _, instances: gives(instances), None, [1, 2])
+    first, second = answers.predict_each(lambda _, instances: gives(instances), None, [1, 2])
     assert first == second
     assert (first.status, says in first.reason) == (500, True)
     assert says in caplog.text
@@ -136,12 +136,12 @@ def test_what_is_no_list_of_predictions_is_the_fault_of_predict_and_logged(caplo
     ],
 )
 def test_list_of_predictions_has_many_forms(gives):
-    assert serving.predict_each(lambda _, instances: gives(instances), None, [1, 2]) == [1, 2]
+    assert answers.predict_each(lambda _, instances: gives(instances), None, [1, 2]) == [1, 2]
 
 
 def test_generator_that_refuses_an_instance_leaves_the_others():
-    found = serving.predict_each(lambda _, ns: (10 // n for n in ns), None, [5, 0])
-    assert found == [2, serving.Refused("ZeroDivisionError: integer division or modulo by zero", 500)]
+    found = answers.predict_each(lambda _, ns: (10 // n for n in ns), None, [5, 0])
+    assert found == [2, answers.Refused("ZeroDivisionError: integer division or modulo by zero", 500)]
 
 
 def test_predict_that_has_to_be_awaited_is_refused():
@@ -159,35 +159,35 @@ def test_model_that_waits_in_vain_is_not_asked_again_for_each_instance():
         asked.append(instances)
         raise ConnectionError("no answer")
 
-    found = serving.predict_each(predict, None, [1, 2])
+    found = answers.predict_each(predict, None, [1, 2])
     assert ([one.status for one in found], asked) == ([500, 500], [[1, 2]])
 
 
 def test_answer_says_which_instances_failed_and_whose_fault_it_is():
-    bad, worse = serving.Refused("ValueError: no"), serving.Refused("RuntimeError: oh", 500)
-    assert serving.answer([1, bad]) == ({"error": "instances[1]: ValueError: no"}, 400)
-    assert serving.answer([worse, bad]) == (
+    bad, worse = answers.Refused("ValueError: no"), answers.Refused("RuntimeError: oh", 500)
+    assert answers.answer([1, bad]) == ({"error": "instances[1]: ValueError: no"}, 400)
+    assert answers.answer([worse, bad]) == (
         {"error": "instances[0]: RuntimeError: oh; instances[1]: ValueError: no"},
         500,
     )
 
 
 def test_number_that_json_has_not_is_answered_as_null():
-    body, status = serving.answer([{"p": [0.5, math.nan]}, (math.inf, 1), "é"])
-    assert serving.as_text(body) == '{"predictions":[{"p":[0.5,null]},[null,1],"é"]}'.encode()
+    body, status = answers.answer([{"p": [0.5, math.nan]}, (math.inf, 1), "é"])
+    assert answers.as_text(body) == '{"predictions":[{"p":[0.5,null]},[null,1],"é"]}'.encode()
     assert status == 200
 
 
 def test_values_of_numpy_within_a_prediction_are_answered():
     np = of("numpy")
     found = [{"p": np.float32(0.5), "k": (np.int64(3), np.array([1, 2]))}, {"p": np.float32("nan")}]
-    assert serving.reply(found) == (b'{"predictions":[{"p":0.5,"k":[3,[1,2]]},{"p":null}]}', 200)
+    assert answers.reply(found) == (b'{"predictions":[{"p":0.5,"k":[3,[1,2]]},{"p":null}]}', 200)
 
 
 def test_prediction_that_json_cannot_hold_is_told_and_logged(caplog):
     holds_itself = {}
     holds_itself["me"] = holds_itself
-    body, status = serving.reply([1, {"p": Path("x")}, holds_itself])
+    body, status = answers.reply([1, {"p": Path("x")}, holds_itself])
     said = json.loads(body)["error"]
     assert status == 500
     assert re.search(r"instances\[1\]: .*it knows no \w*Path; instances\[2\]: .*", said)
@@ -231,11 +231,11 @@ def test_version_that_the_registry_has_not_is_refused():
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"instances": 3}', b'{"instances": [], "more": 1}'])
 def test_body_that_is_not_instances_is_refused(body):
     with pytest.raises(ValueError, match="body"):
-        serving.read_instances(body)
+        answers.read_instances(body)
 
 
 def test_body_holds_instances():
-    assert serving.read_instances(json.dumps({"instances": [1, 2]}).encode()) == [1, 2]
+    assert answers.read_instances(json.dumps({"instances": [1, 2]}).encode()) == [1, 2]
 
 
 def test_script_of_an_application_asks_for_the_model_that_it_is_to_serve():

@@ -29,7 +29,7 @@ from raykube.inside.history import Recorder, rows
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
-from raykube.inside.training import Task, published, sent_by_pickle
+from raykube.inside.tasks import Task, published, sent_by_pickle
 from tests.support import Later
 from tests.support import run as finished
 

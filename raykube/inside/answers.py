@@ -1,0 +1,135 @@
+"""What a replica answers: a request's instances read, a prediction made of each, and told as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from raykube import wire
+
+# `raykube service logs` shows what goes there.
+_serve_log = logging.getLogger("ray.serve")
+Predict = Callable[[Any, list[Any]], Sequence[Any]]
+
+_BAD_INPUT = (ValueError, TypeError, LookupError)
+_UNWRITABLE = (TypeError, ValueError, RecursionError)
+#: So many instances at fault are told of one request.
+_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An instance that `predict` could not take, why, and the HTTP status that says whose fault that is."""
+
+    reason: str
+    status: int = 400
+
+
+def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
+    """Return one prediction an instance, or :class:`Refused` for those that it fails on alone."""
+    try:
+        found = predict(model, instances)
+        found = list(found) if isinstance(found, Iterator) else found  # a generator has not run before
+    except Exception as error:  # noqa: BLE001 - PyTorch says a wrong shape by RuntimeError, others by their own
+        if len(instances) == 1 or isinstance(error, OSError):  # what does not answer would not for each of them
+            return [_refused(error)] * len(instances)
+        # The batch holds instances of several requests: find the bad one, answer the others.
+        return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
+    try:
+        return _one_each(found, len(instances))
+    except RuntimeError as wrong:
+        return [_refused(wrong)] * len(instances)
+
+
+def _one_each(found: Any, count: int) -> list[Any]:
+    """Return what `predict` gave as a list.
+
+    Raises:
+        RuntimeError: it is not one prediction an instance, in their order.
+    """
+    # To go through these gives the names of columns, or letters; a set has no order.
+    if isinstance(found, Mapping | AbstractSet | str | bytes) or hasattr(found, "columns"):
+        raise RuntimeError(f"predict gave one {type(found).__name__}, not a list with a prediction for each instance")
+    try:
+        listed = list(found)
+    except TypeError as error:
+        raise RuntimeError(f"predict gave no list of predictions, but {type(found).__name__}: {error}") from error
+    if len(listed) != count:
+        raise RuntimeError(f"predict gave {len(listed)} predictions for {count} instances")
+    return listed
+
+
+def _refused(error: Exception) -> Refused:
+    bad_input = isinstance(error, _BAD_INPUT)
+    if not bad_input:  # it may as well be the model's fault: whoever serves it needs to see where
+        _serve_log.error("predict failed on an instance", exc_info=error)
+    return Refused(f"{type(error).__name__}: {error}", 400 if bad_input else 500)
+
+
+def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
+    """Return what a request is answered, for the outcome of each of its instances, and the HTTP status."""
+    refused = [(index, one) for index, one in enumerate(found) if isinstance(one, Refused)]
+    if refused:
+        said = "; ".join(f"instances[{index}]: {one.reason}" for index, one in refused[:_TOLD])
+        return {"error": said}, max(one.status for _, one in refused)
+    return {"predictions": [one.tolist() if hasattr(one, "tolist") else one for one in found]}, 200
+
+
+def reply(found: Sequence[Any]) -> tuple[bytes, int]:
+    """Return :func:`answer` as JSON text, and the HTTP status; what JSON cannot hold is an error of `predict`."""
+    body, status = answer(found)
+    try:
+        return as_text(body), status
+    except _UNWRITABLE:
+        body, status = answer([_written(one) for one in found])
+        return as_text(body), status
+
+
+def _written(prediction: Any) -> Any:
+    try:
+        as_text(prediction)
+    except _UNWRITABLE as error:
+        return _refused(RuntimeError(f"predict gave what JSON cannot hold: {error}"))
+    return prediction
+
+
+def as_text(body: Any) -> bytes:
+    """Return the JSON text of an answer.
+
+    A number that JSON has not, as NaN, is null, as JavaScript and pandas write it: what else the answer holds is sound,
+    and ``NaN`` as it is would make the whole of it unreadable for strict readers.
+    """
+    try:
+        return _dump(body)
+    except ValueError:  # looked for only then: most answers have none, and may be large
+        return _dump(wire.finite(json.loads(json.dumps(body, default=_listed))))
+
+
+def _dump(body: Any) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_listed).encode()
+
+
+def _listed(value: Any) -> Any:
+    """Return a value of numpy or PyTorch that lies within a prediction as JSON has it."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"it knows no {type(value).__name__}")
+    return value.tolist()
+
+
+def read_instances(body: bytes) -> list[Any]:
+    """Return the instances of a request's body.
+
+    Raises:
+        ValueError: it is not ``{"instances": [...]}``.
+    """
+    try:
+        found = json.loads(body)
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+    if not isinstance(found, dict) or set(found) != {"instances"} or not isinstance(found["instances"], list):
+        raise ValueError('the body must be {"instances": [...]} and nothing else')
+    return list(found["instances"])
