@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -12,24 +11,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.inside import addresses, entities, registry, storage
+from raykube.inside import addresses
 from raykube.inside.history import Row
+from raykube.inside.mlflowrun import MlflowRun, Subject
 from raykube.inside.place import Place
 
 log = logging.getLogger("raykube")
 Loader = Callable[[str], Any]
 
-RUN_FILE = "mlflow.json"
-_BATCH = 900  # MLflow takes 1,000 metrics a call
-_PARAMS_BATCH = 100
 _SEND_S = 1.0
 _AGAIN_S = 20.0
 _PATIENCE_S = 45.0
@@ -38,27 +33,6 @@ _RUN, _PARAMS, _MODEL = "run", "params", "model"  # what can be missing in MLflo
 _UNREGISTERED = "did not register the model (its checkpoint is kept: serve it as run:{}, or register it by hand)"
 # MLflow's own defaults retry for minutes; nobody's training should wait for that at its end.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is recorded: one training, one sweep, or one trial of a sweep.
-
-    Attributes:
-        experiment: MLflow's experiment, which also names the registered model.
-        path: folder or URI of its stage.
-        params: of the loop.
-        name: of the MLflow run.
-        parent: path of the sweep that a trial belongs to.
-        files: its metrics files.
-    """
-
-    experiment: str
-    path: str
-    params: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-    parent: str = ""
-    files: tuple[str, ...] = ()
 
 
 class Tracker:
@@ -99,21 +73,14 @@ class MlflowTracker(Tracker):
     def __init__(self, place: Place, subject: Subject, uri: str, after: threading.Event | None = None) -> None:
         super().__init__()
         self._after = after
-        self._place = place
-        self._subject = subject
+        self._name = place.run
         self._uri = uri
+        self._run = MlflowRun(place, subject, uri)
         self._queue: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._pending: list[Row] = []
-        self._step = 0
-        self._run_id = ""
-        self._kept = False
-        self._names = entities.Names()
-        self._params: list[Any] = []
-        self._client: Any = None
         self._troubles: dict[str, str] = {}
         self._next: dict[str, float] = {}
         self._status = ""
-        self._ended = 0.0
         for name, value in _HTTP.items():
             os.environ.setdefault(name, value)
         if self._shown(uri) != uri:  # MLflow prints where a run is to be seen: there, with the password
@@ -129,14 +96,16 @@ class MlflowTracker(Tracker):
         self._queue.put(None)
         self.wait()
         if model is not None and result.checkpoint and _RUN not in self._troubles:
-            result = replace(result, model_uri=self._attempt_to(lambda: self._register(result, model), _MODEL))
+            checkpoint = result.checkpoint
+            found = self._attempt_to(lambda: self._run.register(checkpoint, model), _MODEL)
+            result = replace(result, model_uri=found)
         return replace(result, notes=(*result.notes, *self._notes()))
 
     def _notes(self) -> Iterator[str]:
         if troubles := "; ".join(text for what, text in self._troubles.items() if what != _MODEL):
             yield f"MLflow at {self._shown(self._uri)} does not have all of this run: {troubles}"
         if trouble := self._troubles.get(_MODEL):
-            yield f"MLflow at {self._shown(self._uri)} {_UNREGISTERED.format(self._place.run)}: {trouble}"
+            yield f"MLflow at {self._shown(self._uri)} {_UNREGISTERED.format(self._name)}: {trouble}"
 
     def leave(self, status: str) -> None:
         """Have MLflow's run closed once all is sent."""
@@ -169,7 +138,7 @@ class MlflowTracker(Tracker):
     def _complain(self, text: str, missing: str = _RUN) -> None:
         trouble = self._shown(text).strip().partition("\n")[0][:300]
         if missing == _MODEL:
-            log.warning("MLflow at %s %s: %s", self._shown(self._uri), _UNREGISTERED.format(self._place.run), trouble)
+            log.warning("MLflow at %s %s: %s", self._shown(self._uri), _UNREGISTERED.format(self._name), trouble)
         elif not self._troubles:
             log.warning("MLflow at %s does not take this run, training goes on: %s", self._shown(self._uri), trouble)
         self._troubles[missing] = trouble
@@ -200,16 +169,15 @@ class MlflowTracker(Tracker):
         while not last:
             last = self._collect()
             self._try(self._send, _RUN, last=last)
-            if self._params and _RUN not in self._troubles:
-                self._try(self._describe, _PARAMS, last=last)
+            if _RUN not in self._troubles:
+                self._try(self._run.describe, _PARAMS, last=last)
             self.tried.set()
         if self._status:
             self._close()
 
     def _close(self) -> None:
-        if self._run_id and _RUN not in self._troubles:
-            when = int(self._ended * 1000) or None
-            self._attempt_to(lambda: self._client.set_terminated(self._run_id, self._status, when))
+        if _RUN not in self._troubles:
+            self._attempt_to(lambda: self._run.close(self._status))
 
     def _try(self, send: Callable[[], None], what: str, *, last: bool) -> None:
         if last or time.monotonic() >= self._next.get(what, 0.0):
@@ -230,52 +198,8 @@ class MlflowTracker(Tracker):
         return False
 
     def _send(self) -> None:
-        if not self._run_id:
-            self._open()
-        if not self._kept:
-            self._keep()
-        metrics = entities.points(self._pending, self._step, self._names)
-        while batch := list(islice(metrics, _BATCH)):
-            self._client.log_batch(self._run_id, metrics=batch)
-        self._step = max([self._step, *entities.steps(self._pending, self._step)])
-        self._ended = self._pending[-1]["time"] if self._pending else self._ended
+        self._run.send(self._pending)
         self._pending = []
-
-    def _open(self) -> None:
-        # Its tables are made once, and models of one's own are loaded as they were saved: no news, no danger.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
-        from mlflow import MlflowClient
-
-        with _one_at_a_time(self._place, self._uri):  # MLflow makes the tables of a new store, once
-            self._client = MlflowClient(self._uri, registry_uri=addresses.registry(self._uri))
-            experiment = _experiment(self._client, self._subject.experiment, self._place, self._uri)
-        if known := _run_id(self._subject.path):  # a retry goes on in the run of the first attempt
-            self._client.update_run(known, "RUNNING")
-            run = self._client.get_run(known)
-        else:
-            tags = entities.tags(self._place, self._subject.path, _run_id(self._subject.parent))
-            run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
-        # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
-        self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
-        # Rows without a step go on from the last one: MLflow shows the highest as the final one.
-        self._step = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
-        self._pending[:0] = entities.unsent(self._subject.files, self._place.attempt, run, self._names)
-        self._run_id, self._kept = str(run.info.run_id), bool(known)
-
-    def _keep(self) -> None:
-        """Write down which run this is, before all that can fail: without it the next try makes another."""
-        storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": self._run_id}))
-        self._kept = True
-
-    def _describe(self) -> None:
-        """Send the params, apart from the rows: what MLflow refuses of them must not keep those back."""
-        while self._params:
-            self._client.log_batch(self._run_id, params=self._params[:_PARAMS_BATCH])
-            del self._params[:_PARAMS_BATCH]
-
-    def _register(self, result: wire.Result, model: Loader) -> str:
-        return registry.register(model, result.checkpoint or "", self._subject.experiment, self._run_id, self._uri)
 
 
 def start(place: Place, subject: Subject, after: threading.Event | None = None) -> Tracker:
@@ -318,24 +242,3 @@ def end_all(endings: Mapping[Tracker, str], parent: Tracker) -> None:
     for tracker in endings:
         tracker.wait(began + _PATIENCE_S)
     parent.patience = max(_LEAST_PATIENCE_S, parent.patience - (time.monotonic() - began))
-
-
-def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # A server decides by itself where artifacts go; beside the own database they lie beside it.
-    own = uri == addresses.database(place.storage)
-    location = Path(place.storage, "mlartifacts", entities.folder(name)).as_uri() if own else None
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def _run_id(path: str) -> str:
-    text = storage.read_from(storage.join(path, RUN_FILE)) if path else b""
-    return str(json.loads(text)["run_id"]) if text else ""
-
-
-def _one_at_a_time(place: Place, uri: str) -> AbstractContextManager[None]:
-    if not uri.startswith("sqlite:") or storage.is_uri(place.storage):
-        return nullcontext()
-    return storage.locked(storage.join(place.storage, ".mlflow.lock"))

@@ -16,6 +16,7 @@ from raykube.inside import joining, storage, tracking
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, following
 from raykube.inside.loops import Loop
+from raykube.inside.mlflowrun import Subject
 from raykube.inside.room import require
 from raykube.inside.scores import as_reported
 from raykube.inside.stages import Stage, work
@@ -64,7 +65,7 @@ def train(
     log_start(stage)
     with joining.connected():
         require(place.scale, place.scale.workers)
-        subject = tracking.Subject(experiment, stage.path, task.config, files=stage.files)
+        subject = Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])
             return stage.conclude(result, tracker, model)

@@ -15,6 +15,7 @@ from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row
 from raykube.inside.joining import apply_environ, settle
+from raykube.inside.mlflowrun import Subject
 from raykube.inside.place import Place
 from raykube.inside.scores import scored
 from raykube.inside.stages import Stage
@@ -229,6 +230,6 @@ class Trials:
     def _follow(self, trial: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
         place, sweep = self._stage.place, self._stage.path
         stage = stage_of(place, sweep, trial)
-        subject = tracking.Subject(self._experiment, stage.parent, config, trial, sweep, stage.files)
+        subject = Subject(self._experiment, stage.parent, config, trial, sweep, stage.files)
         tracker = tracking.start(place, subject, after=self._sweep.tried)
         return Follower(stage.files, [Narrator(f"trial {trial}"), tracker.rows]), tracker

@@ -17,6 +17,7 @@ from raykube.inside import joining, storage, tracking
 from raykube.inside.begun import as_begun
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
+from raykube.inside.mlflowrun import Subject
 from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
@@ -82,7 +83,7 @@ def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tra
     fit = room(place.scale, place.trial_workers) // place.trial_workers
     trials, at_once, changed = as_begun(stage, task, trials, fit, goes_on=goes_on)
     log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
-    subject = tracking.Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
+    subject = Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
     with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
         tuner = _tuner(stage, task, trials, at_once, goes_on=goes_on)
         grid = _search(tuner, watch := Trials(stage, experiment, tracker))

@@ -10,9 +10,10 @@ import pytest
 
 from raykube import wire
 from raykube.inside import addresses, entities, registry, tracking
+from raykube.inside.mlflowrun import RUN_FILE, Subject
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage
-from raykube.inside.tracking import MlflowTracker, Subject
+from raykube.inside.tracking import MlflowTracker
 from raykube.inside.trials import CONFIG_FILE, Trials
 from tests.basics import until, write
 from tests.servers import Quiet, serving
@@ -120,7 +121,7 @@ def test_rows_that_an_earlier_attempt_could_not_send_are_sent_by_the_next(tmp_pa
     second.rows([now])
     assert second.conclude(wire.Result("train", "demo", str(tmp_path))).notes == ()
     second.end("FINISHED")
-    run_id = json.loads((tmp_path / tracking.RUN_FILE).read_text())["run_id"]
+    run_id = json.loads((tmp_path / RUN_FILE).read_text())["run_id"]
     found = select(database, f"select value, step from metrics where run_uuid = '{run_id}' order by timestamp")
     assert found == [(1.0, 1), (2.0, 2), (3.0, 3), (4.0, 4)]
 
@@ -130,9 +131,10 @@ import sys
 sys.modules["mlflow"] = None  # what imports it, or looks for it, finds none
 from raykube import wire
 from raykube.inside import tracking
+from raykube.inside.mlflowrun import Subject
 from raykube.inside.place import Place
 place = Place("demo", sys.argv[1])
-with tracking.record(place, tracking.Subject("tests", place.path, {"lr": 0.1})) as tracker:
+with tracking.record(place, Subject("tests", place.path, {"lr": 0.1})) as tracker:
     tracker.rows([{"time": 1.0, "metrics": {"loss": 1.0}, "checkpoint": None}])
     result = tracker.conclude(wire.Result("train", "demo", place.path, checkpoint=place.path), model=print)
 print(type(tracker).__name__, result.notes, result.model_uri)
@@ -318,7 +320,7 @@ def test_params_that_mlflow_refuses_are_apart_from_the_run(server, tmp_path):
     result = tracker.conclude(wire.Result("train", "demo", str(tmp_path)))
     tracker.end("FINISHED")
     assert len(calls(server, "runs/create")) == 1
-    assert json.loads((tmp_path / tracking.RUN_FILE).read_text()) == {"run_id": "1"}
+    assert json.loads((tmp_path / RUN_FILE).read_text()) == {"run_id": "1"}
     assert len(calls(server, "log-batch", "loss")) == 1
     assert len(calls(server, "runs/update", "FINISHED")) == 1
     assert "it refuses that" in result.notes[0]
@@ -330,7 +332,7 @@ def test_run_is_kept_in_mind_until_its_file_can_be_written(server, tmp_path, cap
     tracker = begin(server, blocked)
     until(lambda: "training goes on" in caplog.text, "the file cannot be written", 60)
     blocked.unlink()
-    until((blocked / tracking.RUN_FILE).exists, "the file is written", 60)
+    until((blocked / RUN_FILE).exists, "the file is written", 60)
     tracker.end("FINISHED")
     assert len(calls(server, "runs/create")) == 1
 

@@ -10,6 +10,7 @@ import torch
 import raykube
 from raykube import wire
 from raykube.inside import checkpoints, tracking
+from raykube.inside.mlflowrun import RUN_FILE, Subject
 from raykube.inside.place import Place
 from tests.local.inside.support import MARKS
 
@@ -89,12 +90,12 @@ def test_trial_points_at_its_sweep_even_if_it_was_quicker(here):
     opened = threading.Event()
     sweep_path, trial_path = str(here.folder / "sweep-1"), str(here.folder / "sweep-1" / "trial_a")
     place = replace(place, tracking=True)
-    trial = tracking.start(place, tracking.Subject("nested", trial_path, parent=sweep_path), after=opened)
-    with tracking.record(place, tracking.Subject("nested", sweep_path)) as sweep:
+    trial = tracking.start(place, Subject("nested", trial_path, parent=sweep_path), after=opened)
+    with tracking.record(place, Subject("nested", sweep_path)) as sweep:
         assert sweep.tried.wait(60)
         opened.set()
         trial.end("FINISHED")
-    parent = json.loads((here.folder / "sweep-1" / tracking.RUN_FILE).read_text())["run_id"]
+    parent = json.loads((here.folder / "sweep-1" / RUN_FILE).read_text())["run_id"]
     with sqlite3.connect(here.storage / "mlflow.db") as store:
         tagged = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
     assert tagged == [(parent,)]
