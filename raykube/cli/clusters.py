@@ -226,7 +226,7 @@ def _local() -> ClusterStatus:
 
 def _end_local() -> None:
     from raykube.backends.local import head
-    from raykube.backends.local.backend import end_head
+    from raykube.backends.local.starting import end_head
 
     with head.lock():
         if not end_head():

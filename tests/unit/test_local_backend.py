@@ -11,7 +11,7 @@ import pytest
 import raykube as rk
 from raykube import handles, wire
 from raykube.backends import Status
-from raykube.backends.local import backend, head, keeper, observe, records, starting, zips
+from raykube.backends.local import following, head, jobs, keeper, observe, records, starting, zips
 from raykube.backends.local.backend import Local
 from raykube.errors import Conflict, NotFound, Unreachable
 from tests.support import file_size_limited, run_without_root_rights, typed
@@ -108,7 +108,7 @@ def test_head_of_another_machine_is_neither_taken_for_dead_nor_replaced(record, 
         lambda: Local().delete("b"),
         lambda: Local().status("b"),
         lambda: rk.submit(rk.Job(entrypoint="python hello.py", working_dir=code), "local"),
-        backend.end_head,
+        starting.end_head,
     ]
     for ask in asks:
         with pytest.raises(Unreachable, match=f"the Ray head of .* runs on {where}\n"):
@@ -199,7 +199,7 @@ def test_log_is_read_whole_while_the_head_gives_no_answer(record):
 
 @pytest.mark.usefixtures("record")
 def test_head_that_gives_no_answer_for_long_is_unreachable(monkeypatch):
-    monkeypatch.setattr(observe, "PATIENCE_S", 0)
+    monkeypatch.setattr(following, "PATIENCE_S", 0)
     with pytest.raises(Unreachable):
         list(Answering("RUNNING", SILENT, SILENT).logs("a", follow=True))
     changes = Answering("RUNNING", SILENT, SILENT).changes("a")
@@ -267,7 +267,7 @@ def test_conflict_over_changed_code_names_the_files(code):
     (code / "dw1.log").write_text("one\n")
     first = plan()
     zips.keep(first.package)
-    records.save(replace(backend._record(first), head="gone"))
+    records.save(replace(jobs._record(first), head="gone"))
     (code / "dw1.log").write_text("two\n")
     with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
         Local().start(plan())

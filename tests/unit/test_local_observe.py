@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from raykube.backends import Status
-from raykube.backends.local import head, observe, records
+from raykube.backends.local import following, head, observe, records
 from tests.unit.heads import SILENT, Answering, Learning, sent_anew
 
 
@@ -44,8 +44,8 @@ def test_logs_of_all_attempts_outlive_the_head(record, running):
 
 
 def test_patience_with_a_silent_head_begins_anew_with_each_answer(monkeypatch):
-    clock = itertools.count(1, step=observe.PATIENCE_S / 3)
-    monkeypatch.setattr(observe, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    clock = itertools.count(1, step=following.PATIENCE_S / 3)
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     place = Answering(SILENT, "RUNNING", SILENT, "FAILED")
-    states = [status and status.state for status in itertools.islice(observe.answers(lambda: place.status("a")), 4)]
+    states = [status and status.state for status in itertools.islice(following.answers(lambda: place.status("a")), 4)]
     assert states == [None, "RUNNING", None, "FAILED"]

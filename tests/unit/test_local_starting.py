@@ -3,7 +3,7 @@
 import pytest
 
 import raykube as rk
-from raykube.backends.local import head, observe, starting
+from raykube.backends.local import following, head, starting
 from raykube.errors import Unreachable
 
 
@@ -30,7 +30,7 @@ def test_living_head_that_gives_no_answer_once_is_asked_again(answering):
 
 
 def test_living_head_that_gives_no_answer_for_long_is_left_alone(answering, monkeypatch):
-    monkeypatch.setattr(observe, "PATIENCE_S", 0)
+    monkeypatch.setattr(following, "PATIENCE_S", 0)
     answering.refused.update((502, 503, 504))
     with pytest.raises(Unreachable, match=r"next: .*raykube cluster delete local"):
         starting.ensure()

@@ -4,7 +4,7 @@ import pytest
 
 from raykube.backends import sources
 from raykube.backends.kuberay import autoscalerlogs, eventlogs
-from raykube.backends.local import observe
+from raykube.backends.local import following
 from raykube.errors import ConfigError, NotFound
 
 RANKS = [("node-a", "worker-a"), ("node-b", "worker-b")]
@@ -161,7 +161,7 @@ def test_growing_files_are_read_together_also_those_that_come_later(tmp_path):
             yield True
         yield False
 
-    found = list(observe.lines(lambda: [path for path in (one, two) if path.exists()], is_open=is_open()))
+    found = list(following.lines(lambda: [path for path in (one, two) if path.exists()], is_open=is_open()))
     assert found == ["one", "two", "begun and ended", "rest"]
 
 
@@ -174,7 +174,7 @@ def test_file_is_read_to_its_end_also_what_was_written_just_before_its_writer_en
             file.write("two\n")
         yield False
 
-    assert list(observe.lines(lambda: [path], is_open=is_open())) == ["one", "two"]
+    assert list(following.lines(lambda: [path], is_open=is_open())) == ["one", "two"]
 
 
 def test_pods_of_another_run_whose_name_begins_with_this_ones_are_not_its():

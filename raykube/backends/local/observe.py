@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from raykube import wire
-from raykube.backends import Status, endings, sources
+from raykube.backends import Status, endings
 from raykube.backends.local import disk, lifecycle, records
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 
-_Answer = TypeVar("_Answer")
-
-#: How long a head may give no answer before that is an error.
-PATIENCE_S = 30.0
 #: Enough bytes for the lines of a log that an error shows, of ordinary length; longer ones are cut at the front.
 _TAIL_BYTES = 32_768
-_POLL_S = 0.1
-_CHUNK_BYTES = 1 << 20
 
 
 def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
@@ -48,27 +41,6 @@ def is_current(record: Record) -> bool:
         now = records.load(record.name)
         return (now.nonce, now.submitted) == (record.nonce, record.submitted)
     return False
-
-
-def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
-    """Ask again and again; yield what is answered, and None for no answer: the head may be about to be found dead.
-
-    Raises:
-        Unreachable: it has given none for a while.
-    """
-    silent_since: float | None = None
-    while True:
-        asked = time.monotonic()
-        try:
-            found = ask()
-        except Unreachable:
-            silent_since = silent_since or asked
-            if time.monotonic() - silent_since > PATIENCE_S:
-                raise
-            yield None
-        else:
-            silent_since = None
-            yield found
 
 
 def settle(record: Record, ended: Status, head: Head) -> Status:
@@ -185,57 +157,3 @@ def trouble(record: Record, attempt: int) -> str:
     with contextlib.suppress(OSError):  # there is none, or it cannot be read just now
         return wire.trouble(path.read_text(encoding="utf-8", errors="replace"), attempt)
     return ""
-
-
-def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
-    """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
-
-    It is asked after each look that found nothing new, and once it says so one more look is taken. `paths` is asked
-    before each look; a file that it named once is read to its end.
-    """
-    files: dict[Path, _Growing] = {}
-    going = True
-    while True:
-        for path in paths():
-            files.setdefault(path, _Growing(path))
-        found = False
-        for file in files.values():
-            for chunk in file.chunks():
-                found = True
-                yield from file.lines.take(chunk)
-        if not going:
-            break
-        if not found:
-            going = next(is_open)
-    yield from (line for file in files.values() for line in file.lines.end())
-
-
-def goes_on(ask: Callable[[], Status], is_open: Callable[[Status], bool], *, follow: bool) -> Iterator[bool]:
-    """Yield, after a short wait each, whether more lines are to be expected: what gives no answer may print more."""
-    if follow:
-        time.sleep(_POLL_S)
-        with contextlib.suppress(NotFound):  # deleted while its log is being read
-            for found in answers(ask):
-                yield found is None or is_open(found)
-                time.sleep(_POLL_S)
-    yield False
-
-
-class _Growing:
-    """A file that is read while it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self.lines = sources.Lines()
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield what is new in it, a part at a time; from its start where another one has taken its place."""
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < self._offset:
-                self._offset, self.lines = 0, sources.Lines()
-            file.seek(self._offset)
-            while chunk := file.read(min(_CHUNK_BYTES, size - self._offset)):
-                self._offset += len(chunk)
-                yield chunk

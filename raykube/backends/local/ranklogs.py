@@ -10,7 +10,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import sources
-from raykube.backends.local import disk, head, observe
+from raykube.backends.local import disk, following, head
 from raykube.backends.local.records import Record
 from raykube.errors import NotFound
 
@@ -28,7 +28,7 @@ def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -
             return []
         return known
 
-    yield from sources.printed(observe.lines(files, is_open=is_open))
+    yield from sources.printed(following.lines(files, is_open=is_open))
     if not known:
         _files(record, rank)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube.backends import Status, endings, serveapps
-from raykube.backends.local import head, observe, records, starting
+from raykube.backends.local import following, head, records, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
@@ -147,13 +147,13 @@ def logs(record: Record, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
     if running := head.of(record.head):
         name = record.name
-        is_open = observe.goes_on(lambda: status(records.load(name)), lambda found: not _is_over(found), follow=follow)
-        yield from observe.lines(lambda: _replica_logs(record, running), is_open=is_open)
+        is_open = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=follow)
+        yield from following.lines(lambda: _replica_logs(record, running), is_open=is_open)
 
 
-def _is_over(found: Status) -> bool:
-    """Whether nothing serves any more. An application that is unwell, or did not come up, may yet get well."""
-    return found.state == "STOPPED" or (found.failure is not None and found.failure.reason == "HeadDied")
+def _may_serve(found: Status) -> bool:
+    """Whether anything serves, or may yet: an application that is unwell, or did not come up, may get well."""
+    return found.state != "STOPPED" and (found.failure is None or found.failure.reason != "HeadDied")
 
 
 def _replica_logs(record: Record, running: Head) -> list[Path]:

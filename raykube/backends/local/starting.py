@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raykube import wire
-from raykube.backends.local import head, observe, records
+from raykube.backends.local import following, head, observe, records
 from raykube.backends.local.head import Head
 from raykube.errors import BackendError, ConfigError, Unreachable, install
 from raykube.settings import setting
@@ -82,10 +82,18 @@ def retire(gone: Head) -> None:
     head.remove_files(gone)
 
 
+def end_head() -> bool:
+    """End the head and note the end of what ran on it; False when none runs. The caller holds the lock."""
+    running = head.current()
+    if running:
+        retire(running)
+    return running is not None
+
+
 def _answers(running: Head) -> bool:
     """Whether a head answers, now or before long; False when its Ray has ended. Raises Unreachable."""
     try:
-        for answer in observe.answers(lambda: head.api(running).version()):
+        for answer in following.answers(lambda: head.api(running).version()):
             if answer is not None:
                 return True
             if not head.alive(running.ray_pid, running.ray_born):

@@ -1,0 +1,142 @@
+"""The jobs of this machine: sent, sent again, and looked at by those who ask."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from pathlib import PurePosixPath
+from zipfile import BadZipFile
+
+from raykube import differences, package, sameness, wire
+from raykube.backends import Status
+from raykube.backends.local import head, lifecycle, observe, records, starting, zips
+from raykube.backends.local.records import Record
+from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+from raykube.plans import Plan
+from raykube.runtime_env import plain
+
+_log = logging.getLogger("raykube")
+_POLL_S = 0.1
+_NOT_NOTED = "%s: its end cannot be noted: %s"
+
+
+def submit(plan: Plan) -> None:
+    """Send a job, or join the run that has this name and plan already. The caller holds the lock."""
+    try:
+        known = records.load(plan.name)
+    except NotFound:
+        _send(_record(plan), 1)
+        return
+    starting.adopt_if_orphaned()
+    ended = known.kind == "job" and (records.final(plan.name) or live_status(known))
+    again = ended and ended.state in ("FAILED", "STOPPED")
+    if not ended or not _is_same(known, plan, limits_too=not again):
+        raise Conflict(
+            f"the name {plan.name!r} is taken by another {known.kind}",
+            why=_difference(known, plan),
+            next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
+        )
+    if again:
+        _send(_record(plan), ended.attempt + 1)
+
+
+def _difference(known: Record, plan: Plan) -> str:
+    """Say in what a plan is another one than that of a run or service: of code, in which files."""
+    texts = differences.of_texts(known.plan_yaml, plan.yaml())
+    texts = texts and f"- is the {known.kind} that there is, + is this one:\n{texts}"
+    if known.kind == "service":
+        return texts
+    uris = [body.get("runtime_env", {}).get("working_dir", "") for body in (known.body, plan.body[0])]
+    files = ""
+    with contextlib.suppress(OSError, BadZipFile):  # there is none, or none any more
+        files = differences.of_files(*(package.contents(zips.folder() / PurePosixPath(uri).name) for uri in uris))
+    return f"{texts}\nin the code: {files}" if files else texts
+
+
+def _is_same(known: Record, plan: Plan, *, limits_too: bool) -> bool:
+    """Tell whether a plan is that of a run; one that has ended may go on within other limits."""
+    return known.plan_hash == plan.hash or (not limits_too and sameness.work((known.body,)) == sameness.work(plan.body))
+
+
+def _record(plan: Plan) -> Record:
+    body = plan.body[0]
+    return Record(
+        name=plan.name,
+        kind="job",
+        plan_hash=plan.hash,
+        plan_yaml=plan.yaml(),
+        body=body,
+        storage=plain(body["runtime_env"]["env_vars"][wire.STORAGE]),
+        submitted=time.time(),
+        **vars(plan.limits),
+    )
+
+
+def _send(record: Record, attempt: int) -> None:
+    """Start the first attempt of a submission. Its record is written first: the keeper sends what we could not."""
+    running = starting.ensure()
+    record = replace(record, head=running.id, first=attempt)
+    records.save(record)
+    records.reopen(record.name, attempt)
+    try:
+        observe.send(record, attempt, running, head.api(running))
+    except Unreachable as error:
+        _log.info("%s: %s; its keeper goes on trying", error.what, error.why)
+
+
+def live_status(record: Record) -> Status:
+    """Return the status of a run that has not ended, or see its end."""
+    running = head.of(record.head)
+    if running is None:
+        return _lost_status(record)
+    try:
+        status, known = observe.status(record, running, head.api(running))
+    except Unreachable:
+        if head.current():
+            raise
+        return _lost_status(record)
+    ending, now = records.ending(record.name), time.time()
+    due = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
+    if due.do == "end":
+        return _ended(record, lifecycle.cut_short(status, due.failure, now), running)
+    if status.is_terminal and due.do == "send":
+        return replace(
+            status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
+        )
+    if status.is_terminal:
+        return _ended(record, status, running)
+    detail = observe.trouble(record, status.attempt) if status.state == "RUNNING" else ""
+    return replace(status, detail=detail or status.detail, progress=observe.progress(record), url=running.address)
+
+
+def _ended(record: Record, ended: Status, running: head.Head) -> Status:
+    """Note the end of a run; what cannot be written is only told."""
+    try:
+        return observe.settle(record, ended, running)
+    except (BackendError, OSError) as error:
+        _log.info(_NOT_NOTED, record.name, error)
+        return ended
+
+
+def _lost_status(record: Record) -> Status:
+    """Note that a run's head is gone, and clean up what the head left; what cannot be written is only told."""
+    gone = head.read_state()
+    left = gone if gone and gone.id == record.head else None
+    try:
+        if left:
+            starting.retire(left)
+        return records.final(record.name) or observe.settle_lost(record, None)
+    except (BackendError, OSError) as error:
+        _log.info(_NOT_NOTED, record.name, error)
+        return observe.lost(record, left)
+
+
+def wait_for_ray(record: Record, patience_s: float) -> None:
+    """Wait, for a while, until Ray too says that a run has ended: its end may be noted while it still writes files."""
+    deadline = time.monotonic() + patience_s
+    while (running := head.seen()) and running.id == record.head and time.monotonic() < deadline:
+        if not observe.is_running(record, head.api(running)):
+            return
+        time.sleep(_POLL_S)
