@@ -178,7 +178,7 @@ class Follower:
     def stop(self) -> None:
         """Hand on the rows that are left and end the thread; what cannot be read now is missing."""
         self.pause()
-        if self._failing:
+        if self._failing and not self.troubles:
             self._miss(self._failing)
 
     def _run(self) -> None:

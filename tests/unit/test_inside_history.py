@@ -178,6 +178,20 @@ def test_follower_that_pauses_while_its_storage_cannot_be_read_reads_that_later(
     assert (steps(found), follower.troubles, "not followed" in caplog.text) == ([1], (), False)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_follower_tells_the_row_that_ended_it_and_not_an_earlier_silence_of_its_storage(tmp_path):
+    path = tmp_path / "m.jsonl"
+    follower = Follower([str(path)], [])
+    path.mkdir()  # which is no file that can be read
+    follower.start()
+    follower.pause()
+    path.rmdir()
+    path.write_text("no row\n")
+    follower.start()
+    follower.stop()
+    assert "JSONDecodeError" in follower.troubles[0]
+
+
 def test_follower_reads_all_files_of_a_stage(tmp_path):
     paths, found = [str(tmp_path / name) for name in ("m.jsonl", "m.jsonl.plain")], []
     with following(paths, [found.extend]):
