@@ -6,7 +6,7 @@ PYTEST := -m pytest --numprocesses=logical
 # Where Python may write no bytecode, each process would compile what it imports, and tests start thousands of them.
 RUN := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
-.PHONY: demo test test-long test-gpu test-rig cluster cluster-down check lint format bench-quick clean help
+.PHONY: demo test test-long test-gpu test-rig cluster cluster-down check unit lint format bench-quick clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,8 +41,11 @@ cluster: .venv/ready ## start a real Kubernetes with KubeRay for the tests (root
 cluster-down: .venv/ready ## end it; binaries and images stay for the next time
 	@$(RUN) -m tests.cluster down
 
+check: .venv/ready ## lint, and unit tests beside it; within a minute
+	@$(MAKE) --no-print-directory --jobs=2 lint unit
+
 # Half of a unit test's time is spent waiting: two processes more than cores.
-check: lint ## lint, and unit tests; within a minute
+unit: .venv/ready
 	@$(RUN) $(PYTEST) -q --numprocesses=$$(($$(getconf _NPROCESSORS_ONLN) + 2)) tests/unit
 
 lint: .venv/ready ## format, lint, types, import rules

@@ -148,7 +148,7 @@ class Growing:
             return
         path = Path(self._path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
+        with open(path, "ab", buffering=0, opener=lambda name, how: os.open(name, how, 0o644)) as file:
             while self.due:
                 self.due = self.due[file.write(self.due) :]  # a volume that fills up takes a part
 

@@ -121,6 +121,13 @@ class BackendContract:
         assert ended.states[-1] == "SUCCEEDED"
         assert ended.states.count("SUCCEEDED") == 1
 
+    def test_run_on_a_cluster_of_others_is_told_as_one_on_its_own(self, submit):
+        told = []
+        run = submit("hello.py").wait(timeout_s=WAIT_S, on_event=lambda event: told.append(event.status.state))
+        status = run.status()
+        assert status.submitted <= status.started <= status.ended
+        assert (told.count("SUCCEEDED"), run.result()) == (1, None)
+
     def test_same_name_and_plan_is_the_same_run(self, ended, own_place):
         before = ended.run.status().ended
         assert rk.submit(ended.job, own_place).status().ended == before

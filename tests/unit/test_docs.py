@@ -8,9 +8,11 @@ import click
 import pytest
 import yaml
 
+from raykube import package
 from raykube.backends import serveapps
 from raykube.backends.kuberay import nextsteps, polling
 from raykube.backends.kubernetes import kubeapi
+from raykube.bodies import CONFIG_MAP_LIMIT
 from raykube.cli import raykube
 from raykube.cluster import Cluster
 from raykube.doctor.rights import RULES
@@ -34,6 +36,13 @@ def test_role_of_the_guide_is_the_one_that_tests_use():
     assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in rules)
     said = [(*rule["apiGroups"], tuple(rule["resources"]), tuple(rule["verbs"])) for rule in rules]
     assert said == list(LEAST_PRIVILEGE)
+
+
+def test_sizes_of_code_that_can_be_sent_are_those_of_the_guide():
+    told = f"Up to {CONFIG_MAP_LIMIT // 1024} KiB (zipped) travel in a ConfigMap"
+    sent = f"At most {package.MAX_FILES:,} files and {package.MAX_BYTES // 2**20} MiB can be sent"
+    guide = " ".join(docs.GUIDE.read_text(encoding="utf-8").split())
+    assert [words in guide for words in (told, sent)] == [True, True]
 
 
 def test_doctor_asks_for_the_same_rights():

@@ -137,6 +137,15 @@ def test_lost_run_is_told_of_also_where_its_end_cannot_be_noted(record):
     assert records.final(record.name) is None
 
 
+def test_log_of_a_run_is_there_for_who_asks_first_after_its_head_has_died(record, running):
+    records.set_attempt("a", 2)
+    for attempt in (1, 2):
+        running.driver_log(record.submission_id(attempt)).write_text(f"attempt {attempt}\n")
+    head.home().mkdir()
+    head.write_state(replace(running, keeper_born="then", ray_born="then"))
+    assert list(Local().logs("a", follow=False)) == ["attempt 1", "attempt 2"]
+
+
 @pytest.mark.parametrize("log", ["", "last words\n"])
 def test_end_of_a_run_that_a_full_disk_takes_no_note_of_is_told(running, record, learning, log):
     learning(a_n_1="SUCCEEDED")

@@ -16,7 +16,6 @@ _Answer = TypeVar("_Answer")
 
 #: How long a head may give no answer before that is an error.
 PATIENCE_S = 30.0
-_POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
 
 
@@ -41,14 +40,19 @@ def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
             yield found
 
 
-def goes_on(ask: Callable[[], Status], is_open: Callable[[Status], bool], *, follow: bool) -> Iterator[bool]:
-    """Yield, after a short wait each, whether more lines are to be expected: what gives no answer may print more."""
-    if follow:
-        time.sleep(_POLL_S)
-        with contextlib.suppress(NotFound):  # deleted while its log is being read
-            for found in answers(ask):
-                yield found is None or is_open(found)
-                time.sleep(_POLL_S)
+def goes_on(
+    ask: Callable[[], Status], is_open: Callable[[Status], bool], *, follow: bool, every_s: float = 0.1
+) -> Iterator[bool]:
+    """Yield, after a short wait each, whether more lines are to be expected: what gives no answer may print more.
+
+    It is asked once where nobody follows, too: whoever asks first after a head has died has its logs kept.
+    """
+    pause = every_s if follow else 0
+    time.sleep(pause)
+    with contextlib.suppress(NotFound):  # deleted while its log is being read
+        for found in answers(ask):
+            yield follow and (found is None or is_open(found))
+            time.sleep(pause)
     yield False
 
 

@@ -17,6 +17,9 @@ from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
 
+#: Serve is asked so often whether a followed service goes on.
+_ASK_S = 0.2
+
 
 def deploy(plan: Plan) -> None:
     """Make the service what the plan says, next to the others. The caller holds the head's lock.
@@ -147,7 +150,7 @@ def logs(record: Record, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
     if running := head.of(record.head):
         name = record.name
-        is_open = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=follow)
+        is_open = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=follow, every_s=_ASK_S)
         yield from following.lines(lambda: _replica_logs(record, running), is_open=is_open)
 
 

@@ -168,18 +168,21 @@ def interrupt_at(fact):
 def test_interrupted_sweep_has_no_result_and_goes_on_and_keeps_no_signal(here, monkeypatch, tmp_path):
     monkeypatch.setenv(wire.CPUS, str(len(os.sched_getaffinity(0))))  # one trial at once
     signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
-    threading.Thread(target=interrupt_at, args=[lambda: notes(tmp_path / "trials")], daemon=True).start()
+    second = threading.Thread(target=interrupt_at, args=[lambda: len(notes(tmp_path / "trials")) == 2], daemon=True)
+    second.start()
     with pytest.raises(KeyboardInterrupt):
-        resumed_sweep(tmp_path, 1)
+        resumed_sweep(tmp_path, 2)
     assert not (here.folder / wire.RESULT_FILE).exists()
     (tmp_path / "again").touch()
+    first = notes(tmp_path / "trials")[0]["x"]
     place._stages.pop(here.run)
     monkeypatch.setenv(wire.ATTEMPT, "2")
     with pytest.raises(Conflict, match="another space"):
-        resumed_sweep(tmp_path, 1, new=1)
+        resumed_sweep(tmp_path, 2, new=1)
     place._stages.pop(here.run)
-    result = resumed_sweep(tmp_path, 1, trials=3)
+    result = resumed_sweep(tmp_path, 2, trials=3)
     assert [trial["error"] for trial in result.trials] == [None, None]
+    assert [fact["x"] for fact in notes(tmp_path / "trials")].count(first) == 1
     assert "as it began, with 2 trials" in result.notes[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == signals
 
