@@ -22,6 +22,7 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _PASSWORD = re.compile(r"[^/]*://[^/@:\[]*:(?!\d*([/?]|$))")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _V2_ENV = "RAY_enable_autoscaler_v2"
+_AS_IT_IS = "a RayJob is submitted as it is: raykube job submit -f FILE"
 
 
 def problems_of(manifest: Any) -> Iterator[Problem]:
@@ -50,7 +51,8 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
 def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
         if manifest.get(key) != wanted:
-            yield Problem(key, f"is {manifest.get(key)!r}, not {wanted!r}")
+            said = manifest.get(key)
+            yield Problem(key, f"is {said!r}, not {wanted!r}", _AS_IT_IS if said == "RayJob" else "")
     metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
     yield from _storage_problems(mapping(metadata.get("annotations")).get(STORAGE_ANNOTATION))

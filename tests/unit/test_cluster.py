@@ -417,6 +417,12 @@ def test_manifest_without_a_head_has_its_other_problems_listed_too(manifest, loa
     assert paths(loaded, manifest) == set(wrong)
 
 
+def test_rayjob_where_a_cluster_is_asked_for_is_told_the_option_that_takes_it(manifest, loaded):
+    RULES["kind"](manifest)
+    with pytest.raises(ConfigError, match=r"raykube job submit -f FILE"):
+        loaded(manifest)
+
+
 def test_duplicate_group_names_are_refused(manifest, loaded):
     manifest["spec"]["workerGroupSpecs"] *= 2
     assert paths(loaded, manifest) == {"spec.workerGroupSpecs[1].groupName"}
