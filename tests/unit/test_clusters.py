@@ -25,7 +25,7 @@ from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
-from raykube.errors import ConfigError, Conflict, Forbidden
+from raykube.errors import ConfigError, Conflict, Forbidden, WaitTimeout
 from tests.basics import until
 from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
 from tests.support import BIN, typed
@@ -251,6 +251,8 @@ class Taking(Quiet):
             self.send_response(200)  # nothing changes any more
             self.send_header("content-length", "0")
             return self.end_headers()
+        if name == "pods" and listed[name] is None:
+            return self.answer(504, {"kind": "Status", "code": 504, "message": "took too long"})
         if name in listed:
             return self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": listed[name]})
         if kind == "rayclusters" and self.server.asked:
@@ -291,6 +293,14 @@ def test_wait_for_a_cluster_tells_that_its_server_is_away(demo, monkeypatch):
     late = time.monotonic() + 10
     away = next(each for each in demo if each.failure or time.monotonic() > late)
     assert (away.state, away.failure.reason) == ("WAITING", "ApiServerUnreachable")
+
+
+def test_wait_for_a_cluster_whose_pods_are_not_told_ends_in_its_time(taking, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    taking.asked.append({"metadata": {"name": "demo", "uid": "u"}, "spec": preset().manifest["spec"]})
+    taking.pods = None
+    with pytest.raises(WaitTimeout, match="ApiServerUnreachable"):
+        clusters.wait_ready(Kube(), "demo", timeout_s=0.5)
 
 
 def test_wait_for_a_cluster_ends_with_the_right_to_see_it(demo, monkeypatch):

@@ -73,6 +73,8 @@ def _followed(look: Look) -> Iterator[str]:
                 for line in log.stream(pod, run) if pod else ():
                     refusals.end()
                     yield line
+                if pod:  # that it says nothing new is no refusal
+                    refusals.end()
             except BackendError as error:  # not there yet, or away
                 if isinstance(error, Forbidden) and refusals.are_meant():
                     raise

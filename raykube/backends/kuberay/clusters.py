@@ -135,13 +135,13 @@ def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
         for clusters, away in looks(watching, _KIND):
             if clusters == []:
                 raise NotFound(f"cluster {name} was deleted", next_step="see: raykube cluster list")
-            pods, refused = watching.of("Pod"), watching.error("Pod")
-            if away:
-                yield ClusterStatus(name, "WAITING", away.what, unreachable(away))
-            elif clusters and pods is not None:
+            pods, error = watching.of("Pod"), away or watching.error("Pod")
+            if clusters and pods is not None and not away:
                 yield status_of(seen(clusters[0], pods, watching.of("Event") or [], kube.now()))
-            elif refused and not isinstance(refused, Unreachable):
-                raise refused
+            elif isinstance(error, Unreachable):
+                yield ClusterStatus(name, "WAITING", error.what, unreachable(error))
+            elif error:
+                raise error
 
 
 def wait_ready(

@@ -22,7 +22,7 @@ from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
 from raykube.backends.kuberay.rayjobs import storage_of
-from raykube.backends.kubernetes.fields import annotations_of, name_of, seconds, spec_of, status_of
+from raykube.backends.kubernetes.fields import annotations_of, conditions, name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
@@ -173,7 +173,8 @@ def _never_starts(pod: Object) -> bool:
 
 def _late(pod: Object, what: str) -> BackendError:
     status = status_of(pod)
-    why = str(status.get("message") or status.get("phase"))
+    unmet = [f"{each.get('reason')}: {each['message']}" for each in conditions(pod).values() if each.get("message")]
+    why = "; ".join(unmet) or str(status.get("message") or status.get("phase"))
     step = "look whether its volumes can be mounted: kubectl get pvc"
     if cause := cause_of(Pod(pod)):
         why, step = f"{cause.reason}: {cause.message}", cause.next_step
