@@ -201,7 +201,8 @@ def _cause(status: Status) -> Failure:
     # Before it runs there is no log.
     verb = "status" if status.state in _NOT_YET else "logs"
     next_step = f"raykube {status.kind} {verb} {status.name}"
-    return status.failure or Failure(status.state, status.detail, next_step=next_step)
+    reason = "JobFailed" if (status.kind, status.state) == ("job", "FAILED") else status.state
+    return status.failure or Failure(reason, status.detail, next_step=next_step)
 
 
 def _not_up(name: str, why: Failure) -> BackendError:

@@ -12,7 +12,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
@@ -193,7 +193,8 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     if problems := list(rules.problems_of(cluster.manifest)):
         raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
-    place = code_place(cluster, service.name, package, in_config_map=code is not None)
+    # A service has a cluster of its own, of the manifest of the one that is there.
+    place = code_place(replace(cluster, selected=False), service.name, package, in_config_map=code is not None)
     if place.way not in ("plan", "storage"):
         raise ConfigError(
             f"the code of {service.name} ({package.size:,} bytes) is too large for a ConfigMap",

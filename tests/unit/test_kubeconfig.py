@@ -28,6 +28,22 @@ def write(path, name, server, **user):
     return path
 
 
+def test_first_of_two_entries_of_one_name_in_a_file_counts(tmp_path, monkeypatch):
+    path = write(tmp_path / "one", "one", "https://one")
+    config = json.loads(path.read_text())
+    config["clusters"].append({"name": "one", "cluster": {"server": "https://other"}})
+    path.write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert kubeconfig.load().cluster.server == "https://one"
+
+
+def test_variable_of_a_plugin_without_a_value_is_told(tmp_path, monkeypatch):
+    plugin = {"command": "x", "apiVersion": "client.authentication.k8s.io/v1", "env": [{"name": "AWS_PROFILE"}]}
+    monkeypatch.setenv("KUBECONFIG", str(write(tmp_path / "one", "one", "https://one", exec=plugin)))
+    with pytest.raises(ConfigError, match=r"exec\.env\[0\]\.value: is required"):
+        kubeconfig.load()
+
+
 def test_files_are_joined_and_the_first_word_counts(tmp_path, monkeypatch):
     first = write(tmp_path / "one", "one", "https://one")
     (tmp_path / "sub").mkdir()

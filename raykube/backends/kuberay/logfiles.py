@@ -79,7 +79,7 @@ class Following:
     """Streams files to their ends. One thread looks for files, each file has one that reads it.
 
     `find` is asked every second until it says that this was all. It may raise ConfigError, which ends the lines; where
-    it raises BackendError it is asked again, for ten minutes. A refusal before there was any file is meant.
+    it raises BackendError it is asked again, for ten minutes. A refusal before any answer, or one that lasts, is meant.
     """
 
     def __init__(self, kube: Kube, find: Find) -> None:

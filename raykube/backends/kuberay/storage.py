@@ -177,7 +177,10 @@ def _late(pod: Object, what: str) -> BackendError:
     why = "; ".join(unmet) or str(status.get("message") or status.get("phase"))
     step = "look whether its volumes can be mounted: kubectl get pvc"
     if cause := cause_of(Pod(pod)):
-        why, step = f"{cause.reason}: {cause.message}", cause.next_step
+        why = f"{cause.reason}: {cause.message}"
+        # What else it would say to do is about pods that stay, and that ask for what the manifest says.
+        is_placed = cause.reason == "Unschedulable" and "Insufficient" not in cause.message
+        step = cause.next_step if is_placed or _never_starts(pod) else step
     return BackendError(f"the storage could not be reached ({what})", why=why, next_step=step)
 
 

@@ -96,6 +96,8 @@ def load(context: str = "") -> Config:
     )
     plugin = user.get("exec") or {}
     missing = [Problem(f"exec.{key}", "is required") for key in _REQUIRED if not plugin.get(key)]
+    for index, entry in enumerate(plugin.get("env") or ()):
+        missing += [Problem(f"exec.env[{index}].{key}", "is required") for key in ("name", "value") if key not in entry]
     if "exec" in user and missing:
         raise ConfigError.of(f"user {chosen['user']} of the kubeconfig {where} cannot be used", missing)
     return Config(
@@ -126,11 +128,12 @@ def _of_pod(context: str) -> Config:
 
 
 def _entry(joined: Mapping[str, Any], kind: str, name: str, missing: str) -> Mapping[str, Any]:
-    """Return the entry of that name; `missing` says that there is none."""
-    known: dict[str, Mapping[str, Any]] = {each["name"]: each[kind] for each in joined[f"{kind}s"]}
-    if name not in known:
-        raise ConfigError(missing, next_step=nearest(name, [*known]))
-    return known[name]
+    """Return the first entry of that name; `missing` says that there is none."""
+    entries = joined[f"{kind}s"]
+    found: Mapping[str, Any] | None = next((each[kind] for each in entries if each["name"] == name), None)
+    if found is None:
+        raise ConfigError(missing, next_step=nearest(name, [each["name"] for each in entries]))
+    return found
 
 
 def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
