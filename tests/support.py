@@ -51,6 +51,11 @@ def run(*command, cwd=None, timeout=120, prefix=(), **environ):
     )
 
 
+def pressed(*_, **__):
+    """Stand for the step of a command at which Ctrl-C is pressed."""
+    raise KeyboardInterrupt
+
+
 def typed(*words, cwd, **environ):
     """Type a raykube command in this process, which spares the start of one; return it as `run` does."""
     logger, code = logging.getLogger("raykube"), 0

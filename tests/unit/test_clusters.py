@@ -28,7 +28,7 @@ from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict, Forbidden, WaitTimeout
 from tests.basics import until
 from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
-from tests.support import BIN, typed
+from tests.support import BIN, pressed, typed
 
 PRESETS = BIN.parent.parent / "cluster-configs"
 
@@ -321,9 +321,6 @@ def test_wait_for_a_cluster_ends_with_the_right_to_see_it(demo, monkeypatch):
 )
 @pytest.mark.usefixtures("taking")
 def test_ctrl_c_while_a_cluster_is_made_says_how_to_look_at_it_and_end_it(raykube, monkeypatch, step, told):
-    def pressed(*_, **__):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(clusters, step, pressed)
     done = raykube("cluster", "create", "demo", "--on", str(PRESETS / "cpu-small.yaml"))
     assert (done.returncode, done.stdout) == (130, "")

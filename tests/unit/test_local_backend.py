@@ -14,7 +14,7 @@ from raykube.backends import Status
 from raykube.backends.local import following, head, jobs, keeper, observe, records, starting, zips
 from raykube.backends.local.backend import Local
 from raykube.errors import Conflict, NotFound, Unreachable
-from tests.support import file_size_limited, run_without_root_rights, typed
+from tests.support import file_size_limited, pressed, run_without_root_rights, typed
 from tests.unit.heads import SILENT, Answering, Learning, sent_anew
 
 
@@ -182,9 +182,6 @@ def test_home_that_is_only_read_is_named_without_a_traceback(home, record, words
 
 @pytest.mark.usefixtures("home")
 def test_ctrl_c_while_a_run_is_sent_says_how_to_see_submit_and_end_it(code, monkeypatch):
-    def pressed():
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(starting, "ensure", pressed)
     done = typed("job", "submit", "--name", "a", "--working-dir", ".", "--", "python", "hello.py", cwd=code)
     assert (done.returncode, done.stdout) == (130, "")

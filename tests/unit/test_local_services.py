@@ -12,7 +12,7 @@ import raykube as rk
 from raykube.backends import Status
 from raykube.backends.local import head, records, services
 from raykube.errors import Failure, Unreachable
-from tests.support import typed
+from tests.support import pressed, typed
 
 
 def service(code, name, word="accept", app=""):
@@ -132,9 +132,6 @@ def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answeri
 
 @pytest.mark.usefixtures("dashboard")
 def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
-    def pressed(_record):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(services, "status", pressed)
     done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
     assert done.returncode == 130
@@ -146,9 +143,6 @@ def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
 
 @pytest.mark.usefixtures("dashboard")
 def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch):
-    def pressed(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(services, "_apply", pressed)
     done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
     assert done.returncode == 130
