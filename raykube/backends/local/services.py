@@ -150,8 +150,9 @@ def logs(record: Record, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
     if running := head.of(record.head):
         name = record.name
-        is_open = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=follow, every_s=_ASK_S)
-        yield from following.lines(lambda: _replica_logs(record, running), is_open=is_open)
+        going = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=True, every_s=_ASK_S)
+        # Serve keeps these itself: where nobody follows it need not be asked.
+        yield from following.lines(lambda: _replica_logs(record, running), is_open=going if follow else iter((False,)))
 
 
 def _may_serve(found: Status) -> bool:
