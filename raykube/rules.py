@@ -50,8 +50,7 @@ def problems_of(manifest: Any) -> Iterator[Problem]:
 
 def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
-        if manifest.get(key) != wanted:
-            said = manifest.get(key)
+        if (said := manifest.get(key)) != wanted:
             yield Problem(key, f"is {said!r}, not {wanted!r}", _AS_IT_IS if said == "RayJob" else "")
     metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)

@@ -172,16 +172,20 @@ def _never_starts(pod: Object) -> bool:
 
 
 def _late(pod: Object, what: str) -> BackendError:
-    status = status_of(pod)
-    unmet = [f"{each.get('reason')}: {each['message']}" for each in conditions(pod).values() if each.get("message")]
-    why = "; ".join(unmet) or str(status.get("message") or status.get("phase"))
+    cause = cause_of(Pod(pod))
+    why = f"{cause.reason}: {cause.message}" if cause else _unmet(pod)
     step = "look whether its volumes can be mounted: kubectl get pvc"
-    if cause := cause_of(Pod(pod)):
-        why = f"{cause.reason}: {cause.message}"
-        # What else it would say to do is about pods that stay, and that ask for what the manifest says.
-        is_placed = cause.reason == "Unschedulable" and "Insufficient" not in cause.message
-        step = cause.next_step if is_placed or _never_starts(pod) else step
+    # What else a cause says to do is about pods that stay, and that ask for what the manifest says.
+    if cause and (_never_starts(pod) or (cause.reason == "Unschedulable" and "Insufficient" not in cause.message)):
+        step = cause.next_step
     return BackendError(f"the storage could not be reached ({what})", why=why, next_step=step)
+
+
+def _unmet(pod: Object) -> str:
+    """Return what the pod says of itself: its conditions that come with words, else its message or phase."""
+    status = status_of(pod)
+    told = [f"{each.get('reason')}: {each['message']}" for each in conditions(pod).values() if each.get("message")]
+    return "; ".join(told) or str(status.get("message") or status.get("phase"))
 
 
 @contextlib.contextmanager

@@ -95,10 +95,7 @@ def load(context: str = "") -> Config:
         for kind in ("cluster", "user")
     )
     plugin = user.get("exec") or {}
-    missing = [Problem(f"exec.{key}", "is required") for key in _REQUIRED if not plugin.get(key)]
-    for index, entry in enumerate(plugin.get("env") or ()):
-        missing += [Problem(f"exec.env[{index}].{key}", "is required") for key in ("name", "value") if key not in entry]
-    if "exec" in user and missing:
+    if "exec" in user and (missing := [Problem(key, "is required") for key in _lacking(plugin)]):
         raise ConfigError.of(f"user {chosen['user']} of the kubeconfig {where} cannot be used", missing)
     return Config(
         context=name,
@@ -111,6 +108,13 @@ def load(context: str = "") -> Config:
         manner=_manner(plugin, cluster),
         impersonated=tuple(_impersonated(user)),
     )
+
+
+def _lacking(plugin: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is to be said of a plugin and is not."""
+    yield from (f"exec.{key}" for key in _REQUIRED if not plugin.get(key))
+    for index, entry in enumerate(plugin.get("env") or ()):
+        yield from (f"exec.env[{index}].{key}" for key in ("name", "value") if key not in entry)
 
 
 def _of_pod(context: str) -> Config:
