@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from raykube import cli
-from raykube.cli import common
+from raykube.cli import place
 
 BIN = Path(sys.executable).parent
 #: What all ways to train digits are compared by.
@@ -67,7 +67,7 @@ def typed(*words, cwd, **environ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["raykube", *words])
         patch.setattr(logger, "level", logger.level)
-        patch.setattr(common, "_SAID", [])
+        patch.setattr(place, "_SAID", [])
         for key, value in environ.items():
             patch.setenv(key, value)
         try:

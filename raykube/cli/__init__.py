@@ -17,7 +17,9 @@ from typing import Any, TextIO
 import click
 
 from raykube.cli import clusters, jobs, services, view
-from raykube.cli.common import Where, exit_code, json_option, place_options, tell
+from raykube.cli.common import exit_code, tell
+from raykube.cli.options import json_option
+from raykube.cli.place import Where, place_options
 from raykube.errors import RaykubeError
 from raykube.settings import LOCAL
 

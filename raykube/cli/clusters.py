@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykube.cli import common, planned, view
-from raykube.cli.common import Where, json_option, name_argument, names_argument, place_options, plan_options, tell
+from raykube.cli.common import tell
+from raykube.cli.options import json_option, name_argument, names_argument, plan_options
+from raykube.cli.place import Where, place_options
 from raykube.errors import BackendError, ConfigError, NotFound, Unreachable
 from raykube.settings import LOCAL, setting
 

@@ -1,189 +1,27 @@
-"""What the commands share: options, how a run is found, how things are printed."""
+"""What the commands share: how a run is found, how things are printed and followed."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from raykube.cli import view
-from raykube.cli.names import Name, places
-from raykube.errors import BackendError, ConfigError, Failure, NotFound, RaykubeError, RunError
-from raykube.settings import KUBERNETES, LOCAL, setting
+from raykube.cli.place import Where, with_place
+from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError
 
 if TYPE_CHECKING:
     from raykube.backends import Status
-    from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.cli.follow import Screen
-    from raykube.cluster import Cluster
     from raykube.handles import Endpoint, Run
     from raykube.wire import Result
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def joined(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
-    """Join several options to one decorator, in the order in which --help shows them."""
-
-    def decorate(function: _Function) -> _Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-# Not `readable`: what cannot be read is refused with its reason, like everything else about it.
-PATH = click.Path(path_type=Path, readable=False)
-
-
-#: The options that named the place of this command: what is told to be typed next needs them, too.
-_SAID: list[str] = []
-_QUOTED = "    "
-_COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
-
-
-def with_place(text: str) -> str:
-    """Return a text in which each raykube command is told with the options that name this command's place.
-
-    Not in lines of a log, which are told further in: they are somebody else's words.
-    """
-    lines = text.split("\n") if _SAID else ()
-    return "\n".join(line if line.startswith(_QUOTED) else _COMMAND.sub(_placed, line) for line in lines) or text
-
-
-def _placed(found: re.Match[str]) -> str:
-    return shlex.join([*found.group().split(), *_SAID])
-
-
-def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
-    """Have told commands name Kubernetes, which nothing but a file or the name of a cluster has said."""
-    if namespace and not where.namespace:
-        _SAID[:] = replace(where, namespace=namespace).words()
-    elif where.on is None and where.cluster().is_local:
-        _SAID[:] = replace(where, on=KUBERNETES).words()
-
-
-@dataclass(frozen=True)
-class Where:
-    """The place that the options name."""
-
-    on: str | None
-    namespace: str | None
-    context: str | None
-
-    def check(self) -> None:
-        """Refuse a namespace or context for this machine: what is ignored in silence was meant for somewhere else."""
-        if self.on == LOCAL and (words := replace(self, on=None).words()):
-            said = " ".join(words)
-            raise ConfigError(
-                f"--on local is this machine, and {said} is in Kubernetes",
-                next_step=f"leave out {said}, or name a place in Kubernetes: --on NAME|PATH",
-            )
-
-    def words(self) -> list[str]:
-        """Return the options as they were given."""
-        given = {"--on": self.on, "-n": self.namespace, "--context": self.context}
-        return [word for option, value in given.items() if value for word in (option, value)]
-
-    def name(self) -> str:
-        """Return the name of the place, or the path of its manifest, as the options or the settings say."""
-        said: str = setting("on", self.on).value
-        # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
-        return KUBERNETES if said == LOCAL and (self.namespace or self.context) else said
-
-    def cluster(self, workers: str | None = None) -> Cluster:
-        """Return the cluster there, with so many workers if they are given."""
-        from raykube.cli import args
-
-        cluster = self._loaded(self.name())
-        return cluster.sized(workers=args.count("--workers", workers)) if workers else cluster
-
-    def kubernetes(self) -> Cluster:
-        """Return Kubernetes as a place, whatever clusters are in it."""
-        return self._loaded(KUBERNETES)
-
-    def around(self) -> Cluster:
-        """Return Kubernetes as a place for what is there or is written already: where a manifest that is named goes."""
-        found = self.cluster()
-        return self.kubernetes() if found.is_local else found
-
-    def kube(self) -> Kube:
-        """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
-        from raykube.backends.kubernetes.kubeapi import Kube as Client
-
-        place = self.around()
-        return Client(place.context, place.namespace)
-
-    def _loaded(self, name: str) -> Cluster:
-        from raykube.cluster import Cluster as ClusterValue
-
-        return ClusterValue.load(name, namespace=self.namespace, context=self.context)
-
-
-_PLACE = joined(
-    click.option(
-        "--on",
-        metavar="NAME|PATH",
-        shell_complete=places,
-        help="Where: local, kubernetes, a preset of cluster-configs/, or a manifest. [RAYKUBE_ON, else local]",
-    ),
-    click.option(
-        "-n",
-        "--namespace",
-        help="Namespace there. [RAYKUBE_NAMESPACE, else the manifest's, else the context's]",
-    ),
-    click.option("--context", help="Context of the kubeconfig. [RAYKUBE_CONTEXT, else the current one]"),
-)
-
-
-def place_options(function: _Function) -> _Function:
-    """Add the options that name a place; the command gets them as `where`."""
-
-    @functools.wraps(function)
-    def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
-        where = Where(on, namespace, context)
-        where.check()
-        _SAID[:] = where.words()
-        return function(*words, where=where, **options)
-
-    return cast("_Function", _PLACE(call))
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-name_argument = click.argument("name", type=Name())
-names_argument = click.argument("names", type=Name(), nargs=-1, required=True)
-plan_options = joined(
-    click.option(
-        "--dry-run",
-        type=click.Choice(["client", "server"]),
-        help="Print the plan and start nothing; server: ask the API server to check it, too.",
-    ),
-    click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
-)
-code_options = joined(
-    # A text, not a path, which would make s3:/b of s3://b: the spec says what is wrong with that.
-    click.option("--working-dir", metavar="PATH", help="Folder to pack and send. [.]"),
-    click.option(
-        "--excludes",
-        multiple=True,
-        metavar="PATTERN",
-        help="Files not to send, as in .gitignore; '!data/**': send all of a folder.",
-    ),
-    click.option("--pip", multiple=True, metavar="PACKAGE", help="Install before the start; repeatable."),
-    click.option("--runtime-env", type=PATH, help="YAML file with a Ray runtime environment."),
-    click.option("--runtime-env-json", metavar="JSON", help="A Ray runtime environment."),
-)
 
 
 def find_run(name: str, where: Where) -> Run:

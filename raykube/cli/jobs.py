@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raykube.cli import common, planned, view
-from raykube.cli.common import (
-    Where,
-    code_options,
-    json_option,
-    name_argument,
-    names_argument,
-    place_options,
-    plan_options,
-    tell,
-)
+from raykube.cli.common import tell
 from raykube.cli.names import Name
+from raykube.cli.options import PATH, code_options, json_option, name_argument, names_argument, plan_options
+from raykube.cli.place import Where, goes_to_kubernetes, place_options
 from raykube.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -64,7 +57,7 @@ def _refuse_options_among(words: Sequence[str], options: set[str]) -> None:
 @click.option(
     "-f",
     "--filename",
-    type=common.PATH,
+    type=PATH,
     help="YAML file with a RayJob, or with a job's fields: entrypoint, name, working_dir, …",
 )
 @click.option(
@@ -151,11 +144,11 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
     if words and "kind" in words[-1]:
         args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
         own = (words[-1].get("metadata") or {}).get("namespace") or ""
-        common.goes_to_kubernetes(where, own)
+        goes_to_kubernetes(where, own)
         return plans.manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
     if cluster:
         args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
-        common.goes_to_kubernetes(where)
+        goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
     place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
     return api.plan(job, place)

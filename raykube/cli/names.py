@@ -13,7 +13,7 @@ from click.types import StringParamType
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from raykube.cli.common import Where
+    from raykube.cli.place import Where
 
 #: Whoever presses Tab waits no longer than that for a server that does not answer.
 _PATIENCE_S = 2.0
@@ -35,7 +35,7 @@ class Name(StringParamType):
         """Return the names at the place that the options say: those that are known in time."""
         from click.shell_completion import CompletionItem
 
-        from raykube.cli.common import Where
+        from raykube.cli.place import Where
 
         del param
         where = Where(*(ctx.params.get(key) for key in ("on", "namespace", "context")))

@@ -9,15 +9,8 @@ from typing import Any
 import click
 
 from raykube.cli import common, planned
-from raykube.cli.common import (
-    Where,
-    code_options,
-    json_option,
-    name_argument,
-    names_argument,
-    place_options,
-    plan_options,
-)
+from raykube.cli.options import code_options, json_option, name_argument, names_argument, plan_options
+from raykube.cli.place import Where, place_options
 from raykube.errors import ConfigError, NotFound
 
 

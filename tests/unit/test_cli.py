@@ -22,7 +22,7 @@ from click.testing import CliRunner
 import raykube as rk
 from raykube.backends import Status
 from raykube.backends.local import records
-from raykube.cli import args, common, names
+from raykube.cli import args, common, names, place
 from raykube.cli import raykube as raykube_command
 from raykube.cli.jobs import submit
 from raykube.entrypoints import check_import_path
@@ -329,11 +329,11 @@ def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):
         "clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], "
         "contexts: [{name: a, context: {cluster: c, user: u}}]}"
     )
-    common._SAID[:] = ["-n", "team"]
+    place._SAID[:] = ["-n", "team"]
     try:
-        assert common.with_place("see: raykube job logs a") == "see: raykube job logs -n team a"
+        assert place.with_place("see: raykube job logs a") == "see: raykube job logs -n team a"
     finally:
-        common._SAID.clear()
+        place._SAID.clear()
     done = raykube("job", "list", "-n", "team", KUBECONFIG="kubeconfig")
     refused(done, "no answer from the API server http://127.0.0.1:1", "why:  ConnectError")
 
