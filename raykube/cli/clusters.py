@@ -191,15 +191,17 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
     from raykube.backends.kubernetes.kubeconfig import NotConfigured
 
     on = setting("on", where.on)
+    names_kubernetes = where.name() != LOCAL
+    just_here = on.source != "default" and not names_kubernetes
     if on.value == LOCAL:
-        yield from _of_this_machine(is_asked=on.source != "default")
-    if on.value == LOCAL and on.source != "default":
+        yield from _of_this_machine(is_asked=just_here)
+    if just_here:
         return
     try:
         yield from clusters.listed(where.kube())
     except (ConfigError, BackendError) as error:
         # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
-        if on.value != LOCAL or where.namespace or where.context:
+        if names_kubernetes:
             raise
         if not isinstance(error, NotConfigured):
             tell(f"note: {error}")

@@ -203,9 +203,9 @@ def test_cluster_wants_as_many_pods_as_kuberay_makes(group, pods):
 def raykube(tmp_path):
     """Return a function that types a command where there is neither a Ray head nor a Kubernetes."""
 
-    def type_(*words):
-        environ = {"RAYKUBE_HOME": str(tmp_path / "home"), "KUBECONFIG": str(tmp_path / "none")}
-        return typed(*words, cwd=tmp_path, **environ)
+    def type_(*words, **environ):
+        own = {"RAYKUBE_HOME": str(tmp_path / "home"), "KUBECONFIG": str(tmp_path / "none")}
+        return typed(*words, cwd=tmp_path, **own | environ)
 
     return type_
 
@@ -361,8 +361,9 @@ def test_list_beside_a_broken_kubeconfig_says_so(raykube, tmp_path):
     assert f"note: the kubeconfig {tmp_path / 'none'}" in done.stderr
 
 
-def test_list_of_a_namespace_without_kubernetes_is_refused(raykube):
-    done = raykube("cluster", "list", "-n", "lab")
+@pytest.mark.parametrize("environ", [{}, {"RAYKUBE_ON": "local"}])
+def test_list_of_a_namespace_without_kubernetes_is_refused(raykube, environ):
+    done = raykube("cluster", "list", "-n", "lab", **environ)
     assert done.returncode == 2
     assert "no Kubernetes is configured" in done.stderr
 
