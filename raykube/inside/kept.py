@@ -1,0 +1,94 @@
+"""What a run keeps of itself while it goes on: its attempts and log in its storage, its state in Ray's log folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from raykube import wire
+from raykube.inside import outputs, storage
+from raykube.inside.noted import Run
+
+#: What a storage raises that fails, or gives a part of a file.
+UNUSABLE = (OSError, ValueError)
+INSIST_S = 6.0
+_PAUSE_S = 1.0
+
+
+class Kept:
+    """Writes it; what the storage did not take stays owed, and goes along with the next try."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._output = outputs.Driver(run.path)
+        self._noting = threading.Lock()
+        self._owed: list[dict[str, Any]] = []
+        self._told: dict[str, str] = {}
+
+    def replay(self) -> None:
+        """Print what earlier attempts printed."""
+        self._output.replay()
+
+    def note(self, *rows: dict[str, Any]) -> Exception | None:
+        """Note starts and ends; return why that failed: they stay owed then, and go along with the next try."""
+        with self._noting:
+            self._owed += rows
+            try:
+                if self._owed:
+                    self._run.note(*self._owed)
+            except UNUSABLE as error:
+                return error
+            self._owed = []
+            return None
+
+    def keep(self, attempt: int, *, last: bool = False) -> Exception | None:
+        """Copy the log and tell the state; return why that failed: what was not copied is copied next time."""
+        try:
+            self._output.keep(last=last)
+            self._tell(attempt)
+        except UNUSABLE as error:
+            return error
+        return None
+
+    def keep_rest(self, attempt: int) -> None:
+        """Write all that is due, for some seconds if the storage fails, then say so: how the run ended is settled."""
+        until = time.monotonic() + INSIST_S
+        while any(errors := [self.note(), self.keep(attempt, last=True)]):
+            if time.monotonic() > until:
+                why = next(filter(None, errors))
+                outputs.say(f"how the run ended could not all be kept in {self._run.path}: {why!r}", sys.stderr)
+                return
+            time.sleep(_PAUSE_S)
+
+    def _tell(self, attempt: int) -> None:
+        """Write the state of the run, and where its ranks are, where the dashboard hands them out."""
+        state = {
+            "attempt": attempt,
+            "attempts": self._run.rows(),
+            "progress": _progress(self._run.path),
+            "trouble": storage.read_from(storage.join(self._run.path, wire.TROUBLE_FILE)).decode(),
+            "result": storage.read_from(storage.join(self._run.path, wire.RESULT_FILE)).decode(),
+            "log_starts_at": self._output.starts_at,
+            "log_replayed": self._output.replayed,
+        }
+        self._leave(wire.state_file(self._run.name), json.dumps(state))
+        ranks = storage.read_from(storage.join(self._run.path, wire.RANKS_FILE)).decode()
+        self._leave(wire.ranks_file(self._run.name), ranks)
+
+    def _leave(self, name: str, text: str) -> None:
+        """Write a file into Ray's log folder, when its text has changed."""
+        if self._output.folder and text != self._told.get(name):
+            storage.write_text(str(self._output.folder / name), text)
+            self._told[name] = text
+
+
+def _progress(path: str) -> dict[str, Any]:
+    """Return the metrics that were reported last."""
+    if not storage.is_uri(path):
+        return wire.last_metrics(Path(path))
+    last = storage.newest(path, wire.METRICS_FILE)
+    return wire.last_row(storage.read_from(last)) if last else {}
