@@ -27,11 +27,6 @@ CODE_FOLDER = ".code"
 #: Bytes of code that a ConfigMap holds. The API server counts the bytes themselves, not their base64, up to 1 MiB. So
 #: they lie in etcd, too, which takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
 CONFIG_MAP_LIMIT = 1000 * 1024
-#: The label of a cluster's pods and, in a clusterSelector, what names the cluster of a job.
-CLUSTER_LABEL = "ray.io/cluster"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-#: Of a RayService that has, or once had, code in its storage.
-STORED_ANNOTATION = "raykube.io/code-in-storage"
 #: Of a pod, and of its container: where it may stand, and what it can reach there.
 _STANDS = (
     *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),

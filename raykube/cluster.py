@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from raykube import manifests, rules, wire
+from raykube import manifests, marks, rules, wire
 from raykube.errors import ConfigError, Problem
 from raykube.here import from_here, seems, upward
 from raykube.names import nearest
@@ -29,7 +29,6 @@ from raykube.wire import GPU_SHARE, Scale, is_cpu_share, is_gpu_share
 from raykube.yamltext import documents as documents_of
 
 FOLDER = "cluster-configs"
-TRACKING_ANNOTATION = "raykube.io/tracking"
 _LOCAL_KIND = "LocalCluster"
 _KUBERNETES_KIND = "Kubernetes"
 
@@ -174,12 +173,12 @@ class Cluster:
         """Where runs are kept: a path or URI; "" for a cluster that names none, where they end with it."""
         if self.is_local:
             return str(self.manifest["spec"]["storage"]) or wire.default_storage()
-        return self._annotation(manifests.STORAGE_ANNOTATION)
+        return self._annotation(marks.STORAGE)
 
     @property
     def tracking(self) -> str:
         """``off`` when runs are not to be tracked, else ""."""
-        return str(self.manifest["spec"]["tracking"]) if self.is_local else self._annotation(TRACKING_ANNOTATION)
+        return str(self.manifest["spec"]["tracking"]) if self.is_local else self._annotation(marks.TRACKING)
 
     def _annotation(self, key: str) -> str:
         value = (self.manifest["metadata"].get("annotations") or {}).get(key)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube import manifests
-from raykube.bodies import QUEUE_LABEL, ray_cluster
+from raykube import manifests, marks
+from raykube.bodies import ray_cluster
 from raykube.cluster import Cluster, scaled_group
 from raykube.errors import Problem
 from raykube.specs import Job
 
-#: Of a job whose share of its queue Kueue lets grow and shrink with its cluster.
-_ELASTIC = "kueue.x-k8s.io/elastic-job"
 _RESERVED = {"entrypoint_num_cpus": ("CPU", manifests.cpus), "entrypoint_num_gpus": ("GPU", manifests.gpus)}
 
 
@@ -29,15 +27,15 @@ def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
 def _queue_problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
     """Yield for which clusters Kueue makes nothing wait: it would heed no queue, or refuse the RayJob."""
     said = manifests.metadata(cluster.manifest)
-    if not (job.queue or (said.get("labels") or {}).get(QUEUE_LABEL)):
+    if not (job.queue or (said.get("labels") or {}).get(marks.QUEUE)):
         return
     if cluster.selected:
         what = f"Kueue has no job wait for a cluster that is there, as {cluster.name} is"
         yield Problem("queue", what, "leave it out; or have a cluster made for the job, which Kueue admits")
-    elastic = str((said.get("annotations") or {}).get(_ELASTIC) or "") == "true"
+    elastic = str((said.get("annotations") or {}).get(marks.ELASTIC_JOB) or "") == "true"
     if not cluster.selected and cluster.manifest["spec"].get("enableInTreeAutoscaling") and not elastic:
         what = "Kueue refuses a job whose cluster Ray's autoscaler sizes, unless it is an elastic one"
-        step = f'ask for a number of workers, not a range; or annotate the manifest with {_ELASTIC}: "true"'
+        step = f'ask for a number of workers, not a range; or annotate the manifest with {marks.ELASTIC_JOB}: "true"'
         yield Problem("queue", what, f"{step}, where Kueue has the feature ElasticJobsViaWorkloadSlices")
 
 

@@ -17,7 +17,6 @@ from raykube.shapes import entries, mapping
 MIN_RAY_FOR_HEALTH = (2, 53)
 #: What KubeRay's definition has for a `maxReplicas` that is not given.
 UNBOUNDED = 2**31 - 1
-STORAGE_ANNOTATION = "raykube.io/storage"
 #: The ports of a head that somebody from outside asks, by their names; a manifest may give them others.
 PORTS: Mapping[str, int] = {"dashboard": 8265, "serve": 8000}
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"

@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raykube import bodies, fits, manifests, rules, sameness, shapes, wire
-from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL, RUN_KEY, CodePlace, Limits, code_place, ray_cluster
+from raykube import bodies, fits, manifests, marks, rules, sameness, shapes, wire
+from raykube.bodies import RUN_KEY, CodePlace, Limits, code_place, ray_cluster
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Problem
 from raykube.names import name_problem, nearest
 from raykube.notes import of_beside, of_code, of_open_dashboard, of_storage, of_submitter
 from raykube.package import Package, zipped
 from raykube.runtime_env import text_problem
-from raykube.sameness import LIMITS_KEY, PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
+from raykube.sameness import LIMITS_KEY
 from raykube.settings import LOCAL
 from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
@@ -34,8 +34,6 @@ _CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other c
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
-#: The label of what raykube makes.
-MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
 _TOO_LARGE = "annotate the cluster with raykube.io/storage, or exclude files from the code"
@@ -116,12 +114,12 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
-    metadata = _metadata(job.name, cluster, {QUEUE_LABEL: job.queue} if job.queue else {})
+    metadata = _metadata(job.name, cluster, {marks.QUEUE: job.queue} if job.queue else {})
     if upload:
         spec["jobId"] = f"{job.name}-1"
     if cluster.selected and cluster.storage:
         template = bodies.storage_template(cluster.manifest["spec"]["headGroupSpec"]["template"])
-        metadata.setdefault("annotations", {})[POD_ANNOTATION] = json.dumps(template, sort_keys=True)
+        metadata.setdefault("annotations", {})[marks.STORAGE_POD] = json.dumps(template, sort_keys=True)
     work = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
     notes = (*_notes(cluster, place), *fits.notes(job, cluster))
     return _plan(cluster, (*([code] if code else []), work), notes, package, place)
@@ -130,7 +128,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
     """Return the fields that say which cluster a RayJob runs on: one of its own, or one that is there."""
     if cluster.selected:
-        return {"clusterSelector": {CLUSTER_LABEL: cluster.name}, "shutdownAfterJobFinishes": False}
+        return {"clusterSelector": {marks.CLUSTER: cluster.name}, "shutdownAfterJobFinishes": False}
     ttl = {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s)}
     return ttl | {"rayClusterSpec": ray_cluster(cluster, config_map, probed=True)}
 
@@ -156,7 +154,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     for part in body:
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
-        part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **MANAGED_BY}
+        part["metadata"]["labels"] = {**(part["metadata"].get("labels") or {}), **marks.MANAGED_BY}
     spec = body[-1]["spec"]
     if (mode := spec.get("submissionMode") or _MODES[0]) not in _MODES:
         what = f"spec.submissionMode {mode!r} is not known, and KubeRay would wait for ever"
@@ -208,9 +206,9 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     }
     metadata = _metadata(service.name, cluster, {})
     # Without it a service that cannot start keeps its GPUs for ever.
-    metadata["annotations"] = {"ray.io/initializing-timeout": "30m", **metadata.get("annotations", {})}
+    metadata["annotations"] = {marks.INITIALIZING_TIMEOUT: "30m", **metadata.get("annotations", {})}
     if code is None:
-        metadata["annotations"][bodies.STORED_ANNOTATION] = "true"
+        metadata["annotations"][marks.CODE_IN_STORAGE] = "true"
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
     return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place), package, place)
@@ -250,7 +248,7 @@ def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any
 def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, Any]:
     """Return the metadata of an object: the manifest's own, with this name and raykube's labels."""
     kept = manifests.metadata(cluster.manifest)
-    return kept | {"name": name, "labels": kept.get("labels", {}) | MANAGED_BY | labels}
+    return kept | {"name": name, "labels": kept.get("labels", {}) | marks.MANAGED_BY | labels}
 
 
 def _plan(
@@ -262,9 +260,9 @@ def _plan(
 ) -> Plan:
     digest, work = sameness.plan(body), sameness.work(body)
     for part in body:
-        part["metadata"]["labels"][PLAN_LABEL] = digest
+        part["metadata"]["labels"][marks.PLAN] = digest
     if body[-1]["kind"] == "RayJob":
-        body[-1]["metadata"]["labels"][WORK_LABEL] = work
+        body[-1]["metadata"]["labels"][marks.WORK] = work
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context, code)
 
 

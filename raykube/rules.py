@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube import manifests, shapes, tokens
+from raykube import manifests, marks, shapes, tokens
 from raykube.errors import Problem
-from raykube.manifests import STORAGE_ANNOTATION, Manifest
+from raykube.manifests import Manifest
 from raykube.names import name_problem
 from raykube.shapes import entries, mapping
 
@@ -54,11 +54,11 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
             yield Problem(key, f"is {said!r}, not {wanted!r}", _AS_IT_IS if said == "RayJob" else "")
     metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
-    yield from _storage_problems(mapping(metadata.get("annotations")).get(STORAGE_ANNOTATION))
+    yield from _storage_problems(mapping(metadata.get("annotations")).get(marks.STORAGE))
 
 
 def _storage_problems(storage: Any) -> Iterator[Problem]:
-    where, said = f"metadata.annotations[{STORAGE_ANNOTATION}]", str(storage or "")
+    where, said = f"metadata.annotations[{marks.STORAGE}]", str(storage or "")
     if has_password(said):
         step = "keep it in a Secret, and have the Ray containers' env name that (valueFrom: {secretKeyRef: …})"
         yield Problem(where, "has a password before its @: it would stand in errors, in logs and in MLflow", step)

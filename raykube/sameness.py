@@ -8,16 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raykube import wire
+from raykube import marks, wire
 
-PLAN_LABEL = "raykube.io/plan"
-WORK_LABEL = "raykube.io/work"
 PLAN_KEY = "raykube.plan"
 LIMITS_KEY = "raykube.limits"
-#: Of a run on a cluster that stays: what the pod needs that reads its storage once that cluster is gone.
-POD_ANNOTATION = "raykube.io/storage-pod"
 #: What does not make a plan another one: a plan's own hashes, which commit the same code is of, which attempt this is.
-_NOT_PLAN = (PLAN_LABEL, WORK_LABEL, PLAN_KEY, wire.WORK_KEY, POD_ANNOTATION, wire.GIT_COMMIT, wire.ATTEMPT)
+_NOT_PLAN = (marks.PLAN, marks.WORK, PLAN_KEY, wire.WORK_KEY, marks.STORAGE_POD, wire.GIT_COMMIT, wire.ATTEMPT)
 _LIMITS = (
     *(LIMITS_KEY, wire.TIMEOUT),
     *("preRunningDeadlineSeconds", "activeDeadlineSeconds", "ttlSecondsAfterFinished"),

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from raykube import manifests, notes
+from raykube import manifests, marks, notes
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import Cluster
 from raykube.doctor.check import Check, looked
@@ -55,7 +55,7 @@ def storage(cluster: Cluster) -> Check:
     if cluster.storage:
         return Check("storage", True, cluster.storage)
     found = "none: checkpoints, logs and results are lost with the cluster, and a retry starts anew"
-    annotation = f"annotation {manifests.STORAGE_ANNOTATION} of {cluster.name}"
+    annotation = f"annotation {marks.STORAGE} of {cluster.name}"
     step = f"name a folder of a volume that all pods mount, or a bucket: {annotation}"
     return Check("storage", None, found, step)
 

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import raykube as rk
-from raykube import plans
-from raykube.backends.kuberay import clusters, jobs, objects, rayjobs, servecode, servelook, services
+from raykube import marks, plans
+from raykube.backends.kuberay import clusters, jobs, objects, servecode, servelook, services
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -19,8 +19,6 @@ from raykube.backends.kubernetes.refusals import Unable
 from raykube.cli import common
 from raykube.cluster import Cluster
 from raykube.errors import Conflict, Forbidden, ManifestError, NotFound
-from raykube.plans import MANAGED_BY
-from raykube.sameness import PLAN_LABEL
 from tests.servers import Quiet, kubernetes
 
 QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
@@ -333,7 +331,7 @@ def test_code_of_an_owner_that_is_gone_makes_room(kept, plan):
 
 
 def test_code_that_kubectl_applied_from_an_older_plan_is_brought_up_to_date(kept, plan):
-    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels=MANAGED_BY, old="eA==")
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels=marks.MANAGED_BY, old="eA==")
     jobs.start(Kube(), plan)
     made = kept[f"{CONFIG_MAPS}/digits-code"]
     assert plan.body[0]["binaryData"].items() <= made["binaryData"].items()
@@ -377,7 +375,7 @@ def test_stop_of_a_run_that_would_keep_its_cluster_leaves_it_valid(kept):
     jobs.stop(look)
     job = kept[f"{RAY}/rayjobs/digits"]
     assert job["spec"] == {"rayClusterSpec": {}, "suspend": True, "shutdownAfterJobFinishes": True}
-    assert rayjobs.STOP_ANNOTATION in job["metadata"]["annotations"]
+    assert marks.STOP in job["metadata"]["annotations"]
 
 
 def test_stop_of_a_run_that_its_head_does_not_know_yet_holds_it_back(kept):
@@ -408,7 +406,7 @@ def test_stop_of_a_run_in_kueues_queue_takes_it_off_and_suspends_nothing_itself(
     jobs.stop(look)
     assert kept[f"{workloads}/rayjob-digits-1"]["spec"] == {"queueName": "team", "active": False}
     assert kept[f"{RAY}/rayjobs/digits"]["spec"] == {"rayClusterSpec": {}, "suspend": True}
-    assert rayjobs.STOP_ANNOTATION in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
+    assert marks.STOP in kept[f"{RAY}/rayjobs/digits"]["metadata"]["annotations"]
 
 
 @pytest.mark.parametrize("refuses", [{}, {"workloads": 403}])
@@ -418,7 +416,7 @@ def test_stop_of_a_run_whose_place_in_kueues_queue_is_not_seen_says_what_ends_it
     with pytest.raises(rk.BackendError, match="could not be taken off Kueue's queue") as caught:
         jobs.stop(look)
     assert "raykube job delete digits" in caught.value.next_step
-    assert rayjobs.STOP_ANNOTATION not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
+    assert marks.STOP not in kept[f"{RAY}/rayjobs/digits"]["metadata"].get("annotations", {})
 
 
 def test_stop_of_a_run_for_a_queue_where_there_is_no_kueue_suspends_it(api, kept):
@@ -502,7 +500,7 @@ def serving_one(kept, service):
 def other(plan, label, image="", **counts):
     """Return a plan with other counts of workers, or another image."""
     *code, service = copy.deepcopy(plan.body)
-    service["metadata"]["labels"][PLAN_LABEL] = label
+    service["metadata"]["labels"][marks.PLAN] = label
     spec = service["spec"]["rayClusterConfig"]
     spec["workerGroupSpecs"][0] |= counts
     if image:
@@ -621,7 +619,7 @@ def test_service_whose_code_is_not_in_its_plan_is_changed_in_place(kept, service
     stored = dataclasses.replace(service, body=service.body[-1:], package=None)
     services.deploy(Kube(), stored)
     services.deploy(Kube(), other(stored, "new", image="registry/new:2"))
-    assert kept[SERVICE]["metadata"]["labels"][PLAN_LABEL] == "new"
+    assert kept[SERVICE]["metadata"]["labels"][marks.PLAN] == "new"
 
 
 def with_code(plan, file):
@@ -629,7 +627,7 @@ def with_code(plan, file):
     code, service = copy.deepcopy(plan.body)
     ((name, content),) = code["binaryData"].items()
     code["binaryData"] = {file: content}
-    service["metadata"]["labels"][PLAN_LABEL] = file.partition(".")[0]
+    service["metadata"]["labels"][marks.PLAN] = file.partition(".")[0]
     service["spec"]["serveConfigV2"] = service["spec"]["serveConfigV2"].replace(name, file)
     return dataclasses.replace(plan, body=(code, service))
 
@@ -640,7 +638,7 @@ def test_service_that_somebody_has_deployed_anew_meanwhile_is_not_tried_again(ke
     failed = copy.deepcopy(kept[path])
     failed["metadata"]["resourceVersion"] = "1"
     kept[path]["metadata"]["resourceVersion"] = "2"
-    kept[path]["metadata"]["labels"][PLAN_LABEL] = "newer"
+    kept[path]["metadata"]["labels"][marks.PLAN] = "newer"
     newer = copy.deepcopy(kept[path])
     services._try_again(Kube(), failed, ["hello"])
     assert kept[path] == newer

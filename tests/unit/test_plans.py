@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 import raykube as rk
-from raykube import App, Cluster, ConfigError, Job, Service, bodies, differences, plans
+from raykube import App, Cluster, ConfigError, Job, Service, bodies, differences, marks, plans
 from raykube.backends.kuberay import jobs, servestates, services
 from raykube.doctor import named
-from raykube.manifests import STORAGE_ANNOTATION
 from raykube.package import PackedFile, collect
 from raykube.specs import Autoscaling
 from raykube.yamltext import as_yaml
@@ -60,7 +59,7 @@ def large(tmp_path):
 
 def stored(cluster, storage="s3://bucket/runs"):
     manifest = copy.deepcopy(dict(cluster.manifest))
-    manifest["metadata"]["annotations"] = {STORAGE_ANNOTATION: storage}
+    manifest["metadata"]["annotations"] = {marks.STORAGE: storage}
     return Cluster(manifest, cluster.source, cluster.name)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from raykube import marks
 from raykube.backends.kuberay import jobs, rayjobs, runstates
 from raykube.backends.kuberay.observed import Observed
 
@@ -85,12 +86,12 @@ def test_failure_in_ray_is_not_the_end_while_kuberay_has_tries_left(failed, stat
 
 def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
     assert runstates.state_of(seen("Suspended")) == "WAITING"
-    assert runstates.state_of(seen("Suspended", annotations={rayjobs.STOP_ANNOTATION: MADE})) == "STOPPED"
-    assert runstates.state_of(seen("Initializing", annotations={rayjobs.STOP_ANNOTATION: MADE})) == "WAITING"
+    assert runstates.state_of(seen("Suspended", annotations={marks.STOP: MADE})) == "STOPPED"
+    assert runstates.state_of(seen("Initializing", annotations={marks.STOP: MADE})) == "WAITING"
 
 
 def test_attempt_is_what_the_pod_tells_then_what_was_noted_then_kuberays_count():
-    noted = job("Running", annotations={rayjobs.ATTEMPT_ANNOTATION: "2"})
+    noted = job("Running", annotations={marks.ATTEMPT: "2"})
     assert rayjobs.attempt_of(noted, {"attempt": 3}) == 3
     assert rayjobs.attempt_of(noted, {}) == 2
     assert rayjobs.attempt_of(job("Running", failed=1), {}) == 2
@@ -128,7 +129,7 @@ def test_next_attempt_is_told_to_the_script_and_noted():
     planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
     again = jobs.again(planned, 3)
     assert yaml.safe_load(again["spec"]["runtimeEnvYAML"]) == {"env_vars": {"RAYKUBE_ATTEMPT": "3"}}
-    assert again["metadata"]["annotations"] == {rayjobs.ATTEMPT_ANNOTATION: "3"}
+    assert again["metadata"]["annotations"] == {marks.ATTEMPT: "3"}
 
 
 def test_rayjob_of_somebodys_own_goes_through_its_next_attempt_unchanged():

@@ -3,7 +3,7 @@
 import pytest
 
 import raykube as rk
-from raykube import sameness
+from raykube import marks, sameness
 
 CHANGES = {"timeout_s": 60, "pending_timeout_s": 30, "max_retries": 2, "keep_cluster_s": 5}
 
@@ -37,4 +37,4 @@ def test_another_command_or_environment_is_other_work(planned, on, fields):
 
 def test_rayjob_tells_its_work_by_a_label(planned):
     plan = planned("cpu-small")
-    assert plan.body[-1]["metadata"]["labels"][sameness.WORK_LABEL] == sameness.work(plan.body)
+    assert plan.body[-1]["metadata"]["labels"][marks.WORK] == sameness.work(plan.body)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kuberay import rayhead
 from raykube.backends.kuberay.followed import Followed
 from raykube.backends.kuberay.look import Look
@@ -19,7 +20,6 @@ from raykube.backends.kuberay.rayjobs import cluster_name
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Refusals
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound
 
 _CONTAINER = "autoscaler"
@@ -60,7 +60,7 @@ def _check_has_one(look: Look) -> None:
 
 def _head_pod(kube: Kube, job: Object) -> str:
     cluster = cluster_name(job)
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={cluster}") if cluster else []
+    pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER}={cluster}") if cluster else []
     return name_of(head_pod(tuple(pods)))
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from raykube import manifests, package, plans
+from raykube import manifests, marks, package, plans
 from raykube.backends import Kind, Status, sources
 from raykube.backends.kuberay import (
     autoscalerlogs,
@@ -33,7 +33,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kubernetes import shared
 from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.cluster import TRACKING_ANNOTATION, Cluster
+from raykube.cluster import Cluster
 from raykube.entrypoints import check_code
 from raykube.errors import BackendError, ConfigError, Conflict, NotFound, RaykubeError
 from raykube.plans import Plan
@@ -79,7 +79,7 @@ class KubeRay:
         _check_head(found)
         said = annotations_of(found)
         # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
-        annotations = {key: said[key] for key in (manifests.STORAGE_ANNOTATION, TRACKING_ANNOTATION) if key in said}
+        annotations = {key: said[key] for key in (marks.STORAGE, marks.TRACKING) if key in said}
         metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
         where = f"RayCluster {name}"
@@ -173,7 +173,7 @@ class KubeRay:
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services that raykube made, oldest first."""
-        found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=objects.OURS)
+        found = self.kube.listed({"job": "RayJob", "service": "RayService"}[kind], labelSelector=marks.OURS)
         return [each["metadata"]["name"] for each in sorted(found, key=_age)]
 
     def _run(self, name: str, kind: Kind | None) -> Look | None:

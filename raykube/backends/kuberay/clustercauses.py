@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from raykube import marks
 from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
-from raykube.backends.kuberay.observed import NODE_TYPE, Observed, events_about, head_pod
+from raykube.backends.kuberay.observed import Observed, events_about, head_pod
 from raykube.backends.kuberay.rayjobs import (
     cluster_name,
     deployment,
@@ -29,7 +30,6 @@ from raykube.backends.kubernetes.fields import (
     spec_of,
     status_of,
 )
-from raykube.bodies import CLUSTER_LABEL, QUEUE_LABEL
 from raykube.errors import Failure
 
 #: The operator answers in less than a second; it takes longer where it is busy or not there.
@@ -63,7 +63,7 @@ def deleted(seen: Observed) -> Failure | None:
     """A pod that is not to be started again is deleted at once, and KubeRay's event alone keeps what it died of."""
     for event in events_about(seen, (name_of(seen.cluster),)) if _is_short(seen) else ():
         if event.get("reason") in _DELETED and (reason := _died_of(event)):
-            words = {"limit": "too little", "pod": f"-f -l {CLUSTER_LABEL}={name_of(seen.cluster)}"}
+            words = {"limit": "too little", "pod": f"-f -l {marks.CLUSTER}={name_of(seen.cluster)}"}
             return complete(seen, Failure(reason, event["message"]), event_place(event), **words)
     return None
 
@@ -95,7 +95,7 @@ def _is_up(seen: Observed, pod: Object) -> bool:
 
 def serves(seen: Observed, pod: Object) -> bool:
     """Whether a pod is a worker of a service: ready only while Serve answers on it."""
-    return owner_kind(seen.owner) == "rayservice" and labels_of(pod).get(NODE_TYPE) == "worker"
+    return owner_kind(seen.owner) == "rayservice" and labels_of(pod).get(marks.NODE_TYPE) == "worker"
 
 
 def _runs(pod: Object) -> bool:
@@ -216,7 +216,7 @@ def _age(seen: Observed, pod: Object) -> float:
 def suspended(seen: Observed) -> Failure | None:
     """Somebody has it, or the cluster that it is on, wait. Of a run that Kueue has wait its Workload says more."""
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
-        queue = labels_of(thing).get(QUEUE_LABEL)
+        queue = labels_of(thing).get(marks.QUEUE)
         if not _is_held(kind, thing) or (kind == "rayjob" and (seen.workload or queue)):
             continue
         words = (

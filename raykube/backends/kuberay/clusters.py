@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kuberay import objects, rayhead, rayjobs
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
@@ -17,10 +18,8 @@ from raykube.backends.kuberay.polling import looks, unreachable
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Watching
-from raykube.bodies import CLUSTER_LABEL
 from raykube.differences import ABSENT, of_objects
 from raykube.errors import BackendError, Conflict, Failure, Forbidden, NotFound, Unreachable, WaitTimeout
-from raykube.sameness import PLAN_LABEL
 
 _KIND = "RayCluster"
 _TICK_S = 0.5
@@ -48,7 +47,7 @@ def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
         raise Conflict(
             f"cluster {name} is being deleted", next_step="create it again when it is gone, or choose a name"
         )
-    label = PLAN_LABEL
+    label = marks.PLAN
     if fields.labels_of(known).get(label) == body["metadata"]["labels"][label]:
         return
     if different := list(differences(known, _completed(kube, body)))[:20]:
@@ -70,7 +69,7 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
     for key in ("labels", "annotations"):
         theirs, ours = (thing["metadata"].get(key) or {} for thing in (known, wanted))
         for name, value in ours.items():
-            if name != PLAN_LABEL:
+            if name != marks.PLAN:
                 yield from of_objects(value, theirs.get(name, ABSENT), f"metadata.{key}[{name}]")
     yield from of_objects(_said(wanted), _said(known), "spec", whole=True)
 
@@ -87,7 +86,7 @@ def _said(thing: Object) -> Any:
 
 def listed(kube: Kube) -> list[ClusterStatus]:
     """Return all clusters that stand alone, oldest first; those of jobs and services are theirs."""
-    clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=CLUSTER_LABEL)
+    clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=marks.CLUSTER)
     events = _events(kube)
     found = [status_of(seen(cluster, pods, events, kube.now())) for cluster in clusters]
     return sorted((each for each in found if not each.owner), key=lambda each: (each.created, each.name))
@@ -101,7 +100,7 @@ def status(kube: Kube, name: str) -> ClusterStatus:
 def observe(kube: Kube, name: str) -> Observed:
     """Return what Kubernetes says about a cluster now. Raises NotFound."""
     cluster = found(kube, name)
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+    pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER}={name}")
     return seen(cluster, pods, _events(kube), kube.now())
 
 
@@ -130,7 +129,7 @@ def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
     """
     with contextlib.closing(Watching(kube)) as watching:
         watching.watch(_KIND, fieldSelector=f"metadata.name={name}")
-        watching.watch("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+        watching.watch("Pod", labelSelector=f"{marks.CLUSTER}={name}")
         watching.watch("Event", fieldSelector="type=Warning")
         for clusters, away in looks(watching, _KIND):
             if clusters == []:
@@ -234,7 +233,7 @@ def _left(kube: Kube, name: str, uid: str) -> list[str]:
     known = kube.find(_KIND, name)
     if known and known["metadata"]["uid"] == uid:
         return [f"RayCluster {name} with finalizers {known['metadata'].get('finalizers') or []}"]
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL}={name}")
+    pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER}={name}")
     owned = (pod for pod in pods if uid in {each["uid"] for each in pod["metadata"].get("ownerReferences") or []})
     return [f"Pod {pod['metadata']['name']}" for pod in owned if not fields.is_leaving(pod)]
 

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from raykube import manifests
+from raykube import manifests, marks
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_of, head_service
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, labels_of, seconds, spec_of
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import Failure
 
 ClusterState = Literal["WAITING", "RUNNING", "STOPPED"]
@@ -45,7 +44,7 @@ class ClusterStatus:
 def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now: float) -> Observed:
     """Return what is known of one cluster out of a namespace's pods and events, at a time of the server's clock."""
     name = cluster["metadata"]["name"]
-    own = tuple(pod for pod in pods if labels_of(pod).get(CLUSTER_LABEL) == name)
+    own = tuple(pod for pod in pods if labels_of(pod).get(marks.CLUSTER) == name)
     return Observed(cluster=cluster, pods=own, events=events_of(events, (cluster, *own)), now=now)
 
 

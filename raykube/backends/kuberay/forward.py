@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from raykube import manifests
-from raykube.backends.kuberay.observed import NODE_TYPE, head_pod
+from raykube import manifests, marks
+from raykube.backends.kuberay.observed import head_pod
 from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry, opened
 from raykube.backends.kubernetes.watching import Refusals
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
 #: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
@@ -161,7 +160,7 @@ class Forward:
         except NotFound:  # the service is gone
             self.gone.set()
             raise
-        selector = f"{CLUSTER_LABEL}={cluster},{NODE_TYPE}=head"
+        selector = f"{marks.CLUSTER}={cluster},{marks.NODE_TYPE}=head"
         pods = self._kube.listed("Pod", labelSelector=selector)
         live = [pod for pod in pods if not is_leaving(pod)]
         head = dict(head_pod(tuple(live)))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raykube import differences, runtime_env, wire
+from raykube import differences, marks, runtime_env, wire
 from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -15,7 +15,6 @@ from raykube.backends.kubernetes.fields import annotations_of, is_leaving, label
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
-from raykube.sameness import PLAN_LABEL, POD_ANNOTATION, WORK_LABEL
 from raykube.yamltext import as_yaml
 
 _TRIES = 5
@@ -56,10 +55,10 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     if known is None or is_leaving(known):
         objects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
-    _check_same(known, plan.body[-1], PLAN_LABEL, WORK_LABEL)
+    _check_same(known, plan.body[-1], marks.PLAN, marks.WORK)
     status = Look(kube, plan.name).status()
     if status.state not in ("FAILED", "STOPPED"):
-        _check_same(known, plan.body[-1], PLAN_LABEL)
+        _check_same(known, plan.body[-1], marks.PLAN)
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1
@@ -71,9 +70,9 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
     if any(theirs.get(label) == ours[label] for label in labels):
         return
     name = known["metadata"]["name"]
-    said = {"labels": {**ours, **{label: theirs.get(label) for label in (PLAN_LABEL, WORK_LABEL)}}}
+    said = {"labels": {**ours, **{label: theirs.get(label) for label in (marks.PLAN, marks.WORK)}}}
     noted = annotations_of(wanted)
-    said["annotations"] = {key: value for key, value in noted.items() if key != POD_ANNOTATION}
+    said["annotations"] = {key: value for key, value in noted.items() if key != marks.STORAGE_POD}
     different = [
         *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
         *differences.of_objects(_without_work(wanted["spec"]), spec_of(known), "spec"),
@@ -99,7 +98,7 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a RayJob that somebody has written asks for none
         environment["env_vars"][wire.ATTEMPT] = str(attempt)
         later["spec"]["runtimeEnvYAML"] = as_yaml(environment, sort_keys=True)
-    later["metadata"].setdefault("annotations", {})[rayjobs.ATTEMPT_ANNOTATION] = str(attempt)
+    later["metadata"].setdefault("annotations", {})[marks.ATTEMPT] = str(attempt)
     return later
 
 
@@ -140,7 +139,7 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
 
 
 def _hold_back(look: Look) -> None:
-    annotations = {rayjobs.STOP_ANNOTATION: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    annotations = {marks.STOP: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     if kueue.take_off(look.kube, look.job):
         look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return

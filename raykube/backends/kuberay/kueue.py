@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kubernetes.fields import Object, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import UnknownKind
-from raykube.bodies import QUEUE_LABEL
 from raykube.errors import BackendError, Forbidden, ManifestError, NotFound
 
-_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 _VISIBILITY = "apis/visibility.kueue.x-k8s.io/v1beta2"
 #: There is no watch on a place in a queue.
 _EVERY_S = 5.0
@@ -22,8 +21,8 @@ _TIMEOUT_S = 2.0
 
 def selectors(job: Object) -> dict[str, str]:
     """Return what finds the Workload of a RayJob; nothing for one that is in no queue."""
-    in_queue = QUEUE_LABEL in labels_of(job)
-    return {"labelSelector": f"{_JOB_UID_LABEL}={job['metadata']['uid']}"} if in_queue else {}
+    in_queue = marks.QUEUE in labels_of(job)
+    return {"labelSelector": f"{marks.JOB_UID}={job['metadata']['uid']}"} if in_queue else {}
 
 
 def take_off(kube: Kube, job: Object) -> bool:

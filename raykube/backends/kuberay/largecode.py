@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raykube import bodies, package, runtime_env
+from raykube import bodies, marks, package, runtime_env
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
 from raykube.backends.kuberay.look import Look
@@ -52,7 +52,7 @@ def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManag
     Raises:
         Forbidden: it may not be deleted, and keeps its code.
     """
-    if bodies.STORED_ANNOTATION in annotations_of(service):
+    if marks.CODE_IN_STORAGE in annotations_of(service):
         with contextlib.suppress(NotFound):
             # The code goes first, while the service owns the pod that removes it and keeps the name from others: so ask
             # before that. A service that stayed without its code could start no replica any more.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from raykube import marks
 from raykube.backends import Status, endings
 from raykube.backends.kuberay import kueue, objects, rayhead, rayjobs, runstates
 from raykube.backends.kuberay.observed import Observed, events_of
@@ -17,7 +18,6 @@ from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Later, Watching
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
 _TAIL_LINES = 40  # some of them are Ray's own
@@ -175,7 +175,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
     if cluster := rayjobs.cluster_name(job):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
-        selectors["pods"] = ("Pod", {"labelSelector": f"{CLUSTER_LABEL}={cluster}"})
+        selectors["pods"] = ("Pod", {"labelSelector": f"{marks.CLUSTER}={cluster}"})
         # Why KubeRay has deleted a pod stands in an event that is no warning.
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})

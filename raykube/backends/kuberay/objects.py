@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raykube import differences, plans
+from raykube import differences, marks
 from raykube.backends.kuberay.rayjobs import selected
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
@@ -23,8 +23,6 @@ _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
 _NOUNS = {"RayJob": "run", "RayService": "service", "RayCluster": "cluster"}
 _COMMANDS = _NOUNS | {"RayJob": "job"}
-#: The label selector of what raykube has made.
-OURS = ",".join(f"{key}={value}" for key, value in plans.MANAGED_BY.items())
 _log = logging.getLogger("raykube")
 OPERATOR = "look whether the KubeRay operator runs: kubectl get pods -A | grep kuberay"
 
@@ -47,7 +45,7 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
 
 def is_ours(thing: Mapping[str, Any]) -> bool:
     """Whether raykube has made an object."""
-    return plans.MANAGED_BY.items() <= labels_of(thing).items()
+    return marks.MANAGED_BY.items() <= labels_of(thing).items()
 
 
 def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from raykube import marks
 from raykube.backends.kubernetes.fields import Object, labels_of, moment, name_of, newest, status_of
-
-#: The label of KubeRay that tells a head's pod from a worker's.
-NODE_TYPE = "ray.io/node-type"
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def events_of(events: Iterable[Object], things: Iterable[Object], claims: Collec
 
 def is_head(pod: Object) -> bool:
     """Whether Ray's head is in a pod."""
-    return bool(labels_of(pod).get(NODE_TYPE) == "head")
+    return bool(labels_of(pod).get(marks.NODE_TYPE) == "head")
 
 
 def head_pod(pods: tuple[Object, ...]) -> Object:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kubernetes.fields import Object, annotations_of, name_of, seconds, spec_of, status_of
-from raykube.bodies import CLUSTER_LABEL
-from raykube.manifests import STORAGE_ANNOTATION
 
-STOP_ANNOTATION = "raykube.io/stop"
-ATTEMPT_ANNOTATION = "raykube.io/attempt"
 #: The operator ends what is overdue at its next look, seconds later.
 OVERDUE_S = 30.0
 
@@ -30,7 +27,7 @@ def cluster_name(job: Object) -> str:
 
 def selected(job: Object) -> str:
     """Return the name of the cluster that stays on which a job is to run; "" for one that gets its own."""
-    return str((spec_of(job).get("clusterSelector") or {}).get(CLUSTER_LABEL) or "")
+    return str((spec_of(job).get("clusterSelector") or {}).get(marks.CLUSTER) or "")
 
 
 def service_of(job: Object) -> str:
@@ -45,7 +42,7 @@ def service_of(job: Object) -> str:
 
 def storage_of(owner: Object) -> str:
     """Return the folder or URI below which a run's files lie, or a service's; "" when its cluster has no storage."""
-    base = annotations_of(owner).get(STORAGE_ANNOTATION, "")
+    base = annotations_of(owner).get(marks.STORAGE, "")
     return f"{base.rstrip('/')}/{name_of(owner)}" if base else ""
 
 
@@ -53,7 +50,7 @@ def attempt_of(job: Object, told: Mapping[str, Any]) -> int:
     """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
     failed = int(status_of(job).get("failed") or 0)
     counted = failed if deployment(job) == "Failed" else failed + 1
-    return int(told.get("attempt") or annotations_of(job).get(ATTEMPT_ANNOTATION) or max(1, counted))
+    return int(told.get("attempt") or annotations_of(job).get(marks.ATTEMPT) or max(1, counted))
 
 
 def is_sidecar(job: Object) -> bool:
@@ -69,7 +66,7 @@ def was_in_ray(job: Object) -> bool:
 
 def is_stopped(job: Object) -> bool:
     """Whether somebody has asked for the run's end before its job was there to be stopped."""
-    return STOP_ANNOTATION in annotations_of(job)
+    return marks.STOP in annotations_of(job)
 
 
 def is_suspended(owner: Object) -> bool:

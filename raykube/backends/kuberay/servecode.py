@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kuberay import objects, servestates
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.bodies import CLUSTER_LABEL, CONFIG_MAP_LIMIT
+from raykube.bodies import CONFIG_MAP_LIMIT
 from raykube.errors import Forbidden, ManifestError, NotFound
 
 #: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
 SYNCED_S = 100.0
-_CODE_ANNOTATION = "raykube.io/code"
 
 _log = logging.getLogger("raykube")
 
@@ -76,9 +76,9 @@ def _size(texts: Iterable[str]) -> int:
 
 def hasten(kube: Kube, service: Object, file: str) -> None:
     """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
-    change = {"metadata": {"annotations": {_CODE_ANNOTATION: f"{file} {time.time():.3f}"}}}
+    change = {"metadata": {"annotations": {marks.CODE: f"{file} {time.time():.3f}"}}}
     clusters = ",".join(filter(None, servestates.clusters_of(service)))
-    pods = kube.listed("Pod", labelSelector=f"{CLUSTER_LABEL} in ({clusters})") if clusters else ()
+    pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER} in ({clusters})") if clusters else ()
     try:
         for pod in pods:
             with contextlib.suppress(NotFound):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from raykube import marks
 from raykube.backends import Status
 from raykube.backends.kuberay import objects, rayhead, servestates
 from raykube.backends.kuberay.observed import Observed, events_of, head_service
@@ -16,7 +17,6 @@ from raykube.backends.kuberay.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Later, Refusals, Watching
-from raykube.bodies import CLUSTER_LABEL
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 
@@ -140,7 +140,7 @@ def _selectors(service: Object) -> dict[str, dict[str, str]]:
     selectors = {"Event": {"fieldSelector": "type=Warning"}}
     if cluster := servestates.cluster_of(service):
         selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}
-        selectors["Pod"] = {"labelSelector": f"{CLUSTER_LABEL}={cluster}"}
+        selectors["Pod"] = {"labelSelector": f"{marks.CLUSTER}={cluster}"}
     return selectors
 
 

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import yaml
 
+from raykube import marks
 from raykube.backends import serveapps
 from raykube.backends.kuberay import diagnosis, largecode, objects, servecode, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, Unreachable
 from raykube.plans import Plan
-from raykube.sameness import PLAN_LABEL
 from raykube.yamltext import as_yaml
 
 _SCALES = "enableInTreeAutoscaling"
@@ -87,7 +87,7 @@ def _never_came_up(service: Object) -> bool:
 
 def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
     """Make a service that there is what is wanted."""
-    is_other = known["metadata"]["labels"].get(PLAN_LABEL) != wanted["metadata"]["labels"][PLAN_LABEL]
+    is_other = known["metadata"]["labels"].get(marks.PLAN) != wanted["metadata"]["labels"][marks.PLAN]
     servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
     changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
@@ -163,9 +163,9 @@ def _head(kube: Kube, service: Object) -> servelook.ServeHead | None:
 
 def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
     """Have Serve build these applications again, although their configuration is what it was."""
-    name, plan = name_of(service), service["metadata"]["labels"].get(PLAN_LABEL)
+    name, plan = name_of(service), service["metadata"]["labels"].get(marks.PLAN)
     for _ in range(_TRIES):
-        if service["metadata"]["labels"].get(PLAN_LABEL) != plan:
+        if service["metadata"]["labels"].get(marks.PLAN) != plan:
             return  # somebody has deployed something else meanwhile
         version = {"resourceVersion": service["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raykube import wire
-from raykube.backends.kuberay import objects
+from raykube import marks, wire
 from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
 from raykube.backends.kuberay.rayjobs import storage_of
@@ -26,8 +25,6 @@ from raykube.backends.kubernetes.fields import annotations_of, conditions, name_
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
-from raykube.plans import MANAGED_BY
-from raykube.sameness import POD_ANNOTATION
 
 _LIMIT_S = 300  # a node may have to be made for it
 _POLL_S = 0.2
@@ -36,7 +33,6 @@ _ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = (*PULL, "CreateContainerConfigError")
 _PORT = 8080
 _CONTAINER = "storage"
-_RUN_LABEL = "raykube.io/run"
 _ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 
@@ -113,7 +109,7 @@ def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
 def _sweep(kube: Kube) -> None:
     """Remove the pods of clients that were killed while they wrote: there was no run yet for them to go with."""
     with contextlib.suppress(BackendError):  # it is in nobody's way
-        for pod in kube.listed("Pod", labelSelector=f"{objects.OURS},{_RUN_LABEL}", fieldSelector=_ENDED):
+        for pod in kube.listed("Pod", labelSelector=f"{marks.OURS},{marks.RUN}", fieldSelector=_ENDED):
             late = kube.now() - seconds(pod["metadata"].get("creationTimestamp")) > _LIMIT_S  # nobody waits for it now
             if late and not pod["metadata"].get("ownerReferences"):
                 with contextlib.suppress(NotFound):
@@ -212,7 +208,7 @@ def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
 def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
     metadata, template = job["metadata"], _template(kube, job)
     said, pod = template["metadata"], template["spec"]
-    own = {**MANAGED_BY, _RUN_LABEL: metadata["name"]}
+    own = {**marks.MANAGED_BY, marks.RUN: metadata["name"]}
     owner = [{"apiVersion": "ray.io/v1", "kind": job["kind"], "name": metadata["name"], "uid": metadata.get("uid")}]
     return {
         "apiVersion": "v1",
@@ -244,7 +240,7 @@ def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         cluster = cluster or cluster_spec(kube, job)
     except NotFound as error:
-        if noted := annotations_of(job).get(POD_ANNOTATION):
+        if noted := annotations_of(job).get(marks.STORAGE_POD):
             return dict(json.loads(noted))
         step = "make a cluster of that name again, from its manifest: raykube cluster create"
         what = f"the cluster is gone that {job['metadata']['name']} ran on, and with it the way to its storage"
