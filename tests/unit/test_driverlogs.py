@@ -353,6 +353,13 @@ def test_right_that_is_missing_is_told_where_nothing_was_kept(kube, world):
         KubeRay().result("a")
 
 
+@pytest.mark.parametrize("source", ["driver", "rank-0"])
+def test_follower_who_may_not_ask_the_head_is_told_so_while_the_run_goes_on(world, source):
+    world.refuses("/proxy/", 403, FORBIDDEN)
+    with pytest.raises(Forbidden, match="is forbidden"):
+        list(KubeRay().logs("a", "job", follow=True, source=source))
+
+
 def test_result_that_a_user_may_not_ask_the_head_for_is_the_storages(world):
     result = Result("train", "a", "/shared/a", {"loss": 0.5})
     world.kept = result.to_json().encode()

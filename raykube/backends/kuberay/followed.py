@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.kubeapi import Object, Stop
-from raykube.errors import BackendError, NotFound
+from raykube.backends.kubernetes.watching import Refusals
+from raykube.errors import BackendError, Forbidden, NotFound
 
 
 def log_of(head: RayHead, node: str) -> str:
@@ -36,6 +36,7 @@ class Followed:
         self.told: dict[str, Mapping[str, Any]] = {}
         self.ended = threading.Event()
         self.error: BackendError | None = None
+        self._refusals = Refusals()
         self._stream = Stop()
         self._close = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="raykube-log").start()
@@ -75,14 +76,23 @@ class Followed:
         self._stream.set()
 
     def _take(self) -> None:
-        with contextlib.suppress(BackendError):
-            head = self._look.head()
-            if head and (head is not self.head or not self.details.get("driver_node_id")):
-                self.details = head.details()
-                self.head = head
-                self._stream.set()
-            if head and (node := self.details.get("driver_node_id")):
-                learn(self.told, self._look.name, head, node)
+        """Learn where the run is now. Raises Forbidden: its head may not be asked, so nothing would be read of it."""
+        try:
+            self._ask(self._look.head())
+        except Forbidden:
+            if self._refusals.are_meant():
+                raise
+        except BackendError:
+            pass
+
+    def _ask(self, head: RayHead | None) -> None:
+        if head and (head is not self.head or not self.details.get("driver_node_id")):
+            self.details = head.details()
+            self._refusals.end()
+            self.head = head
+            self._stream.set()
+        if head and (node := self.details.get("driver_node_id")):
+            learn(self.told, self._look.name, head, node)
 
     def refresh(self) -> None:
         """Ask again where the driver is: its head may have been replaced."""
