@@ -52,7 +52,15 @@ def send(listener, context):
 
 
 def only_what_was_sent(connection, times):
-    return all(connection.recv(65536).strip(b"x") == b"" for _ in range(times))
+    return all(received(connection).strip(b"x") == b"" for _ in range(times))
+
+
+def received(connection):
+    """Return what came; nothing of a connection that was ended, which some versions of OpenSSL call an error."""
+    try:
+        return connection.recv(65536)
+    except BrokenPipeError:
+        return b""
 
 
 def test_stream_that_is_stopped_gives_nothing_but_what_was_sent(connected):

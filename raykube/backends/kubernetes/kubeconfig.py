@@ -180,7 +180,7 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
     if problems := [*_certificate_problems(config.cluster), *_certificate_problems(config.user)]:
         raise ConfigError.of(f"context {config.context} of the kubeconfig cannot be used", problems)
     try:
-        tls = verify_cluster(config.cluster, config.user, str)
+        tls = _as_kubectl(verify_cluster(config.cluster, config.user, str))
         if config.server_name:
             _expect(tls, config.server_name)
         auth, proxy, server = auth_of(config.user, tls, config.manner), _proxy_of(config), config.cluster.server
@@ -189,7 +189,7 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
             verify=tls,
             auth=auth,
             headers=[*config.impersonated],
-            proxy=proxy,
+            proxy=_trusted(proxy) if proxy else None,
             timeout=timeout,
             limits=_LIMITS,
             trust_env=False,
@@ -204,6 +204,21 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
 def _unusable(config: Config, why: str) -> ConfigError:
     what = f"context {config.context} of the kubeconfig cannot be used"
     return ConfigError(what, why=why, next_step="see: kubectl config view --minify")
+
+
+def _as_kubectl(tls: ssl.SSLContext) -> ssl.SSLContext:
+    """Have certificates checked as kubectl does.
+
+    Python from 3.13 on refuses authorities as some clusters have made theirs, those of Amazon's EKS among them
+    (github.com/kubernetes-client/python/issues/2394).
+    """
+    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return tls
+
+
+def _trusted(proxy: str) -> httpx.Proxy:
+    is_tls = proxy.startswith("https:")
+    return httpx.Proxy(proxy, ssl_context=_as_kubectl(httpx.create_ssl_context()) if is_tls else None)
 
 
 def _proxy_of(config: Config) -> str | None:
