@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ class Run:
 
 
 def select(database, words):
-    with sqlite3.connect(database) as store:
+    with closing(sqlite3.connect(database)) as store:
         return store.execute(words).fetchall()
 
 

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_sweep_runs_more_trials_than_fit_and_returns_the_best(here, monkeypatch)
     assert all((Path(result.path) / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
     assert len(here.rows("sweep-1")) == 3
     assert here.rows("sweep-1")[-1]["metrics"]["score"] == result.metrics["score"]
-    with sqlite3.connect(here.storage / "mlflow.db") as store:
+    with closing(sqlite3.connect(here.storage / "mlflow.db")) as store:
         nested = store.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()
         statuses = store.execute("""
             select tags.value is not null, status, count(*) from runs left join tags

@@ -2,6 +2,7 @@ import json
 import os
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def test_run_is_in_the_store_with_metrics_params_tags_and_model(here, monkeypatc
     assert result.notes == ()
     assert result.model_uri == "models:/tracked/1"
     assert "MLFLOW_TRACKING_URI" not in os.environ  # where another training would send its own
-    with sqlite3.connect(here.storage / "mlflow.db") as store:
+    with closing(sqlite3.connect(here.storage / "mlflow.db")) as store:
         steps = store.execute("select step from metrics where key = 'loss' order by step").fetchall()
         params = dict(store.execute("select key, value from params").fetchall())
         tags = dict(store.execute("select key, value from tags").fetchall())
@@ -96,6 +97,6 @@ def test_trial_points_at_its_sweep_even_if_it_was_quicker(here):
         opened.set()
         trial.end("FINISHED")
     parent = json.loads((here.folder / "sweep-1" / RUN_FILE).read_text())["run_id"]
-    with sqlite3.connect(here.storage / "mlflow.db") as store:
+    with closing(sqlite3.connect(here.storage / "mlflow.db")) as store:
         tagged = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
     assert tagged == [(parent,)]
