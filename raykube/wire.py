@@ -12,6 +12,8 @@ A run's folder, below the place's storage::
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
     STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
     STORAGE/RUN/trouble.json             {"time", "attempt", "message"} of the worker that was lost last, if one was
+    STORAGE/RUN/failure.json             {"time", "attempt", "reason", "message", "next_step"} of the last train
+                                         or sweep whose failure ended a script, if one did
     STORAGE/RUN/.code/HASH.zip           on a cluster: code that is too large for a ConfigMap
     STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
     STORAGE/RUN/STAGE/metrics.jsonl.plain  the same of plain ray.train.report
@@ -29,13 +31,14 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raykube.errors import BackendError, ConfigError
+from raykube.errors import BackendError, ConfigError, Failure
 
 HOME = "RAYKUBE_HOME"
 RUN_NAME = "RAYKUBE_RUN_NAME"
@@ -65,6 +68,11 @@ ATTEMPTS_FILE = "attempts.jsonl"
 LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"
 TROUBLE_FILE = "trouble.json"
+FAILURE_FILE = "failure.json"
+#: How Python ends for an exception that nobody caught. With another code something else has ended an entrypoint.
+UNCAUGHT = 1
+_TOLD = ("reason", "message", "next_step")
+_FAILED = re.compile(r"raykube: attempt \d+ failed: (\w+): (.*?)(?: \(next: (.*)\))?")
 
 #: So many bytes of the end of a metrics file are read, the more where they hold no whole row.
 _TAILS = (65_536, 2**20)
@@ -288,6 +296,33 @@ def trouble(text: str, attempt: int) -> str:
     with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, OSError):  # it is somebody else's file
         return f"{time.strftime('%H:%M:%S', time.localtime(note['time']))} {note['message']}"
     return ""
+
+
+def failure(text: str, attempt: int, since: float) -> Failure | None:
+    """Read a run's failure file: why its attempt `attempt`, which has begun at `since`, was ended; None for no reason.
+
+    An earlier run of this name, whose folder was left, may have had an attempt of that number.
+    """
+    note = row_of(text)
+    with contextlib.suppress(LookupError, TypeError, AttributeError, StopIteration):  # it is somebody else's file
+        # An error may name a file whose name is no Unicode.
+        reason, message, step = (note[key].encode(errors="replace").decode() for key in _TOLD)
+        words = next(line.strip() for line in message.splitlines() if line.strip())
+        if note["attempt"] == attempt and note["time"] >= since:
+            return Failure(reason, words, UNCAUGHT, next_step=step)
+    return None
+
+
+def failure_line(attempt: int, failure: Failure) -> str:
+    """Return the line that the log of a run on a cluster ends with, after `raykube: `, whose last attempt failed so."""
+    step = f" (next: {failure.next_step})" if failure.next_step else ""
+    return f"attempt {attempt} failed: {failure.reason}: {failure.message}{step}"
+
+
+def failure_of(line: str) -> Failure | None:
+    """Read the last line of a log as :func:`failure_line` makes it; None for any other."""
+    found = _FAILED.fullmatch(line)
+    return Failure(found[1], found[2], UNCAUGHT, next_step=found[3] or "") if found else None
 
 
 def finite(value: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from raykube import wire
 from raykube.errors import Failure
@@ -48,6 +49,8 @@ ERROR_TYPES = {
 #: The one thing to do about a cause that is the same everywhere; `name` is the run's.
 NEXT_STEPS = {
     "EntrypointFailed": "raykube job logs {name}",
+    # Of raykube's own words for how training fails, most come with a step of their own.
+    **dict.fromkeys(("LoopFailed", "TrainingFailed", "ControllerDied", "AllTrialsFailed"), "raykube job logs {name}"),
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "SyntaxError": "correct the line that the message names and submit again",
     "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
@@ -67,10 +70,18 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
     log = message[found.end() :] if found else message
     code = int(found.group(1)) if found and exit_code is None else exit_code
     tail = tail_of(log)
+    told = wire.failure_of(COLOUR.sub("", log).rstrip().rpartition("\n")[2])
+    if told and told.exit_code == code:
+        return completed(told, code, tail)
     reason, said = _meaning(_MEANINGS, message, tail) or ("", "")
     if (versions := mismatch(log)) and reason == "EntrypointFailed":
         reason, said = versions
     return Failure(reason or ERROR_TYPES.get(error_type, ""), said or first_line(message), code, tail)
+
+
+def completed(told: Failure, code: int | None, tail: Sequence[str]) -> Failure:
+    """Return what a run's own driver has said of its failure, which knows best, with exit code and tail."""
+    return replace(told, message=_short(told.message), exit_code=code, tail=tuple(tail))
 
 
 def tail_of(log: str) -> tuple[str, ...]:

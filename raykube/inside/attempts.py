@@ -83,6 +83,8 @@ class Attempts:
         self._run.note(
             self._run.start(self.attempt)
         )  # raises, as all before it: from here on nothing that is written may
+        if any("message" in row for row in rows):  # else one that prints nothing would seem to have failed as that did
+            outputs.say(f"attempt {self.attempt} begins")
         watcher = threading.Thread(target=self._look_after, daemon=True)
         for thread in (watcher, self._limit):
             thread.start()
@@ -107,6 +109,7 @@ class Attempts:
 
     def _once(self, command: str) -> int:
         environ = {**os.environ, wire.ATTEMPT: str(self.attempt)}
+        began = time.time()
         # A shell, as Ray itself runs an entrypoint.
         self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
         code = self._process.wait()
@@ -114,8 +117,24 @@ class Attempts:
         if self._is_last(code):  # before the storage is asked, which may give no answer
             self._limit.cancel()
         if not self._stopped:
-            self._kept.note(noted.end(self.attempt, code, "" if code == 0 else "EntrypointFailed"))
+            self._kept.note(noted.end(self.attempt, code, *self._why(code, began)))
         return code
+
+    def _why(self, code: int, began: float) -> tuple[str, str]:
+        """Return reason and words for how an attempt has ended: those of `train` or `sweep`, if that ended it.
+
+        Of the last attempt they are the log's last line. So they are in what Ray tells of the job, and KubeRay copies,
+        and are known also when the cluster is gone.
+        """
+        if code != wire.UNCAUGHT:
+            return ("EntrypointFailed" if code else ""), ""
+        text = ""
+        with contextlib.suppress(*UNUSABLE):
+            text = storage.read_from(storage.join(self._run.path, wire.FAILURE_FILE)).decode()
+        found = wire.failure(text, self.attempt, began)
+        if found and self._is_last(code):
+            outputs.say(wire.failure_line(self.attempt, found))
+        return (found.reason, found.message) if found else ("EntrypointFailed", "")
 
     def _leave_done(self) -> int:
         self.attempt -= 1

@@ -13,6 +13,8 @@ _TAIL = 20
 _TRACEBACK = "raykube_traceback"
 _OUT_OF_MEMORY = "running low on memory"
 _DEAD = "is dead because"
+#: What to do about a bug in a loop, where the error is shown with its traceback.
+TRACEBACK_STEP = "read the traceback below; it is the loop's own"
 #: What to do about the memory monitor's kills.
 MEMORY_STEP = "load less at a time, run fewer workers at once, or give their machine or pod more memory"
 #: What to do about a GPU whose memory does not suffice.
@@ -149,7 +151,7 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
     told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # which has the task's own
-    words, step = _advice(cause, "read the traceback below; it is the loop's own" if told else "")
+    words, step = _advice(cause, TRACEBACK_STEP if told else "")
     reason = "LoopFailed"
     if is_device_full(cause):
         # CUDA's advice on finding errors, in the lines after the first, does not help here.

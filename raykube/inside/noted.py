@@ -75,9 +75,10 @@ class Run:
         return {"attempt": attempt, "started": time.time(), **whose}
 
 
-def end(attempt: int, code: int | None, reason: str) -> dict[str, Any]:
+def end(attempt: int, code: int | None, reason: str, message: str = "") -> dict[str, Any]:
     """Return the row that tells the end of an attempt; `reason` is "" for a good one."""
-    return {"attempt": attempt, "ended": time.time(), "exit_code": code, "reason": reason}
+    row = {"attempt": attempt, "ended": time.time(), "exit_code": code, "reason": reason}
+    return row | ({"message": message} if message else {})
 
 
 def ended(rows: list[dict[str, Any]]) -> set[int]:

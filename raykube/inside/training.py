@@ -12,7 +12,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import RunFailed
-from raykube.inside import joining, storage, tracking
+from raykube.inside import joining, storage, tracking, uncaught
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, following
 from raykube.inside.loops import Loop
@@ -63,7 +63,7 @@ def train(
     if done := stage.begin(work("train", loop, metric, mode)):
         return done
     log_start(stage)
-    with joining.connected():
+    with uncaught.kept(place), joining.connected():
         require(place.scale, place.scale.workers)
         subject = Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:

@@ -13,7 +13,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, Failure, Problem, RunFailed
-from raykube.inside import joining, storage, tracking
+from raykube.inside import joining, storage, tracking, uncaught
 from raykube.inside.begun import as_begun
 from raykube.inside.failures import death, memory_step
 from raykube.inside.history import Recorder, Row, rows
@@ -72,7 +72,7 @@ def sweep(
         return done
     log_start(stage)
     _hush()
-    with joining.connected():
+    with uncaught.kept(stage.place), joining.connected():
         return _searched(stage, task, trials, experiment, model)
 
 

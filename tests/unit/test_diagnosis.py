@@ -160,6 +160,27 @@ def test_worker_that_the_kernel_killed_is_named_where_it_is_the_last_word(after,
     assert (failure.reason, failure.exit_code) == (reason, 1)
 
 
+LATE = "(raylet) Refer to the documentation on how to address the out of memory issue: https://docs.ray.io\n"
+
+
+@pytest.mark.parametrize(("step", "told"), [("", "raykube job logs a"), (" (next: use less)", "use less")])
+def test_failure_that_the_run_itself_tells_comes_before_what_ray_printed_late(step, told):
+    words = f"Job entrypoint command failed with exit code 1, last available logs:\nboom\n{LATE}"
+    words += f"raykube: attempt 2 failed: LoopFailed: ValueError: x (worker 1){step}\n"
+    status = {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": words}
+    kuberays = Observed({"metadata": {"name": "a"}, "spec": {}, "status": status})
+    for seen in (kuberays, replace(kuberays, ray={"status": "FAILED", "message": words, "driver_exit_code": 1})):
+        failure = cause(seen)
+        assert (failure.reason, failure.message) == ("LoopFailed", "ValueError: x (worker 1)")
+        assert (failure.exit_code, failure.next_step, failure.tail[0]) == (1, told, "boom")
+
+
+@pytest.mark.parametrize(("code", "after"), [(3, ""), (1, "raykube: attempt 3 begins\n")])
+def test_failure_that_an_earlier_attempt_has_told_is_not_the_runs(code, after):
+    words = f"Job entrypoint command failed with exit code {code}\nraykube: attempt 2 failed: LoopFailed: x\n{after}"
+    assert cause(Observed(ray={"status": "FAILED", "message": words})).reason == "EntrypointFailed"
+
+
 @pytest.mark.parametrize("reason", ["SubmissionFailed", "JobStatusCheckTimeoutExceeded", "SomethingNew"])
 def test_other_reasons_of_a_rayjob_are_passed_on(reason):
     status = {"jobDeploymentStatus": "Failed", "reason": reason, "message": "its words"}

@@ -390,3 +390,32 @@ def test_folder_of_other_work_is_neither_gone_on_with_nor_written_to(finished, s
     assert (code, "yours" in log, "mine" in log, told) == (1, False, False, {})
     assert endings.ending(f"Job entrypoint command failed with exit code 1\n{log}").reason == "NameTaken"
     assert (rows(storage), kept(storage)) == before
+
+
+def failing(storage, attempt="$RAYKUBE_ATTEMPT", code=1, time="$(date +%s.%N)"):
+    """Return a command that ends as a script does that train has failed, with an exit code."""
+    note = f'{{"time": {time}, "attempt": {attempt}, "reason": "LoopFailed", "message": "bad", "next_step": "look"}}'
+    return f"echo {json.dumps(note)} > {storage}/a/{wire.FAILURE_FILE}; exit {code}"
+
+
+def test_failure_that_ended_an_attempt_is_noted_and_the_last_one_is_the_last_line(finished, storage):
+    code, log, _ = finished(failing(storage), retries=1)
+    assert (code, log) == (1, "raykube: attempt 2 failed: LoopFailed: bad (next: look)\n")
+    assert [(row["reason"], row["message"]) for row in rows(storage) if "ended" in row] == 2 * [("LoopFailed", "bad")]
+    message = f"Job entrypoint command failed with exit code 1, last available logs:\n{log}"
+    told = endings.ending(message)
+    assert (told.reason, told.message, told.exit_code, told.next_step) == ("LoopFailed", "bad", 1, "look")
+    assert told.tail == tuple(log.splitlines())
+
+
+@pytest.mark.parametrize("how", [{"attempt": 7}, {"code": 3}, {"time": 5}])
+def test_failure_of_another_attempt_or_end_is_not_that_of_this(finished, storage, how):
+    _, log, _ = finished(failing(storage, **how))
+    assert (log, rows(storage)[-1]["reason"]) == ("", "EntrypointFailed")
+
+
+def test_failure_of_an_earlier_submission_is_not_the_last_line_of_a_later_one(finished, storage):
+    finished(failing(storage))
+    _, log, _ = finished("exit 1", RAYKUBE_ATTEMPT="2")
+    assert log.splitlines()[1:] == ["raykube: attempt 2 begins"]
+    assert rows(storage)[-1]["reason"] == "EntrypointFailed"

@@ -655,3 +655,29 @@ def test_memory_kill_is_the_death_of_an_actor_and_travels():
     assert isinstance(kill, ray.exceptions.OutOfMemoryError)
     assert isinstance(kill, ray.exceptions.RayActorError)
     assert (str(kill), kill.preempted) == (words, False)
+
+
+#: Calls that fail as in a cluster, without one.
+FAILING = """
+import contextlib
+from raykube.errors import Failure, RunFailed
+from raykube.inside import joining, training, tuning
+
+def fails(*_):
+    raise RunFailed.of("a", Failure("LoopFailed", "ValueError: x (worker 1)"))
+
+joining.connected = contextlib.nullcontext
+training.require = tuning._hush = tuning._check = lambda *_: None
+training.fit = tuning._searched = fails
+
+def loop(config):
+    pass
+
+"""
+
+
+@pytest.mark.parametrize("call", ["training.train(loop)", "tuning.sweep(loop, {}, trials=1, metric='y', mode='min')"])
+def test_call_that_fails_and_so_ends_its_script_leaves_why(tmp_path, call):
+    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(tmp_path), wire.TRACKING: "off"}
+    assert finished(sys.executable, "-c", FAILING + call, **environ).returncode == wire.UNCAUGHT
+    assert json.loads((tmp_path / "a" / wire.FAILURE_FILE).read_text())["message"] == "ValueError: x (worker 1)"

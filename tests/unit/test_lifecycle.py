@@ -7,6 +7,7 @@ import pytest
 from raykube.backends import endings
 from raykube.backends.local import lifecycle
 from raykube.backends.local.records import Ending, Record
+from raykube.errors import Failure
 
 RECORD = Record(
     name="a",
@@ -119,6 +120,17 @@ def test_kill_by_the_memory_monitor_is_named_by_the_errors_own_words():
 def test_last_words_of_a_script_name_what_ended_it(tail, reason, message):
     failure = lifecycle.status_of(RECORD, 1, FAILED, tail).failure
     assert (failure.reason, failure.message, failure.exit_code) == (reason, message, 3)
+
+
+@pytest.mark.parametrize(("step", "told"), [("", "raykube job logs a"), ("use less", "use less")])
+def test_failure_that_the_script_has_left_comes_before_the_end_of_its_log(step, told):
+    left = Failure("LoopFailed", "ValueError: x (worker 1)", 1, next_step=step)
+    tail = ["boom", "(raylet) Refer to the documentation on how to address the out of memory issue: x"]
+    failed = FAILED | {"message": "Job entrypoint command failed with exit code 1", "driver_exit_code": 1}
+    failure = lifecycle.status_of(RECORD, 1, failed, tail, left).failure
+    assert failure == replace(left, tail=tuple(tail), next_step=told)
+    other = lifecycle.status_of(RECORD, 1, FAILED, tail, left).failure  # something else has ended it
+    assert (other.reason, other.exit_code) == ("OutOfMemory", 3)
 
 
 def test_times_are_seconds():

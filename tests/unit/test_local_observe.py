@@ -1,13 +1,16 @@
 """A look at a run on this machine, and what is kept of it."""
 
 import itertools
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from raykube import wire
 from raykube.backends import Status
 from raykube.backends.local import following, head, observe, records
-from tests.unit.heads import SILENT, Answering, Learning, sent_anew
+from tests.unit.heads import SILENT, Answering, Learning, Ray, sent_anew
 
 
 def test_stop_of_a_run_that_is_noted_before_its_attempt_is_sent_stops_that(record, running):
@@ -41,6 +44,19 @@ def test_logs_of_all_attempts_outlive_the_head(record, running):
     observe.settle(record, Status("a", "job", "FAILED", attempt=2), running)
     head.remove_files(running)
     assert [observe.tail(record, attempt, None) for attempt in (1, 2)] == [["attempt 1"], ["attempt 2"]]
+
+
+@pytest.mark.parametrize(("attempt", "began", "reason"), [(1, 4, "LoopFailed"), (1, 6, "Entry"), (2, 4, "Entry")])
+def test_failure_that_a_script_has_left_is_told_as_that_of_its_attempt(record, running, attempt, began, reason):
+    folder = Path(record.storage) / "a"
+    folder.mkdir(parents=True)
+    left = {"time": 5.0, "attempt": 1, "reason": "LoopFailed", "message": "x", "next_step": ""}
+    (folder / wire.FAILURE_FILE).write_text(json.dumps(left))
+    records.set_attempt("a", attempt)
+    words = "Job entrypoint command failed with exit code 1"
+    job = {"status": "FAILED", "message": words, "driver_exit_code": 1, "start_time": began * 1000}
+    status, _ = observe.status(record, running, Ray(job))
+    assert status.failure.reason.startswith(reason)
 
 
 def test_patience_with_a_silent_head_begins_anew_with_each_answer(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykube import wire
-from raykube.errors import BackendError
+from raykube.errors import BackendError, Failure
 
 
 def report(stage: Path, **metrics) -> None:
@@ -101,3 +101,31 @@ def test_result_of_another_version_is_read():
 def test_result_that_cannot_be_read_says_so(text):
     with pytest.raises(BackendError, match="result of the run cannot be read"):
         wire.Result.from_json(text)
+
+
+LEFT = {
+    "time": 5.0,
+    "attempt": 2,
+    "reason": "LoopFailed",
+    "message": "\nx \udce9 (worker 1)\nmore",
+    "next_step": "look",
+}
+
+
+def test_failure_is_that_of_the_attempt_and_of_its_time():
+    told = wire.failure(json.dumps(LEFT), 2, 5.0)
+    assert (told.reason, told.message, told.exit_code, told.next_step) == ("LoopFailed", "x ? (worker 1)", 1, "look")
+    assert wire.failure(json.dumps(LEFT), 3, 5.0) is None
+    assert wire.failure(json.dumps(LEFT), 2, 5.1) is None  # of an earlier run of this name
+
+
+@pytest.mark.parametrize("text", [*ODD, "{}", *(json.dumps(LEFT | {key: None}) for key in ("time", "message"))])
+def test_failure_is_none_where_the_file_is_torn_or_another_s(text):
+    assert wire.failure(text, 2, 0.0) is None
+
+
+@pytest.mark.parametrize("next_step", ["", "use less (or more)"])
+def test_failure_is_read_from_the_line_that_a_log_ends_with(next_step):
+    told = Failure("LoopFailed", "ValueError: f(x): 1 (worker 1)", 1, next_step=next_step)
+    assert wire.failure_of(f"raykube: {wire.failure_line(2, told)}") == told
+    assert wire.failure_of("raykube: attempt 2 begins") is None

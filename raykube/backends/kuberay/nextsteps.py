@@ -96,10 +96,10 @@ def next_step(reason: str, **words: str) -> str:
 
 
 def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
-    """Add where a cause was found, and what to do about it."""
+    """Add where a cause was found, and what to do about it, if it does not say that itself."""
     namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
     words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
-    return replace(found, where=where, next_step=next_step(found.reason, **words))
+    return replace(found, where=where, next_step=found.next_step or next_step(found.reason, **words))
 
 
 def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:

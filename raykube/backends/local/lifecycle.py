@@ -47,14 +47,23 @@ class Action:
     failure: Failure | None = None
 
 
-def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail: Sequence[str] = ()) -> Status:
-    """Return a run's status from Ray's JobDetails (None: the head does not know it yet) and its log's tail."""
+def status_of(
+    record: Record,
+    attempt: int,
+    job: Mapping[str, Any] | None,
+    tail: Sequence[str] = (),
+    told: Failure | None = None,
+) -> Status:
+    """Return a run's status from Ray's JobDetails (None: the head does not know it yet), its log's tail and its word.
+
+    That, `told`, is what its script has left of the failure that ended it.
+    """
     status = replace(_begun(record, attempt), detail="not on the head yet")
     if job is None:
         return status
     state: State = job["status"]
     words = job.get("message") or ""
-    failure = failure_of(record.name, job, tail) if state == "FAILED" else None
+    failure = failure_of(record.name, job, tail, told) if state == "FAILED" else None
     return replace(
         status,
         state=state,
@@ -65,9 +74,12 @@ def status_of(record: Record, attempt: int, job: Mapping[str, Any] | None, tail:
     )
 
 
-def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str]) -> Failure:
-    """Say why Ray's job failed, from its error type, exit code and message."""
+def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str], told: Failure | None = None) -> Failure:
+    """Say why Ray's job failed, as its script has told, or from its error type, exit code and message."""
     found = endings.ending(job.get("message") or "", job.get("error_type") or "", job.get("driver_exit_code"))
+    if told and found.exit_code == told.exit_code:
+        step = told.next_step or next_step(told.reason, name)
+        return replace(endings.completed(told, found.exit_code, tail), next_step=step)
     reason, message = endings.last_words(tail) or (found.reason or "JobFailed", found.message)
     return Failure(reason, message, found.exit_code, tuple(tail), next_step(reason, name))
 

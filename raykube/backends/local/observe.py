@@ -17,7 +17,7 @@ from raykube.backends.local import disk, lifecycle, records
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.backends.rayapi import RayApi
-from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 
 #: Enough bytes for the lines of a log that an error shows, of ordinary length; longer ones are cut at the front.
 _TAIL_BYTES = 32_768
@@ -29,8 +29,9 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     job: Mapping[str, Any] | None = None
     with contextlib.suppress(NotFound):
         job = api.job(record.submission_id(attempt))
-    last_words = tail(record, attempt, head) if job and job["status"] == "FAILED" else []
-    found = lifecycle.status_of(record, attempt, job, last_words)
+    failed = job if job and job["status"] == "FAILED" else None
+    last_words = tail(record, attempt, head) if failed else []
+    found = lifecycle.status_of(record, attempt, job, last_words, _told(record, attempt, failed) if failed else None)
     # Read after Ray was asked: why it is to end was noted before it was.
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
@@ -153,7 +154,15 @@ def progress(record: Record) -> Mapping[str, Any]:
 
 def trouble(record: Record, attempt: int) -> str:
     """Return what an attempt has lost last; empty when nothing."""
-    path = Path(record.storage) / record.name / wire.TROUBLE_FILE
+    return wire.trouble(_text(record, wire.TROUBLE_FILE), attempt)
+
+
+def _told(record: Record, attempt: int, job: Mapping[str, Any]) -> Failure | None:
+    """Return what the script of an attempt that has failed, Ray's `job`, has left of why."""
+    return wire.failure(_text(record, wire.FAILURE_FILE), attempt, (job.get("start_time") or 0) / 1000)
+
+
+def _text(record: Record, name: str) -> str:
     with contextlib.suppress(OSError):  # there is none, or it cannot be read just now
-        return wire.trouble(path.read_text(encoding="utf-8", errors="replace"), attempt)
+        return (Path(record.storage) / record.name / name).read_text(encoding="utf-8", errors="replace")
     return ""
