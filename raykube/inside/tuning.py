@@ -264,7 +264,7 @@ def reason(error: BaseException) -> str:
 
 def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles: tuple[str, ...]) -> wire.Result:
     failed = [entry for entry in found if entry["error"]]
-    notes: tuple[str, ...] = (f"{len(failed)} of {len(found)} trials failed",) if failed else ()
+    notes: tuple[str, ...] = (_note(stage.place.run, failed, len(found)),) if failed else ()
     best = _chosen(task, found)
     if best is None:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
@@ -282,6 +282,12 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
         trials=found,
         notes=notes + troubles,
     )
+
+
+def _note(run: str, failed: list[dict[str, Any]], trials: int) -> str:
+    """Say how many trials have failed, why the first did, and where all are told, of a job or of a plain script."""
+    there = f"raykube job result {run} --json" if os.environ.get(wire.RUN_NAME) else "this result's trials"
+    return f"{len(failed)} of {trials} trials failed, the first one by: {failed[0]['error']}; all: {there}"
 
 
 def _chosen(task: Task, found: tuple[dict[str, Any], ...]) -> dict[str, Any] | None:

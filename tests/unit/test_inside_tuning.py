@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 import raykube
+from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import history, tracking, trials, tuning
 from raykube.inside.begun import as_begun
@@ -261,6 +262,16 @@ def test_failure_that_is_told_is_the_first_one(sweep):
     sweep.ran("0", start=math.inf, error="never began")
     with pytest.raises(RunFailed, match="first"):
         tuning._best(sweep.stage, sweep.task, sweep.found(), ())
+
+
+@pytest.mark.parametrize(("job", "there"), [("demo", "raykube job result demo --json"), ("", "this result's trials")])
+def test_note_of_trials_that_failed_has_the_first_ones_reason_and_where_all_are(sweep, monkeypatch, job, there):
+    monkeypatch.setenv(wire.RUN_NAME, job)
+    sweep.ran("c", start=1.0, error="KeyError: 'lr'")
+    sweep.ran("b", reported(loss=2.0), start=2.0)
+    sweep.ran("a", start=3.0, error="second")
+    result = tuning._best(sweep.stage, sweep.task, sweep.found(), ())
+    assert result.notes == (f"2 of 3 trials failed, the first one by: KeyError: 'lr'; all: {there}",)
 
 
 SPACE = {"lr": tune.loguniform(1e-4, 1), "net": {"act": tune.choice([Path, (1, "a")])}, "epochs": 3, "nan": math.nan}
