@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from raykube.shapes import entries, mapping
@@ -122,6 +123,17 @@ def first_container(group: Any) -> Mapping[str, Any]:
     """Return that container of a group of any manifest, sound or not; an empty one where there is none."""
     pod = mapping(mapping(mapping(group).get("template")).get("spec"))
     return mapping(next(iter(entries(pod.get("containers"))), None))
+
+
+def mounts(group: Any, path: PurePosixPath) -> list[Mapping[str, Any]]:
+    """Return what that container has mounted at a path or above it."""
+    known = [mapping(each) for each in entries(first_container(group).get("volumeMounts"))]
+    return [each for each in known if each.get("mountPath") and path.is_relative_to(str(each["mountPath"]))]
+
+
+def storage_path(storage: str) -> PurePosixPath:
+    """Return the path that a storage is at; one that is not absolute for what is no folder of a pod."""
+    return PurePosixPath(storage.removeprefix("file://"))
 
 
 def port(container: Manifest, name: str) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import manifests, marks, tokens
 from raykube.bodies import CodePlace
-from raykube.shapes import entries, mapping
+from raykube.shapes import mapping
 
 Manifest = Mapping[str, Any]
 _OPERATORS = ";&|<>\n"
@@ -25,17 +24,12 @@ def of_beside(titles: Sequence[str]) -> Iterator[str]:
 def of_storage(manifest: Manifest) -> Iterator[str]:
     """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
     storage = str(mapping(manifest["metadata"].get("annotations")).get(marks.STORAGE) or "")
-    path, spec = PurePosixPath(storage.removeprefix("file://")), manifest["spec"]
-    bare = [group for group in manifests.groups(spec) if not _mounts(manifests.container(group), path)]
+    path, spec = manifests.storage_path(storage), manifest["spec"]
+    bare = [group for group in manifests.groups(spec) if not manifests.mounts(group, path)]
     names = [f"group {group['groupName']}" if "groupName" in group else "the head" for group in bare]
     if path.is_absolute() and names:
         lost = "what is kept there ends with the pod, and retries and results need it on all pods"
         yield f"{marks.STORAGE}: nothing is mounted at {path} in {', '.join(names)}: {lost}"
-
-
-def _mounts(container: Manifest, path: PurePosixPath) -> bool:
-    mounts = [str(mapping(each).get("mountPath") or "") for each in entries(container.get("volumeMounts"))]
-    return any(mount and path.is_relative_to(mount) for mount in mounts)
 
 
 def of_code(code: CodePlace) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which plans are the same, and which are the same work within other limits. Pure functions."""
+"""Which plans are the same, and which are the same work within other limits or on another cluster. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raykube import marks, wire
+from raykube import manifests, marks, wire
+from raykube.shapes import entries, mapping
 
 PLAN_KEY = "raykube.plan"
 LIMITS_KEY = "raykube.limits"
@@ -18,6 +19,8 @@ _LIMITS = (
     *(LIMITS_KEY, wire.TIMEOUT),
     *("preRunningDeadlineSeconds", "activeDeadlineSeconds", "ttlSecondsAfterFinished"),
 )
+#: What a run takes from the cluster that it is on.
+_SCALE = (wire.WORKERS, wire.CPUS, wire.GPUS, wire.ACCELERATOR)
 _RETRIES = re.compile(r"(python -m raykube\.inside\.attempts) \d+ ")
 _YAML_TEXTS = ("runtimeEnvYAML", "serveConfigV2")
 
@@ -28,7 +31,7 @@ def _lines(keys: tuple[str, ...]) -> re.Pattern[str]:
 
 
 NOT_PLAN_LINE = _lines(_NOT_PLAN)
-_NOT_WORK = (*_NOT_PLAN, *_LIMITS)
+_NOT_WORK = (*_NOT_PLAN, *_LIMITS, *_SCALE)
 _NOT_WORK_LINE = _lines(_NOT_WORK)
 
 
@@ -41,13 +44,28 @@ def plan(body: Sequence[Mapping[str, Any]]) -> str:
 
 
 def work(body: Sequence[Mapping[str, Any]]) -> str:
-    """Return the same without limits (deadlines, retries, how long a cluster is kept): what is done, not how long."""
+    """Return the same without limits and cluster: what is done, not how long, nor on what."""
     left = _left(_wherever(body), _NOT_WORK, _NOT_WORK_LINE)
-    for part in left:
-        spec = part.get("spec") or {}
-        if isinstance(spec.get("entrypoint"), str):
-            spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
-    return _digest(left)
+    return _digest([_on_any_cluster(part) for part in left])
+
+
+def _on_any_cluster(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an object with neither its retries nor its own cluster, but where its checkpoints are."""
+    spec = {**(part.get("spec") or {})}
+    if isinstance(spec.get("entrypoint"), str):
+        spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
+    if "rayClusterSpec" in spec:
+        storage = str((part["metadata"].get("annotations") or {}).get(marks.STORAGE) or "")
+        spec["rayClusterSpec"] = {"volumes": _volumes(mapping(spec["rayClusterSpec"]).get("headGroupSpec"), storage)}
+    return {**part, "spec": spec}
+
+
+def _volumes(head: Any, storage: str) -> dict[str, Any]:
+    """Return the volumes that a storage may be in: the same path of another one has no checkpoints of the run."""
+    mounts = {each.get("name"): each for each in manifests.mounts(head, manifests.storage_path(storage))}
+    pod = mapping(mapping(mapping(head).get("template")).get("spec"))
+    known = [mapping(each) for each in entries(pod.get("volumes"))]
+    return {each["name"]: {**mounts[each["name"]], **each} for each in known if each.get("name") in mounts}
 
 
 def of_command(entrypoint: str, code: str) -> str:

@@ -212,6 +212,38 @@ def test_run_on_a_cluster_that_stays_may_have_the_name_of_a_cluster(kept):
     objects.check_free(Kube(), job)
 
 
+def roomier():
+    """Return the same preset with more memory for its head."""
+    manifest = copy.deepcopy(dict(Cluster.load("cpu-small").manifest))
+    container = manifest["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    container["resources"]["limits"]["memory"] = "5Gi"
+    return dataclasses.replace(Cluster.load("cpu-small"), manifest=manifest)
+
+
+FAILED = {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed"}
+
+
+def test_run_that_failed_goes_on_as_its_next_attempt_on_a_cluster_with_more_memory(kept, plan, job):
+    jobs.start(Kube(), plan)
+    kept[f"{RAY}/rayjobs/digits"]["status"] = FAILED
+    jobs.start(Kube(), rk.plan(job, roomier()))
+    known = kept[f"{RAY}/rayjobs/digits"]
+    head = known["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert known["metadata"]["annotations"][marks.ATTEMPT] == "2"
+    assert head["resources"]["limits"]["memory"] == "5Gi"
+
+
+@pytest.mark.parametrize("status", [{"jobDeploymentStatus": "Initializing"}, {"jobStatus": "SUCCEEDED"}])
+def test_run_that_goes_on_or_went_well_is_another_on_another_cluster(kept, plan, job, status):
+    jobs.start(Kube(), plan)
+    kept[f"{RAY}/rayjobs/digits"]["status"] = status
+    before = copy.deepcopy(kept)
+    with pytest.raises(Conflict, match="taken by another run") as caught:
+        jobs.start(Kube(), rk.plan(job, roomier()))
+    assert "limits.memory: '4Gi' there, '5Gi' here" in caught.value.why
+    assert kept == before
+
+
 def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):
     rk.submit(job, "cpu-small")
     assert api.asked == [f"{RAY}/rayjobs", CONFIG_MAPS]
