@@ -22,14 +22,15 @@ _TEXTS = re.compile(r"\.(runtimeEnvYAML|serveConfigV2)$")
 _IN_ENV = re.compile(r"\.env(\[\d+\](\.value)?)?$")
 
 
-def of_texts(old: str, new: str) -> str:
+def of_texts(old: str, new: str, but: re.Pattern[str] = NOT_PLAN_LINE) -> str:
     """Return the lines in which two texts differ, two plans' YAML for one; "" when they do not.
 
-    Of environment variables only the names are told: their values are where people put passwords.
+    Lines that match `but` are left out. Of environment variables only the names are told: their values are where
+    people put passwords.
     """
     theirs, ours = _hidden(old, new, "there"), _hidden(new, old, "here")
     lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), n=0, lineterm=""))[2:]
-    told = [line for line in lines if line[:1] in "+-" and not NOT_PLAN_LINE.match(line[1:])]
+    told = [line for line in lines if line[:1] in "+-" and not but.match(line[1:])]
     return "\n".join(told[:_MOST_LINES] + (["…"] if len(told) > _MOST_LINES else []))
 
 
@@ -75,17 +76,24 @@ def of_files(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(told[:_MOST_FILES]) + (f", and {more} more" if (more := len(told) - _MOST_FILES) > 0 else "")
 
 
-def of_objects(wanted: Any, known: Any, path: str, *, whole: bool = False) -> Iterator[str]:
-    """Yield the fields of `wanted` that are not so in `known`; what a server added is none, unless `whole`."""
+def of_objects(wanted: Any, known: Any, path: str, *, whole: bool = False, omits: bool = False) -> Iterator[str]:
+    """Yield the fields of `wanted` that are not so in `known`; what a server added is none, unless `whole`.
+
+    With `omits` one that is false or empty may be absent there, as Go leaves it out.
+    """
     if isinstance(wanted, Mapping) and isinstance(known, Mapping):
-        lacking = ABSENT if whole else None
         for key in {**known, **wanted} if whole else wanted:
-            yield from of_objects(wanted.get(key, lacking), known.get(key, lacking), f"{path}.{key}", whole=whole)
+            ours, theirs = wanted.get(key, ABSENT), known.get(key, ABSENT)
+            yield from of_objects(ours, theirs, f"{path}.{key}", whole=whole, omits=omits)
     elif isinstance(wanted, (list, tuple)) and isinstance(known, list) and len(wanted) == len(known):
         for index, (ours, theirs) in enumerate(zip(wanted, known, strict=True)):
-            yield from of_objects(ours, theirs, f"{path}[{index}]", whole=whole)
-    elif wanted != known:
+            yield from of_objects(ours, theirs, f"{path}[{index}]", whole=whole, omits=omits)
+    elif wanted != known and not (known is ABSENT and _may_be_absent(wanted, whole=whole, omits=omits)):
         yield from _of_values(wanted, known, path)
+
+
+def _may_be_absent(wanted: Any, *, whole: bool, omits: bool) -> bool:
+    return (wanted is None and not whole) or (omits and (wanted is False or wanted in ("", {}, [])))
 
 
 def _of_values(wanted: Any, known: Any, path: str) -> Iterator[str]:

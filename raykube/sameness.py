@@ -32,24 +32,33 @@ def _lines(keys: tuple[str, ...]) -> re.Pattern[str]:
 
 NOT_PLAN_LINE = _lines(_NOT_PLAN)
 _NOT_WORK = (*_NOT_PLAN, *_LIMITS, *_SCALE)
-_NOT_WORK_LINE = _lines(_NOT_WORK)
+NOT_WORK_LINE = _lines(_NOT_WORK)
 
 
 def plan(body: Sequence[Mapping[str, Any]]) -> str:
-    """Return 16 hexadecimal digits over the body of a plan; equal ones mean that nothing would change.
-
-    Where the objects are is no part of it: a namespace may be said, or be the context's own.
-    """
-    return _digest(_left(_wherever(body), _NOT_PLAN, NOT_PLAN_LINE))
+    """Return 16 hexadecimal digits over the body of a plan; equal ones mean that nothing would change."""
+    return _digest([as_plan(part) for part in body])
 
 
 def work(body: Sequence[Mapping[str, Any]]) -> str:
     """Return the same without limits and cluster: what is done, not how long, nor on what."""
-    left = _left(_wherever(body), _NOT_WORK, _NOT_WORK_LINE)
-    return _digest([_on_any_cluster(part) for part in left])
+    return _digest([as_work(part) for part in body])
 
 
-def _on_any_cluster(part: Mapping[str, Any]) -> Mapping[str, Any]:
+def as_plan(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what counts of an object or body for a plan to be the same.
+
+    Where the objects are is no part of it: a namespace may be said, or be the context's own.
+    """
+    return {**_left(_wherever(part), _NOT_PLAN, NOT_PLAN_LINE)}
+
+
+def as_work(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what counts of an object or body for its work to be the same."""
+    return _on_any_cluster(_left(_wherever(part), _NOT_WORK, NOT_WORK_LINE))
+
+
+def _on_any_cluster(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object with neither its retries nor its own cluster, but where its checkpoints are."""
     spec = {**(part.get("spec") or {})}
     if isinstance(spec.get("entrypoint"), str):
@@ -73,12 +82,10 @@ def of_command(entrypoint: str, code: str) -> str:
     return _digest([entrypoint, code])
 
 
-def _wherever(body: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [_nowhere(part) if "apiVersion" in part else part for part in body]
-
-
-def _nowhere(thing: Mapping[str, Any]) -> dict[str, Any]:
-    return {**thing, "metadata": {key: value for key, value in thing["metadata"].items() if key != "namespace"}}
+def _wherever(part: Mapping[str, Any]) -> dict[str, Any]:
+    if "apiVersion" not in part:
+        return dict(part)
+    return {**part, "metadata": {key: value for key, value in part["metadata"].items() if key != "namespace"}}
 
 
 def _digest(value: Any) -> str:

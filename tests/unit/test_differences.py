@@ -66,6 +66,16 @@ def test_fields_of_either_side_count_where_the_whole_does():
     assert told == ["spec.a.b: absent there, 1 here", "spec.more: 'line\\nline' there, absent here"]
 
 
+def test_field_that_is_false_or_empty_may_be_left_out_there_but_is_not_another_value():
+    empty = {"no": False, "text": "", "map": {}, "list": [], "nothing": None, "none": 0}
+    told = list(differences.of_objects(empty, {}, "spec", omits=True))
+    assert told == ["spec.none: absent there, 0 here"]
+    assert list(differences.of_objects({"no": False}, {"no": True}, "spec", omits=True)) == [
+        "spec.no: True there, False here"
+    ]
+    assert list(differences.of_objects({"no": False}, {}, "spec")) == ["spec.no: absent there, False here"]
+
+
 def test_variables_that_are_more_are_told_without_their_values():
     def pod(*values):
         return {"env": [{"name": "A", "value": value} for value in values]}
@@ -78,7 +88,7 @@ def test_variables_that_stand_deeper_in_what_differs_are_told_without_their_valu
     told = differences.of_objects({"containers": [{"name": "ray"}, sidecar]}, {"containers": [{"name": "ray"}]}, "spec")
     assert list(told) == ["spec.containers: another one there"]
     told = differences.of_objects({"template": {"containers": [sidecar]}}, {}, "spec")
-    assert list(told) == ["spec.template: None there, something else here"]
+    assert list(told) == ["spec.template: absent there, something else here"]
 
 
 def test_variables_in_a_text_of_one_line_are_told_without_their_values():

@@ -233,6 +233,29 @@ def test_run_that_failed_goes_on_as_its_next_attempt_on_a_cluster_with_more_memo
     assert head["resources"]["limits"]["memory"] == "5Gi"
 
 
+def test_conflict_with_a_run_that_failed_tells_of_nothing_that_another_attempt_may_change(kept, plan, job):
+    jobs.start(Kube(), plan)
+    kept[f"{RAY}/rayjobs/digits"]["status"] = FAILED
+    changed = {"entrypoint": "python hello.py 2", "keep_cluster_s": 5, "pending_timeout_s": 7, "max_retries": 3}
+    with pytest.raises(Conflict) as caught:
+        jobs.start(Kube(), rk.plan(job.model_copy(update=changed), roomier().sized(3)))
+    said = [f"python -m raykube.inside.attempts {words}" for words in ("'python hello.py'", "'python hello.py 2'")]
+    assert caught.value.why == f"spec.entrypoint: {said[0]!r} there, {said[1]!r} here"
+
+
+def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept):
+    def written(entrypoint):
+        spec = {"entrypoint": entrypoint, "shutdownAfterJobFinishes": False, "rayClusterSpec": {}}
+        body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "digits"}, "spec": spec}
+        return plans.manifest([body], Cluster.load("cpu-small"))
+
+    jobs.start(Kube(), written("one"))
+    assert kept[f"{RAY}/rayjobs/digits"]["spec"].pop("shutdownAfterJobFinishes") is False
+    with pytest.raises(Conflict) as caught:
+        jobs.start(Kube(), written("two"))
+    assert caught.value.why == "spec.entrypoint: 'one' there, 'two' here"
+
+
 @pytest.mark.parametrize("status", [{"jobDeploymentStatus": "Initializing"}, {"jobStatus": "SUCCEEDED"}])
 def test_run_that_goes_on_or_went_well_is_another_on_another_cluster(kept, plan, job, status):
     jobs.start(Kube(), plan)

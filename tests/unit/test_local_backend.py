@@ -277,3 +277,17 @@ def test_conflict_over_changed_code_names_the_files(code):
     (code / "dw1.log").write_text("two\n")
     with pytest.raises(Conflict, match=r"in the code: dw1\.log differs\n"):
         Local().start(plan())
+
+
+@pytest.mark.usefixtures("home")
+def test_conflict_with_a_run_that_failed_tells_of_nothing_that_another_attempt_may_change(code):
+    def plan(entrypoint, workers=1, **fields):
+        job = rk.Job(entrypoint=entrypoint, name="a", working_dir=code, **fields)
+        return rk.plan(job, rk.Cluster.local(workers=workers, cpus=0.5))
+
+    first = plan("python hello.py")
+    zips.keep(first.package)
+    records.save(replace(jobs._record(first), head="gone"))
+    with pytest.raises(Conflict) as caught:
+        Local().start(plan("python hello.py 2", workers=2, max_retries=3))
+    assert caught.value.why.splitlines()[1:] == ["-entrypoint: python hello.py", "+entrypoint: python hello.py 2"]

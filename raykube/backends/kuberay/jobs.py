@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from raykube import differences, marks, runtime_env, wire
+from raykube import differences, marks, runtime_env, sameness, wire
 from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import annotations_of, is_leaving, labels_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import is_leaving, labels_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
@@ -55,28 +55,22 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     if known is None or is_leaving(known):
         objects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
-    _check_same(known, plan.body[-1], marks.PLAN, marks.WORK)
+    _check_same(known, plan.body[-1], sameness.as_work, marks.PLAN, marks.WORK)
     status = Look(kube, plan.name).status()
     if status.state not in ("FAILED", "STOPPED"):
-        _check_same(known, plan.body[-1], marks.PLAN)
+        _check_same(known, plan.body[-1], sameness.as_plan, marks.PLAN)
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1
 
 
-def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
-    """Refuse what has none of these labels as it is wanted; a run that has ended may go on within other limits."""
+def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Object], *labels: str) -> None:
+    """Refuse what has none of these labels as it is wanted; a run that has ended may go on as other plans' work."""
     theirs, ours = labels_of(known), wanted["metadata"]["labels"]
     if any(theirs.get(label) == ours[label] for label in labels):
         return
     name = known["metadata"]["name"]
-    said = {"labels": {**ours, **{label: theirs.get(label) for label in (marks.PLAN, marks.WORK)}}}
-    noted = annotations_of(wanted)
-    said["annotations"] = {key: value for key, value in noted.items() if key != marks.STORAGE_POD}
-    different = [
-        *differences.of_objects(said, {"labels": theirs, "annotations": {}, **known["metadata"]}, "metadata"),
-        *differences.of_objects(_without_work(wanted["spec"]), spec_of(known), "spec"),
-    ][:20]
+    different = [*_differences(counting(known), counting(wanted))][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
@@ -84,11 +78,11 @@ def _check_same(known: Object, wanted: Mapping[str, Any], *labels: str) -> None:
     )
 
 
-def _without_work(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **spec,
-        "metadata": {key: each for key, each in (spec.get("metadata") or {}).items() if key != wire.WORK_KEY},
-    }
+def _differences(theirs: Object, ours: Object) -> Iterator[str]:
+    """Yield in what two RayJobs differ; KubeRay, when it changes one, leaves out what is false or empty."""
+    said = {"labels": {}, "annotations": {}, **theirs["metadata"]}
+    yield from differences.of_objects(ours["metadata"], said, "metadata", omits=True)
+    yield from differences.of_objects(spec_of(ours), spec_of(theirs), "spec", omits=True)
 
 
 def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -35,16 +36,16 @@ def submit(plan: Plan) -> None:
     if not ended or not _is_same(known, plan, limits_too=not again):
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
-            why=_difference(known, plan),
+            why=_difference(known, plan, sameness.NOT_WORK_LINE if again else sameness.NOT_PLAN_LINE),
             next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
         )
     if again:
         _send(_record(plan), ended.attempt + 1)
 
 
-def _difference(known: Record, plan: Plan) -> str:
+def _difference(known: Record, plan: Plan, but: re.Pattern[str]) -> str:
     """Say in what a plan is another one than that of a run or service: of code, in which files."""
-    texts = differences.of_texts(known.plan_yaml, plan.yaml())
+    texts = differences.of_texts(known.plan_yaml, plan.yaml(), but)
     texts = texts and f"- is the {known.kind} that there is, + is this one:\n{texts}"
     if known.kind == "service":
         return texts
