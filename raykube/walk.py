@@ -1,9 +1,9 @@
 """Which files of a folder are sent: ignore rules, symlinks, and what cannot be sent at all.
 
-The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then ``SECRETS``, then
-the ``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the repository's root,
-then ``CLUTTER``. As for git, a pattern speaks of what it matches itself: what is in a folder that is brought back is
-judged one by one.
+The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then ``SECRETS`` and
+``PLACES``, then the ``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the
+repository's root, then ``CLUTTER``. As for git, a pattern speaks of what it matches itself: what is in a folder that is
+brought back is judged one by one.
 What this very process writes its output to (``2> err.log``) is never sent: it grows while it is packed.
 """
 
@@ -29,6 +29,8 @@ CLUTTER = (
 )
 #: What opens other doors: who runs a job in the home folder does not mean to send it, nor whose .gitignore has ``!.*``.
 SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/", ".git/")
+#: Where a run goes is no part of its code: with more memory for its cluster it would be another run.
+PLACES = ("/cluster-configs/",)
 _IGNORE_FILES = (".rayignore", ".gitignore")  # what was written for raykube comes before what was written for git
 MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
 
@@ -232,7 +234,7 @@ def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
     """
     own_state = os.path.realpath(wire.home())
     own_output = frozenset(_own_output())
-    own = tuple(_Rule("", "", _patterns(each, "excludes")) for each in (_with_folders(excludes), SECRETS))
+    own = tuple(_Rule("", "", _patterns(each, "excludes")) for each in (_with_folders(excludes), SECRETS + PLACES))
     state = _Walk(root, own, _Rule("", "", _patterns(CLUTTER, "the defaults")), own_state, own_output)
     state.enter(root, "", _rules_above(root), (os.path.realpath(root),))
     return Walked(tuple(state.files), tuple(state.ignored), tuple(state.problems))

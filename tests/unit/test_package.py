@@ -253,6 +253,22 @@ def test_credentials_and_raykube_s_own_state_are_left_out(tree, monkeypatch):
     assert own(collect(root, excludes=("!.kube/",))) == [".kube/config", "a.py"]
 
 
+def test_manifests_of_places_are_no_part_of_the_code_unless_they_are_asked_for(tree):
+    root = tree({"a.py": "", ".gitignore": "/*\n!*.py\n!/cluster-configs/\n", "cluster-configs/house.yaml": "a: 1\n"})
+    before = collect(root)
+    assert own(before) == ["a.py"]
+    assert before.report()[-1] == "  ignored: .gitignore, cluster-configs/"
+    (root / "cluster-configs" / "house.yaml").write_text("a: 2\n")
+    assert collect(root).own_hash == before.own_hash
+    assert own(collect(root, excludes=("!cluster-configs/**",))) == ["a.py", "cluster-configs/house.yaml"]
+
+
+def test_folder_of_manifests_is_sent_where_it_is_not_at_the_root_or_is_the_root(tree):
+    root = tree({"x/cluster-configs/a.yaml": "", "cluster-configs/b.yaml": ""})
+    assert own(collect(root)) == ["x/cluster-configs/a.yaml"]
+    assert own(collect(root / "cluster-configs")) == ["b.yaml"]
+
+
 def test_virtual_environment_of_any_name_is_left_out(tree):
     assert own(collect(tree({"myenv/pyvenv.cfg": "", "myenv/lib/x.py": "", "a.py": ""}))) == ["a.py"]
 
