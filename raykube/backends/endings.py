@@ -11,6 +11,8 @@ from dataclasses import replace
 from raykube import wire
 from raykube.errors import Failure
 
+#: What is said to who submits a run again that has gone well; its log, which comes then, reads like that of a new one.
+OVER = "%s has succeeded already; nothing is run again"
 #: How many lines of a log are told.
 TAIL_LINES = 20
 _LONGEST = 400

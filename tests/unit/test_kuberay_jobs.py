@@ -221,6 +221,7 @@ def roomier():
 
 
 FAILED = {"jobStatus": "FAILED", "jobDeploymentStatus": "Failed"}
+SUCCEEDED = {"jobStatus": "SUCCEEDED", "jobDeploymentStatus": "Complete"}
 
 
 def test_run_that_failed_goes_on_as_its_next_attempt_on_a_cluster_with_more_memory(kept, plan, job):
@@ -256,7 +257,7 @@ def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept)
     assert caught.value.why == "spec.entrypoint: 'one' there, 'two' here"
 
 
-@pytest.mark.parametrize("status", [{"jobDeploymentStatus": "Initializing"}, {"jobStatus": "SUCCEEDED"}])
+@pytest.mark.parametrize("status", [{"jobDeploymentStatus": "Initializing"}, SUCCEEDED])
 def test_run_that_goes_on_or_went_well_is_another_on_another_cluster(kept, plan, job, status):
     jobs.start(Kube(), plan)
     kept[f"{RAY}/rayjobs/digits"]["status"] = status
@@ -265,6 +266,16 @@ def test_run_that_goes_on_or_went_well_is_another_on_another_cluster(kept, plan,
         jobs.start(Kube(), rk.plan(job, roomier()))
     assert "limits.memory: '4Gi' there, '5Gi' here" in caught.value.why
     assert kept == before
+
+
+def test_run_that_has_succeeded_is_said_to_be_so_to_who_submits_it_again(kept, plan, caplog):
+    caplog.set_level(logging.INFO, "raykube")
+    jobs.start(Kube(), plan)
+    jobs.start(Kube(), plan)
+    assert caplog.messages == []
+    kept[f"{RAY}/rayjobs/digits"]["status"] = SUCCEEDED
+    jobs.start(Kube(), plan)
+    assert caplog.messages == ["digits has succeeded already; nothing is run again"]
 
 
 def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):

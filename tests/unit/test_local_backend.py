@@ -1,6 +1,7 @@
 """The backend of this machine, as far as it needs no Ray."""
 
 import json
+import logging
 import os
 import socket
 from dataclasses import replace
@@ -189,6 +190,16 @@ def test_ctrl_c_while_a_run_is_sent_says_how_to_see_submit_and_end_it(code, monk
     assert "raykube job status a" in done.stderr
     assert "the same command, with --name a" in done.stderr
     assert "raykube job delete a" in done.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_run_that_has_succeeded_is_said_to_be_so_to_who_submits_it_again(code, caplog):
+    caplog.set_level(logging.INFO, "raykube")
+    plan = rk.plan(rk.Job(entrypoint="python hello.py", name="a", working_dir=code), "local")
+    records.save(jobs._record(plan))
+    records.set_final(Status("a", "job", "SUCCEEDED"))
+    assert Local().start(plan) == "a"
+    assert caplog.messages == ["a has succeeded already; nothing is run again"]
 
 
 def test_followed_log_outlives_a_dashboard_that_dies_before_its_head(record):

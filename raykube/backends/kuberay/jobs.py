@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, marks, runtime_env, sameness, wire
+from raykube.backends import endings
 from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
@@ -17,6 +19,7 @@ from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.yamltext import as_yaml
 
+_log = logging.getLogger("raykube")
 _TRIES = 5
 
 
@@ -59,6 +62,8 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     status = Look(kube, plan.name).status()
     if status.state not in ("FAILED", "STOPPED"):
         _check_same(known, plan.body[-1], sameness.as_plan, marks.PLAN)
+        if status.state == "SUCCEEDED":
+            _log.info(endings.OVER, plan.name)
         return known, 0
     remove(kube, known)
     return None, status.attempt + 1

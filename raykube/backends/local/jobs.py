@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from zipfile import BadZipFile
 
 from raykube import differences, package, sameness, wire
-from raykube.backends import Status
+from raykube.backends import Status, endings
 from raykube.backends.local import head, lifecycle, observe, records, starting, zips
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
@@ -41,6 +41,8 @@ def submit(plan: Plan) -> None:
         )
     if again:
         _send(_record(plan), ended.attempt + 1)
+    elif ended.state == "SUCCEEDED":
+        _log.info(endings.OVER, plan.name)
 
 
 def _difference(known: Record, plan: Plan, but: re.Pattern[str]) -> str:
