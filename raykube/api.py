@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -176,4 +177,6 @@ def _kind_of(place: Backend, name: str, kind: Kind | None) -> Kind:
     except NotFound:
         if kind is None:
             raise
-        return place.kind_of(name)
+        with contextlib.suppress(NotFound):  # the first one speaks of the kind that is asked for
+            return place.kind_of(name)
+        raise

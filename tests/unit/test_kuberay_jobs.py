@@ -175,6 +175,17 @@ def test_service_that_a_run_has_the_name_of_is_looked_at_and_deleted_and_the_run
         common.find_endpoint("hello", common.Where("cpu-small", None, None))
 
 
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize(
+    ("find", "noun", "command"),
+    [(common.find_endpoint, "service", "service"), (common.find_run, "run", "job")],
+)
+def test_name_of_nothing_is_told_as_the_kind_that_is_asked_for(find, noun, command):
+    with pytest.raises(NotFound, match=f"there is no {noun} nothing in namespace default") as told:
+        find("nothing", common.Where("cpu-small", None, None))
+    assert told.value.next_step == f"see: raykube {command} list"
+
+
 RAYS = {"RayJob": "rayjobs", "RayService": "rayservices", "RayCluster": "rayclusters"}
 TAKEN_BY = {"RayJob": "a run", "RayService": "a service", "RayCluster": "a cluster"}
 OTHER_KINDS = [(kind, other) for kind in RAYS for other in RAYS if other != kind]
