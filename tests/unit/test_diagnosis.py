@@ -11,6 +11,7 @@ from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, UNR
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.observed import Observed, events_about, events_of
 from raykube.backends.kuberay.rayjobs import OVERDUE_S, is_overdue
+from raykube.backends.kuberay.runstates import status_of
 from raykube.backends.kubernetes.fields import seconds
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())
@@ -436,6 +437,16 @@ def test_pods_that_an_operator_without_conditions_cannot_make_are_named(reason):
     del seen.cluster["status"]["conditions"]
     events = tuple({**each, "reason": reason} for each in seen.events)
     assert cause(replace(seen, events=events)).reason == "QuotaExceeded"
+
+
+def test_pod_that_the_server_never_takes_is_named_in_its_words_and_the_manifest_is_to_be_corrected():
+    words = 'Pod "a-head-x" is invalid: spec.containers[0].resources.requests: Invalid value: "8Gi": must be less than'
+    seen = observed("quota")
+    seen.cluster["status"]["conditions"][0]["message"] = f"FailedCreateHeadPod\n{words}"
+    failure, detail = cause(seen), status_of(seen, {}).detail
+    assert (failure.reason, failure.message) == ("FailedCreateHeadPod", words)
+    assert failure.next_step == "correct what the message names in the manifest, delete the run and submit again"
+    assert detail.startswith("FailedCreateHeadPod: Pod")
 
 
 def test_container_that_was_started_again_once_is_no_cause():

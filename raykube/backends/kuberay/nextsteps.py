@@ -95,16 +95,21 @@ def next_step(reason: str, **words: str) -> str:
     return _STEPS.get(reason, _OTHERWISE).format_map(_Blank(words))
 
 
-def complete(seen: Observed, found: Failure, where: str, **words: str) -> Failure:
-    """Add where a cause was found, and what to do about it, if it does not say that itself."""
+def complete(seen: Observed, found: Failure, where: str, like: str = "", **words: str) -> Failure:
+    """Add where a cause was found, and what to do about it, if it does not say that itself.
+
+    That is the same as about the reason `like`, if one is given.
+    """
     namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
     words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
-    return replace(found, where=where, next_step=found.next_step or next_step(found.reason, **words))
+    return replace(found, where=where, next_step=found.next_step or next_step(like or found.reason, **words))
 
 
 def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
     """Make the failure of which the operator tells with these words."""
-    return complete(seen, Failure("QuotaExceeded" if "exceeded quota" in message else reason, message), where)
+    words = message.removeprefix(f"{reason}\n")  # which begin with the reason again, on a line that is told alone
+    found = Failure("QuotaExceeded" if "exceeded quota" in words else reason, words)
+    return complete(seen, found, where, like="InvalidRayClusterSpec" if "is invalid:" in words else "")
 
 
 def event_place(event: Object) -> str:
