@@ -6,6 +6,9 @@ from __future__ import annotations
 STORAGE = "raykube.io/storage"
 TRACKING = "raykube.io/tracking"
 
+#: What all names of raykube's own begin with.
+PREFIX = "raykube.io/"
+
 #: On all that raykube makes, and how that is selected.
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raykube"}
 OURS = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
@@ -21,6 +24,8 @@ ATTEMPT = "raykube.io/attempt"
 CODE_IN_STORAGE = "raykube.io/code-in-storage"
 #: On a pod that serves: the code that its node is to mount now.
 CODE = "raykube.io/code"
+#: The annotations above: KubeRay hands those of a run or service on to its cluster.
+ANNOTATIONS = (STORAGE, TRACKING, STORAGE_POD, STOP, ATTEMPT, CODE_IN_STORAGE, CODE)
 #: Label on a pod that reads a run's storage: the run.
 RUN = "raykube.io/run"
 

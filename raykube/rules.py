@@ -13,7 +13,7 @@ from typing import Any
 from raykube import manifests, marks, shapes, tokens
 from raykube.errors import Problem
 from raykube.manifests import Manifest
-from raykube.names import name_problem
+from raykube.names import name_problem, nearest
 from raykube.shapes import entries, mapping
 
 MAX_CLUSTER_NAME = 53
@@ -22,6 +22,11 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _PASSWORD = re.compile(r"[^/]*://[^/@:\[]*:(?!\d*([/?]|$))")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _V2_ENV = "RAY_enable_autoscaler_v2"
+_TOP = ("apiVersion", "kind", "metadata", "spec", "status")
+_OF_SPEC = (
+    *("headGroupSpec", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions"),
+    *("gcsFaultToleranceOptions", "headServiceAnnotations", "managedBy", "suspend", "upgradeStrategy"),
+)
 _AS_IT_IS = "a RayJob is submitted as it is: raykube job submit -f FILE"
 
 
@@ -52,9 +57,20 @@ def _header_problems(manifest: Manifest) -> Iterator[Problem]:
     for key, wanted in (("apiVersion", "ray.io/v1"), ("kind", "RayCluster")):
         if (said := manifest.get(key)) != wanted:
             yield Problem(key, f"is {said!r}, not {wanted!r}", _AS_IT_IS if said == "RayJob" else "")
+    for key in map(str, manifest.keys() - {*_TOP}):
+        yield Problem(key, "unknown key", "it belongs below spec" if key in _OF_SPEC else nearest(key, _TOP))
     metadata = mapping(manifest.get("metadata"))
     yield from _name_problems(metadata.get("name"), "metadata.name", MAX_CLUSTER_NAME)
-    yield from _storage_problems(mapping(metadata.get("annotations")).get(marks.STORAGE))
+    yield from _annotation_problems(mapping(metadata.get("annotations")))
+
+
+def _annotation_problems(annotations: Manifest) -> Iterator[Problem]:
+    yield from _storage_problems(annotations.get(marks.STORAGE))
+    known = [each.removeprefix(marks.PREFIX) for each in (marks.STORAGE, marks.TRACKING)]
+    for key in map(str, annotations.keys() - {*marks.ANNOTATIONS}):
+        if key.startswith(marks.PREFIX):
+            step = nearest(key.removeprefix(marks.PREFIX), known)
+            yield Problem(f"metadata.annotations[{key}]", "is no annotation of raykube's", step)
 
 
 def _storage_problems(storage: Any) -> Iterator[Problem]:

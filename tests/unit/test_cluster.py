@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raykube import Cluster, ConfigError, bodies, yamltext
+from raykube import Cluster, ConfigError, bodies, marks, yamltext
 from raykube.api import cluster_of
 from raykube.wire import Scale
 from tests.support import run_without_root_rights
@@ -191,6 +191,35 @@ def test_storage_with_a_password_is_refused_and_not_shown(manifest, loaded, stor
 def test_storage_with_a_user_or_a_port_is_a_storage(manifest, loaded, storage):
     manifest["metadata"]["annotations"] = {"raykube.io/storage": storage}
     assert loaded(manifest).storage == storage
+
+
+@pytest.mark.parametrize(
+    ("key", "step"),
+    [("workerGroupSpecs", "it belongs below spec"), ("metdata", "did you mean metadata?"), (5, "known: apiVersion, ")],
+)
+def test_key_that_no_cluster_has_is_refused_with_its_place_or_the_nearest(manifest, loaded, key, step):
+    with pytest.raises(ConfigError) as told:
+        loaded(manifest | {"status": {}, key: []})
+    assert [problem.path for problem in told.value.problems] == [str(key)]
+    assert told.value.problems[0].next_step.startswith(step)
+
+
+@pytest.mark.parametrize(("word", "step"), [("storag", "did you mean storage?"), ("x", "known: storage, tracking")])
+def test_annotation_that_raykube_does_not_know_is_refused_with_the_nearest(manifest, loaded, word, step):
+    manifest["metadata"]["annotations"] = {f"raykube.io/{word}": "/shared", "team": "a"}
+    with pytest.raises(ConfigError) as told:
+        loaded(manifest)
+    assert [str(problem) for problem in told.value.problems] == [
+        f"metadata.annotations[raykube.io/{word}]: is no annotation of raykube's ({step})"
+    ]
+
+
+def test_annotations_that_raykube_sets_itself_are_taken(manifest, loaded):
+    own = {value for key, value in vars(marks).items() if key.isupper() and str(value).startswith("raykube.io/")}
+    labels = {marks.PREFIX, marks.PLAN, marks.WORK, marks.RUN}
+    assert {*marks.ANNOTATIONS} == own - labels
+    manifest["metadata"]["annotations"] = dict.fromkeys(marks.ANNOTATIONS, "/shared")
+    assert loaded(manifest).storage == "/shared"
 
 
 def test_unknown_preset_names_the_nearest_and_where_it_looked():
