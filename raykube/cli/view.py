@@ -147,7 +147,8 @@ def kept(status: Status) -> str:
     if not status.storage:
         return "nothing is kept once its cluster is gone: the cluster's manifest names no raykube.io/storage"
     step = "submitted again under its name it resumes, if its script loads its checkpoint"
-    return f"kept in {status.storage}: what it had written; {step}"
+    wrote = "what it had written" if status.started else "what it had written, if it had begun"
+    return f"kept in {status.storage}: {wrote}; {step}"
 
 
 def _note(status: Status) -> str:

@@ -1,5 +1,6 @@
 """What starting and stopping asks of the API server, from a real server that keeps objects."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -18,7 +19,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.cli import common
 from raykube.cluster import Cluster
-from raykube.errors import Conflict, Forbidden, ManifestError, NotFound
+from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound
 from tests.servers import Quiet, kubernetes
 
 QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
@@ -472,6 +473,36 @@ def test_delete_leaves_what_was_submitted_by_the_name_of_a_run_that_went_while_i
     with pytest.raises(NotFound, match="another one was submitted by that name"):
         KubeRay().delete("digits", "job")
     assert kept[path]["metadata"]["uid"] == "another"
+
+
+STORED = {"metadata": {"annotations": {"raykube.io/storage": "/shared"}, "generation": 1}, "spec": {}, "status": {}}
+WITH_CODE = {"runtimeEnvYAML": "working_dir: file:///shared/digits/.code/0.zip"}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_looked_at"),
+    [
+        ({}, False),
+        ({"status": {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded", "failed": 1}}, False),
+        ({"status": {"jobStatus": "RUNNING"}}, True),
+        ({"status": {"dashboardURL": "digits-c-head-svc.default.svc:8265", "jobId": "digits-x"}}, True),
+        ({"metadata": {"annotations": {marks.ATTEMPT: "2"}}}, True),
+        ({"metadata": {"generation": 2}}, True),
+        ({"spec": WITH_CODE}, True),
+    ],
+)
+def test_delete_of_a_run_that_never_began_looks_for_nothing_in_its_storage(
+    api, kept, monkeypatch, change, is_looked_at
+):
+    monkeypatch.setattr(KubeRay, "_stop", lambda *_: None)
+    head = {"template": {"spec": {"containers": [{"name": "head", "image": "no/image"}]}}}
+    waiting(kept, rayClusterSpec={"headGroupSpec": head})
+    path = f"{RAY}/rayjobs/digits"
+    kept[path] = merged(merged(kept[path], STORED), change)
+    api.refuses["pods"] = 403
+    with pytest.raises(BackendError, match="not what it kept") if is_looked_at else contextlib.nullcontext():
+        KubeRay().delete("digits")
+    assert path not in kept
 
 
 @pytest.mark.parametrize("served", [("v1beta1", "v1beta2"), ("v1beta1",)])

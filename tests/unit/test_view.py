@@ -77,6 +77,12 @@ def test_run_that_was_stopped_tells_what_is_left_of_it(storage, words):
     assert view.kept(status(state="STOPPED", storage=storage)).startswith(words)
 
 
+@pytest.mark.parametrize(("started", "is_doubted"), [(None, True), (1.0, False)])
+def test_run_that_was_stopped_before_it_was_seen_to_begin_may_have_left_nothing(started, is_doubted):
+    told = view.kept(status(state="STOPPED", storage="/shared/a", started=started))
+    assert ("what it had written, if it had begun" in told) is is_doubted
+
+
 def test_result_text_names_metrics_model_and_notes():
     text = view.result_text(Result("train", "a", "/p", {"loss": 0.5}, "/p/c", {"lr": 1}, "models:/m/1", notes=("n",)))
     assert [line.split()[-1] for line in text.splitlines()] == ["0.5", "1", "/p/c", "models:/m/1", "/p", "n"]

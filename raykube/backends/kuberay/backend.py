@@ -23,6 +23,7 @@ from raykube.backends.kuberay import (
     jobs,
     objects,
     ranklogs,
+    rayjobs,
     results,
     servelogs,
     servelook,
@@ -156,7 +157,7 @@ class KubeRay:
         if (look := self._run(name, kind)) is None:
             services.take_down(self.kube, name)
             return
-        uid = look.job["metadata"]["uid"]
+        uid, keeps_nothing = look.job["metadata"]["uid"], rayjobs.keeps_nothing(look.job)
         # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
         # status was seen by no operator, and there is nothing to be stopped.
         with contextlib.suppress(RaykubeError):
@@ -168,7 +169,9 @@ class KubeRay:
                 f"run {name} was deleted meanwhile, and another one was submitted by that name: it is left alone",
                 next_step=f"see: raykube job status {name}",
             )
-        with storage.removed_with(self.kube, job):
+        # It may have begun while it was stopped.
+        is_empty = keeps_nothing and not rayjobs.was_in_ray(job)
+        with contextlib.nullcontext() if is_empty else storage.removed_with(self.kube, job):
             jobs.remove(self.kube, job)
 
     def names(self, kind: Kind) -> list[str]:

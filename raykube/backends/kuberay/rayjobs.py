@@ -7,6 +7,7 @@ from typing import Any
 
 from raykube import marks
 from raykube.backends.kubernetes.fields import Object, annotations_of, name_of, seconds, spec_of, status_of
+from raykube.bodies import CODE_FOLDER
 
 #: The operator ends what is overdue at its next look, seconds later.
 OVERDUE_S = 30.0
@@ -62,6 +63,17 @@ def was_in_ray(job: Object) -> bool:
     """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
     status = status_of(job)
     return bool(status.get("jobStatus") or status.get("rayJobInfo"))
+
+
+def keeps_nothing(job: Object) -> bool:
+    """Whether a run has nothing in its storage: no code, and no part of it ever had a head to run on.
+
+    A RayJob that was suspended says nothing of what was before: whether it was is seen by the changes of its spec.
+    """
+    has_begun = service_of(job) or was_in_ray(job) or attempt_of(job, {}) > 1
+    was_changed = int(job["metadata"].get("generation") or 1) > 1
+    has_code = f"{storage_of(job)}/{CODE_FOLDER}/" in str(spec_of(job).get("runtimeEnvYAML") or "")
+    return not (has_begun or was_changed or has_code)
 
 
 def is_stopped(job: Object) -> bool:
