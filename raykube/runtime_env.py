@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -19,6 +19,8 @@ from raykube.wire import ATTEMPT, RUN_NAME
 from raykube.yamltext import documents
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+#: What pip and uv read from a file of here; a path from the root, or one with a variable, may be one on the cluster.
+_LINES_OF = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*([^\s=/$].*)|(\S+\.txt)")
 _PASSED_ON = frozenset(
     {
         *("py_executable", "uv", "pip", "conda", "image_uri", "config", "worker_process_setup_hook", "py_modules"),
@@ -77,6 +79,14 @@ def variable_problem(name: str) -> str:
     return "" if valid else f"{name!r} cannot be the name of an environment variable"
 
 
+def package_problems(words: Iterable[Any], path: str) -> Iterator[Problem]:
+    """Yield which of the packages that are to be installed are files of here."""
+    for index, word in enumerate(words):
+        found = _LINES_OF.fullmatch(word.strip()) if isinstance(word, str) else None
+        if found and not REMOTE.match(file := found[1] or found[2]):
+            yield Problem(f"{path}[{index}]", f"refused: the file {file!r} is not on the cluster", "give its lines")
+
+
 def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
     """Yield what is wrong with a ``runtime_env`` whose TYPED keys were taken out."""
     for key, value in env.items():
@@ -90,6 +100,8 @@ def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
             yield Problem(key, "unknown key", nearest(key, (*_PASSED_ON, *TYPED, _ENV_VARS)))
         elif key in ("pip", "uv") and isinstance(value, str):
             yield Problem(key, f"refused: the file {value!r} is not on the cluster", "give its lines as a list")
+        elif key in ("pip", "uv") and isinstance(value, (list, tuple)):
+            yield from package_problems(value, key)
         elif key == "conda" and isinstance(value, str) and value.endswith((".yml", ".yaml")):
             yield Problem(key, f"refused: the file {value!r} is not on the cluster", "give its content")
         elif key == "py_modules":

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from raykube.errors import ConfigError, Problem
 from raykube.names import made_name, name_problem, nearest
-from raykube.runtime_env import REMOTE, TYPED, problems_of, variable_problem
+from raykube.runtime_env import REMOTE, TYPED, package_problems, problems_of, variable_problem
 from raykube.strict import Spec, Text
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -100,6 +100,8 @@ class _Code(Spec):
         used = [key for key in ("pip", "uv", "conda") if key in self.runtime_env or (key == "pip" and self.pip)]
         if "pip" in self.runtime_env and self.pip:
             raise ConfigError.of("", [Problem("runtime_env.pip", "pip is given twice")])
+        if wrong := list(package_problems(self.pip, "pip")):
+            raise ConfigError.of("", wrong)
         if len(used) > 1:
             raise ConfigError.of("", [Problem("runtime_env", f"Ray takes one of pip, uv and conda, not {used}")])
         return self

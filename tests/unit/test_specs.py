@@ -118,6 +118,22 @@ def test_runtime_env_that_cannot_be_sent_is_refused_with_the_reason(env, word):
         Job(entrypoint="true", runtime_env=env)
 
 
+@pytest.mark.parametrize("option", ["", "-r", "-r ", "-c", "--requirement=", "--constraint "])
+def test_file_of_packages_that_is_none_of_the_clusters_is_refused_in_a_list_too(option):
+    words = ["torch", f"{option}requirements.txt"]
+    for fields in ({"pip": words}, {"runtime_env": {"pip": words}}):
+        found = problems(Job, entrypoint="true", **fields)
+        assert [*found] == ["pip[1]"]
+        assert "the file 'requirements.txt' is not on the cluster" in str(found["pip[1]"])
+    assert [*problems(Job, entrypoint="true", runtime_env={"uv": words})] == ["runtime_env.uv[1]"]
+
+
+def test_packages_and_what_the_cluster_has_a_file_of_are_taken():
+    words = ("a[b]>=1,<2; python_version<'4'", "c @ https://x.io/c.whl", "--extra-index-url https://x.io", "./d.whl")
+    files = ("-r /app/requirements.txt", "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt", "-chttps://x.io/c.txt")
+    assert Job(entrypoint="true", pip=words + files).pip == words + files
+
+
 @pytest.mark.parametrize("text", ["x\0", b"x\0", "caf\udce9"])
 def test_text_that_no_process_could_be_given_is_refused_and_not_shown(text):
     fields = {"entrypoint": text, "env_vars": {"A": text}, "metadata": {"a": text}, "pip": [text]}
