@@ -10,6 +10,7 @@ from raykube.names import nearest
 
 DRIVER, AUTOSCALER, EVENTS = "driver", "autoscaler", "events"
 _RANK = re.compile(r"rank-(0|[1-9]\d*)")
+_MEANT = re.compile(r"rank\D?0*(\d+)")
 _RAYS = (":job_id:", ":actor_name:", ":task_name:")
 
 
@@ -23,7 +24,8 @@ def rank_of(source: str) -> int | None:
         return int(found.group(1))
     if source in (DRIVER, AUTOSCALER, EVENTS):
         return None
-    known = (DRIVER, "rank-0", AUTOSCALER, EVENTS)
+    meant = _MEANT.fullmatch(source)
+    known = (DRIVER, f"rank-{meant[1] if meant else 0}", AUTOSCALER, EVENTS)
     raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
 
 

@@ -15,9 +15,12 @@ def test_source_names_a_rank_or_none(source, rank):
     assert sources.rank_of(source) == rank
 
 
-@pytest.mark.parametrize("source", ["rank-", "rank-x", "rank-01", "rank--1", "rank0"])
-def test_source_that_is_none_names_the_nearest(source):
-    with pytest.raises(ConfigError, match=r"did you mean rank-0\?"):
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [("rank-", 0), ("rank-x", 0), ("rank-01", 1), ("rank--1", 0), ("rank0", 0), ("rank1", 1), ("rank_12", 12)],
+)
+def test_source_that_is_none_names_the_nearest(source, meant):
+    with pytest.raises(ConfigError, match=rf"did you mean rank-{meant}\?"):
         sources.rank_of(source)
 
 
