@@ -475,6 +475,31 @@ def test_delete_leaves_what_was_submitted_by_the_name_of_a_run_that_went_while_i
     assert kept[path]["metadata"]["uid"] == "another"
 
 
+@pytest.mark.parametrize(
+    ("labels", "owner", "stays"),
+    [
+        (marks.MANAGED_BY | {marks.PLAN: "0"}, None, False),
+        (marks.MANAGED_BY | {marks.PLAN: "1"}, None, True),
+        (marks.MANAGED_BY, None, True),
+        ({marks.PLAN: "0"}, None, True),
+        (marks.MANAGED_BY | {marks.PLAN: "0"}, {"kind": "RayJob", "name": "b", "uid": "b"}, True),
+    ],
+)
+def test_delete_takes_the_code_that_kubectl_applied_with_a_run_and_no_other(kept, labels, owner, stays):
+    job = {"kind": "RayJob", "metadata": {"name": "digits", "labels": {marks.PLAN: "0"}}, "spec": {}}
+    kept[f"{RAY}/rayjobs/digits"] = keep(job)
+    kept[f"{CONFIG_MAPS}/digits-code"] = config_map(labels, owner)
+    KubeRay().delete("digits")
+    assert [*kept] == ([f"{CONFIG_MAPS}/digits-code"] if stays else [])
+
+
+def test_delete_of_a_run_needs_no_right_to_see_its_code(api, kept):
+    kept[f"{RAY}/rayjobs/digits"] = keep({"kind": "RayJob", "metadata": {"name": "digits"}, "spec": {}})
+    api.refuses["digits-code"] = 403
+    KubeRay().delete("digits")
+    assert not kept
+
+
 STORED = {"metadata": {"annotations": {"raykube.io/storage": "/shared"}, "generation": 1}, "spec": {}, "status": {}}
 WITH_CODE = {"runtimeEnvYAML": "working_dir: file:///shared/digits/.code/0.zip"}
 

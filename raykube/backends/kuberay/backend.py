@@ -172,7 +172,7 @@ class KubeRay:
         # It may have begun while it was stopped.
         is_empty = keeps_nothing and not rayjobs.was_in_ray(job)
         with contextlib.nullcontext() if is_empty else storage.removed_with(self.kube, job):
-            jobs.remove(self.kube, job)
+            jobs.forget(self.kube, job)
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services that raykube made, oldest first."""

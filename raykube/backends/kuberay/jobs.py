@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import time
@@ -15,7 +16,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, NotFound, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.yamltext import as_yaml
 
@@ -151,3 +152,21 @@ def remove(kube: Kube, job: Object) -> None:
     """Delete a RayJob and what it owns, and wait until its name is free."""
     objects.delete(kube, job)
     objects.wait_gone(kube, "RayJob", job["metadata"]["name"])
+
+
+def forget(kube: Kube, job: Object) -> None:
+    """Remove a RayJob and all that was made with it: also its code where kubectl applied that, and nobody owns it."""
+    remove(kube, job)
+    name = f"{job['metadata']['name']}-code"
+    with contextlib.suppress(Forbidden, NotFound, Conflict):
+        code = kube.get("ConfigMap", name)
+        if _is_left_of(job, code):
+            # Of this version: a run that was sent meanwhile may have made it its own.
+            same = {key: code["metadata"].get(key) for key in ("uid", "resourceVersion")}
+            kube.delete("ConfigMap", name, preconditions=same)
+
+
+def _is_left_of(job: Object, code: Object) -> bool:
+    plan = labels_of(job).get(marks.PLAN)
+    is_same = bool(plan) and labels_of(code).get(marks.PLAN) == plan
+    return is_same and objects.is_ours(code) and not code["metadata"].get("ownerReferences")
