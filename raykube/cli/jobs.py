@@ -223,13 +223,19 @@ def wait(name: str, where: Where, timeout_s: float | None, *, as_json: bool) -> 
 @json_option
 @name_argument
 def result(name: str, where: Where, *, as_json: bool) -> None:
-    """Print what the script's train or sweep returned."""
-    found = common.find_run(name, where).result()
-    if found:
+    """Print what the script's train or sweep returned.
+
+    Exit code 1: there is none, and the run failed or was stopped.
+    """
+    run = common.find_run(name, where)
+    if found := run.result():
         common.print_value(found, as_json=as_json)
-    elif as_json:
+        return
+    if as_json:
         click.echo("null")
-    else:
+    if (state := run.status().state) in ("FAILED", "STOPPED"):
+        raise RunError(f"{name} {state}: it has recorded no result", next_step=f"raykube job why {name}")
+    if not as_json:
         tell(f"{name} has recorded no result: its script has not returned from raykube.train or raykube.sweep")
 
 

@@ -666,6 +666,19 @@ def test_end_of_a_run_that_was_waited_for_is_told_as_json(raykube, tmp_path, mon
     assert (done.returncode, told["name"], told["state"], told["result"]) == (exit_code, "a", state, None)
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize(("state", "exit_code"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
+def test_result_of_a_run_that_did_not_end_well_and_has_none_is_an_error(
+    raykube, tmp_path, monkeypatch, state, exit_code, options
+):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "home"))
+    records.save(record("a"))
+    records.set_final(Status("a", "job", state))
+    done = raykube("job", "result", "a", *options)
+    assert (done.returncode, done.stdout) == (exit_code, "null\n" if options else "")
+    assert (f"error: a {state}: it has recorded no result" in done.stderr) is bool(exit_code)
+
+
 def test_service_without_replicas_names_no_deployment(raykube):
     done = raykube("service", "deploy", "a", "hello:app", "--dry-run=client", "-o", "json")
     (app,) = json.loads(done.stdout)
