@@ -220,6 +220,11 @@ def test_unknown_fields_are_problems_with_their_paths():
     assert [problem.path for problem in error.problems] == ["spec.a", "spec.b[0].c"]
 
 
+def test_namespace_that_there_is_not_is_said_with_how_to_make_it():
+    error = answered(404, 'namespaces "nothere" not found', {"kind": "namespaces", "name": "nothere"})
+    assert (error.what, error.next_step) == ("there is no namespace nothere", "kubectl create namespace nothere")
+
+
 @pytest.mark.parametrize(("path", "is_kuberays"), [("/apis/ray.io/v1/rayjobs", True), ("/api/v1/pods", False)])
 def test_unknown_field_is_a_matter_of_kuberay_in_its_objects_alone(path, is_kuberays):
     words = 'strict decoding error: unknown field "spec.containers[0].imag"'

@@ -88,6 +88,9 @@ def _status(response: httpx.Response) -> dict[str, Any]:
 
 
 def _not_found(named: str, words: str) -> BackendError:
+    kind, _, name = named.partition(" ")
+    if kind == "namespaces":
+        return NotFound(f"there is no namespace {name}", why=words, next_step=f"kubectl create namespace {name}")
     return NotFound(f"there is no {named} there", why=words)
 
 
