@@ -151,6 +151,8 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         raise ConfigError("the manifest cannot be submitted", why=problem, next_step="correct it, or give --name")
     left_out = [manifests.title(part) for part in body if part.get("kind") not in _BESIDE]
     body = tuple(part for part in body if part.get("kind") in _BESIDE)
+    if not on.namespace and (problems := [*_elsewhere(body)]):
+        raise ConfigError.of("the manifest cannot be submitted", problems)
     for part in body:
         if on.namespace:
             part["metadata"]["namespace"] = on.namespace
@@ -161,6 +163,15 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         raise ConfigError(what, next_step=nearest(str(mode), _MODES))
     notes = (*of_beside(left_out), *of_submitter(spec), *of_open_dashboard(spec))
     return _plan(on, body, notes)
+
+
+def _elsewhere(body: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield which objects are of another namespace than the RayJob; where that names none, only the server can know."""
+    *beside, ours = (str(part["metadata"].get("namespace") or "") for part in body)
+    for part, theirs in zip(body, beside, strict=False):
+        if ours and theirs and theirs != ours:
+            what = f"is of namespace {theirs}, and the RayJob of {ours}"
+            yield Problem(manifests.title(part), what, "write one namespace in both, or give -n NAMESPACE")
 
 
 def _missing_in_rayjob(job: Job) -> list[Problem]:

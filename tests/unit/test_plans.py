@@ -543,6 +543,18 @@ def test_manifest_with_a_value_of_another_kind_is_refused(change, path):
     assert found.path.startswith(path)
 
 
+def test_object_of_another_namespace_than_its_rayjob_is_named_with_both():
+    job = {"kind": "RayJob", "metadata": {"name": "a", "namespace": "lab"}, "spec": {"entrypoint": "a"}}
+    beside = [{"kind": "ConfigMap", "metadata": {"name": name, "namespace": name}} for name in ("lab", "other")]
+    on = Cluster.load("kubernetes")
+    with pytest.raises(ConfigError) as told:
+        plans.manifest([{"kind": "Secret", "metadata": {"name": "b"}}, *beside, job], on)
+    (found,) = told.value.problems
+    assert (found.path, found.what) == ("ConfigMap other", "is of namespace other, and the RayJob of lab")
+    given = plans.manifest([*beside, job], on.placed("given"))
+    assert {part["metadata"]["namespace"] for part in given.body} == {"given"}
+
+
 def test_manifest_beside_whose_job_stands_an_object_without_metadata_is_planned():
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a"}}
     plan = plans.manifest([{"kind": "Secret"}, document], Cluster.load("kubernetes"))
