@@ -74,7 +74,7 @@ def doctor(where: Where, *, as_json: bool) -> None:
     if where.name() != LOCAL:
         found += doctor_module.kubernetes_checks(where.cluster, where.kubernetes)
     if as_json:
-        click.echo(view.dump([vars(check) for check in found]))
+        click.echo(view.dump([vars(check) | ({"next_step": ""} if check.ok else {}) for check in found]))
     width = max(len(check.name) for check in found)
     for check in found if not as_json else ():
         click.echo(f"{_MARKS[check.ok]}  {check.name:<{width}} {check.found}")
