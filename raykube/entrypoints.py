@@ -105,7 +105,7 @@ def check_import_path(import_path: str, package: Package, *, all_seen: bool = Tr
         raise ConfigError(f"{module!r} is a folder, not a module", next_step=step)
     file = file or _module(module, package, all_seen=all_seen)
     if file is not None and not newer:
-        _check_syntax(file)
+        _check_syntax(file, "the application's module", "deploy")
 
 
 def _imported(module: str, files: Mapping[str, PackedFile]) -> PackedFile | None:
@@ -261,7 +261,7 @@ def _shown(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("raykube")][:2000]
 
 
-def _check_syntax(file: PackedFile) -> None:
+def _check_syntax(file: PackedFile, what: str = "the entrypoint's script", verb: str = "submit") -> None:
     if zipfile.is_zipfile(file.source):  # python runs the __main__.py in it
         return
     try:
@@ -270,9 +270,9 @@ def _check_syntax(file: PackedFile) -> None:
             compile(file.source.read_bytes(), file.path, "exec", flags=ast.PyCF_ONLY_AST, dont_inherit=True)
     except SyntaxError as error:
         raise ConfigError(
-            f"{file.path}:{error.lineno or 1}: the entrypoint's script has a syntax error",
+            f"{file.path}:{error.lineno or 1}: {what} has a syntax error",
             why=f"{error.msg}: {(error.text or '').strip()!r}",
-            next_step="correct that line and submit again",
+            next_step=f"correct that line and {verb} again",
         ) from None
     except ValueError as error:
         raise ConfigError(f"{file.path} is no Python script", why=str(error), next_step="name another one") from None

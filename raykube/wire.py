@@ -163,7 +163,9 @@ def parse_workers(text: str) -> int | tuple[int, int]:
     """
     low, dots, high = text.partition("..")
     numbers = [int(part) if part.isdecimal() else 0 for part in ((low, high) if dots else (low, low))]
-    if not 1 <= numbers[0] <= numbers[1]:
+    if 1 <= numbers[1] < numbers[0]:
+        raise ValueError(f"the first number of {text!r} must not be larger than the second")
+    if min(numbers) < 1:
         raise ValueError(f"{text!r} is not a count: write 8, or 2..8 for an autoscaled range")
     return (numbers[0], numbers[1]) if dots else numbers[0]
 

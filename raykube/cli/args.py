@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,8 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
         kinds = [each.get("kind") if isinstance(each, dict) else type(each).__name__ for each in found]
         what = f"{path} holds {', '.join(map(str, kinds)) or 'nothing'}"
         step = "give a file with one RayJob, or with a job's fields: entrypoint, name, …"
+        if not jobs and difflib.get_close_matches("RayJob", map(str, kinds), cutoff=0.8):
+            step = "did you mean RayJob?"
         raise ConfigError(what, next_step=step + (_of_a_cluster(path) if "RayCluster" in kinds else ""))
     return [*(each for each in found if each is not jobs[0]), jobs[0]]
 
@@ -141,12 +144,15 @@ def _replicas(option: str, text: str) -> dict[str, Any]:
     return {"autoscaling_config": {"min_replicas": found[0], "max_replicas": found[1]}}
 
 
-def _json(option: str, text: str) -> Any:
+def _json(option: str, text: str) -> dict[str, Any]:
+    step = f"""write it in quotes, as in {option} '{{"KEY": "VALUE"}}'"""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:  # its words say where it is wrong, not what stands there
-        step = f"""write it in quotes, as in {option} '{{"KEY": "VALUE"}}'"""
         raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", step)]) from None
+    if not isinstance(found, dict):
+        raise ConfigError.of("wrong options", [Problem(option, "must be a JSON object", step)])
+    return found
 
 
 def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[str, Any], list[Problem]]:

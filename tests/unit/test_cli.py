@@ -130,6 +130,12 @@ def test_workers_that_are_no_number_are_refused(raykube):
     refused(raykube("job", "submit", "--workers", "two", "--", "python", "hello.py"), "'two' is not a count")
 
 
+def test_range_that_goes_down_is_refused_as_one(raykube):
+    for words in (("job", "submit", "--workers", "4..1", "--", "true"), ("service", "deploy", "--replicas", "4..1")):
+        rest = ("a", "hello:app") if "service" in words else ()
+        refused(raykube(*words, *rest), f"{words[2]}: the first number of '4..1' must not be larger than the second")
+
+
 def test_env_without_value_is_refused(raykube):
     refused(raykube("job", "submit", "--env", "A", "--", "python", "hello.py"), "number 1 has no '='")
 
@@ -137,6 +143,12 @@ def test_env_without_value_is_refused(raykube):
 def test_broken_json_is_refused(raykube):
     for text in ("{x", "[" * 3000):
         refused(raykube("job", "submit", "--metadata-json", text, "--", "python", "hello.py"), "is not JSON")
+
+
+def test_json_that_is_no_object_is_refused_by_its_option(raykube):
+    refused(raykube("service", "deploy", "a", "hello:app", "--args", "[1]"), "--args: must be a JSON object")
+    for option in ("--metadata-json", "--runtime-env-json", "--entrypoint-resources"):
+        refused(raykube("job", "submit", option, "[1]", "--", "true"), f"{option}: must be a JSON object")
 
 
 def test_broken_manifest_names_file_and_line(raykube, code):
@@ -341,6 +353,14 @@ def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):
 def test_manifest_of_something_else_is_refused(raykube, code):
     (code / "pod.yaml").write_text("{kind: Pod, metadata: {name: a}}")
     refused(raykube("job", "submit", "-f", "pod.yaml"), "pod.yaml holds Pod", "one RayJob")
+
+
+@pytest.mark.parametrize(("kind", "is_meant"), [("RayJobs", True), ("Rayjob", True), ("Job", False)])
+def test_kind_that_is_nearly_a_rayjob_is_told_to_be_one(raykube, code, kind, is_meant):
+    (code / "job.yaml").write_text(f"{{kind: {kind}, metadata: {{name: a}}}}")
+    done = raykube("job", "submit", "-f", "job.yaml")
+    refused(done, f"job.yaml holds {kind}")
+    assert ("did you mean RayJob?" in done.stderr) is is_meant
 
 
 @pytest.mark.parametrize("option", ["-f", "--runtime-env"])

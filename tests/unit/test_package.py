@@ -598,6 +598,16 @@ def test_image_tells_whether_its_python_may_know_more_syntax(tree, tag, starts):
         rk.plan(job, cluster)
 
 
+def test_syntax_error_is_that_of_the_script_or_of_the_application(tree):
+    package = collect(tree(CODE))
+    with pytest.raises(ConfigError, match="the entrypoint's script has a syntax error") as told:
+        check_entrypoint("python -m jobs.broken", package)
+    assert told.value.next_step == "correct that line and submit again"
+    with pytest.raises(ConfigError, match="the application's module has a syntax error") as told:
+        check_import_path("jobs.broken:app", package)
+    assert told.value.next_step == "correct that line and deploy again"
+
+
 def test_entrypoint_check_runs_nothing(tree, tmp_path):
     mark = tmp_path / "ran"
     root = tree({"a.py": f"open({str(mark)!r}, 'w')"})
