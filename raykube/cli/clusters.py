@@ -164,14 +164,14 @@ def forward(name: str, where: Where, port: int) -> None:
 @place_options
 @names_argument
 def delete(names: tuple[str, ...], where: Where) -> None:
-    """End clusters at once, with all that runs on them. Results, logs and models stay where storage keeps them."""
+    """End clusters, and stop the runs on them before. Results, logs and models stay where storage keeps them."""
     from raykube.backends.kuberay import clusters
 
     def act(name: str) -> None:
         if name == LOCAL:
             _end_local()
         else:
-            clusters.delete(where.kube(), name)
+            clusters.delete(where.kube(), name, tell=tell)
         click.echo(f"{name} deleted")
 
     common.each(names, act)

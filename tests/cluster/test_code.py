@@ -8,6 +8,7 @@ import yaml
 
 import raykube as rk
 from tests.cluster import kubectl, workloads
+from tests.cluster.shell import until
 from tests.support import run
 
 pytestmark = pytest.mark.cluster
@@ -70,6 +71,11 @@ def test_large_code_without_storage_is_uploaded_to_the_head(manifest, large, tmp
     assert f"size {2 * 2**20}" in list(run_.wait(timeout_s=120).logs())
 
 
+def state(name, namespace):
+    done = run("raykube", "job", "status", name, "--json", "-n", namespace, timeout=60)
+    return json.loads(done.stdout)["state"]
+
+
 def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is_gone(manifest, tmp_path, namespace):
     loaded(manifest, tmp_path)
     in_ = ["-n", namespace]
@@ -79,13 +85,22 @@ def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is
     assert run("raykube", "job", "submit", *lost, timeout=120).returncode == 0
     words = ["--cluster", "brief", "--name", "kept", *in_, "--", "sh", "-c", "echo one; echo two >&2; exit 3"]
     assert run("raykube", "job", "submit", *words, timeout=120).returncode == 1
-    assert run("raykube", "cluster", "delete", "brief", *in_, timeout=120).returncode == 0
+    ended = run("raykube", "cluster", "delete", "brief", *in_, timeout=120)
+    assert (ended.returncode, "ended with it: lost\n" in ended.stderr) == (0, True), ended.stderr
     shown = run("raykube", "job", "logs", "kept", *in_, timeout=120)
     assert shown.stdout.splitlines() == ["one", "two"], shown.stderr
     status = json.loads(run("raykube", "job", "status", "kept", "--json", *in_, timeout=60).stdout)
     assert (status["state"], status["failure"]["exit_code"]) == ("FAILED", 3)
     waited = run("raykube", "job", "wait", "lost", *in_, timeout=60)
-    assert (waited.returncode, "run lost failed: ClusterDeleted" in waited.stderr) == (1, True), waited.stderr
-    deleted = run("raykube", "job", "delete", "lost", "kept", *in_, timeout=120)
+    assert (waited.returncode, "run lost was stopped" in waited.stderr) == (1, True), waited.stderr
+    assert run("raykube", "cluster", "create", "brief", *on, *in_, timeout=180).returncode == 0
+    gone = ["--cluster", "brief", "--name", "gone", *in_, "--no-wait", "--", "sleep", "600"]
+    assert run("raykube", "job", "submit", *gone, timeout=120).returncode == 0
+    until(lambda: state("gone", namespace) == "RUNNING", "it is on the new cluster", 60)
+    assert state("lost", namespace) == "STOPPED"
+    kubectl.kubectl("delete", "raycluster", "brief", namespace=namespace)
+    waited = run("raykube", "job", "wait", "gone", *in_, timeout=60)
+    assert (waited.returncode, "run gone failed: ClusterDeleted" in waited.stderr) == (1, True), waited.stderr
+    deleted = run("raykube", "job", "delete", "lost", "gone", "kept", *in_, timeout=120)
     assert deleted.returncode == 0, deleted.stderr
     assert workloads.pods(namespace) == []

@@ -459,43 +459,85 @@ def test_cluster_that_belongs_to_a_job_is_not_deleted():
 
 
 class Standing(Quiet):
-    """Has a cluster with a run on it that Ray says has ended; KubeRay notes that when it has been asked for often."""
+    """Has a cluster with a run on it; KubeRay notes the run's end when it has been asked for often after that."""
 
     def do_GET(self):  # noqa: N802
         kind, _, name = self.path.partition("/namespaces/default/")[2].partition("?")[0].partition("/")
         self.server.looks += kind == "rayjobs"
         if kind == "services":  # Ray's own API
-            self.answer(200, {"status": "SUCCEEDED", "driver_node_id": ""})
+            self.answer(200, {"status": self.server.ray, "driver_node_id": ""})
         elif kind == "rayclusters" and self.server.cluster is None:
             self.answer(404, {"kind": "Status", "code": 404, "details": {"kind": kind, "name": name}})
-        elif kind == "rayclusters":
+        elif kind == "rayclusters" and name:
             self.answer(200, self.server.cluster)
+        elif kind == "rayjobs" and self.server.refuses == "list" and not name:
+            self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
         else:
-            items = [self.run()] if kind == "rayjobs" else []
+            items = {"rayjobs": [self.run()], "rayclusters": [self.server.cluster]}.get(kind, [])
             self.answer(200, self.run() if name else {"metadata": {"resourceVersion": "1"}, "items": items})
 
     def run(self):
-        state = "Complete" if self.server.looks > 6 else "Running"
+        state = "Complete" if self.server.looks > 6 and self.server.ray != "RUNNING" else "Running"
         status = {"jobDeploymentStatus": state, "jobId": "a-1", "rayClusterName": "demo"}
         status |= {"jobStatus": "RUNNING", "dashboardURL": "demo-head-svc.default.svc.cluster.local:8265"}
         spec = {"submissionMode": "HTTPMode", "clusterSelector": {"ray.io/cluster": "demo"}}
         return {"kind": "RayJob", "metadata": {"name": "a", "uid": "a"}, "spec": spec, "status": status}
 
+    def do_POST(self):  # noqa: N802
+        assert self.path.endswith("/api/jobs/a-1/stop")
+        if self.server.refuses == "stop":
+            return self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {}})
+        self.server.ray, self.server.looks = "STOPPED", 0
+        return self.answer(200, {"stopped": True})
+
     def do_DELETE(self):  # noqa: N802
         preconditions = json.loads(self.body())["preconditions"]
-        self.server.asked.append((preconditions, self.run()["status"]["jobDeploymentStatus"]))
+        self.server.asked.append((preconditions, self.server.ray, self.run()["status"]["jobDeploymentStatus"]))
         self.server.cluster = None
         self.answer(200, {})
 
 
-def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs_on_it_have_ended(monkeypatch):
+@pytest.fixture
+def standing(monkeypatch):
     monkeypatch.setattr(clusters, "_TICK_S", 0.01)
     with kubernetes(Standing) as server:
-        server.cluster, server.looks = body(), 0
+        server.cluster, server.looks, server.ray, server.refuses = body(), 0, "RUNNING", ""
         server.cluster["metadata"]["uid"] = "u"
         server.cluster["spec"].pop("authOptions")
-        clusters.delete(Kube(), "demo")
-    assert server.asked == [({"uid": "u"}, "Complete")]
+        yield server
+
+
+def deleted():
+    """Delete the cluster, and return what was told over it."""
+    told = []
+    clusters.delete(Kube(), "demo", tell=told.append)
+    return "\n".join(told)
+
+
+def test_cluster_that_was_looked_at_is_deleted_once_kuberay_has_noted_which_runs_on_it_have_ended(standing):
+    standing.ray = "SUCCEEDED"
+    assert deleted() == ""
+    assert standing.asked == [({"uid": "u"}, "SUCCEEDED", "Complete")]
+
+
+def test_cluster_with_a_run_on_it_is_deleted_once_that_was_stopped_and_kuberay_knows(standing):
+    assert deleted() == "ended with it: a"
+    assert standing.asked == [({"uid": "u"}, "STOPPED", "Complete")]
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"), [("stop", "note: a could not be ended: "), ("list", "note: what runs on cluster demo goes on")]
+)
+def test_run_that_cannot_be_stopped_keeps_no_cluster_from_its_deletion_and_is_told(standing, refused, told):
+    standing.refuses = refused
+    assert deleted().startswith(told)
+    assert standing.asked == [({"uid": "u"}, "RUNNING", "Running")]
+
+
+def test_run_whose_end_kuberay_has_not_seen_is_told_when_its_cluster_is_deleted(standing, monkeypatch):
+    monkeypatch.setattr(clusters, "_NOTED_S", 0)
+    assert "starts it again once a cluster demo is made; to prevent that: raykube job delete a" in deleted()
+    assert standing.asked == [({"uid": "u"}, "STOPPED", "Running")]
 
 
 class Serving(Quiet):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from raykube import marks
-from raykube.backends.kuberay import objects, rayhead, rayjobs
+from raykube.backends.kuberay import jobs, objects, rayhead, rayjobs
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
 from raykube.backends.kuberay.diagnosis import cause
 from raykube.backends.kuberay.look import Look
@@ -23,7 +23,8 @@ from raykube.errors import BackendError, Conflict, Failure, Forbidden, NotFound,
 
 _KIND = "RayCluster"
 _TICK_S = 0.5
-_NOTED_S = 10.0
+#: Ray gives a run three seconds to end, and KubeRay looks every three.
+_NOTED_S = 20.0
 
 
 def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
@@ -173,8 +174,10 @@ def _late(name: str, timeout_s: float, last: ClusterStatus | None) -> WaitTimeou
     )
 
 
-def delete(kube: Kube, name: str) -> None:
-    """Delete a cluster, and wait until it is gone and all its pods were asked to end.
+def delete(kube: Kube, name: str, *, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Delete a cluster once the runs on it have ended, and wait until it is gone and all its pods were asked to end.
+
+    `tell` is given a line on the runs that were ended, and one on each that could not be: that keeps no cluster.
 
     Raises:
         NotFound: there is none.
@@ -186,30 +189,65 @@ def delete(kube: Kube, name: str) -> None:
         tool = {"RayJob": "raykube job", "RayService": "raykube service"}.get(kind, f"kubectl -n {kube.namespace}")
         what = "" if tool.startswith("raykube") else f" {kind.lower()}"
         raise Conflict(f"cluster {name} belongs to {owner}", next_step=f"{tool} delete{what} {owner_name}")
-    _noted(kube, name)
+    try:
+        _end_runs(kube, name, tell)
+    except BackendError as error:
+        tell(f"note: what runs on cluster {name} goes on once one of that name is made: {error}")
     objects.delete(kube, cluster)
     _wait_gone(kube, cluster)
 
 
-def _noted(kube: Kube, name: str) -> None:
-    """Wait until KubeRay has noted which runs on a cluster have ended: it looks every 3 s, and then cannot any more."""
+def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
+    """End the runs on a cluster in KubeRay's eyes too: else it starts them anew on the next cluster of that name."""
+    stopped = [run for job in _unended(kube, name) if _was_stopped(kube, run := fields.name_of(job), tell)]
+    left = _noted(kube, name, stopped)
+    if ended := [run for run in stopped if run not in left]:
+        tell(f"ended with it: {', '.join(ended)}")
+    for run in left:
+        tell(
+            f"note: KubeRay has not seen the end of {run} within {_NOTED_S:g} s, and starts it again once a cluster "
+            f"{name} is made; to prevent that: raykube job delete {run}"
+        )
+
+
+def _was_stopped(kube: Kube, run: str, tell: Callable[[str], None]) -> bool:
+    """Ask for the end of a run that goes on; return whether that was done."""
+    try:
+        look = Look(kube, run)
+        if look.status().is_terminal:
+            return False
+        jobs.stop(look)
+    except NotFound:  # somebody has deleted it
+        return False
+    except BackendError as error:
+        tell(f"note: {run} could not be ended: {error}")
+        return False
+    return True
+
+
+def _noted(kube: Kube, name: str, stopped: Container[str]) -> list[str]:
+    """Wait until KubeRay has noted the ends of runs, for which it looks every 3 s; return those that it has not."""
     deadline = time.monotonic() + _NOTED_S
-    while any(time.monotonic() < deadline and _has_ended(kube, job) for job in _running(kube, name)):
+    while left := [run for run in _running(kube, name) if run in stopped or _has_ended(kube, run)]:
+        if time.monotonic() > deadline:
+            break
         time.sleep(_TICK_S)
+    return left
 
 
-def _running(kube: Kube, name: str) -> list[Object]:
-    """Return the RayJobs on a cluster that go on, as far as KubeRay knows."""
-    with contextlib.suppress(Forbidden):
-        jobs = kube.listed("RayJob")
-        on_it = (job for job in jobs if rayjobs.selected(job) == name)
-        return [job for job in on_it if rayjobs.deployment(job) == "Running"]
-    return []
+def _running(kube: Kube, name: str) -> list[str]:
+    """Return the runs on a cluster that go on, as far as KubeRay knows."""
+    return [fields.name_of(job) for job in _unended(kube, name) if rayjobs.deployment(job) == "Running"]
 
 
-def _has_ended(kube: Kube, job: Object) -> bool:
+def _unended(kube: Kube, name: str) -> list[Object]:
+    """Return the RayJobs for a cluster that KubeRay has not seen the end of."""
+    return [job for job in kube.listed("RayJob") if rayjobs.selected(job) == name and not rayjobs.has_ended(job)]
+
+
+def _has_ended(kube: Kube, run: str) -> bool:
     with contextlib.suppress(BackendError):  # it is gone, or nobody answers
-        return Look(kube, fields.name_of(job)).status().is_terminal
+        return Look(kube, run).status().is_terminal
     return False
 
 

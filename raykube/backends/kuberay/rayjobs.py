@@ -14,11 +14,17 @@ OVERDUE_S = 30.0
 
 _OPERATOR = ("", "ray.io/kuberay-operator")
 _BEFORE_RUNNING = ("Initializing", "Waiting")
+_ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 def deployment(job: Object) -> str:
     """Return how far KubeRay is with a job, as ``Initializing``; "" before it has begun."""
     return str(status_of(job).get("jobDeploymentStatus") or "")
+
+
+def has_ended(job: Object) -> bool:
+    """Whether KubeRay is done with a job: of one that was taken back before it began it stays suspended."""
+    return deployment(job) in _ENDED or (deployment(job) == "Suspended" and is_stopped(job))
 
 
 def cluster_name(job: Object) -> str:
