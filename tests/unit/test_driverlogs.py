@@ -51,7 +51,7 @@ class World:
         }
         self.driver, self.status = "node-1", "RUNNING"
         self.nodes = {"node-1": {}}
-        self.kept = b""
+        self.kept = self.submitted = b""
         self.instead = {}
         self.breaking = 0
         self.asked = []
@@ -104,10 +104,13 @@ class Api(Quiet):
             self.answer(200, {"metadata": {"name": "a-storage-1"}, "status": {"phase": "Succeeded"}})
         elif path == "/pods/a-storage-1/log":
             self.plain(200, b"<" + base64.b64encode(world.kept) + b">\n")
+        elif path == "/pods/a-x7/log":
+            self.plain(200, world.submitted)
         elif "watch" in asked:
             self.watch(path)
         else:
-            items = [world.job] if path == "/rayjobs" else []
+            submitter = [{"metadata": {"name": "a-x7"}}] * (asked.get("labelSelector") == "job-name=a")
+            items = [world.job] if path == "/rayjobs" else submitter
             self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})
 
     def watch(self, path):
@@ -334,6 +337,30 @@ def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, w
     world.end()
     with pytest.raises(BackendError, match="was lost with the node that it was on"):
         whole(kube)
+
+
+def test_log_that_the_submitters_pod_has_is_read_there_once_the_run_has_ended(kube, world):
+    world.driver, world.submitted = "node-0", b"submitted\none\n"
+    world.job["spec"]["submissionMode"] = "K8sJobMode"
+    assert whole(kube) == []
+    world.end()
+    assert whole(kube) == ["submitted", "one"]
+    world.kept = b"kept\n"
+    assert whole(kube) == ["kept"]
+    world.kept, world.job["spec"]["submissionMode"] = b"", "HTTPMode"  # where there is no such pod
+    with pytest.raises(BackendError, match="was lost with the node that it was on"):
+        whole(kube)
+
+
+def test_log_of_which_a_part_was_given_is_not_given_anew_from_the_submitters_pod(kube, world):
+    world.printed("node-1", RAYS + b"one\n")
+    world.submitted, world.job["spec"]["submissionMode"] = b"submitted\none\n", "K8sJobMode"
+    reader = driverlogs._Reader(kube, {})
+    assert b"".join(driverlogs._rest(Look(kube, "a"), reader)).endswith(b"one\n")
+    del world.nodes["node-1"]
+    world.end()
+    with pytest.raises(BackendError, match="is gone"):
+        list(driverlogs._rest(Look(kube, "a"), reader))
 
 
 FORBIDDEN = 'services "a-c-head-svc:dashboard" is forbidden: User "least" cannot get resource "services/proxy" in …'

@@ -1,4 +1,4 @@
-"""The output of a run on KubeRay, from its head while that lives, else from the run's storage.
+"""The output of a run on KubeRay, from its head while that lives, else from the run's storage or its submitter's pod.
 
 A stream that breaks is opened again, and what was given already is skipped: a line is neither lost nor doubled. A log
 begins with a few lines of Ray's own; that of a head which took the place of a lost one goes on with a copy of what was
@@ -54,7 +54,7 @@ def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
         away = error
     except Unreachable as error:
         away = error if started else None
-    yield reader.rest_of_copy(_kept(look, away, started=started))
+    yield _kept(look, reader, away, started=started)
 
 
 def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[bytes, None, bool]:
@@ -82,18 +82,23 @@ def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
     return bool(node)
 
 
-def _kept(look: Look, away: BackendError | None, *, started: bool) -> bytes:
-    """Return the log that outlived the cluster; nothing when there was none yet, or no driver to write it.
+def _kept(look: Look, reader: _Reader, away: BackendError | None, *, started: bool) -> bytes:
+    """Return what a reader was not given of the log that outlived the cluster.
+
+    Nothing when there was none yet, or no driver to write it.
 
     Raises:
         Forbidden, Unreachable: that is `away`, and nothing was kept.
     """
     if kept := storage.read(look.kube, look.job, wire.LOG_FILE):
-        return kept
+        return reader.rest_of_copy(kept)
     if away:
         raise away
     if not started or not look.status().is_terminal:
         return b""
+    # Other lines are among the driver's there, so that nobody knows where one who has had a part of these would go on.
+    if not reader.has_begun and (printed := look.submitters_log()):
+        return printed.encode()
     raise storage.lost(look.job, f"the log of {look.name}", wire.LOG_FILE)
 
 
@@ -123,6 +128,11 @@ class _Reader:
         self._log = ""
         self._at = 0
         self._since: dict[str, float] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was given."""
+        return bool(self._log)
 
     def is_ready(self, log: str) -> bool:
         """Whether it is known what to skip of a log; that a pod never tells, as one without its storage, is borne."""

@@ -97,13 +97,19 @@ class Look:
 
     def _submitters_tail(self, failure: Failure) -> tuple[str, ...]:
         """Return the last words of the pod that could not hand the job to Ray: KubeRay tells that, and not why."""
-        selectors = _selectors(self.job)
-        if failure.reason != "SubmissionFailed" or "submitter" not in selectors:
+        if failure.reason != "SubmissionFailed":
             return ()
+        return endings.tail_of(self.submitters_log(tailLines=_TAIL_LINES))
+
+    def submitters_log(self, **params: Any) -> str:
+        """Return what the pod printed that handed the job to Ray, and with it the driver's output; "" without one."""
+        selectors = _selectors(self.job)
+        if "submitter" not in selectors:
+            return ""
         with contextlib.suppress(BackendError):
             pod = newest(self._listed(*selectors["submitter"]))
-            return endings.tail_of(self.kube.pod_log(name_of(pod), tailLines=_TAIL_LINES)) if pod else ()
-        return ()
+            return self.kube.pod_log(name_of(pod), **params) if pod else ""
+        return ""
 
     def changes(self) -> Iterator[Status]:
         """Yield the status now, at each change, and every half second."""
