@@ -339,6 +339,15 @@ def test_log_that_was_not_kept_is_told_to_be_gone_once_the_run_has_ended(kube, w
         whole(kube)
 
 
+def test_log_of_a_run_on_a_long_lived_cluster_is_told_to_have_gone_with_that(kube, world):
+    world.driver = "node-0"
+    world.job["spec"]["clusterSelector"] = {"ray.io/cluster": "stays"}
+    world.end()
+    with pytest.raises(BackendError, match="went with cluster stays, or its node there") as caught:
+        whole(kube)
+    assert caught.value.next_step == "annotate the cluster's manifest with raykube.io/storage"
+
+
 def test_log_that_the_submitters_pod_has_is_read_there_once_the_run_has_ended(kube, world):
     world.driver, world.submitted = "node-0", b"submitted\none\n"
     world.job["spec"]["submissionMode"] = "K8sJobMode"

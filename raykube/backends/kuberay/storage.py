@@ -20,7 +20,7 @@ from typing import Any
 from raykube import marks, wire
 from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kuberay.rayjobs import storage_of
+from raykube.backends.kuberay.rayjobs import selected, storage_of
 from raykube.backends.kubernetes.fields import annotations_of, conditions, name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
@@ -51,12 +51,13 @@ def read_newest(kube: Kube, job: Object, file: str) -> bytes | None:
 
 def lost(job: Object, what: str, file: str) -> BackendError:
     """Return the error that something of a run that has ended is gone, for its storage has no such file."""
-    folder = storage_of(job)
+    folder, cluster = storage_of(job), selected(job)
+    went = f"went with cluster {cluster}, or its node there" if cluster else "was lost with the node that it was on"
+    longer = ", or give a longer --keep-cluster-s (of a RayJob of your own: ttlSecondsAfterFinished)"
     return BackendError(
-        f"{what} is gone: it was lost with the node that it was on",
+        f"{what} is gone: it {went}",
         why=f"there is no {file} in {folder}" if folder else "the cluster names no storage that would have kept it",
-        next_step="annotate the cluster's manifest with raykube.io/storage, or give a longer --keep-cluster-s "
-        "(of a RayJob of your own: ttlSecondsAfterFinished)",
+        next_step="annotate the cluster's manifest with raykube.io/storage" + ("" if cluster else longer),
     )
 
 
