@@ -66,6 +66,7 @@ def status_text(status: Status) -> str:
 def cluster_text(status: ClusterStatus, now: float) -> str:
     """Return the state of a cluster as lines of ``key: value``."""
     rows = {"name": status.name, "state": status.state, "detail": status.detail, "owner": status.owner}
+    rows |= {"runs": ", ".join(status.runs or ())}
     return _fields(rows | {"age": age(now - status.created), "address": status.address}, [], status.failure)
 
 

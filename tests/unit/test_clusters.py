@@ -247,12 +247,14 @@ class Taking(Quiet):
             return self.answer(*self.instead)
         kind, name = self.path.partition("?")[0].split("/")[-2:]
         listed = {"rayclusters": self.server.asked[:1], "pods": self.server.pods, "events": []}
+        listed["rayjobs"] = self.server.runs
         if "watch=1" in self.path:
             self.send_response(200)  # nothing changes any more
             self.send_header("content-length", "0")
             return self.end_headers()
-        if name == "pods" and listed[name] is None:
-            return self.answer(504, {"kind": "Status", "code": 504, "message": "took too long"})
+        if name in listed and listed[name] is None:
+            code, words = (504, "took too long") if name == "pods" else (403, "no")
+            return self.answer(code, {"kind": "Status", "code": code, "message": words})
         if name in listed:
             return self.answer(200, {"metadata": {"resourceVersion": "1"}, "items": listed[name]})
         if kind == "rayclusters" and self.server.asked:
@@ -271,7 +273,7 @@ class Taking(Quiet):
 def taking(tmp_path):
     """Have an API server that takes clusters, where the commands of `raykube` look for one."""
     with serving(Taking) as server:
-        server.pods = [pod("a"), pod("b"), pod("c")]
+        server.pods, server.runs = [pod("a"), pod("b"), pod("c")], []
         for each in server.pods:
             each["metadata"]["uid"] = each["metadata"]["name"]
         write_kubeconfig(server, tmp_path / "none")
@@ -340,6 +342,31 @@ def test_cluster_that_was_created_is_told_as_json_by_its_state(raykube, no_wait)
     assert (told["state"], told["ready"]) == ("RUNNING", 3)
     assert {**told, "age_s": 0} == {**there, "age_s": 0}
     assert ("demo RUNNING" in made.stderr) == (not no_wait)
+
+
+def run(name, state, cluster="demo", **annotations):
+    """Return a RayJob for a cluster that stays."""
+    spec, metadata = {"clusterSelector": {"ray.io/cluster": cluster}}, {"name": name, "annotations": annotations}
+    return {"metadata": metadata, "spec": spec, "status": {"jobDeploymentStatus": state}}
+
+
+def test_cluster_is_told_with_the_runs_for_it_that_have_not_ended(raykube, taking):
+    taking.asked.append({"metadata": {"name": "demo", "uid": "u"}, "spec": preset().manifest["spec"]})
+    taking.runs = [run("on", "Running"), run("next", "Initializing"), run("new", "")]
+    taking.runs += [run("over", "Complete"), run("bad", "Failed"), run("else", "Running", "other")]
+    taking.runs += [run("held", "Suspended", **{"raykube.io/stop": "2026-01-01T00:00:00Z"})]
+    shown = raykube("cluster", "status", "demo", "-n", "default")
+    assert "\nruns:      on, next, new\n" in shown.stdout
+    for words in (("status", "demo"), ("list",)):
+        told = json.loads(raykube("cluster", *words, "-n", "default", "--json").stdout)
+        assert (told[0] if words == ("list",) else told)["runs"] == ["on", "next", "new"]
+
+
+def test_cluster_whose_runs_nobody_may_see_is_told_without_them(raykube, taking):
+    taking.asked.append({"metadata": {"name": "demo", "uid": "u"}, "spec": preset().manifest["spec"]})
+    taking.runs = None
+    assert "runs:" not in raykube("cluster", "status", "demo", "-n", "default").stdout
+    assert json.loads(raykube("cluster", "status", "demo", "-n", "default", "--json").stdout)["runs"] is None
 
 
 def test_create_on_this_machine_is_refused(raykube):

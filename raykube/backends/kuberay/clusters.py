@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raykube import marks
@@ -17,6 +18,7 @@ from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kuberay.polling import looks, unreachable
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import Watching
 from raykube.differences import ABSENT, of_objects
 from raykube.errors import BackendError, Conflict, Failure, Forbidden, NotFound, Unreachable, WaitTimeout
@@ -90,12 +92,20 @@ def listed(kube: Kube) -> list[ClusterStatus]:
     clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=marks.CLUSTER)
     events = _events(kube)
     found = [status_of(seen(cluster, pods, events, kube.now())) for cluster in clusters]
-    return sorted((each for each in found if not each.owner), key=lambda each: (each.created, each.name))
+    alone = _with_runs(kube, [each for each in found if not each.owner])
+    return sorted(alone, key=lambda each: (each.created, each.name))
 
 
 def status(kube: Kube, name: str) -> ClusterStatus:
     """Return the state now. Raises NotFound."""
-    return status_of(observe(kube, name))
+    return _with_runs(kube, [status_of(observe(kube, name))])[0]
+
+
+def _with_runs(kube: Kube, clusters: list[ClusterStatus]) -> list[ClusterStatus]:
+    with contextlib.suppress(Forbidden, UnknownKind):  # without them less is known
+        unended = [(rayjobs.selected(job), fields.name_of(job)) for job in _unended(kube)]
+        return [replace(each, runs=tuple(run for on, run in unended if on == each.name)) for each in clusters]
+    return clusters
 
 
 def observe(kube: Kube, name: str) -> Observed:
@@ -199,7 +209,7 @@ def delete(kube: Kube, name: str, *, tell: Callable[[str], None] = lambda _: Non
 
 def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
     """End the runs on a cluster in KubeRay's eyes too: else it starts them anew on the next cluster of that name."""
-    stopped = [run for job in _unended(kube, name) if _was_stopped(kube, run := fields.name_of(job), tell)]
+    stopped = [run for job in _unended_on(kube, name) if _was_stopped(kube, run := fields.name_of(job), tell)]
     left = _noted(kube, name, stopped)
     if ended := [run for run in stopped if run not in left]:
         tell(f"ended with it: {', '.join(ended)}")
@@ -237,12 +247,16 @@ def _noted(kube: Kube, name: str, stopped: Container[str]) -> list[str]:
 
 def _running(kube: Kube, name: str) -> list[str]:
     """Return the runs on a cluster that go on, as far as KubeRay knows."""
-    return [fields.name_of(job) for job in _unended(kube, name) if rayjobs.deployment(job) == "Running"]
+    return [fields.name_of(job) for job in _unended_on(kube, name) if rayjobs.deployment(job) == "Running"]
 
 
-def _unended(kube: Kube, name: str) -> list[Object]:
-    """Return the RayJobs for a cluster that KubeRay has not seen the end of."""
-    return [job for job in kube.listed("RayJob") if rayjobs.selected(job) == name and not rayjobs.has_ended(job)]
+def _unended_on(kube: Kube, name: str) -> list[Object]:
+    return [job for job in _unended(kube) if rayjobs.selected(job) == name]
+
+
+def _unended(kube: Kube) -> list[Object]:
+    """Return the RayJobs that KubeRay has not seen the end of."""
+    return [job for job in kube.listed("RayJob") if not rayjobs.has_ended(job)]
 
 
 def _has_ended(kube: Kube, run: str) -> bool:

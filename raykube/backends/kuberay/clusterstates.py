@@ -28,6 +28,7 @@ class ClusterStatus:
         address: of its dashboard and Job API, for what runs in the same Kubernetes.
         ready, wanted: how many of its pods are ready, and how many there should be.
         owner: the RayJob or RayService that it belongs to, "" for one that stands alone.
+        runs: names of the RayJobs for it that have not ended; None where nobody has looked, or may.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ClusterStatus:
     ready: int = 0
     wanted: int = 0
     owner: str = ""
+    runs: tuple[str, ...] | None = None
 
 
 def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now: float) -> Observed:
