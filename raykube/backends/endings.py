@@ -37,6 +37,9 @@ _OUT_OF_MEMORY = re.compile(
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate |\bCUDA error: out of memory")
 # What it adds to an error of CUDA.
 _GPU_ADVICE = re.compile(r"\s*(?:Search for `cuda|CUDA kernel errors might|For debugging consider|Compile with `TORCH)")
+# Of code that was uploaded to a head, which alone has it; Ray goes on with advice for uploads that take long.
+_NO_CODE = re.compile(r"Failed to download runtime_env file package gcs://_ray_pkg_\S+")
+_NEW_HEAD = "the head does not have the code that was uploaded to it, as one that takes the place of a lost head"
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Failed|Interrupt): ")
 #: Ray's words for how a job ended without its entrypoint having said so.
 ERROR_TYPES = {
@@ -54,6 +57,8 @@ NEXT_STEPS = {
     # Of raykube's own words for how training fails, most come with a step of their own.
     **dict.fromkeys(("LoopFailed", "TrainingFailed", "ControllerDied", "AllTrialsFailed"), "raykube job logs {name}"),
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
+    "CodeLost": "submit it again under the same name, which sends its code again: it resumes, if its script loads its "
+    "checkpoint",
     "SyntaxError": "correct the line that the message names and submit again",
     "Unschedulable": "ask for less: --entrypoint-num-cpus, --entrypoint-num-gpus, --entrypoint-resources",
     "GpuOutOfMemory": "use a smaller batch or model, or a GPU with more memory",
@@ -128,6 +133,11 @@ def _runtime_env(message: str, _: Sequence[str]) -> str:
     return summary(message) if message.startswith("runtime_env setup failed") else ""
 
 
+def _code_gone(message: str, _: Sequence[str]) -> str:
+    found = _NO_CODE.search(message) if message.startswith("runtime_env setup failed") else None
+    return f"{_NEW_HEAD}: {found.group()}" if found else ""
+
+
 def last_words(tail: Sequence[str]) -> tuple[str, str] | None:
     """Return reason and words where the end of a log says more than that its script failed."""
     return _meaning(_LAST_WORDS, "\n".join(tail), tail)
@@ -199,6 +209,7 @@ _LAST_WORDS: _Meanings = (
 )
 #: The same for a failed job's message, which has the end of its log.
 _MEANINGS: _Meanings = (
+    ("CodeLost", _code_gone),
     ("RuntimeEnvSetupFailed", _runtime_env),
     *_LAST_WORDS,
     ("EntrypointFailed", _entrypoint),

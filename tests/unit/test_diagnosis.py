@@ -229,6 +229,25 @@ def test_lost_head_was_out_of_memory_only_if_ray_was_killed_since_the_run_began(
     assert cause(replace(seen, owner={**seen.owner, "status": lost})).reason == reason
 
 
+def test_code_that_went_with_the_head_is_told_so_unless_the_pods_say_how_that_was_lost():
+    ray = 'runtime_env setup failed: Failed to set up runtime environment.\n  File "x.py", line 957\nOSError: '
+    ray += "Failed to download runtime_env file package gcs://_ray_pkg_82b2.zip from the GCS to the Ray worker node. "
+    ray += "The package may have prematurely been deleted from the GCS due to a long upload time or a problem with Ray."
+    failure = cause(Observed(ray={"status": "FAILED", "message": ray}))
+    assert (failure.reason, "pip" in failure.next_step) == ("CodeLost", False)
+    assert failure.message.endswith("Failed to download runtime_env file package gcs://_ray_pkg_82b2.zip")
+    assert failure.next_step.startswith("submit it again under the same name, which sends its code again")
+    seen, failed = observed("head out of memory"), {"jobDeploymentStatus": "Failed", "reason": "AppFailed"}
+    killed = replace(seen, owner={**seen.owner, "status": {**failed, "message": ray}})
+    assert cause(killed).reason == "HeadOOMKilled"
+
+
+@pytest.mark.parametrize("words", ["s3://b/_ray_pkg_82b2.zip", "https://h/x.zip"])
+def test_code_from_elsewhere_that_cannot_be_had_is_not_told_to_have_gone_with_the_head(words):
+    message = f"runtime_env setup failed: Failed to download runtime_env file package {words}"
+    assert cause(Observed(ray={"status": "FAILED", "message": message})).reason == "RuntimeEnvSetupFailed"
+
+
 def test_run_that_was_stopped_or_went_well_has_no_cause_whatever_its_pods_say():
     seen = observed("crash")
     assert cause(replace(seen, ray={"status": "STOPPED"})) is None

@@ -30,7 +30,10 @@ from raykube.errors import Failure
 
 _FAILED = ("Failed", "ValidationFailed")
 #: Words for an end of which something else is the cause, if that can still be seen.
-_HEAD_GONE = ("HeadLost", "DriverDied", "JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded")
+_HEAD_GONE = (
+    *("HeadLost", "CodeLost", "DriverDied"),
+    *("JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded"),
+)
 #: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
 _SUBMITTER = "ray-job-submitter"
