@@ -11,7 +11,7 @@ A run's folder, below the place's storage::
     STORAGE/RUN/attempts.jsonl           on a cluster: a row for each attempt's start, and one for its end
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
     STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
-    STORAGE/RUN/trouble.json             {"time", "attempt", "message"} of the worker that was lost last, if one was
+    STORAGE/RUN/trouble.json             {"time", "attempt", "message", "waits"} of the worker lost last, or of a wait
     STORAGE/RUN/failure.json             {"time", "attempt", "reason", "message", "next_step"} of the last train
                                          or sweep whose failure ended a script, if one did
     STORAGE/RUN/.code/HASH.zip           on a cluster: code that is too large for a ConfigMap
@@ -291,7 +291,7 @@ def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
 
 
 def trouble(text: str, attempt: int) -> str:
-    """Read a run's trouble file: what its attempt `attempt` has lost last, and when; empty when nothing."""
+    """Read a run's trouble file: what its attempt `attempt` has lost last, or waits for, and when; "" for nothing."""
     note = row_of(text)
     if note.get("attempt") != attempt:
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder
 from raykube.inside.scalars import scalars
 from raykube.inside.scores import as_reported
+from raykube.inside.troubles import Troubles
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -32,14 +32,14 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         stage: its folder or URI. Rows go to a file beside its metrics file: two writers of one object overwrite each
             other, and so may two machines that append to one file of a network file system.
         attempt: of the run.
-        run: the run's folder.
+        troubles: where it is noted what keeps the run.
         metric: by which the best checkpoint is chosen, if any.
     """
 
-    def __init__(self, stage: str, attempt: int, run: str, metric: str | None = None) -> None:
+    def __init__(self, stage: str, attempt: int, troubles: Troubles, metric: str | None = None) -> None:
         self._stage = stage
         self._attempt = attempt
-        self._run = run
+        self._troubles = troubles
         self._metric = metric
         self._recorder: Recorder | None = None
 
@@ -79,14 +79,20 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
     def _note(self, failures: Mapping[int, BaseException]) -> None:
         """Leave word of a lost worker for those who ask what a run that goes on is at."""
         rank, loss = worst(failures)
-        if not is_loss(loss):
-            return
-        stage = self._stage.removeprefix(self._run).strip("/")
-        note = {"time": time.time(), "attempt": self._attempt, "message": f"{stage}: {describe(rank, loss)}"}
-        try:
-            storage.write_text(storage.join(self._run, wire.TROUBLE_FILE), json.dumps(note))
-        except OSError as error:  # the loss itself is dealt with all the same
-            log.warning("%s; %s", note["message"], error)
+        if is_loss(loss):
+            self._troubles.note(describe(rank, loss))
+
+
+class Waits(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
+    """Takes back what is noted of a wait for workers, once they have started."""
+
+    def __init__(self, troubles: Troubles) -> None:
+        self._troubles = troubles
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """See that no wait is told of any more."""
+        del worker_group
+        self._troubles.wait_is_over()
 
 
 class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raykube import wire
@@ -13,6 +13,8 @@ from raykube.errors import ConfigError
 log = logging.getLogger("raykube")
 
 _JOINING_S = 60.0
+#: Is handed what a training has to wait for.
+Tell = Callable[[str], None]
 _FREED_S = 2.0  # in which Ray gives back what the training before this one had
 
 
@@ -41,8 +43,8 @@ def _times(name: str, need: float, have: Mapping[str, float]) -> int:
     return int(have.get(name, 0) / need + 1e-6)
 
 
-def require(scale: wire.Scale, workers: int | tuple[int, int]) -> int:
-    """Return how many workers of `scale` the connected cluster fits.
+def require(scale: wire.Scale, workers: int | tuple[int, int], tell: Tell = lambda _: None) -> int:
+    """Return how many workers of `scale` the connected cluster fits; `tell` of a wait until others have left room.
 
     Raises:
         ConfigError: fewer than asked for, so that Ray would wait for ever.
@@ -51,7 +53,7 @@ def require(scale: wire.Scale, workers: int | tuple[int, int]) -> int:
     fits = _settled_slots(scale, need)
     if fits >= need or not isinstance(workers, int):
         _note_idle_gpus(scale)
-        _note_taken(scale, min(fits, need))
+        _note_taken(scale, min(fits, need), tell)
         return max(fits, need)
     size, have = _describe(scale), _capacity()
     raise ConfigError(
@@ -80,14 +82,16 @@ def _note_idle_gpus(scale: wire.Scale) -> None:
         log.info("%g GPUs here and no worker uses one: %s=1 gives each worker one", idle, wire.GPUS)
 
 
-def _note_taken(scale: wire.Scale, need: int) -> None:
+def _note_taken(scale: wire.Scale, need: int, tell: Tell) -> None:
     """Say that a training will wait for CPUs that the cluster has, and others hold."""
     deadline = time.monotonic() + _FREED_S
     while (free := _free(scale)) < need and time.monotonic() < deadline:
         time.sleep(0.2)
     if free < need:
-        words = "waiting for %s x %s: there is room for %d now; what else runs: raykube job list; raykube service list"
-        log.info(words, _workers(need), _describe(scale), free)
+        wait = f"waiting for {_workers(need)} x {_describe(scale)}: there is room for {free} now"
+        words = f"{wait}; what else runs: raykube job list; raykube service list"
+        log.info("%s", words)
+        tell(words)
 
 
 def _free(scale: wire.Scale) -> int:
@@ -96,7 +100,7 @@ def _free(scale: wire.Scale) -> int:
     return _times("CPU", scale.cpus, ray.available_resources())
 
 
-def room(scale: wire.Scale, need: int) -> int:
+def room(scale: wire.Scale, need: int, tell: Tell = lambda _: None) -> int:
     """Return how many workers trials of `need` each may have together; of a cluster that grows, all it may grow to.
 
     Nobody asks for the workers of a trial before it runs, so a cluster that begins with none is not waited for.
@@ -107,7 +111,7 @@ def room(scale: wire.Scale, need: int) -> int:
     workers = scale.workers
     if isinstance(workers, tuple) and workers[1] >= need and head_runs_no_work():
         return workers[1]
-    return require(scale, need)
+    return require(scale, need, tell)
 
 
 def _settled_slots(scale: wire.Scale, need: int) -> int:

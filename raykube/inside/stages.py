@@ -18,6 +18,7 @@ from raykube.inside import storage, tracking
 from raykube.inside.history import Row, rows
 from raykube.inside.loops import refuse_within
 from raykube.inside.place import Place
+from raykube.inside.troubles import Troubles
 
 log = logging.getLogger("raykube")
 _PROCESS = secrets.token_hex(8)  # what tells this process from another one of the same attempt
@@ -83,6 +84,11 @@ class Stage:
     def files(self) -> tuple[str, ...]:
         """Its metrics files: of ``raykube.report``, and the controller's, of what plain ``ray.train.report`` says."""
         return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
+
+    @property
+    def troubles(self) -> Troubles:
+        """The note of what keeps its run."""
+        return Troubles(self.path, self.place.path, self.place.attempt)
 
     def rows(self) -> list[Row]:
         """Return all that was reported, oldest first."""

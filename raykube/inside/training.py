@@ -64,7 +64,7 @@ def train(
         return done
     log_start(stage)
     with uncaught.kept(place), joining.connected():
-        require(place.scale, place.scale.workers)
+        require(place.scale, place.scale.workers, stage.troubles.wait)
         subject = Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])
@@ -101,10 +101,10 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
-    from raykube.inside.controller import Controller, Ranks
+    from raykube.inside.controller import Controller, Ranks, Waits
 
     place = stage.place
-    controller = Controller(stage.path, place.attempt, place.path, task.metric)
+    controller = Controller(stage.path, place.attempt, stage.troubles, task.metric)
     return TorchTrainer(
         Loop(task.loop, stage.path, place.attempt, task.metric, task.mode),
         train_loop_config=task.config,
@@ -115,7 +115,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE))],
+            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE)), Waits(stage.troubles)],
             # Ray's own lines, several a checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

@@ -80,7 +80,7 @@ def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tra
     """Search on the cluster that is connected; return what the search found."""
     place, metric, mode = stage.place, task.metric, task.mode
     goes_on = _goes_on(stage)
-    fit = room(place.scale, place.trial_workers) // place.trial_workers
+    fit = room(place.scale, place.trial_workers, stage.troubles.wait) // place.trial_workers
     trials, at_once, changed = as_begun(stage, task, trials, fit, goes_on=goes_on)
     log.info("%d trials, %d at once, %d workers each", trials, at_once, place.trial_workers)
     subject = Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})

@@ -14,7 +14,7 @@ import pytest
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
-from raykube.inside import checkpoints, loops, tracking
+from raykube.inside import checkpoints, loops, room, tracking
 from raykube.inside.failures import (
     GPU_MEMORY_STEP,
     MEMORY_STEP,
@@ -34,6 +34,7 @@ from tests.support import Later
 from tests.support import run as finished
 
 np = Later("numpy")
+controller = Later("raykube.inside.controller")
 ray = Later("ray")
 torch = Later("torch")
 
@@ -424,6 +425,39 @@ def test_gpu_without_memory_is_named_and_tried_again():
     assert not is_bug(full)
     taken, _ = explain(GroupError({0: raised(RuntimeError("CUDA error: out of memory\nFor debugging consider x"))}))
     assert (taken.reason, taken.message) == ("GpuOutOfMemory", "RuntimeError: CUDA error: out of memory (worker 0)")
+
+
+@pytest.fixture
+def troubled(tmp_path):
+    """Return a stage of a second attempt, and what is told of the run's trouble."""
+    stage = Stage(Place("demo", str(tmp_path), attempt=2), "train-1", str(tmp_path / "demo"))
+    path = tmp_path / "demo" / wire.TROUBLE_FILE
+    return stage, lambda: wire.trouble(path.read_text() if path.exists() else "", 2).partition(" ")[2]
+
+
+def test_wait_for_what_others_hold_is_told_until_the_workers_start(troubled, monkeypatch):
+    stage, told = troubled
+    monkeypatch.setattr(room, "_settled_slots", lambda *_: 2)
+    monkeypatch.setattr(room, "_note_idle_gpus", lambda _: None)
+    monkeypatch.setattr(room, "_FREED_S", 0.0)
+    monkeypatch.setattr(room, "_free", lambda _: 2)
+    room.require(wire.Scale(), 2, stage.troubles.wait)
+    assert told() == ""
+    monkeypatch.setattr(room, "_free", lambda _: 0)
+    room.room(wire.Scale(), 2, stage.troubles.wait)
+    assert told().startswith("train-1: waiting for 2 workers x 1 CPU: there is room for 0 now")
+    controller.Waits(stage.troubles).after_worker_group_start(None)
+    assert told() == ""
+
+
+def test_lost_worker_is_told_after_others_have_started(troubled):
+    stage, told = troubled
+    of_ray = controller.Controller(stage.path, 2, stage.troubles)
+    of_ray.after_exception(None, {0: raised(RuntimeError("no network"))})
+    assert told() == ""
+    of_ray.after_exception(None, {1: lost("The actor is dead because of x")})
+    controller.Waits(stage.troubles).after_worker_group_start(None)
+    assert told() == "train-1: worker 1: The actor is dead because of x"
 
 
 class TwoArguments(LookupError):

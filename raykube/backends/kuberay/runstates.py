@@ -86,7 +86,7 @@ def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trouble(told: Mapping[str, Any]) -> str:
-    """Return what the attempt that goes on has lost meanwhile."""
+    """Return what the attempt that goes on has lost meanwhile, or waits for."""
     return wire.trouble(str(told.get("trouble") or ""), int(told.get("attempt") or 0))
 
 

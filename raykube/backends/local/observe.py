@@ -153,7 +153,7 @@ def progress(record: Record) -> Mapping[str, Any]:
 
 
 def trouble(record: Record, attempt: int) -> str:
-    """Return what an attempt has lost last; empty when nothing."""
+    """Return what an attempt has lost last, or waits for; empty when nothing."""
     return wire.trouble(_text(record, wire.TROUBLE_FILE), attempt)
 
 

@@ -1,0 +1,56 @@
+"""What keeps a run that goes on: one note in its folder, the last, for those who ask what the run is at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+from raykube import wire
+from raykube.inside import storage
+
+log = logging.getLogger("raykube")
+
+
+@dataclass(frozen=True)
+class Troubles:
+    """The note, as one stage of a run writes it.
+
+    Attributes:
+        stage: its folder or URI.
+        run: the run's.
+        attempt: of the run.
+    """
+
+    stage: str
+    run: str
+    attempt: int
+
+    def note(self, words: str) -> None:
+        """Leave word of what has happened. Where it cannot be written it is logged: the run goes on all the same."""
+        self._write(words, waits=False)
+
+    def wait(self, words: str) -> None:
+        """Leave word of what the stage waits for, until :meth:`wait_is_over`."""
+        self._write(words, waits=True)
+
+    def wait_is_over(self) -> None:
+        """Take back what :meth:`wait` has left; what was noted since stays."""
+        try:
+            if wire.row_of(storage.read_from(self._path)).get("waits"):
+                storage.remove(self._path)
+        except OSError as error:
+            log.warning("the run waits no longer, and is still told to: %s", error)
+
+    @property
+    def _path(self) -> str:
+        return storage.join(self.run, wire.TROUBLE_FILE)
+
+    def _write(self, words: str, *, waits: bool) -> None:
+        name = self.stage.removeprefix(self.run).strip("/")
+        note = {"time": time.time(), "attempt": self.attempt, "message": f"{name}: {words}", "waits": waits}
+        try:
+            storage.write_text(self._path, json.dumps(note))
+        except OSError as error:
+            log.warning("%s; %s", note["message"], error)
