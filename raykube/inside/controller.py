@@ -78,21 +78,34 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
 
     def _note(self, failures: Mapping[int, BaseException]) -> None:
         """Leave word of a lost worker for those who ask what a run that goes on is at."""
-        rank, loss = worst(failures)
-        if is_loss(loss):
-            self._troubles.note(describe(rank, loss))
+        if losses := {rank: error for rank, error in failures.items() if is_loss(error)}:
+            self._troubles.note(describe(*worst(losses)))
 
 
-class Waits(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
-    """Takes back what is noted of a wait for workers, once they have started."""
+class Workers(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
+    """Notes workers whose node is taken away, and takes back what is noted of a wait for workers once they start."""
 
     def __init__(self, troubles: Troubles) -> None:
         self._troubles = troubles
+        self._told: list[int] = []
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """See that no wait is told of any more."""
         del worker_group
+        self._told = []
         self._troubles.wait_is_over()
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Leave word of workers that Ray is about to end and replace: often no exception tells of them later."""
+        try:
+            leaving = worker_group_status.get_preemption_info()
+            ranks = leaving.preempted_ranks if leaving else []
+        except AttributeError:  # inner parts of Ray, which may move
+            return
+        if ranks and ranks != self._told:
+            self._told = ranks
+            who = f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+            self._troubles.note(f"{who}: on a node that is taken away, as by an eviction or the deletion of its pod")
 
 
 class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types

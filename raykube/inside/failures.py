@@ -12,7 +12,8 @@ STARTING = -1
 _TAIL = 20
 _TRACEBACK = "raykube_traceback"
 _OUT_OF_MEMORY = "running low on memory"
-_DEAD = "is dead because"
+# In the words of Ray, of its process and of its node.
+_DEAD = ("is dead because", "died because its node has died")
 #: What to do about a bug in a loop, where the error is shown with its traceback.
 TRACEBACK_STEP = "read the traceback below; it is the loop's own"
 #: What to do about the memory monitor's kills.
@@ -187,8 +188,12 @@ def describe(rank: int, loss: BaseException) -> str:
 
 def death(text: str) -> str:
     """Return the line in which Ray says how a process died; empty where it says nothing of one."""
-    told = next((line.strip() for line in text.splitlines() if is_memory_kill(line) or _DEAD in line), "")
+    told = next((line.strip() for line in text.splitlines() if is_memory_kill(line) or _is_death(line)), "")
     return f"Ray's memory monitor killed it: {told}" if is_memory_kill(told) else told
+
+
+def _is_death(line: str) -> bool:
+    return any(words in line for words in _DEAD)
 
 
 def is_memory_kill(words: str) -> bool:

@@ -35,6 +35,7 @@ from tests.support import run as finished
 
 np = Later("numpy")
 controller = Later("raykube.inside.controller")
+poll = Later("ray.train.v2._internal.execution.worker_group.poll")
 ray = Later("ray")
 torch = Later("torch")
 
@@ -446,7 +447,7 @@ def test_wait_for_what_others_hold_is_told_until_the_workers_start(troubled, mon
     monkeypatch.setattr(room, "_free", lambda _: 0)
     room.room(wire.Scale(), 2, stage.troubles.wait)
     assert told().startswith("train-1: waiting for 2 workers x 1 CPU: there is room for 0 now")
-    controller.Waits(stage.troubles).after_worker_group_start(None)
+    controller.Workers(stage.troubles).after_worker_group_start(None)
     assert told() == ""
 
 
@@ -456,8 +457,27 @@ def test_lost_worker_is_told_after_others_have_started(troubled):
     of_ray.after_exception(None, {0: raised(RuntimeError("no network"))})
     assert told() == ""
     of_ray.after_exception(None, {1: lost("The actor is dead because of x")})
-    controller.Waits(stage.troubles).after_worker_group_start(None)
+    controller.Workers(stage.troubles).after_worker_group_start(None)
     assert told() == "train-1: worker 1: The actor is dead because of x"
+
+
+def test_lost_worker_is_told_although_it_broke_the_connections_of_others(troubled):
+    stage, told = troubled
+    of_ray = controller.Controller(stage.path, 2, stage.troubles)
+    gone = lost("A worker health check failed.\nThe actor died because its node has died. Node Id: x\n\tby SIGTERM")
+    of_ray.after_exception(None, {0: raised(RuntimeError("Connection reset by peer")), 1: gone})
+    assert told() == "train-1: worker 1: The actor died because its node has died. Node Id: x"
+
+
+def test_workers_on_a_node_that_is_taken_away_are_told_before_they_are_lost(troubled):
+    stage, told = troubled
+    workers = controller.Workers(stage.troubles)
+    workers.after_worker_group_poll_status(poll.WorkerGroupPollStatus({0: poll.WorkerStatus(running=True)}))
+    assert told() == ""
+    leaving = poll.WorkerStatus(running=True, preemption_info=poll.PreemptionInfo(None, {"node": [1, 2]}))
+    workers.after_worker_group_poll_status(poll.WorkerGroupPollStatus({0: leaving}))
+    assert told().startswith("train-1: workers 1, 2: on a node that is taken away")
+    workers.after_worker_group_poll_status(object())  # as it may be in another Ray
 
 
 class TwoArguments(LookupError):
