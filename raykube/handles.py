@@ -71,7 +71,8 @@ class _Handle:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: Any = None
         for status in self.backend.changes(self.name, self._kind):
-            change = (status.state, status.attempt, status.detail, status.failure, dict(status.progress))
+            reported = dict(status.progress), status.quiet_s
+            change = (status.state, status.attempt, status.detail, status.failure, reported)
             if on_event and change != seen:
                 on_event(Event(time.time(), status))
             seen = change
@@ -92,7 +93,7 @@ class Run(_Handle):
         Args:
             timeout_s: seconds after which to give up waiting; the run itself goes on. A request that has been sent by
                 then is waited for, up to a minute where the place takes it and is silent.
-            on_event: called with every change of state, attempt or metrics.
+            on_event: called with every change of state, attempt or metrics, and each minute without new metrics.
 
         Raises:
             ConfigError: `timeout_s` is no time.

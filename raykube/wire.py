@@ -76,6 +76,8 @@ _FAILED = re.compile(r"raykube: attempt \d+ failed: (\w+): (.*?)(?: \(next: (.*)
 
 #: So many bytes of the end of a metrics file are read, the more where they hold no whole row.
 _TAILS = (65_536, 2**20)
+#: Silence is told in whole steps, so that what is told of a run does not change with each look.
+_QUIET_STEP_S = 60.0
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
@@ -246,7 +248,17 @@ def row_of(line: str | bytes) -> dict[str, Any]:
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """Return the metrics reported last below a run's folder, by a stage or a trial; empty when there are none.
+    """Return the metrics reported last below a run's folder, by a stage or a trial; empty when there are none."""
+    return dict(last_report(folder).get("metrics", {}))
+
+
+def quiet_s(silence: float) -> float:
+    """Return for how long a run has reported nothing, in whole minutes; 0 below one."""
+    return max(0.0, silence // _QUIET_STEP_S * _QUIET_STEP_S)
+
+
+def last_report(folder: Path) -> dict[str, Any]:
+    """Return the row reported last below a run's folder, by a stage or a trial; empty when there is none.
 
     Ray Train deletes superseded checkpoints while this looks, so they are not entered (a worker's
     half-written files are no reports either), and what is gone at the second look is no error.
@@ -264,13 +276,14 @@ def last_metrics(folder: Path) -> dict[str, Any]:
 
 
 def last_row(data: bytes) -> dict[str, Any]:
-    """Return the metrics in the last whole line of the end of a metrics file; empty when there is none.
+    """Return the row in the last whole line of the end of a metrics file; empty when there is none.
 
     Nor is it an error when the line cannot be read: another program's file may have that name.
     """
     lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        return dict(json.loads(lines[-1])["metrics"])
+        row = json.loads(lines[-1])
+        return {**row, "metrics": dict(row["metrics"])}
     return {}
 
 

@@ -40,6 +40,7 @@ class Status:
         submitted, started, ended: Unix times in seconds; None while unknown.
         attempt: which attempt of the run this is, from 1.
         progress: the metrics reported last.
+        quiet_s: for how long nothing was reported since, in whole minutes; 0 below one, and while it does not run.
         url: where to look: the dashboard for a job, the HTTP address for a service.
         earlier: a line on each attempt before this that is known to have ended, oldest first; none on this machine.
         workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
@@ -57,6 +58,7 @@ class Status:
     ended: float | None = None
     attempt: int = 1
     progress: Mapping[str, Any] = field(default_factory=dict)
+    quiet_s: float = 0.0
     url: str = ""
     earlier: tuple[str, ...] = ()
     workers: str = ""

@@ -41,6 +41,12 @@ def progress(metrics: Mapping[str, Any]) -> str:
     return " · ".join(f"{key} {number(value)}" for key, value in shown)
 
 
+def reported(status: Status) -> str:
+    """Return what a run has reported, and for how long no more since: ``epoch 3 · no report for 5m``."""
+    quiet = f"no report for {age(status.quiet_s)}" if status.quiet_s else ""
+    return " · ".join(filter(None, (progress(status.progress), quiet)))
+
+
 def elapsed(status: Status, now: float) -> float:
     """Return for how long a run has been or was going, in seconds."""
     return (status.ended or now) - (status.submitted or now)
@@ -50,7 +56,7 @@ def status_line(status: Status, now: float) -> str:
     """Return a status on one line, for a pipe or below a live log."""
     attempt = f"attempt {status.attempt}" if status.attempt > 1 else ""
     detail = "" if status.kind == "job" and status.detail in _NO_NEWS else status.detail
-    parts = [f"{status.name} {status.state}", attempt, progress(status.progress), detail, age(elapsed(status, now))]
+    parts = [f"{status.name} {status.state}", attempt, reported(status), detail, age(elapsed(status, now))]
     return " · ".join(part for part in parts if part)
 
 
@@ -59,7 +65,7 @@ def status_text(status: Status) -> str:
     when = {key: _clock(getattr(status, key)) for key in ("submitted", "started", "ended")}
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
     scale = {"workers": status.workers, "storage": status.storage}
-    rows = fields | scale | when | {"progress": progress(status.progress), "url": status.url}
+    rows = fields | scale | when | {"progress": reported(status), "url": status.url}
     return _fields(rows, [f"{'':<11}{line}" for line in status.earlier], status.failure)
 
 
@@ -138,7 +144,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _row(status: Status, now: float) -> dict[str, str]:
     began = status.submitted or now
-    note = progress(status.progress) or (status.failure.reason if status.failure else "") or _note(status)
+    note = reported(status) or (status.failure.reason if status.failure else "") or _note(status)
     cells = (status.name, status.state, str(status.attempt), status.workers, age(now - began), note)
     return dict(zip(_COLUMNS, cells, strict=True))
 

@@ -28,6 +28,8 @@ class Kept:
         self._noting = threading.Lock()
         self._owed: list[dict[str, Any]] = []
         self._told: dict[str, str] = {}
+        self._report: Any = None
+        self._since = time.monotonic()
 
     def replay(self) -> None:
         """Print what earlier attempts printed."""
@@ -66,10 +68,12 @@ class Kept:
 
     def _tell(self, attempt: int) -> None:
         """Write the state of the run, and where its ranks are, where the dashboard hands them out."""
+        report = _last_report(self._run.path)
         state = {
             "attempt": attempt,
             "attempts": self._run.rows(),
-            "progress": _progress(self._run.path),
+            "progress": report.get("metrics", {}),
+            "quiet_s": self._quiet_s(report),
             "trouble": storage.read_from(storage.join(self._run.path, wire.TROUBLE_FILE)).decode(),
             "result": storage.read_from(storage.join(self._run.path, wire.RESULT_FILE)).decode(),
             "log_starts_at": self._output.starts_at,
@@ -79,6 +83,12 @@ class Kept:
         ranks = storage.read_from(storage.join(self._run.path, wire.RANKS_FILE)).decode()
         self._leave(wire.ranks_file(self._run.name), ranks)
 
+    def _quiet_s(self, report: dict[str, Any]) -> float:
+        """Return for how long there was no other report: by this clock, for a worker's and a reader's are others."""
+        if (stamp := report.get("time")) != self._report:
+            self._report, self._since = stamp, time.monotonic()
+        return wire.quiet_s(time.monotonic() - self._since) if stamp else 0.0
+
     def _leave(self, name: str, text: str) -> None:
         """Write a file into Ray's log folder, when its text has changed."""
         if self._output.folder and text != self._told.get(name):
@@ -86,9 +96,9 @@ class Kept:
             self._told[name] = text
 
 
-def _progress(path: str) -> dict[str, Any]:
-    """Return the metrics that were reported last."""
+def _last_report(path: str) -> dict[str, Any]:
+    """Return the row that was reported last."""
     if not storage.is_uri(path):
-        return wire.last_metrics(Path(path))
+        return wire.last_report(Path(path))
     last = storage.newest(path, wire.METRICS_FILE)
     return wire.last_row(storage.read_from(last)) if last else {}

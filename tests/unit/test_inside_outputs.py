@@ -1,11 +1,15 @@
 """What is kept of the output of a run's driver and training workers."""
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from raykube.inside import outputs
+from raykube import wire
+from raykube.inside import kept, outputs
+from raykube.inside.noted import Run
 from raykube.inside.outputs import Printed
 from tests.support import file_size_limited
 
@@ -22,6 +26,26 @@ def sources(tmp_path):
 def add(path, text):
     with path.open("a") as file:
         file.write(text)
+
+
+def test_silence_is_told_by_the_clock_of_the_head_alone(tmp_path, monkeypatch):
+    clock, log, metrics = [7.0], tmp_path / "logs" / "driver.log", tmp_path / "a" / "train-1" / wire.METRICS_FILE
+    for path in (log, metrics):
+        path.parent.mkdir(parents=True)
+    log.touch()
+    monkeypatch.setattr(outputs, "_own_output", lambda: log)
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run = kept.Kept(Run("a", str(tmp_path / "a"), 1, 0))
+
+    def quiet(after, line=""):
+        clock[0] += after
+        add(metrics, line)
+        assert run.keep(1) is None
+        return json.loads((log.parent / wire.state_file("a")).read_text())["quiet_s"]
+
+    row = '{"time": %d, "metrics": {"loss": NaN}}\n'
+    assert [quiet(90.0), quiet(0.0, row % 5)] == [0.0, 0.0]
+    assert [quiet(59.0), quiet(90.0), quiet(0.0, row % 6)] == [0.0, 120.0, 0.0]
 
 
 def test_output_is_kept_in_whole_lines_as_it_grows(sources, tmp_path):

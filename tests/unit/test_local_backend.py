@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,21 @@ def test_run_that_is_sent_again_on_a_new_head_while_somebody_looks_has_not_faile
     monkeypatch.setattr(starting, "keep_watched", lambda: sent_anew(record, 2))
     assert Local().status("a").state == "RUNNING"
     assert records.final("a") is None
+
+
+@pytest.mark.parametrize(
+    ("state", "trouble", "quiet"), [("RUNNING", "train-1: worker 0: gone", True), ("PENDING", "", False)]
+)
+def test_trouble_and_silence_are_told_of_a_run_while_it_runs(record, learning, state, trouble, quiet):
+    learning(a_n_1=state)
+    records.save(replace(record, submitted=time.time()))
+    folder = Path(record.storage, "a")
+    (folder / "train-1").mkdir(parents=True)
+    (folder / wire.TROUBLE_FILE).write_text('{"time": 1.0, "attempt": 1, "message": "train-1: worker 0: gone"}')
+    (folder / "train-1" / wire.METRICS_FILE).write_text('{"time": 1.0, "metrics": {"epoch": 3}}\n')
+    status = Local().status("a")
+    assert (status.state, status.detail.partition(" ")[2], status.quiet_s > 0) == (state, trouble, quiet)
+    assert status.progress == {"epoch": 3}
 
 
 def test_run_whose_head_dies_while_it_is_asked_has_failed(record, learning):

@@ -126,6 +126,12 @@ def test_lost_worker_is_told_while_the_attempt_that_lost_it_goes_on():
     assert runstates.status_of(seen("Complete", "SUCCEEDED"), told).detail == ""
 
 
+def test_silence_is_told_of_what_runs():
+    told = {"attempt": 1, "progress": {"epoch": 3}, "quiet_s": 120.0}
+    assert runstates.status_of(seen("Running", ray={"status": "RUNNING"}), told).quiet_s == 120.0
+    assert runstates.status_of(seen("Complete", "SUCCEEDED"), told).quiet_s == 0.0
+
+
 def test_next_attempt_is_told_to_the_script_and_noted():
     planned = {"metadata": {"name": "a"}, "spec": {"runtimeEnvYAML": 'env_vars: {RAYKUBE_ATTEMPT: "1"}'}}
     again = jobs.again(planned, 3)

@@ -32,6 +32,13 @@ def test_running_line_shows_what_was_lost():
     assert line == "a RUNNING · 12:00:00 train-1: worker 0: gone · 60s"
 
 
+def test_silence_of_a_run_is_shown_after_its_metrics():
+    silent = status(progress={"epoch": 3}, quiet_s=300.0)
+    assert view.status_line(silent, NOW) == "a RUNNING · epoch 3 · no report for 5m · 60s"
+    assert "progress:  epoch 3 · no report for 5m" in view.status_text(silent)
+    assert "epoch 3 · no report for 5m" in view.table([silent], NOW)
+
+
 def test_pending_line_shows_the_detail_and_later_attempts():
     line = view.status_line(status(state="PENDING", detail="waiting", attempt=2), NOW)
     assert line == "a PENDING · attempt 2 · waiting · 60s"

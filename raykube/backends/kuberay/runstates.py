@@ -45,6 +45,7 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
         attempt=rayjobs.attempt_of(job, told),
         earlier=tuple(_earlier(told)),
         progress=dict(told.get("progress") or {}),
+        quiet_s=float(told.get("quiet_s") or 0) if state == "RUNNING" else 0.0,
         url=url,
         workers=_workers(job),
         storage=rayjobs.storage_of(job),

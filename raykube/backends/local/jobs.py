@@ -110,8 +110,14 @@ def live_status(record: Record) -> Status:
         )
     if status.is_terminal:
         return _ended(record, status, running)
-    detail = observe.trouble(record, status.attempt) if status.state == "RUNNING" else ""
-    return replace(status, detail=detail or status.detail, progress=observe.progress(record), url=running.address)
+    goes_on = _running(record, status, now) if status.state == "RUNNING" else status
+    return replace(goes_on, progress=observe.progress(record), url=running.address)
+
+
+def _running(record: Record, status: Status, now: float) -> Status:
+    """Return the status of an attempt that runs, with what troubles it and for how long it was silent."""
+    detail = observe.trouble(record, status.attempt) or status.detail
+    return replace(status, detail=detail, quiet_s=observe.quiet_s(record, now))
 
 
 def _ended(record: Record, ended: Status, running: head.Head) -> Status:

@@ -152,6 +152,12 @@ def progress(record: Record) -> Mapping[str, Any]:
     return wire.last_metrics(Path(record.storage) / record.name)
 
 
+def quiet_s(record: Record, now: float) -> float:
+    """Return for how long a run has reported nothing; 0 before its first report. It runs here: its clock is ours."""
+    reported = wire.last_report(Path(record.storage) / record.name).get("time")
+    return wire.quiet_s(now - reported) if isinstance(reported, (int, float)) else 0.0
+
+
 def trouble(record: Record, attempt: int) -> str:
     """Return what an attempt has lost last, or waits for; empty when nothing."""
     return wire.trouble(_text(record, wire.TROUBLE_FILE), attempt)
