@@ -9,7 +9,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raykube.inside.answers import Predict, as_text, predict_each, read_instances, reply
+from raykube.inside.answers import Predict, as_text, predict_parts, read_instances, reply, size_of
 from raykube.inside.serving import open_model
 from raykube.inside.tracking import Loader
 
@@ -30,14 +30,20 @@ class Replica:
     def __init__(self, load: Loader, predict: Predict, resolved: str, size: int, wait_s: float) -> None:
         self._predict = predict
         self._resolved = resolved
+        self._size = size
         self._model = open_model(resolved, load)
         self._together.set_max_batch_size(size)
         self._together.set_batch_wait_timeout_s(wait_s)
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator] # Ray's has no types
-    async def _together(self, instances: list[Any]) -> list[Any]:
+    @serve.batch(batch_size_fn=size_of)  # type: ignore[untyped-decorator] # Ray's has no types
+    async def _together(self, parts: list[list[Any]]) -> list[list[Any]]:
         # In a thread, so that requests are still accepted, and health checks answered, meanwhile.
-        return await asyncio.to_thread(predict_each, self._predict, self._model, instances)
+        return await asyncio.to_thread(predict_parts, self._predict, self._model, parts)
+
+    async def _each(self, instances: list[Any]) -> list[Any]:
+        """Return the outcome of each instance; many go one batch after another, so that other requests come between."""
+        begins = range(0, len(instances), self._size)
+        return [one for begin in begins for one in await self._together(instances[begin : begin + self._size])]
 
     async def __call__(self, request: Request) -> Answer:
         """Answer one HTTP request."""
@@ -49,8 +55,7 @@ class Replica:
             instances = read_instances(await request.body())
         except ValueError as error:
             return Answer({"error": str(error)}, 400)
-        found = await asyncio.gather(*(self._together(instance) for instance in instances))
-        return Answer(*reply(found))
+        return Answer(*reply(await self._each(instances)))
 
 
 # Ray's default of 5 requests at once would be the largest batch; the name is what plans address.

@@ -1,9 +1,13 @@
+import asyncio
+import importlib
 import json
 import math
 import re
 import tempfile
+import threading
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -236,6 +240,84 @@ def test_body_that_is_not_instances_is_refused(body):
 
 def test_body_holds_instances():
     assert answers.read_instances(json.dumps({"instances": [1, 2]}).encode()) == [1, 2]
+
+
+def test_parts_of_several_requests_are_predicted_together_and_told_apart():
+    asked = []
+
+    def predict(model, instances):
+        asked.append(list(instances))
+        return doubled(model, instances)
+
+    found = answers.predict_parts(predict, None, [[1, 2], [], [3]])
+    assert (found, asked) == ([[2, 4], [], [6]], [[1, 2, 3]])
+    refused = answers.Refused("ValueError: not a number")
+    assert answers.predict_parts(doubled, None, [["x"], [3]]) == [[refused], [6]]
+
+
+@pytest.fixture
+def replica(monkeypatch):
+    """Return the module of replicas, as in a replica's process."""
+    serve = of("ray.serve")
+    config = SimpleNamespace(max_ongoing_requests=100)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(_deployment_config=config))
+    # A batch belongs to the event loop that it was made in.
+    return importlib.reload(importlib.import_module("raykube.inside.replica"))
+
+
+def asked_of(replica, method, body=b""):
+    """Return what a replica answers a request."""
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replica(of("starlette.requests").Request({"type": "http", "method": method, "headers": []}, receive))
+
+
+def posted(replica, instances):
+    return asked_of(replica, "POST", json.dumps({"instances": instances}).encode())
+
+
+def test_request_of_many_instances_lets_others_in_between(replica, tmp_path):
+    asked, begun, goes_on = [], threading.Event(), threading.Event()
+
+    def predict(model, instances):
+        asked.append(list(instances))
+        begun.set()
+        assert goes_on.wait(30)
+        return doubled(model, instances)
+
+    async def both():
+        one = replica.Replica(str, predict, str(tmp_path), 2, 0.005)
+        large = asyncio.create_task(posted(one, list(range(7))))
+        await asyncio.to_thread(begun.wait, 30)
+        small = asyncio.create_task(posted(one, [9]))
+        await asyncio.sleep(0)  # it comes to the batch
+        goes_on.set()
+        return [(await each).body for each in (large, small)]
+
+    assert asyncio.run(both()) == [b'{"predictions":[0,2,4,6,8,10,12]}', b'{"predictions":[18]}']
+    assert asked == [[0, 1], [9], [2, 3], [4, 5], [6]]
+
+
+def test_requests_of_few_instances_share_a_batch_and_its_bad_instance_spoils_its_own(replica, tmp_path):
+    asked = []
+
+    def predict(model, instances):
+        asked.append(list(instances))
+        return doubled(model, instances)
+
+    async def all_of_them():
+        one = replica.Replica(str, predict, str(tmp_path), 4, 30)
+        found = await asyncio.gather(*(posted(one, instances) for instances in ([1, 2], ["x"], [3])))
+        return [(each.status_code, each.body) for each in found]
+
+    assert asyncio.run(all_of_them()) == [
+        (200, b'{"predictions":[2,4]}'),
+        (400, b'{"error":"instances[0]: ValueError: not a number"}'),
+        (200, b'{"predictions":[6]}'),
+    ]
+    assert asked[0] == [1, 2, "x", 3]
 
 
 def test_script_of_an_application_asks_for_the_model_that_it_is_to_serve():
