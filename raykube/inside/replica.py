@@ -47,7 +47,7 @@ class Replica:
 
     async def __call__(self, request: Request) -> Answer:
         """Answer one HTTP request."""
-        if request.method == "GET":
+        if request.method in ("GET", "HEAD"):  # for the latter the server sends no body
             return Answer({"model": self._resolved})
         if request.method != "POST":
             return Answer({"error": f"{request.method} is not known: use GET or POST"}, 405)

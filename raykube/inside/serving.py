@@ -23,7 +23,7 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
     ``batch_wait_timeout_s`` (seconds to wait for more of them, 0.005).
 
     Over HTTP: POST ``{"instances": [...]}`` gives ``{"predictions": [...]}``, one for each instance;
-    GET gives ``{"model": ...}``, what is served.
+    GET gives ``{"model": ...}``, what is served; HEAD, as load balancers probe, the same without the body.
 
     Args:
         load: makes the model from a checkpoint's folder, which may be gone once it has returned.

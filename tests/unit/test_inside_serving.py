@@ -320,6 +320,13 @@ def test_requests_of_few_instances_share_a_batch_and_its_bad_instance_spoils_its
     assert asked[0] == [1, 2, "x", 3]
 
 
+def test_probe_by_head_is_answered_as_a_look(replica, tmp_path):
+    one = replica.Replica(str, doubled, str(tmp_path), 2, 0.005)
+    head, look, other = (asyncio.run(asked_of(one, method)) for method in ("HEAD", "GET", "PUT"))
+    assert (head.status_code, head.headers) == (200, look.headers)
+    assert other.status_code == 405
+
+
 def test_script_of_an_application_asks_for_the_model_that_it_is_to_serve():
     pytest.importorskip("torch")
     done = run("python", "-m", "jobs.digits_app", cwd=BIN.parent.parent)
