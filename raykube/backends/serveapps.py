@@ -17,9 +17,12 @@ Apps = Mapping[str, Mapping[str, Any]]
 #: The reason of a failure that leaves what was deployed before as it was.
 UPDATE_FAILED = "UpdateFailed"
 GOES_ON = "what was deployed before goes on serving"
+#: Where it does not, as of a single replica, which Serve stops before it starts another.
+_STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
 
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 _MARK = "Error:\n"  # of a deployment's message that tells of a replica which did not start
+_UPDATE = "rolling update"  # before that mark: there were replicas of another version
 _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]")
 
 
@@ -72,8 +75,10 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
     failed = {name: app for name, app in apps.items() if is_undone(app)}
     if failed:
         found = _of(UPDATE_FAILED if goes_on else "DeployFailed", [words(*each) for each in failed.items()])
-        has_run = all(app["status"] == "UNHEALTHY" for app in failed.values())  # else its replicas have logged nothing
-        return replace(found, next_step=f"raykube service logs {service}") if has_run else found
+        if all(app["status"] == "UNHEALTHY" for app in failed.values()):  # else its replicas have logged nothing
+            return replace(found, next_step=f"raykube service logs {service}")
+        is_lost = not goes_on and any(map(_has_lost_all, failed.values()))
+        return replace(found, next_step=f"{found.next_step}; {_STOPPED}") if is_lost else found
     tries = [text for app in apps.values() if app["status"] == "DEPLOYING" and _MARK in (text := _of_deployments(app))]
     return _of("ReplicaFailed", tries) if tries else None
 
@@ -91,20 +96,28 @@ def runs_of_before(app: Mapping[str, Any], since: float) -> bool:
     )
 
 
+def _has_lost_all(app: Mapping[str, Any]) -> bool:
+    """Whether an update that failed has left a deployment of an application without a replica."""
+    deployments = (app.get("deployments") or {}).values()
+    return any(_UPDATE in str(each.get("message")).partition(_MARK)[0] and not _running(each) for each in deployments)
+
+
 def line(apps: Apps) -> str:
     """Return the state of each application, and how many of its replicas run."""
     return ", ".join(f"{name} {app['status']}{_replicas(app)}" for name, app in apps.items())
 
 
 def _replicas(app: Mapping[str, Any]) -> str:
-    every = [replica for each in (app.get("deployments") or {}).values() for replica in each.get("replicas") or []]
-    count = sum(1 for replica in every if replica.get("state") == "RUNNING")
+    count = sum(len(_running(each)) for each in (app.get("deployments") or {}).values())
     return f" ({count} replica{'s' if count != 1 else ''})" if count else ""
 
 
 def _has_older(deployment: Mapping[str, Any], since: float) -> bool:
-    running = (each for each in deployment.get("replicas") or [] if each.get("state") == "RUNNING")
-    return any((each.get("start_time_s") or since) < since for each in running)
+    return any((each.get("start_time_s") or since) < since for each in _running(deployment))
+
+
+def _running(deployment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for each in deployment.get("replicas") or [] if each.get("state") == "RUNNING"]
 
 
 def _of_deployments(app: Mapping[str, Any]) -> str:

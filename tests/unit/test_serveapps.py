@@ -74,3 +74,19 @@ def test_replicas_of_before_are_known_by_when_they_began(name, expected):
 
 def test_update_that_failed_is_not_called_a_service_that_is_down():
     assert serveapps.failure("echo", recorded("update"), goes_on=True).reason == "UpdateFailed"
+
+
+def test_update_that_failed_and_stopped_what_was_deployed_before_says_so_and_how_it_comes_back():
+    lost = "what was deployed before was stopped, and comes back when its code is deployed again"
+    found = serveapps.failure("echo", recorded("gone"))
+    assert found.reason == "DeployFailed"
+    assert found.next_step == f"correct the application as the message says and deploy again; {lost}"
+    for name in ("failed", "unbuilt", "update"):
+        assert lost not in serveapps.failure("echo", recorded(name)).next_step
+
+
+def test_first_deployment_whose_own_words_tell_of_an_update_has_stopped_nothing():
+    apps = recorded("failed")
+    (deployment,) = apps["echo"]["deployments"].values()
+    deployment["message"] = deployment["message"].replace("weights do not fit", "no rolling update of weights")
+    assert "stopped" not in serveapps.failure("echo", apps).next_step
