@@ -180,6 +180,25 @@ def test_service_whose_new_cluster_failed_goes_on_with_the_old_one():
     assert status(service, apps).failure.reason == "UpdateFailed"
 
 
+def test_service_goes_on_while_the_cluster_of_its_update_cannot_come_up():
+    service, _ = recorded("running")
+    service["status"]["pendingServiceStatus"] = {"rayClusterName": "hello-new"}
+    waiting = {"name": "ray", "state": {"waiting": {"reason": "ErrImagePull", "message": "no/such:1: not found"}}}
+    metadata = {"name": "h", "labels": {"ray.io/node-type": "head"}, "creationTimestamp": "2026-11-24T12:58:00Z"}
+    spec = {"containers": [{"name": "ray", "image": "no/such:1"}]}
+    pod = {"metadata": metadata, "spec": spec, "status": {"containerStatuses": [waiting]}}
+    seen = Observed(owner=service, cluster={"metadata": {"name": "hello-new"}}, pods=(pod,), now=NOW)
+    found = servestates.service_status(seen, {})
+    goes_on = "what was deployed before goes on serving"
+    assert (found.state, found.failure.reason) == ("PENDING", "ImageNotFound")
+    assert found.detail.startswith(f"the update waits; {goes_on}: ImageNotFound: ")
+    assert found.failure.next_step.endswith(f"; meanwhile {goes_on}")
+    condition(service, "Ready")["status"] = "False"
+    found = servestates.service_status(seen, {})
+    assert found.detail.startswith("ImageNotFound: ")
+    assert goes_on not in found.failure.next_step
+
+
 def test_service_that_kuberay_gave_up_is_failed():
     service, _ = recorded("starting")
     condition(service, "Ready")["reason"] = "InitializingTimeout"

@@ -7,6 +7,7 @@ are still those on the code before: alone it would call an update done that has 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -173,7 +174,15 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     if state == "STOPPED" or (cause and state == "FAILED" and not undone):
         return cause
     goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
-    return serveapps.failure(seen.name, apps, goes_on=goes_on) or cause
+    found = serveapps.failure(seen.name, apps, goes_on=goes_on) or cause
+    if found and _is_replaced(seen.owner, state):
+        return replace(found, next_step="; ".join(filter(None, [found.next_step, f"meanwhile {serveapps.GOES_ON}"])))
+    return found
+
+
+def _is_replaced(service: Object, state: State) -> bool:
+    """Whether another cluster is to take the place of its own, which answers requests until then."""
+    return state == "PENDING" and all(clusters_of(service)) and is_true(service, "Ready")
 
 
 def _goes_on(service: Object, apps: Apps) -> bool:
@@ -189,6 +198,8 @@ def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -
         return "it is being deleted"
     if failure and failure.reason == serveapps.UPDATE_FAILED:
         return f"the update failed; {serveapps.GOES_ON}: {endings.summary(failure.message)}"
+    if failure and _is_replaced(seen.owner, state):
+        return f"the update waits; {serveapps.GOES_ON}: {failure.reason}: {endings.summary(failure.message)}"
     if failure:
         return f"{failure.reason}: {endings.summary(failure.message)}"
     if state == "WAITING" or (state == "PENDING" and all(clusters_of(seen.owner))):
