@@ -108,7 +108,8 @@ def deploy(
 
     Raises:
         ConfigError: what cannot work, found before anything is started.
-        BackendError: it failed to deploy, or was refused; Conflict, Forbidden and Unreachable are such errors.
+        BackendError: it was refused, or failed to deploy: ServiceFailed, Conflict, Forbidden and Unreachable are such
+            errors.
         WaitTimeout: it is not ready within `timeout_s` seconds.
     """
     check_time(timeout_s)

@@ -10,6 +10,7 @@
      |   + Conflict                the name is taken by something else
      |   + Forbidden               refused for lack of rights
      |   + Unreachable             no answer
+     |   + ServiceFailed           the place took a service, which did not come up
      + RunError                    a run did not end well
          + RunFailed               reason, exit_code, evidence, tail
          + RunStopped              somebody stopped it
@@ -98,6 +99,10 @@ class Forbidden(BackendError):
 
 class Unreachable(BackendError):
     """No answer from the place."""
+
+
+class ServiceFailed(BackendError):
+    """A service was deployed and is not up, as a run that was submitted and failed; ``why`` holds Serve's own words."""
 
 
 @dataclass(frozen=True)

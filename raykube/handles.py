@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from raykube.backends import Backend, Kind, State, Status, serveapps, sources
-from raykube.errors import BackendError, ConfigError, Failure, NotFound, RunFailed, RunStopped, WaitTimeout
+from raykube.errors import ConfigError, Failure, NotFound, RunFailed, RunStopped, ServiceFailed, WaitTimeout
 from raykube.wire import Result
 
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
@@ -171,7 +171,7 @@ class Endpoint(_Handle):
 
         Raises:
             ConfigError: `timeout_s` is no time.
-            BackendError: an application failed to deploy; Serve's own words are in ``why``. After an update of a
+            ServiceFailed: an application failed to deploy; Serve's own words are in ``why``. After an update of a
                 service it says so where what was deployed before goes on serving.
             WaitTimeout: not ready in time; Serve goes on trying.
         """
@@ -206,13 +206,13 @@ def _cause(status: Status) -> Failure:
     return status.failure or Failure(reason, status.detail, next_step=next_step)
 
 
-def _not_up(name: str, why: Failure) -> BackendError:
+def _not_up(name: str, why: Failure) -> ServiceFailed:
     what = f"service {name} is not up: {why.reason}"
     if why.reason == serveapps.UPDATE_FAILED:
         what = f"the update of {name} failed; {serveapps.GOES_ON}"
     # An error has no room for the lines that led to it.
     more = f"; all that Serve says: raykube service why {name}" if why.tail else ""
-    return BackendError(what, why=why.message, next_step=f"{why.next_step}{more}")
+    return ServiceFailed(what, why=why.message, next_step=f"{why.next_step}{more}")
 
 
 def check_time(timeout_s: float | None) -> None:

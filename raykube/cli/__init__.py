@@ -1,7 +1,7 @@
 """The command line. Only this package prints: data on stdout, progress and errors on stderr.
 
-Exit codes: 0 success, 1 the run failed, 2 wrong use or a place that said no, 130 after Ctrl-C, and
-where the reader of the output went away.
+Exit codes: 0 success, 1 the run or service failed, 2 wrong use or a place that said no, 130 after
+Ctrl-C, and where the reader of the output went away.
 """
 
 from __future__ import annotations

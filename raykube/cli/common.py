@@ -15,7 +15,7 @@ import click
 
 from raykube.cli import view
 from raykube.cli.place import Where, with_place
-from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError
+from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError, ServiceFailed
 
 if TYPE_CHECKING:
     from raykube.backends import Status
@@ -47,8 +47,8 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
 
 
 def exit_code(error: RaykubeError) -> int:
-    """Return 1 for a run that failed, 2 for wrong use and a place that said no."""
-    return 1 if isinstance(error, RunError) else 2
+    """Return 1 for a run or service that failed, 2 for wrong use and a place that said no."""
+    return 1 if isinstance(error, RunError | ServiceFailed) else 2
 
 
 def each(names: Iterable[str], act: Callable[[str], None]) -> None:

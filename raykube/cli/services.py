@@ -43,6 +43,8 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     """Serve an application and wait until it answers.
 
     Example: raykube service deploy digits jobs.digits_app:app --model run:digits-a1
+
+    Exit code 0: it answers; 1: it failed, or does not answer yet after --timeout-s seconds; 2: it was refused.
     """
     from raykube import api
     from raykube.cli import args

@@ -16,6 +16,7 @@ from raykube.backends import Status
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
+from raykube.cli import common
 from raykube.errors import BackendError, ConfigError, Failure, NotFound, Unreachable, WaitTimeout
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, kubernetes
@@ -76,6 +77,13 @@ def test_wait_of_what_is_no_time_is_refused_and_nobody_is_asked(code, timeout_s)
     app = rk.App(import_path="hello:app")
     with pytest.raises(ConfigError, match=r"timeout_s is .* which is no time"):
         rk.deploy(rk.Service(name="a", apps=(app,), working_dir=code), "local", timeout_s=timeout_s)
+
+
+def test_service_that_was_deployed_and_failed_exits_as_a_run_that_failed():
+    with pytest.raises(BackendError, match="service a is not up") as told:
+        handles.Endpoint("a", Answering("FAILED")).wait_ready()
+    assert common.exit_code(told.value) == 1
+    assert common.exit_code(BackendError("refused")) == 2
 
 
 def test_list_leaves_out_what_was_deleted_since_it_was_begun():
