@@ -143,7 +143,7 @@ def forward(name: str, where: Where, port: int) -> None:
     is removed when this ends. A connection that drops does not end it: connect again.
     """
     from raykube.backends.kuberay import clusters
-    from raykube.backends.kuberay.forward import Forward
+    from raykube.backends.kuberay.forward import Forward, check_right
     from raykube.backends.local import head
 
     if name == LOCAL:
@@ -153,7 +153,9 @@ def forward(name: str, where: Where, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must go then, too
         signal.signal(number, signal.default_int_handler)
     kube = where.kube()
-    with _kept(clusters.token(kube, name), name) as path, Forward(kube, name, port) as there:
+    token = clusters.token(kube, name)
+    check_right(kube)
+    with _kept(token, name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
         there.gone.wait()

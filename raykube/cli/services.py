@@ -118,7 +118,7 @@ def service_why(name: str, where: Where, *, as_json: bool) -> None:
 def service_forward(name: str, where: Where, port: int) -> None:
     """Forward a port of this machine to a service on Kubernetes, until Ctrl-C; prints its address."""
     from raykube.backends.kuberay import objects, servestates
-    from raykube.backends.kuberay.forward import Forward
+    from raykube.backends.kuberay.forward import Forward, check_right
 
     if where.cluster().is_local:
         step = f"raykube service status {name} shows its address; for one on Kubernetes give --on"
@@ -129,9 +129,11 @@ def service_forward(name: str, where: Where, port: int) -> None:
         """Return the cluster of the moment: an update of the service may put another in its place."""
         return servestates.serving_cluster(objects.found(kube, "RayService", name))
 
-    serving()  # what there is not yet is told at once
+    serving()  # what there is not yet is told at once, as is a right that is missing
+    check_right(kube)
+    route = servestates.route_of(objects.found(kube, "RayService", name)).rstrip("/")
     with Forward(kube, serving, port, remote="serve") as there:
-        click.echo(there.address)
+        click.echo(f"{there.address}{route}")
         common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")
         there.gone.wait()
         raise NotFound(f"service {name} is gone, and so is what was forwarded", next_step="raykube service list")

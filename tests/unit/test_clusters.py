@@ -572,12 +572,19 @@ class Serving(Quiet):
 
     def do_GET(self):  # noqa: N802
         status = {"activeServiceStatus": {"rayClusterName": "s-x"}}
-        self.answer(200, {"kind": "RayService", "metadata": {"name": "s"}, "spec": {}, "status": status})
+        spec = {"serveConfigV2": "applications: [{route_prefix: /hello}]"}
+        self.answer(200, {"kind": "RayService", "metadata": {"name": "s"}, "spec": spec, "status": status})
+
+    def do_POST(self):  # noqa: N802
+        asked = json.loads(self.body())["spec"]["resourceAttributes"]
+        self.server.asked.append((asked["verb"], asked["resource"], asked["subresource"]))
+        self.answer(201, {"status": {"allowed": self.server.allowed}})
 
 
 @pytest.mark.parametrize("noun", ["service", "cluster"])
 def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
     with serving(Serving) as server:
+        server.allowed = True
         config = write_kubeconfig(server, tmp_path / "kubeconfig")
         environ = {**os.environ, "KUBECONFIG": config, "RAYKUBE_HOME": str(tmp_path)}
         words = [sys.executable, "-m", "raykube", noun, "forward", "s", "-n", "default"]
@@ -585,7 +592,7 @@ def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
             words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             try:
-                assert any(line.startswith("carrying") for line in process.stdout)
+                lines = [*itertools.takewhile(lambda line: not line.startswith("carrying"), process.stdout)]
                 until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, "it waits", 10)
                 process.send_signal(signal.SIGINT)
                 rest = process.communicate(timeout=30)[0]
@@ -593,6 +600,21 @@ def test_forward_that_is_interrupted_says_so_by_its_exit_code(tmp_path, noun):
                 process.kill()
     assert process.returncode == 130
     assert "Traceback" not in rest
+    address = lines[-1].split()[-1]
+    assert address.endswith("/hello") is (noun == "service")
+
+
+@pytest.mark.parametrize("noun", ["service", "cluster"])
+def test_forward_without_the_right_to_it_is_refused_before_it_tells_an_address(tmp_path, monkeypatch, noun):
+    monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process are its own
+    with kubernetes(Serving) as server:
+        server.allowed = False
+        done = typed(noun, "forward", "s", "-n", "default", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this user may not get pods/portforward" in done.stderr
+    assert 'resources: ["pods/portforward"], verbs: ["get"]' in done.stderr
+    assert server.asked == [("get", "pods", "portforward")]
 
 
 @pytest.mark.parametrize(("number", "own"), [(signal.SIGTERM, ""), (signal.SIGHUP, "mine")])

@@ -6,6 +6,7 @@ was replaced, or an API server that was restarted, ends the connections that wer
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -18,6 +19,7 @@ from raykube import manifests, marks
 from raykube.backends.kuberay.observed import head_pod
 from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
+from raykube.backends.kubernetes.refusals import lacks
 from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry, opened
 from raykube.backends.kubernetes.watching import Refusals
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
@@ -28,6 +30,7 @@ _PAUSE_S = 0.3
 #: For so long the end of a forward waits for those of its connections.
 _END_S = 1.0
 _HOST = "127.0.0.1"
+_RIGHT = "pods/portforward"
 
 _log = logging.getLogger(__name__)
 
@@ -176,6 +179,19 @@ class Forward:
                 next_step=f"raykube cluster why {cluster}",
             )
         return head
+
+
+def check_right(kube: Kube) -> None:
+    """Refuse who may not forward a port, before any address is told.
+
+    Raises:
+        Forbidden: of the rights for it, this user lacks what every API server asks for.
+    """
+    allowed = True
+    with contextlib.suppress(BackendError):  # then the first connection tells what is wrong
+        allowed = kube.may("get", _RIGHT)
+    if not allowed:
+        raise lacks("get", _RIGHT, why=f"the API server says so of namespace {kube.namespace}")
 
 
 def _listening(port: int) -> socket.socket:

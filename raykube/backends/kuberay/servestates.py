@@ -141,8 +141,12 @@ def url_of(service: Object) -> str:
     spec, metadata = spec_of(service), service["metadata"]
     named = ((spec.get("serveService") or {}).get("metadata") or {}).get("name")
     host = named or f"{metadata['name']}-serve-svc"
-    route = next((app.get("route_prefix") for app in apps_of(service).values()), None) or "/"
-    return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route}"
+    return f"http://{host}.{metadata['namespace']}:{serve_port(spec.get('rayClusterConfig') or {})}{route_of(service)}"
+
+
+def route_of(service: Object) -> str:
+    """Return the path of a service's first application."""
+    return next((app.get("route_prefix") for app in apps_of(service).values()), None) or "/"
 
 
 def _copied(service: Object) -> dict[str, Any]:

@@ -118,11 +118,15 @@ def _forbidden(_named: str, words: str) -> BackendError:
     found = _FORBIDDEN.search(words)
     if not found:
         return Forbidden("the cluster does not allow this", why=words, next_step="ask its administrator")
-    verb, resource, group = found.group(1), found.group(2), found.group(3) or ""
+    return lacks(found.group(1), found.group(2), found.group(3) or "", why=words)
+
+
+def lacks(verb: str, resource: str, group: str = "", *, why: str) -> Forbidden:
+    """Return the error of a user who lacks a right, with the rule to ask for."""
     rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}'
     return Forbidden(
         f"this user may not {verb} {resource}",
-        why=words,
+        why=why,
         next_step=f"ask for a Role with the rule {rule}; docs/kubernetes.md has the whole Role",
     )
 
