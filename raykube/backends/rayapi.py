@@ -6,6 +6,8 @@ same two serve a head on this machine and one behind a Kubernetes API server.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,7 +162,7 @@ def _object(answer: Any) -> dict[str, Any]:
 def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
     """Map an HTTP error to ours, with the last line of the head's words (it sends whole tracebacks)."""
     words = response.text.strip()
-    last = words.splitlines()[-1] if words else f"HTTP {response.status_code}"
+    last = _status_message(words) or (words.splitlines()[-1] if words else f"HTTP {response.status_code}")
     what = f"the Ray head refused {method} {path}"
     # Ray answers a duplicate submission id with 500 and a traceback, not with 409.
     if "already exists" in words and method == "POST":
@@ -173,6 +175,15 @@ def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
         return _about_a_log(words)(what, why=last)
     kinds = {401: Forbidden, 403: Forbidden, 404: NotFound}
     return kinds.get(response.status_code, BackendError)(what, why=last)
+
+
+def _status_message(words: str) -> str:
+    """Return what a Status of Kubernetes says, with which its API server answers for a head that it cannot reach."""
+    with contextlib.suppress(ValueError):
+        status = json.loads(words)
+        if isinstance(status, dict) and status.get("kind") == "Status":
+            return str(status.get("message") or "")
+    return ""
 
 
 def _about_a_log(words: str) -> type[BackendError]:

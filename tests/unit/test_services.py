@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raykube import plans
-from raykube.backends.kuberay import objects, servecode, servelook, servestates, services
+from raykube.backends.kuberay import objects, servecode, servelogs, servelook, servestates, services
 from raykube.backends.kuberay.clustercauses import UNSEEN_S
 from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kubernetes import watching
@@ -142,6 +142,26 @@ def test_refusal_of_what_was_allowed_is_no_answer_until_it_lasts(monkeypatch):
         assert [head.applications() for _ in range(3)] == [None, {"hello": {}}, {}]
         monkeypatch.setattr(watching, "STARTING_S", 0.0)
         assert [head.applications() for _ in range(2)] == [None, {"hello": {}}]
+
+
+class Headless(Quiet):
+    """Has a service whose head's pod does not run."""
+
+    def do_GET(self):  # noqa: N802
+        if "/proxy/" in self.path:
+            words = 'no endpoints available for service "head"'
+            self.answer(503, {"kind": "Status", "code": 503, "reason": "ServiceUnavailable", "message": words})
+        elif "/rayclusters/" in self.path:
+            self.answer(200, {**READY, "status": {"head": {"serviceName": "head"}}})
+        else:
+            self.answer(200, recorded("running")[0])
+
+
+def test_log_of_a_service_whose_head_cannot_be_reached_leads_to_why():
+    with kubernetes(Headless), pytest.raises(Unreachable, match="the Ray head does not answer") as told:
+        list(servelogs.lines(Kube(), "hello", follow=False))
+    assert told.value.why == 'no endpoints available for service "head"'
+    assert told.value.next_step == "raykube service why hello"
 
 
 def test_service_that_failed_says_so_in_serves_own_words():

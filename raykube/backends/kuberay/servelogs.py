@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from raykube.backends.kuberay import objects, servelook, servestates
 from raykube.backends.kuberay.logfiles import Following, LogFile
+from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import NotFound
+from raykube.errors import NotFound, Unreachable
 
 #: A file that Serve has put aside because it was full; the higher the number, the older it is.
 _FULL = re.compile(r"(.*\.log)\.(\d+)")
@@ -39,10 +40,21 @@ def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
 
 
 def _files(kube: Kube, service: Object) -> list[LogFile]:
-    """Return the log files of a service, each once: an app's name may begin another's."""
+    """Return the log files of a service, each once: an app's name may begin another's.
+
+    Raises:
+        Unreachable: its head does not answer; why its pod does not run is for `service why` to say.
+    """
     head = servelook.serve_head(kube, service)
     if head is None:
         return []
+    try:
+        return _files_on(head, service)
+    except Unreachable as error:
+        raise Unreachable(error.what, why=error.why, next_step=f"raykube service why {name_of(service)}") from error
+
+
+def _files_on(head: servelook.ServeHead, service: Object) -> list[LogFile]:
     kinds = ("controller_build", "replica")
     patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.apps_of(service)]
     nodes = head.api.nodes()
