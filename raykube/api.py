@@ -15,7 +15,7 @@ from raykube.handles import Endpoint, OnEvent, Run, check_time, left
 from raykube.here import from_here
 from raykube.names import asked_for
 from raykube.plans import Plan
-from raykube.settings import setting
+from raykube.settings import KUBERNETES, setting
 from raykube.specs import Job, Service
 
 _Work = TypeVar("_Work", Job, Service)
@@ -80,21 +80,37 @@ def serve(planned: Plan) -> Endpoint:
     return Endpoint(place.start(planned), place)
 
 
-def submit(job: Job, on: str | Path | Cluster | None = None) -> Run:
+def _standing(name: str, on: str | Path | Cluster | None) -> Cluster:
+    """Return the long-lived cluster `name` where `on` leads; by default that is Kubernetes, too."""
+    place = cluster_of(on)
+    if place.is_local and on is not None:
+        what = f"this machine has no cluster {name}"
+        raise ConfigError(what, next_step=f"name a place in Kubernetes, or leave out on or cluster={name!r}")
+    return running(name, Cluster.load(KUBERNETES) if place.is_local else place)
+
+
+def submit(job: Job, on: str | Path | Cluster | None = None, *, cluster: str = "") -> Run:
     """Start `job` and return its handle at once.
 
     The same name with the same plan is the same run: a live or succeeded one is joined, a failed or
     stopped one goes on from its last complete checkpoint, if its script loads it.
 
+    Args:
+        job: what to run.
+        on: where, as for :func:`plan`.
+        cluster: the name of a long-lived cluster there, which it is to run on; by default it gets one of its own.
+
     Raises:
         ConfigError: what cannot work, found before anything is started.
+        NotFound: there is no such `cluster`.
         ManifestError: fields that Kubernetes does not know or take, each with its path.
         Conflict: the name is taken by a run of another plan, or by a service or cluster.
         Forbidden: this user may not do it there.
         Unreachable: the place does not answer.
         BackendError: it was refused, or the head cannot start; Conflict, Forbidden and Unreachable are such errors.
     """
-    return start(plan(_only(job, Job, "rk.deploy(service)"), on))
+    work = _only(job, Job, "rk.deploy(service)")
+    return start(plan(work, _standing(cluster, on) if cluster else on))
 
 
 def deploy(

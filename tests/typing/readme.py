@@ -14,6 +14,7 @@ def submit() -> None:
     run = rk.submit(rk.Job.module("jobs.line", name="line-a1"), on=rk.Cluster.local(workers=2))
     print(run.wait().result())  # RunFailed tells reason, last log lines and the next step
     print(rk.plan(rk.Job.module("jobs.line"), on="gpu-t4").yaml())
+    rk.submit(rk.Job.module("jobs.line"), on="house", cluster="demo")  # on a cluster that is there already
 
 
 def search_and_serve(

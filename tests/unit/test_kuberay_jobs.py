@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 import raykube as rk
+from raykube import api as verbs
 from raykube import marks, plans
 from raykube.backends.kuberay import clusters, jobs, objects, servecode, servelook, services
 from raykube.backends.kuberay.backend import KubeRay
@@ -19,7 +20,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.cli import common
 from raykube.cluster import Cluster
-from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, NotFound
+from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound
 from tests.servers import Quiet, kubernetes
 
 QUEUED = {"kueue.x-k8s.io/queue-name": "team"}
@@ -288,6 +289,22 @@ def test_run_that_has_succeeded_is_said_to_be_so_to_who_submits_it_again(kept, p
     kept[f"{RAY}/rayjobs/digits"]["status"] = SUCCEEDED
     jobs.start(Kube(), plan)
     assert caplog.messages == ["digits has succeeded already; nothing is run again"]
+
+
+@pytest.mark.parametrize("on", [None, "kubernetes", "cpu-small"])
+def test_job_runs_on_the_long_lived_cluster_that_submit_names(kept, job, monkeypatch, on):
+    metadata = {"name": "demo", "namespace": "default"}
+    kept[f"{RAY}/rayclusters/demo"] = {**Cluster.load("cpu-small").manifest, "metadata": metadata}
+    monkeypatch.setattr(verbs, "start", lambda planned: planned)
+    planned = rk.submit(job, on, cluster="demo")
+    assert planned.body[-1]["spec"]["clusterSelector"] == {marks.CLUSTER: "demo"}
+    with pytest.raises(NotFound):
+        rk.submit(job, on, cluster="none")
+
+
+def test_long_lived_cluster_of_this_machine_is_refused(job):
+    with pytest.raises(ConfigError, match="this machine has no cluster demo"):
+        rk.submit(job, "local", cluster="demo")
 
 
 def test_submit_creates_the_run_and_its_code_and_nothing_else(api, job):
