@@ -76,6 +76,10 @@ def state(name, namespace):
     return json.loads(done.stdout)["state"]
 
 
+def noted(name, namespace):
+    return kubectl.get("rayjob", name, namespace).get("status", {}).get("jobDeploymentStatus")
+
+
 def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is_gone(manifest, tmp_path, namespace):
     loaded(manifest, tmp_path)
     in_ = ["-n", namespace]
@@ -96,7 +100,9 @@ def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is
     assert run("raykube", "cluster", "create", "brief", *on, *in_, timeout=180).returncode == 0
     gone = ["--cluster", "brief", "--name", "gone", *in_, "--no-wait", "--", "sleep", "600"]
     assert run("raykube", "job", "submit", *gone, timeout=120).returncode == 0
-    until(lambda: state("gone", namespace) == "RUNNING", "it is on the new cluster", 60)
+    # Before KubeRay has noted that, the run would wait for the next cluster of that name.
+    until(lambda: noted("gone", namespace) == "Running", "KubeRay has handed it to the new cluster", 60)
+    until(lambda: state("gone", namespace) == "RUNNING", "it runs there", 60)
     assert state("lost", namespace) == "STOPPED"
     kubectl.kubectl("delete", "raycluster", "brief", namespace=namespace)
     waited = run("raykube", "job", "wait", "gone", *in_, timeout=60)
