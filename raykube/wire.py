@@ -247,11 +247,6 @@ def row_of(line: str | bytes) -> dict[str, Any]:
     return {}
 
 
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """Return the metrics reported last below a run's folder, by a stage or a trial; empty when there are none."""
-    return dict(last_report(folder).get("metrics", {}))
-
-
 def quiet_s(silence: float) -> float:
     """Return for how long a run has reported nothing, in whole minutes; 0 below one."""
     return max(0.0, silence // _QUIET_STEP_S * _QUIET_STEP_S)

@@ -45,7 +45,10 @@ def test_status_is_copied_and_pickled(tmp_path):
     (tmp_path / "x" / "stage").mkdir(parents=True)
     (tmp_path / "x" / "stage" / wire.METRICS_FILE).write_text('{"metrics": {"loss": 0.5}}\n')
     record = records.Record("x", "job", "h", "", {}, str(tmp_path), 1.0)
-    for status in (Status("x", "job", "RUNNING"), Status("x", "job", "RUNNING", progress=observe.progress(record))):
+    for status in (
+        Status("x", "job", "RUNNING"),
+        Status("x", "job", "RUNNING", progress=observe.last_report(record)["metrics"]),
+    ):
         assert pickle.loads(pickle.dumps(status)) == copy.deepcopy(status) == status
         assert asdict(status)["progress"] == status.progress
     assert status.progress == {"loss": 0.5}

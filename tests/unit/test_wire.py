@@ -21,30 +21,30 @@ def test_last_metrics_are_none_of_a_checkpoints_own(tmp_path, folder):
     report(tmp_path / "train-1", loss=0.5)
     os.utime(tmp_path / "train-1" / wire.METRICS_FILE, (1, 1))
     report(tmp_path / "train-1" / folder, loss=9.0)
-    assert wire.last_metrics(tmp_path) == {"loss": 0.5}
+    assert wire.last_report(tmp_path).get("metrics", {}) == {"loss": 0.5}
 
 
 def test_last_metrics_of_a_sweep_are_its_trials(tmp_path):
     report(tmp_path / "sweep-1" / "trial_00001" / "train-1", loss=0.25)
-    assert wire.last_metrics(tmp_path) == {"loss": 0.25}
+    assert wire.last_report(tmp_path).get("metrics", {}) == {"loss": 0.25}
 
 
 def test_last_metrics_leave_out_the_line_being_written(tmp_path):
     report(tmp_path / "train-1", loss=0.5)
     with (tmp_path / "train-1" / wire.METRICS_FILE).open("a") as file:
         file.write('{"metrics": {"lo')
-    assert wire.last_metrics(tmp_path) == {"loss": 0.5}
+    assert wire.last_report(tmp_path).get("metrics", {}) == {"loss": 0.5}
 
 
 def test_last_metrics_may_be_many(tmp_path):
     many = {f"layer.{number}.weight.grad_norm": 0.123456789 for number in range(2000)}
     for _ in range(2):
         report(tmp_path / "train-1", **many)
-    assert wire.last_metrics(tmp_path) == many
+    assert wire.last_report(tmp_path).get("metrics", {}) == many
 
 
 def test_last_metrics_of_a_run_that_reported_nothing_are_empty(tmp_path):
-    assert wire.last_metrics(tmp_path / "nowhere") == {}
+    assert wire.last_report(tmp_path / "nowhere").get("metrics", {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_last_metrics_of_a_run_that_reported_nothing_are_empty(tmp_path):
 def test_last_metrics_are_empty_where_the_last_line_cannot_be_read(tmp_path, line):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / wire.METRICS_FILE).write_text(line + "\n")
-    assert wire.last_metrics(tmp_path) == {}
+    assert wire.last_report(tmp_path).get("metrics", {}) == {}
 
 
 def test_rows_leave_out_the_line_being_written(tmp_path):

@@ -110,14 +110,11 @@ def live_status(record: Record) -> Status:
         )
     if status.is_terminal:
         return _ended(record, status, running)
-    goes_on = _running(record, status, now) if status.state == "RUNNING" else status
-    return replace(goes_on, progress=observe.progress(record), url=running.address)
-
-
-def _running(record: Record, status: Status, now: float) -> Status:
-    """Return the status of an attempt that runs, with what troubles it and for how long it was silent."""
-    detail = observe.trouble(record, status.attempt) or status.detail
-    return replace(status, detail=detail, quiet_s=observe.quiet_s(record, now))
+    report = observe.last_report(record)
+    if status.state == "RUNNING":
+        detail = observe.trouble(record, status.attempt) or status.detail
+        status = replace(status, detail=detail, quiet_s=observe.quiet_s(report, now))
+    return replace(status, progress=report.get("metrics", {}), url=running.address)
 
 
 def _ended(record: Record, ended: Status, running: head.Head) -> Status:

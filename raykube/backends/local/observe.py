@@ -48,7 +48,7 @@ def settle(record: Record, ended: Status, head: Head) -> Status:
     """Keep the logs of a run that has ended for good, and then its last status."""
     for attempt in range(1, ended.attempt + 1):
         _keep_log(record, attempt, head)
-    return _note(record, replace(ended, progress=progress(record)))
+    return _note(record, replace(ended, progress=last_report(record).get("metrics", {})))
 
 
 def _note(record: Record, ended: Status) -> Status:
@@ -147,14 +147,14 @@ def body_of(record: Record, attempt: int) -> dict[str, Any]:
     return body
 
 
-def progress(record: Record) -> Mapping[str, Any]:
-    """Return the metrics that the run reported last; empty when there are none to be seen from here."""
-    return wire.last_metrics(Path(record.storage) / record.name)
+def last_report(record: Record) -> Mapping[str, Any]:
+    """Return the row that the run reported last; empty when there is none to be seen from here."""
+    return wire.last_report(Path(record.storage) / record.name)
 
 
-def quiet_s(record: Record, now: float) -> float:
-    """Return for how long a run has reported nothing; 0 before its first report. It runs here: its clock is ours."""
-    reported = wire.last_report(Path(record.storage) / record.name).get("time")
+def quiet_s(report: Mapping[str, Any], now: float) -> float:
+    """Return for how long nothing was reported since; 0 before the first. It was made here, by our clock."""
+    reported = report.get("time")
     return wire.quiet_s(now - reported) if isinstance(reported, (int, float)) else 0.0
 
 
