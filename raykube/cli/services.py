@@ -129,9 +129,10 @@ def service_forward(name: str, where: Where, port: int) -> None:
         """Return the cluster of the moment: an update of the service may put another in its place."""
         return servestates.serving_cluster(objects.found(kube, "RayService", name))
 
-    serving()  # what there is not yet is told at once, as is a right that is missing
+    found = objects.found(kube, "RayService", name)
+    servestates.serving_cluster(found)  # what there is not yet is told at once, as is a right that is missing
     check_right(kube)
-    route = servestates.route_of(objects.found(kube, "RayService", name)).rstrip("/")
+    route = servestates.route_of(found).rstrip("/")
     with Forward(kube, serving, port, remote="serve") as there:
         click.echo(f"{there.address}{route}")
         common.tell(f"carrying 127.0.0.1:{there.port} to service {name}; Ctrl-C ends it")
