@@ -24,6 +24,8 @@ RUN_KEY = "raykube.run"
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
+#: The name of the ConfigMap with the code of a run or service.
+CODE_NAME = "{}-code"
 #: Bytes of code that a ConfigMap holds. The API server counts the bytes themselves, not their base64, up to 1 MiB. So
 #: they lie in etcd, too, which takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
 CONFIG_MAP_LIMIT = 1000 * 1024

@@ -113,7 +113,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
         "runtimeEnvYAML": as_yaml(env, sort_keys=True),
         "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
-    spec |= _cluster_of(job, cluster, f"{job.name}-code" if code else "")
+    spec |= _cluster_of(job, cluster, bodies.CODE_NAME.format(job.name) if code else "")
     metadata = _metadata(job.name, cluster, {marks.QUEUE: job.queue} if job.queue else {})
     if upload:
         spec["jobId"] = f"{job.name}-1"
@@ -209,7 +209,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
             f"the code of {service.name} ({package.size:,} bytes) is too large for a ConfigMap",
             next_step=_TOO_LARGE,
         )
-    spec = ray_cluster(cluster, f"{service.name}-code" if code else "")
+    spec = ray_cluster(cluster, bodies.CODE_NAME.format(service.name) if code else "")
     serve = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": bodies.serve_port(spec)},  # noqa: S104 - inside a pod
@@ -250,7 +250,7 @@ def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any
     data = zipped(package) if package.size <= _TRY_ZIP else b""
     if not data or len(data) > bodies.CONFIG_MAP_LIMIT:
         return None
-    metadata = _metadata(f"{name}-code", cluster, {})
+    metadata = _metadata(bodies.CODE_NAME.format(name), cluster, {})
     metadata.pop("annotations", None)
     content = {f"{package.hash}.zip": base64.b64encode(data).decode()}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "binaryData": content}

@@ -16,6 +16,7 @@ from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.bodies import CODE_NAME
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.yamltext import as_yaml
@@ -157,7 +158,7 @@ def remove(kube: Kube, job: Object) -> None:
 def forget(kube: Kube, job: Object) -> None:
     """Remove a RayJob and all that was made with it: also its code where kubectl applied that, and nobody owns it."""
     remove(kube, job)
-    name = f"{job['metadata']['name']}-code"
+    name = CODE_NAME.format(job["metadata"]["name"])
     with contextlib.suppress(Forbidden, NotFound, Conflict):
         code = kube.get("ConfigMap", name)
         if _is_left_of(job, code):
