@@ -80,9 +80,8 @@ class Attempts:
             return self._leave_done()
         if self.attempt > self._run.first + self._run.retries:
             return self._refuse()
-        self._run.note(
-            self._run.start(self.attempt)
-        )  # raises, as all before it: from here on nothing that is written may
+        # Raises, as all before it: from here on nothing that is written may.
+        self._run.note(self._run.start(self.attempt))
         if any("message" in row for row in rows):  # else one that prints nothing would seem to have failed as that did
             outputs.say(f"attempt {self.attempt} begins")
         watcher = threading.Thread(target=self._look_after, daemon=True)
