@@ -24,6 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class ConfigError(RaykubeError, ValueError):
     problems: tuple[Problem, ...] = ()
 
     @classmethod
-    def of(cls, what: str, problems: Iterable[Problem]) -> ConfigError:
+    def of(cls, what: str, problems: Iterable[Problem], *, why: str = "", next_step: str = "") -> Self:
         """Make one error that lists all `problems` below the headline `what`."""
-        error = cls(what)
+        error = cls(what, why=why, next_step=next_step)
         error.problems = tuple(problems)
         return error
 

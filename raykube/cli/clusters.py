@@ -70,10 +70,8 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     planned.check_options(dry_run, output, as_json=as_json)
     plan = plans.raycluster(where.cluster(given["workers"]), name)
     (body,) = plan.body
-    if dry_run == "server":
-        clusters.create(Kube(plan.context, plan.namespace), body, dry_run=True)
     if dry_run:
-        planned.show(plan, "client", output or "yaml")
+        planned.show(plan, dry_run, output or "yaml")
         return
     planned.announce(plan)
     kube = Kube(plan.context, plan.namespace)

@@ -19,6 +19,7 @@ from raykube.backends.kuberay import (
     autoscalerlogs,
     clusters,
     driverlogs,
+    dryrun,
     eventlogs,
     jobs,
     objects,
@@ -36,7 +37,7 @@ from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import Cluster
 from raykube.entrypoints import check_code
-from raykube.errors import BackendError, ConfigError, Conflict, NotFound, RaykubeError
+from raykube.errors import BackendError, ConfigError, NotFound, RaykubeError
 from raykube.plans import Plan
 from raykube.specs import Job, Service
 from raykube.wire import Result
@@ -87,10 +88,8 @@ class KubeRay:
         return Cluster(manifest | {"spec": found["spec"]}, where, name, self.context, selected=True)
 
     def check(self, plan: Plan) -> None:
-        """Have the API server check every object, with strict validation, and keep none."""
-        for part in plan.body:
-            with contextlib.suppress(Conflict):
-                self.kube.create(part, dry_run=True)
+        """Have the API server check every object, and the pods that KubeRay makes of them."""
+        dryrun.check(self.kube, plan)
 
     def start(self, plan: Plan) -> str:
         """Create the plan's objects, or join the run that has this name and plan already."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, marks, runtime_env, sameness, wire
-from raykube.backends import endings
+from raykube.backends import Status, endings
 from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
 from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kubernetes.fields import is_leaving, labels_of, spec_of, status_of
+from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_NAME
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
@@ -23,6 +23,7 @@ from raykube.yamltext import as_yaml
 
 _log = logging.getLogger("raykube")
 _TRIES = 5
+_AGAIN = ("FAILED", "STOPPED")
 
 
 def start(kube: Kube, plan: Plan) -> None:
@@ -56,19 +57,33 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
 
     A run that goes on or went well is joined, one that failed or was stopped makes room for its next attempt.
     """
-    known = kube.find("RayJob", plan.name)
-    if known is None or is_leaving(known):
+    known = same(kube, plan.body[-1])
+    if known is None:
         objects.wait_gone(kube, "RayJob", plan.name)
         return None, 0
-    _check_same(known, plan.body[-1], sameness.as_work, marks.PLAN, marks.WORK)
-    status = Look(kube, plan.name).status()
-    if status.state not in ("FAILED", "STOPPED"):
-        _check_same(known, plan.body[-1], sameness.as_plan, marks.PLAN)
+    job, status = known
+    if status.state not in _AGAIN:
         if status.state == "SUCCEEDED":
             _log.info(endings.OVER, plan.name)
-        return known, 0
-    remove(kube, known)
+        return job, 0
+    remove(kube, job)
     return None, status.attempt + 1
+
+
+def same(kube: Kube, wanted: Object) -> tuple[Object, Status] | None:
+    """Return the run that has the name of the one that is wanted; None where there is none, or it is leaving.
+
+    Raises:
+        Conflict: it is another one.
+    """
+    known = kube.find("RayJob", name_of(wanted))
+    if known is None or is_leaving(known):
+        return None
+    _check_same(known, wanted, sameness.as_work, marks.PLAN, marks.WORK)
+    status = Look(kube, name_of(wanted)).status()
+    if status.state not in _AGAIN:
+        _check_same(known, wanted, sameness.as_plan, marks.PLAN)
+    return known, status
 
 
 def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Object], *labels: str) -> None:

@@ -63,6 +63,18 @@ def deploy(kube: Kube, plan: Plan) -> None:
     raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
 
 
+def check_change(kube: Kube, wanted: Object) -> None:
+    """Have the server check what is wanted of a service that there is, and change nothing.
+
+    Raises:
+        Conflict: raykube did not make it.
+        ManifestError: the server refuses it.
+    """
+    if known := kube.find("RayService", name_of(wanted)):
+        _check_ours(known)
+        kube.patch("RayService", name_of(wanted), objects.difference(known, wanted), dry_run=True)
+
+
 def take_down(kube: Kube, name: str) -> None:
     """Delete a service, what it owns and what a storage holds of its code; wait until its name is free.
 

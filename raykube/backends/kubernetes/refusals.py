@@ -35,6 +35,10 @@ class Unable(Unreachable):
     """The API server itself answers, and cannot do now what it is asked: it is busy, or has lost what it needs."""
 
 
+class Lacking(Forbidden):
+    """The user lacks a right; what else is forbidden, as what a quota leaves no room for, is so to everybody."""
+
+
 class Denied(ManifestError):
     """A webhook of the cluster has refused what was sent, by rules that are the cluster's own."""
 
@@ -121,10 +125,10 @@ def _forbidden(_named: str, words: str) -> BackendError:
     return lacks(found.group(1), found.group(2), found.group(3) or "", why=words)
 
 
-def lacks(verb: str, resource: str, group: str = "", *, why: str) -> Forbidden:
+def lacks(verb: str, resource: str, group: str = "", *, why: str) -> Lacking:
     """Return the error of a user who lacks a right, with the rule to ask for."""
     rule = f'{{apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]}}'
-    return Forbidden(
+    return Lacking(
         f"this user may not {verb} {resource}",
         why=why,
         next_step=f"ask for a Role with the rule {rule}; docs/kubernetes.md has the whole Role",
@@ -144,22 +148,19 @@ def _refused_manifest(path: str, named: str, words: str, details: Mapping[str, A
         whose, newer = "this cluster's KubeRay", ", or install the KubeRay that knows the field"
     causes = [Problem(cause.get("field", ""), cause.get("message", "")) for cause in details.get("causes") or []]
     unknown = [Problem(field, f"is unknown to {whose}") for field in _UNKNOWN_FIELD.findall(words)]
-    problems = causes or unknown or [Problem("", words)]
-    error = ManifestError(
+    return ManifestError.of(
         f"the API server refused {named or 'the manifest'}",
+        causes or unknown or [Problem("", words)],
         why=words if causes or unknown else "",
         next_step=f"correct the manifest{newer if unknown else ''}",
     )
-    error.problems = tuple(problems)
-    return error
 
 
 def _denied(named: str, webhook: str, words: str) -> Denied:
     """Return what a webhook of the cluster means by its refusal: its rules are about what is sent, not about rights."""
     step = "change what it names, or ask who runs that webhook in this cluster"
-    error = Denied(f"the cluster's admission webhook {webhook} refused {named or 'it'}", next_step=step)
-    error.problems = (Problem("", words.strip() or "it does not say why"),)
-    return error
+    what = f"the cluster's admission webhook {webhook} refused {named or 'it'}"
+    return Denied.of(what, [Problem("", words.strip() or "it does not say why")], next_step=step)
 
 
 def _unknown_user(_named: str, words: str) -> BackendError:
