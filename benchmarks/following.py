@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import raykube as rk
 from benchmarks import rows, stats
 from raykube import api
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.cluster import Cluster
 

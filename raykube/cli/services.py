@@ -117,8 +117,9 @@ def service_why(name: str, where: Where, *, as_json: bool) -> None:
 @name_argument
 def service_forward(name: str, where: Where, port: int) -> None:
     """Forward a port of this machine to a service on Kubernetes, until Ctrl-C; prints its address."""
-    from raykube.backends.kuberay import objects, servestates
+    from raykube.backends.kuberay import objects
     from raykube.backends.kuberay.forward import Forward, check_right
+    from raykube.backends.kuberay.serve import servestates
 
     if where.cluster().is_local:
         step = f"raykube service status {name} shows its address; for one on Kubernetes give --on"

@@ -3,7 +3,8 @@
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import clustercauses, rayjobs
+from raykube.backends.kuberay.causes import clustercauses
+from raykube.backends.kuberay.runs import rayjobs
 from raykube.errors import ManifestError
 from tests.cluster import bare
 from tests.support import run

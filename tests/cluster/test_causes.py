@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from raykube import handles
-from raykube.backends.kuberay import servelook
 from raykube.backends.kuberay.backend import KubeRay
-from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S
-from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.causes.clustercauses import INCOMPLETE_S, OPERATOR_S
+from raykube.backends.kuberay.causes.diagnosis import cause
+from raykube.backends.kuberay.causes.observed import Observed
+from raykube.backends.kuberay.serve import servelook
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import WaitTimeout
 from tests.cluster import faults, kubectl, layout, workloads

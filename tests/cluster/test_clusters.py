@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.cluster import faults, kubectl, namespaces, workloads

@@ -221,7 +221,7 @@ def refusal(run):
 SUBMIT = """
 import os, signal, sys
 import raykube as rk
-from raykube.backends.kuberay import jobs
+from raykube.backends.kuberay.runs import jobs
 real = jobs.Kube.create
 def create(self, thing, **options):
     made = real(self, thing, **options)

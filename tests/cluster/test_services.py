@@ -12,8 +12,8 @@ import yaml
 
 import raykube as rk
 from raykube import api
-from raykube.backends.kuberay import servestates
 from raykube.backends.kuberay.forward import Forward
+from raykube.backends.kuberay.serve import servestates
 from raykube.errors import Conflict
 from tests.cluster import kubectl, namespaces, operator, workloads
 from tests.cluster.shell import until

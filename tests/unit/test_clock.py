@@ -7,7 +7,7 @@ import time
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay.clustercauses import OPERATOR_S
+from raykube.backends.kuberay.causes.clustercauses import OPERATOR_S
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube
 from tests.servers import Quiet, kubernetes

@@ -21,7 +21,7 @@ import yaml
 from raykube import plans
 from raykube.backends.kuberay import clusters, clusterstates
 from raykube.backends.kuberay.backend import KubeRay
-from raykube.backends.kuberay.diagnosis import cause
+from raykube.backends.kuberay.causes.diagnosis import cause
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raykube.backends.kuberay.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
-from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed, events_about, events_of
-from raykube.backends.kuberay.rayjobs import OVERDUE_S, is_overdue
-from raykube.backends.kuberay.runstates import status_of
+from raykube.backends.kuberay.causes.clustercauses import INCOMPLETE_S, OPERATOR_S, UNREADY_S
+from raykube.backends.kuberay.causes.diagnosis import cause
+from raykube.backends.kuberay.causes.observed import Observed, events_about, events_of
+from raykube.backends.kuberay.runs.rayjobs import OVERDUE_S, is_overdue
+from raykube.backends.kuberay.runs.runstates import status_of
 from raykube.backends.kubernetes.fields import seconds
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "causes.json").read_text())

@@ -10,7 +10,8 @@ import yaml
 
 from raykube import package
 from raykube.backends import serveapps
-from raykube.backends.kuberay import nextsteps, polling
+from raykube.backends.kuberay import polling
+from raykube.backends.kuberay.causes import nextsteps
 from raykube.backends.kubernetes import kubeapi
 from raykube.bodies import CONFIG_MAP_LIMIT
 from raykube.cli import raykube

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from raykube import wire
-from raykube.backends.kuberay import driverlogs, logfiles
 from raykube.backends.kuberay.backend import KubeRay
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.logs import driverlogs, logfiles
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable

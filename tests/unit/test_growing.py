@@ -5,7 +5,7 @@ import threading
 import httpx
 import pytest
 
-from raykube.backends.kuberay import logfiles
+from raykube.backends.kuberay.logs import logfiles
 from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.rayapi import RayApi

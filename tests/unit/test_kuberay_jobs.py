@@ -13,9 +13,11 @@ import pytest
 import raykube as rk
 from raykube import api as verbs
 from raykube import marks, plans
-from raykube.backends.kuberay import clusters, jobs, objects, servecode, servelook, services
+from raykube.backends.kuberay import clusters, objects
 from raykube.backends.kuberay.backend import KubeRay
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.runs import jobs
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.serve import servecode, servelook, services
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.kubernetes.refusals import Unable
 from raykube.cli import common

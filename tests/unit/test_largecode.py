@@ -9,7 +9,8 @@ from typing import ClassVar
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import jobs, largecode
+from raykube.backends.kuberay import largecode
+from raykube.backends.kuberay.runs import jobs
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.bodies import CodePlace
 from raykube.errors import BackendError, Forbidden

@@ -3,7 +3,7 @@
 import pytest
 
 from raykube.backends import sources
-from raykube.backends.kuberay import autoscalerlogs, eventlogs
+from raykube.backends.kuberay.logs import autoscalerlogs, eventlogs
 from raykube.backends.local import following
 from raykube.errors import ConfigError, NotFound
 

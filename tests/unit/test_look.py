@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import raykube as rk
-from raykube.backends.kuberay import jobs, polling, rayhead
-from raykube.backends.kuberay.followed import Followed
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay import polling, rayhead
+from raykube.backends.kuberay.logs.followed import Followed
+from raykube.backends.kuberay.runs import jobs
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden, NotFound, Unreachable

@@ -14,7 +14,8 @@ import yaml
 
 import raykube as rk
 from raykube import App, Cluster, ConfigError, Job, Service, bodies, differences, marks, plans
-from raykube.backends.kuberay import jobs, servestates, services
+from raykube.backends.kuberay.runs import jobs
+from raykube.backends.kuberay.serve import servestates, services
 from raykube.doctor import named
 from raykube.package import PackedFile, collect
 from raykube.specs import Autoscaling

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from raykube import marks
-from raykube.backends.kuberay import jobs, rayjobs, runstates
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.causes.observed import Observed
+from raykube.backends.kuberay.runs import jobs, rayjobs, runstates
 
 MADE = "2026-11-24T12:00:00Z"
 

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from raykube import plans
-from raykube.backends.kuberay import objects, servecode, servelogs, servelook, servestates, services
-from raykube.backends.kuberay.clustercauses import UNSEEN_S
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay import objects
+from raykube.backends.kuberay.causes.clustercauses import UNSEEN_S
+from raykube.backends.kuberay.causes.observed import Observed
+from raykube.backends.kuberay.logs import servelogs
+from raykube.backends.kuberay.serve import servecode, servelook, servestates, services
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.fields import seconds
 from raykube.backends.kubernetes.kubeapi import Kube

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
-from raykube.backends.kuberay import largecode, services, storage
+from raykube.backends.kuberay import largecode, storage
+from raykube.backends.kuberay.serve import services
 from raykube.backends.kubernetes import kubeapi
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.bodies import storage_template

@@ -15,23 +15,11 @@ from dataclasses import dataclass
 
 from raykube import manifests, marks, package, plans
 from raykube.backends import Kind, Status, sources
-from raykube.backends.kuberay import (
-    autoscalerlogs,
-    clusters,
-    driverlogs,
-    dryrun,
-    eventlogs,
-    jobs,
-    objects,
-    ranklogs,
-    rayjobs,
-    results,
-    servelogs,
-    servelook,
-    services,
-    storage,
-)
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay import clusters, dryrun, objects, storage
+from raykube.backends.kuberay.logs import autoscalerlogs, driverlogs, eventlogs, ranklogs, servelogs
+from raykube.backends.kuberay.runs import jobs, rayjobs, results
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.serve import servelook, services
 from raykube.backends.kubernetes import shared
 from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object

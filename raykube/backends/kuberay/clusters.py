@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from raykube import marks
-from raykube.backends.kuberay import jobs, objects, rayhead, rayjobs
+from raykube.backends.kuberay import objects, rayhead
+from raykube.backends.kuberay.causes.diagnosis import cause
+from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kuberay.clusterstates import ClusterStatus, seen, status_of
-from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import Observed
 from raykube.backends.kuberay.polling import looks, unreachable
+from raykube.backends.kuberay.runs import jobs, rayjobs
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes import fields
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import UnknownKind

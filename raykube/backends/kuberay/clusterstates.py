@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykube import manifests, marks
-from raykube.backends.kuberay.diagnosis import cause
-from raykube.backends.kuberay.observed import Observed, events_of, head_service
+from raykube.backends.kuberay.causes.diagnosis import cause
+from raykube.backends.kuberay.causes.observed import Observed, events_of, head_service
 from raykube.backends.kubernetes.fields import Object, is_leaving, is_ready, labels_of, seconds, spec_of
 from raykube.errors import Failure
 

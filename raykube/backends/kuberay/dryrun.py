@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raykube.backends.kuberay import clusters, jobs, objects, services
+from raykube.backends.kuberay import clusters, objects
+from raykube.backends.kuberay.runs import jobs
+from raykube.backends.kuberay.serve import services
 from raykube.backends.kubernetes.fields import spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Lacking

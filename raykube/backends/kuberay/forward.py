@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from raykube import manifests, marks
-from raykube.backends.kuberay.observed import head_pod
+from raykube.backends.kuberay.causes.observed import head_pod
 from raykube.backends.kubernetes.fields import is_leaving, name_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import lacks

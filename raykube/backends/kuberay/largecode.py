@@ -12,10 +12,10 @@ from typing import Any
 from raykube import bodies, marks, package, runtime_env
 from raykube.backends import Status
 from raykube.backends.kuberay import rayhead, storage
-from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import head_service
+from raykube.backends.kuberay.causes.observed import head_service
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kuberay.rayjobs import selected
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.runs.rayjobs import selected
 from raykube.backends.kubernetes.fields import annotations_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi

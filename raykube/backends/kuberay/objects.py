@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raykube import differences, marks
-from raykube.backends.kuberay.rayjobs import selected
+from raykube.backends.kuberay.runs.rayjobs import selected
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.refusals import Unable

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import wire
-from raykube.backends.kuberay.rayjobs import cluster_name, selected, service_of
+from raykube.backends.kuberay.runs.rayjobs import cluster_name, selected, service_of
 from raykube.backends.kubernetes.fields import spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.backends.rayapi import RayApi

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from raykube import marks, wire
-from raykube.backends.kuberay.podcauses import PULL, Pod, cause_of
+from raykube.backends.kuberay.causes.podcauses import PULL, Pod, cause_of
 from raykube.backends.kuberay.rayhead import cluster_spec
-from raykube.backends.kuberay.rayjobs import selected, storage_of
+from raykube.backends.kuberay.runs.rayjobs import selected, storage_of
 from raykube.backends.kubernetes.fields import annotations_of, conditions, name_of, seconds, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template

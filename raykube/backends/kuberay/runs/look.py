@@ -10,10 +10,11 @@ from typing import Any
 
 from raykube import marks
 from raykube.backends import Status, endings
-from raykube.backends.kuberay import kueue, objects, rayhead, rayjobs, runstates
-from raykube.backends.kuberay.observed import Observed, events_of
+from raykube.backends.kuberay import objects, rayhead
+from raykube.backends.kuberay.causes.observed import Observed, events_of
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.runs import kueue, rayjobs, runstates
 from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from raykube.backends.kuberay.look import Look
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.kubeapi import Object, Stop
 from raykube.backends.kubernetes.watching import Refusals
 from raykube.errors import BackendError, Forbidden, NotFound

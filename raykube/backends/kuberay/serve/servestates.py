@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from raykube.backends import State, Status, endings, serveapps
-from raykube.backends.kuberay import diagnosis
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.causes import diagnosis
+from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kubernetes.fields import (
     Object,
     conditions,

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raykube.backends import endings
-from raykube.backends.kuberay import clustercauses
-from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
-from raykube.backends.kuberay.observed import Observed, events_about, head_pod
-from raykube.backends.kuberay.podcauses import LASTING, Pod, cause_of, departure_of, loss_of
-from raykube.backends.kuberay.rayjobs import cluster_name, deployment, is_suspended, is_tried_again
+from raykube.backends.kuberay.causes import clustercauses
+from raykube.backends.kuberay.causes.nextsteps import complete, event_place, not_created, owner_kind
+from raykube.backends.kuberay.causes.observed import Observed, events_about, head_pod
+from raykube.backends.kuberay.causes.podcauses import LASTING, Pod, cause_of, departure_of, loss_of
+from raykube.backends.kuberay.runs.rayjobs import cluster_name, deployment, is_suspended, is_tried_again
 from raykube.backends.kubernetes.fields import (
     Object,
     changed,

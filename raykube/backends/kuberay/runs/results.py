@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from raykube import wire
 from raykube.backends.kuberay import storage
-from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.rayjobs import storage_of, was_in_ray
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.runs.rayjobs import storage_of, was_in_ray
 from raykube.errors import BackendError, Forbidden, NotFound
 from raykube.wire import Result
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from raykube import differences, marks, runtime_env, sameness, wire
 from raykube.backends import Status, endings
-from raykube.backends.kuberay import kueue, largecode, objects, rayjobs
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay import largecode, objects
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.runs import kueue, rayjobs
+from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CODE_NAME

@@ -13,10 +13,10 @@ from typing import Any
 from raykube import wire
 from raykube.backends import sources
 from raykube.backends.kuberay import storage
-from raykube.backends.kuberay.followed import Followed
-from raykube.backends.kuberay.logfiles import Following, LogFile
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay.logs.followed import Followed
+from raykube.backends.kuberay.logs.logfiles import Following, LogFile
 from raykube.backends.kuberay.rayhead import RayHead
+from raykube.backends.kuberay.runs.look import Look
 from raykube.errors import BackendError, Forbidden, Unreachable
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from raykube import manifests
 from raykube.backends.kuberay import rayhead
-from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.rayjobs import cluster_name, selected
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.runs.rayjobs import cluster_name, selected
 from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from raykube import marks
-from raykube.backends.kuberay.nextsteps import complete, event_place, not_created, owner_kind
-from raykube.backends.kuberay.observed import Observed, events_about, head_pod
-from raykube.backends.kuberay.rayjobs import (
+from raykube.backends.kuberay.causes.nextsteps import complete, event_place, not_created, owner_kind
+from raykube.backends.kuberay.causes.observed import Observed, events_about, head_pod
+from raykube.backends.kuberay.runs.rayjobs import (
     cluster_name,
     deployment,
     is_kuberays,

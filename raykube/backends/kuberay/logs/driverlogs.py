@@ -13,12 +13,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube import wire
-from raykube.backends.kuberay import logfiles, storage
-from raykube.backends.kuberay.followed import Followed, learn, log_of
-from raykube.backends.kuberay.logfiles import LogFile
-from raykube.backends.kuberay.look import Look
+from raykube.backends.kuberay import storage
+from raykube.backends.kuberay.logs import logfiles
+from raykube.backends.kuberay.logs.followed import Followed, learn, log_of
+from raykube.backends.kuberay.logs.logfiles import LogFile
 from raykube.backends.kuberay.rayhead import RayHead
-from raykube.backends.kuberay.rayjobs import was_in_ray
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.runs.rayjobs import was_in_ray
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable

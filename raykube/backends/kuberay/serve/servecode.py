@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raykube import marks
-from raykube.backends.kuberay import objects, servestates
+from raykube.backends.kuberay import objects
+from raykube.backends.kuberay.serve import servestates
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CONFIG_MAP_LIMIT

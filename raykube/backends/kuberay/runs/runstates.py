@@ -14,8 +14,9 @@ from typing import Any
 from raykube import wire
 from raykube.backends import State, Status
 from raykube.backends.endings import opening
-from raykube.backends.kuberay import clustercauses, diagnosis, rayjobs
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.causes import clustercauses, diagnosis
+from raykube.backends.kuberay.causes.observed import Observed
+from raykube.backends.kuberay.runs import rayjobs
 from raykube.backends.kubernetes import fields
 from raykube.errors import Failure
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from raykube import marks
 from raykube.backends.kuberay import rayhead
-from raykube.backends.kuberay.followed import Followed
-from raykube.backends.kuberay.look import Look
-from raykube.backends.kuberay.observed import head_pod
-from raykube.backends.kuberay.rayjobs import cluster_name
+from raykube.backends.kuberay.causes.observed import head_pod
+from raykube.backends.kuberay.logs.followed import Followed
+from raykube.backends.kuberay.runs.look import Look
+from raykube.backends.kuberay.runs.rayjobs import cluster_name
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.kubernetes.watching import Refusals

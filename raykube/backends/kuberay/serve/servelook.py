@@ -10,10 +10,11 @@ from typing import Any
 
 from raykube import marks
 from raykube.backends import Status
-from raykube.backends.kuberay import objects, rayhead, servestates
-from raykube.backends.kuberay.observed import Observed, events_of, head_service
+from raykube.backends.kuberay import objects, rayhead
+from raykube.backends.kuberay.causes.observed import Observed, events_of, head_service
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
-from raykube.backends.kuberay.servestates import Apps
+from raykube.backends.kuberay.serve import servestates
+from raykube.backends.kuberay.serve.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.watching import Later, Refusals, Watching

@@ -17,7 +17,9 @@ import yaml
 
 from raykube import marks
 from raykube.backends import serveapps
-from raykube.backends.kuberay import diagnosis, largecode, objects, servecode, servelook, servestates
+from raykube.backends.kuberay import largecode, objects
+from raykube.backends.kuberay.causes import diagnosis
+from raykube.backends.kuberay.serve import servecode, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, Unreachable

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from raykube.backends import endings
-from raykube.backends.kuberay.nextsteps import after, next_step, to_fit
-from raykube.backends.kuberay.observed import is_head
+from raykube.backends.kuberay.causes.nextsteps import after, next_step, to_fit
+from raykube.backends.kuberay.causes.observed import is_head
 from raykube.backends.kubernetes.fields import (
     Object,
     claims_of,

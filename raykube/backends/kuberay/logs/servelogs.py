@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from raykube.backends.kuberay import objects, servelook, servestates
-from raykube.backends.kuberay.logfiles import Following, LogFile
+from raykube.backends.kuberay import objects
+from raykube.backends.kuberay.logs.logfiles import Following, LogFile
+from raykube.backends.kuberay.serve import servelook, servestates
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import NotFound, Unreachable

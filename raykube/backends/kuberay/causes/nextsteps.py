@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import endings
-from raykube.backends.kuberay.observed import Observed
+from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kubernetes.fields import Object, spec_of
 from raykube.errors import Failure
 

@@ -1,0 +1,1 @@
+"""What runs and services print and log, read wherever it is kept."""

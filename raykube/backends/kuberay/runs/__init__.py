@@ -1,0 +1,1 @@
+"""RayJobs: started, looked at, stopped and removed."""

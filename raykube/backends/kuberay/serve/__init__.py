@@ -1,0 +1,1 @@
+"""RayServices: made, changed in place, looked at and taken down."""
