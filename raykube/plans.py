@@ -30,7 +30,6 @@ from raykube.yamltext import as_yaml
 
 __all__ = ["Plan", "manifest", "raycluster", "rayjob", "rayservice"]
 
-_CODE_KEY = "raykube.code"  # an upload names its code nowhere else, and other code is another plan
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 #: Kinds that may stand beside a RayJob in its file.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
@@ -111,7 +110,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
         "runtimeEnvYAML": as_yaml(env, sort_keys=True),
-        "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
+        "metadata": {**job.metadata, RUN_KEY: job.name, sameness.CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, bodies.CODE_NAME.format(job.name) if code else "")
     metadata = _metadata(job.name, cluster, {marks.QUEUE: job.queue} if job.queue else {})

@@ -13,6 +13,8 @@ from raykube.shapes import entries, mapping
 
 PLAN_KEY = "raykube.plan"
 LIMITS_KEY = "raykube.limits"
+#: Of a RayJob that raykube planned: the hash of its code, which an upload names nowhere else.
+CODE_KEY = "raykube.code"
 #: What does not make a plan another one: a plan's own hashes, which commit the same code is of, which attempt this is.
 _NOT_PLAN = (marks.PLAN, marks.WORK, PLAN_KEY, wire.WORK_KEY, marks.STORAGE_POD, wire.GIT_COMMIT, wire.ATTEMPT)
 _LIMITS = (
@@ -59,11 +61,14 @@ def as_work(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_any_cluster(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with neither its retries nor its own cluster, but where its checkpoints are."""
+    """Return an object with neither its retries nor its own cluster, but where its checkpoints are.
+
+    A RayJob that somebody has written keeps its cluster: its code may be the image, and its data a volume.
+    """
     spec = {**(part.get("spec") or {})}
     if isinstance(spec.get("entrypoint"), str):
         spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
-    if "rayClusterSpec" in spec:
+    if "rayClusterSpec" in spec and CODE_KEY in mapping(spec.get("metadata")):
         storage = str((part["metadata"].get("annotations") or {}).get(marks.STORAGE) or "")
         spec["rayClusterSpec"] = {"volumes": _volumes(mapping(spec["rayClusterSpec"]).get("headGroupSpec"), storage)}
     return {**part, "spec": spec}
