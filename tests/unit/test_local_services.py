@@ -169,6 +169,19 @@ def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file
 
 
 @pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_is_in_the_order_of_time_and_a_traceback_stays_with_its_line(code):
+    services.deploy(service(code, "good"))
+    folder = Path(head.current().session_dir, "logs", "serve")
+    folder.mkdir()
+    text, other = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200", '{{"levelname": "INFO", "asctime": "{}"}}'
+    one = [text.format("ERROR", "0,900"), "Traceback (most recent call last):", text.format("INFO", "1,002")]
+    two = [other.format("2026-11-28 12:49:41,001")]
+    for name, lines in {"two": two, "one": one}.items():
+        (folder / f"replica_good_Model_{name}.log").write_text("".join(f"{line}\n" for line in lines))
+    assert list(services.logs(records.load("good"), follow=False)) == [*one[:2], *two, one[2]]
+
+
+@pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_ends_with_its_head_and_with_its_record(code):
     services.deploy(service(code, "good"))
     record = records.load("good")
