@@ -221,7 +221,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
         metadata["annotations"][marks.CODE_IN_STORAGE] = "true"
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
-    return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place), package, place)
+    return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place, keeps=False), package, place)
 
 
 def raycluster(cluster: Cluster, name: str) -> Plan:
@@ -276,9 +276,10 @@ def _plan(
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context, code)
 
 
-def _notes(cluster: Cluster, code: CodePlace) -> tuple[str, ...]:
+def _notes(cluster: Cluster, code: CodePlace, *, keeps: bool = True) -> tuple[str, ...]:
+    """Return what the reader of a plan should know; `keeps` says whether it has anything to keep in a storage."""
     notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
-    if not cluster.storage:
+    if keeps and not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"
         )

@@ -131,6 +131,15 @@ def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answeri
 
 
 @pytest.mark.usefixtures("dashboard")
+def test_status_of_a_service_that_is_not_up_is_printed_as_json_too(code, monkeypatch):
+    unwell = Status("good", "service", "FAILED", failure=Failure("DeployFailed", "no weights"))
+    monkeypatch.setattr(services, "status", lambda _: unwell)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", "--json", cwd=code)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failure"]["message"] == "no weights"
+
+
+@pytest.mark.usefixtures("dashboard")
 def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
     monkeypatch.setattr(services, "status", pressed)
     done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
