@@ -74,7 +74,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 
 
 def _detach_hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:
-    """After Ctrl-C, say what goes on, how to look at it and how to end it."""
+    """After Ctrl-C, say what goes on, how to look at it, and how to end it."""
     return common.hint(
         f"\n{goes_on}",
         f"  look at it:   raykube service status {name}",
@@ -127,11 +127,11 @@ def service_forward(name: str, where: Where, port: int) -> None:
     kube = where.kube()
 
     def serving() -> str:
-        """Return the cluster of the moment: an update of the service may put another in its place."""
+        """Return the current cluster: an update of the service may replace it with another one."""
         return servestates.serving_cluster(objects.found(kube, "RayService", name))
 
     found = objects.found(kube, "RayService", name)
-    servestates.serving_cluster(found)  # what there is not yet is told at once, as is a right that is missing
+    servestates.serving_cluster(found)  # reports at once, like check_right, what would make the forward fail
     check_right(kube)
     route = servestates.route_of(found).rstrip("/")
     with Forward(kube, serving, port, remote="serve") as there:
