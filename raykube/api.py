@@ -39,7 +39,7 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
         ConfigError: the work cannot run as specified; lists every problem at once.
     """
     if not isinstance(work, (Job, Service)):
-        raise _is_no("Job or Service", work, "write rk.Job.module('jobs.digits')")
+        raise _wrong_type("Job or Service", work, "write rk.Job.module('jobs.digits')")
     work = work.model_copy()  # checks it again: the caller may have changed its dicts, and may still do so
     if "working_dir" not in work.model_fields_set:
         package.check_implied(from_here("."))
@@ -81,7 +81,7 @@ def serve(planned: Plan) -> Endpoint:
     return Endpoint(place.start(planned), place)
 
 
-def _standing(name: str, on: str | Path | Cluster | None) -> Cluster:
+def _long_lived(name: str, on: str | Path | Cluster | None) -> Cluster:
     """Return the long-lived cluster `name` at `on`; when `on` is None and the setting is local, look on Kubernetes."""
     place = cluster_of(on)
     if place.is_local and on is not None:
@@ -112,7 +112,7 @@ def submit(job: Job, on: str | Path | Cluster | None = None, *, cluster: str = "
             subclasses.
     """
     work = _only(job, Job, "rk.deploy(service)")
-    return start(plan(work, _standing(cluster, on) if cluster else on))
+    return start(plan(work, _long_lived(cluster, on) if cluster else on))
 
 
 def deploy(
@@ -137,11 +137,11 @@ def deploy(
 
 def _only(work: _Work, kind: type[_Work], other: str) -> _Work:
     if not isinstance(work, kind):
-        raise _is_no(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
+        raise _wrong_type(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
     return work
 
 
-def _is_no(kind: str, work: object, step: str) -> ConfigError:
+def _wrong_type(kind: str, work: object, step: str) -> ConfigError:
     """Return the error for a value of the wrong type. Only text is shown in full: a spec could fill the screen."""
     if not isinstance(work, str):
         return ConfigError(f"a {type(work).__name__} is no {kind}", next_step=step)

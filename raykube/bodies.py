@@ -31,11 +31,11 @@ CODE_NAME = "{}-code"
 #: stores the bytes as well, and takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
 CONFIG_MAP_LIMIT = 1000 * 1024
 #: The fields of a pod, and of its container, that decide where the pod may run and what it can reach there.
-_STANDS = (
+_POD_FIELDS = (
     *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
     *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
 )
-_SEES = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
+_CONTAINER_FIELDS = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 _AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {
     "gcs-server": 6379,
@@ -155,9 +155,11 @@ def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
     said, pod = template.get("metadata") or {}, template["spec"]
     # KubeRay's own labels would make it a pod of the cluster; another label may be why something injects a volume.
     labels = {key: value for key, value in (said.get("labels") or {}).items() if not key.startswith("ray.io/")}
-    container = {key: copy.deepcopy(pod["containers"][0][key]) for key in _SEES if key in pod["containers"][0]}
+    container = {
+        key: copy.deepcopy(pod["containers"][0][key]) for key in _CONTAINER_FIELDS if key in pod["containers"][0]
+    }
     container["volumeMounts"] = [each for each in container.get("volumeMounts") or [] if each["name"] != CODE_VOLUME]
-    kept = {key: copy.deepcopy(pod[key]) for key in _STANDS if key in pod}
+    kept = {key: copy.deepcopy(pod[key]) for key in _POD_FIELDS if key in pod}
     # Without the code's ConfigMap: it may not exist yet, or no longer.
     kept["volumes"] = [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME]
     metadata = {"labels": labels, "annotations": dict(said.get("annotations") or {})}
@@ -222,13 +224,13 @@ def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:
     container = manifests.container(head)
     _add_ports(container)
     if has_workers:
-        _say(head, "num-cpus", "CPU")
+        _declare_none(head, "num-cpus", "CPU")
     if not manifests.gpus(head):
-        _say(head, "num-gpus", "GPU")
+        _declare_none(head, "num-gpus", "GPU")
         _add(container, "env", {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
 
 
-def _say(head: dict[str, Any], param: str, resource: str) -> None:
+def _declare_none(head: dict[str, Any], param: str, resource: str) -> None:
     """Declare that the head has none of a resource, unless the manifest sets it; its two places exclude each other."""
     if head.get("resources"):
         head["resources"].setdefault(resource, "0")

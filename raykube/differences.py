@@ -28,13 +28,13 @@ def of_texts(old: str, new: str, but: re.Pattern[str] = NOT_PLAN_LINE) -> str:
     Lines that match `but` are left out. Environment variables are shown by name only: people put passwords in their
     values.
     """
-    theirs, ours = _hidden(old, new, "there"), _hidden(new, old, "here")
+    theirs, ours = _without_secrets(old, new, "there"), _without_secrets(new, old, "here")
     lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), n=0, lineterm=""))[2:]
     told = [line for line in lines if line[:1] in "+-" and not but.match(line[1:])]
     return "\n".join(told[:_MOST_LINES] + (["…"] if len(told) > _MOST_LINES else []))
 
 
-def _hidden(text: str, other: str, where: str) -> str:
+def _without_secrets(text: str, other: str, where: str) -> str:
     try:
         found, others = ([*documents(each)] for each in (text, other))
     except yaml.YAMLError:  # without parsing, the values of variables cannot be told apart
@@ -48,7 +48,7 @@ def _hidden(text: str, other: str, where: str) -> str:
 def _hide(value: Any, other: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         known = other if isinstance(other, Mapping) else {}
-        hide = {key: _variables if key == _VARIABLES else _hide for key in value}
+        hide = {key: _shown_variables if key == _VARIABLES else _hide for key in value}
         return {key: hide[key](inner, known.get(key), where) for key, inner in value.items()}
     if isinstance(value, list):
         beside = [*other, *[None] * len(value)] if isinstance(other, list) else [None] * len(value)
@@ -56,14 +56,14 @@ def _hide(value: Any, other: Any, where: str) -> Any:
     return value
 
 
-def _variables(value: Any, other: Any, where: str) -> Any:
+def _shown_variables(value: Any, other: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     known = other if isinstance(other, Mapping) else {}
-    return {name: _told(name, inner, known.get(name), where) for name, inner in value.items()}
+    return {name: _shown_value(name, inner, known.get(name), where) for name, inner in value.items()}
 
 
-def _told(name: str, value: Any, other: Any, where: str) -> Any:
+def _shown_value(name: str, value: Any, other: Any, where: str) -> Any:
     if str(name).startswith(_OURS):
         return value
     return "(as there)" if value == other else f"(the value {where})"

@@ -183,7 +183,7 @@ class Endpoint(_Handle):
             raise WaitTimeout(
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
             )
-        raise _not_up(self.name, _cause(last))
+        raise _service_failed(self.name, _cause(last))
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
         """Yield the lines of the replicas' log; with `follow`, until the service is taken down."""
@@ -207,7 +207,7 @@ def _cause(status: Status) -> Failure:
     return status.failure or Failure(reason, status.detail, next_step=next_step)
 
 
-def _not_up(name: str, why: Failure) -> ServiceFailed:
+def _service_failed(name: str, why: Failure) -> ServiceFailed:
     what = f"service {name} is not up: {why.reason}"
     if why.reason == serveapps.UPDATE_FAILED:
         what = f"the update of {name} failed; {serveapps.GOES_ON}"

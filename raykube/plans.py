@@ -28,7 +28,7 @@ from raykube.settings import LOCAL
 from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
 
-__all__ = ["Plan", "manifest", "raycluster", "rayjob", "rayservice"]
+__all__ = ["Plan", "raycluster", "rayjob", "rayservice", "written_rayjob"]
 
 _CODE_KEY = "raykube.code"  # the only trace of uploaded code in the plan: other code must make another plan
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
@@ -133,7 +133,7 @@ def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
     return ttl | {"rayClusterSpec": ray_cluster(cluster, config_map, probed=True)}
 
 
-def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
+def written_rayjob(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
     """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, a suffix.
 
     Raises:
@@ -152,7 +152,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         raise ConfigError("the manifest cannot be submitted", why=problem, next_step="correct it, or give --name")
     left_out = [manifests.title(part) for part in body if part.get("kind") not in _BESIDE]
     body = tuple(part for part in body if part.get("kind") in _BESIDE)
-    if not on.namespace and (problems := [*_elsewhere(body)]):
+    if not on.namespace and (problems := [*_namespace_problems(body)]):
         raise ConfigError.of("the manifest cannot be submitted", problems)
     for part in body:
         if on.namespace:
@@ -166,7 +166,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     return _plan(on, body, notes)
 
 
-def _elsewhere(body: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+def _namespace_problems(body: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     """Yield the objects of another namespace than the RayJob; if it names none, only the server can tell."""
     *beside, ours = (str(part["metadata"].get("namespace") or "") for part in body)
     for part, theirs in zip(body, beside, strict=False):

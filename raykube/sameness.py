@@ -51,12 +51,12 @@ def as_plan(part: Mapping[str, Any]) -> dict[str, Any]:
 
     The namespace is not part of it: the same namespace may be named or be the context's.
     """
-    return {**_left(_wherever(part), _NOT_PLAN, NOT_PLAN_LINE)}
+    return {**_without_keys(_without_namespace(part), _NOT_PLAN, NOT_PLAN_LINE)}
 
 
 def as_work(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an object or body that decides whether two plans are the same work."""
-    return _on_any_cluster(_left(_wherever(part), _NOT_WORK, NOT_WORK_LINE))
+    return _on_any_cluster(_without_keys(_without_namespace(part), _NOT_WORK, NOT_WORK_LINE))
 
 
 def _on_any_cluster(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def of_command(entrypoint: str, code: str) -> str:
     return _digest([entrypoint, code])
 
 
-def _wherever(part: Mapping[str, Any]) -> dict[str, Any]:
+def _without_namespace(part: Mapping[str, Any]) -> dict[str, Any]:
     if "apiVersion" not in part:
         return dict(part)
     return {**part, "metadata": {key: value for key, value in part["metadata"].items() if key != "namespace"}}
@@ -94,11 +94,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _left(value: Any, keys: tuple[str, ...], line: re.Pattern[str], field: str = "") -> Any:
+def _without_keys(value: Any, keys: tuple[str, ...], line: re.Pattern[str], field: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _left(inner, keys, line, key) for key, inner in value.items() if key not in keys}
+        return {key: _without_keys(inner, keys, line, key) for key, inner in value.items() if key not in keys}
     if isinstance(value, (list, tuple)):
-        return [_left(inner, keys, line) for inner in value]
+        return [_without_keys(inner, keys, line) for inner in value]
     if isinstance(value, str) and field in _YAML_TEXTS:
         return "\n".join(each for each in value.split("\n") if not line.match(each))
     return value

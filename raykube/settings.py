@@ -87,7 +87,7 @@ def _found(name: str, argument: object) -> Setting | None:
     table, path = _project_table()
     if name not in table:
         return None
-    return Setting(_beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
+    return Setting(_relative_to_project(path, name, str(table[name])), f"from [tool.raykube] in {path}")
 
 
 def is_path(on: str) -> bool:
@@ -95,7 +95,7 @@ def is_path(on: str) -> bool:
     return "/" in on or on.endswith((".yaml", ".yml"))
 
 
-def _beside(project: str, name: str, value: str) -> str:
+def _relative_to_project(project: str, name: str, value: str) -> str:
     """Return a relative path from pyproject.toml as one from the current folder: it is relative to that file."""
     folder = Path(project).parent
     says_path = {"on": is_path(value), "storage": bool(value) and "://" not in value}.get(name, False)

@@ -33,7 +33,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid", protected_namespaces=())
 
     def __init__(self, **fields: Any) -> None:
-        with _told(type(self)):
+        with _config_errors(type(self)):
             super().__init__(**fields)
 
     @classmethod
@@ -43,7 +43,7 @@ class Spec(BaseModel):
         Raises:
             ConfigError: the mapping is no valid spec; lists every problem.
         """
-        with _told(cls):
+        with _config_errors(cls):
             return super().model_validate(obj, **how)
 
     @classmethod
@@ -53,7 +53,7 @@ class Spec(BaseModel):
         Raises:
             ConfigError: the object is no valid spec; lists every problem.
         """
-        with _told(cls):
+        with _config_errors(cls):
             return super().model_validate_json(json_data, **how)
 
     if not TYPE_CHECKING:  # type checkers would take it as permission to set fields
@@ -75,19 +75,19 @@ class Spec(BaseModel):
             ConfigError: the copy would be invalid.
         """
         changed = dict(update or {})
-        kept = {key: value for key, value in vars(self).items() if key not in changed and self._is_said(key, value)}
+        kept = {key: value for key, value in vars(self).items() if key not in changed and self._is_given(key, value)}
         copied = type(self)(**kept, **changed)
         copied.model_fields_set.difference_update(kept.keys() - self.model_fields_set)
         return copied
 
-    def _is_said(self, key: str, value: Any) -> bool:
+    def _is_given(self, key: str, value: Any) -> bool:
         """Whether a field's value was given or made, and is not just the default."""
         field = type(self).model_fields.get(key)
         return field is None or key in self.model_fields_set or value != field.get_default(call_default_factory=True)
 
 
 @contextlib.contextmanager
-def _told(kind: type[Spec]) -> Iterator[None]:
+def _config_errors(kind: type[Spec]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
@@ -105,7 +105,7 @@ def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
         path = _path(item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError) and cause.problems:
-            yield from (Problem(_joined(path, inner.path), inner.what, inner.next_step) for inner in cause.problems)
+            yield from (Problem(_join_paths(path, inner.path), inner.what, inner.next_step) for inner in cause.problems)
         elif item["type"] == "extra_forbidden":
             yield Problem(path, "unknown key", nearest(str(item["loc"][-1]), kind.model_fields))
         elif item["type"] == "missing":
@@ -125,5 +125,5 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
-def _joined(outer: str, inner: str) -> str:
+def _join_paths(outer: str, inner: str) -> str:
     return f"{outer}.{inner}" if outer and inner and not inner.startswith("[") else outer + inner

@@ -96,14 +96,14 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: a name may hold any bytes
     try:
         with _reader_watched():
-            code = _done()
+            code = _run()
     except _ReaderGone:
         _drop_unread()
         code = INTERRUPTED
     sys.exit(code)
 
 
-def _done() -> int:
+def _run() -> int:
     """Run the command line, print any error, and return the exit code."""
     try:
         raykube.main(prog_name="raykube", standalone_mode=False)

@@ -32,7 +32,7 @@ def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[
         raise ConfigError("there is nothing to run", next_step="write a command after --, or -f FILE")
     given, problems = _read(_given(options), _OF_A_JOB)
     given |= {"entrypoint": _command(entrypoint)} if entrypoint else {}
-    return _made(Job, _beside(said, given), problems)
+    return _make_spec(Job, _merge(said, given), problems)
 
 
 def manifest_of(path: Path) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def service_of(name: str, options: Mapping[str, Any]) -> Service:
         app["ray_actor_options"] = {"num_gpus": gpus}
         if not wire.is_gpu_share(gpus):
             problems.append(Problem("--num-gpus", f"{gpus:g} is not {wire.GPU_SHARE}"))
-    return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
+    return _make_spec(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 
 
 def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
@@ -169,7 +169,7 @@ def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[
     return fields, problems
 
 
-def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Problem]) -> _Spec:
+def _make_spec(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Problem]) -> _Spec:
     """Make the spec, or raise all problems: those of reading the options, and those of the fields."""
     try:
         made = kind(**fields)
@@ -180,7 +180,7 @@ def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Probl
     return made
 
 
-def _beside(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _merge(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Merge a file's fields with those of options, which win, even over the same key in the file's runtime_env."""
     own = given.get("runtime_env")
     twice = [key for key in _IN_BOTH if key in given or (isinstance(own, dict) and key in own)]

@@ -153,7 +153,7 @@ def forward(name: str, where: Where, port: int) -> None:
     kube = where.kube()
     token = clusters.token(kube, name)
     check_right(kube)
-    with _kept(token, name) as path, Forward(kube, name, port) as there:
+    with _token_file(token, name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
         there.gone.wait()
@@ -238,7 +238,7 @@ def _end_local() -> None:
 
 
 @contextlib.contextmanager
-def _kept(token: str, name: str) -> Iterator[Path | None]:
+def _token_file(token: str, name: str) -> Iterator[Path | None]:
     """Keep a token in a file that only this user can read, for as long as the block runs.
 
     A lock marks the file as in use, and ends with the process, however that ends. So the next process can remove the
@@ -255,7 +255,7 @@ def _kept(token: str, name: str) -> Iterator[Path | None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         draft = Path(file.name)
         path = draft.rename(folder / f"{name}{draft.name}")
-        _remove_left(folder)
+        _remove_stale(folder)
         try:
             file.write(token)
             file.flush()
@@ -264,7 +264,7 @@ def _kept(token: str, name: str) -> Iterator[Path | None]:
             path.unlink(missing_ok=True)
 
 
-def _remove_left(folder: Path) -> None:
+def _remove_stale(folder: Path) -> None:
     for path in folder.glob("[!.]*"):
         with contextlib.suppress(OSError), path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while another process holds it

@@ -145,12 +145,12 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
         own = (words[-1].get("metadata") or {}).get("namespace") or ""
         goes_to_kubernetes(where, own)
-        return plans.manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
+        return plans.written_rayjob(words, where.kubernetes() if own else where.in_kubernetes(), name=given["name"])
     if cluster:
         args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
         goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
-    place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
+    place = api.running(cluster, where.in_kubernetes()) if cluster else where.cluster(workers)
     return api.plan(job, place)
 
 

@@ -43,7 +43,7 @@ class Name(StringParamType):
 
         def look() -> None:
             with contextlib.suppress(Exception):  # any error: its message would appear in the line that is being typed
-                for name in _known(self._noun_of(ctx), where):
+                for name in _existing(self._noun_of(ctx), where):
                     found.append(name)  # noqa: PERF402 - one by one, so that names found in time are kept
 
         thread = threading.Thread(target=look, daemon=True)
@@ -56,7 +56,7 @@ class Name(StringParamType):
         return self._noun or group or "job"
 
 
-def _known(noun: str, where: Where) -> Iterator[str]:
+def _existing(noun: str, where: Where) -> Iterator[str]:
     """Yield the existing names; nothing is started for this."""
     from raykube import api
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raykube.cluster import Cluster
 
 #: The options that named this command's place: the commands that raykube suggests need them, too.
-_SAID: list[str] = []
+_PLACE_WORDS: list[str] = []
 _QUOTED = "    "
 _COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
 
@@ -30,20 +30,20 @@ def with_place(text: str) -> str:
 
     Lines of a log, which are indented further, stay as they are: they are not raykube's own text.
     """
-    lines = text.split("\n") if _SAID else ()
+    lines = text.split("\n") if _PLACE_WORDS else ()
     return "\n".join(line if line.startswith(_QUOTED) else _COMMAND.sub(_placed, line) for line in lines) or text
 
 
 def _placed(found: re.Match[str]) -> str:
-    return shlex.join([*found.group().split(), *_SAID])
+    return shlex.join([*found.group().split(), *_PLACE_WORDS])
 
 
 def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
     """Have suggested commands name Kubernetes when only a file, or a cluster's name, has implied it."""
     if namespace and not where.namespace:
-        _SAID[:] = replace(where, namespace=namespace).words()
+        _PLACE_WORDS[:] = replace(where, namespace=namespace).words()
     elif where.on is None and where.cluster().is_local:
-        _SAID[:] = replace(where, on=KUBERNETES).words()
+        _PLACE_WORDS[:] = replace(where, on=KUBERNETES).words()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Where:
         """Return Kubernetes as a place, without a manifest."""
         return self._loaded(KUBERNETES)
 
-    def around(self) -> Cluster:
+    def in_kubernetes(self) -> Cluster:
         """Return the place in Kubernetes: that of the named preset or manifest, or else without a manifest."""
         found = self.cluster()
         return self.kubernetes() if found.is_local else found
@@ -94,7 +94,7 @@ class Where:
         """Return a client for the place in Kubernetes: its context and its namespace."""
         from raykube.backends.kubernetes.kubeapi import Kube as Client
 
-        place = self.around()
+        place = self.in_kubernetes()
         return Client(place.context, place.namespace)
 
     def _loaded(self, name: str) -> Cluster:
@@ -126,7 +126,7 @@ def place_options(function: Function) -> Function:
     def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
         where = Where(on, namespace, context)
         where.check()
-        _SAID[:] = where.words()
+        _PLACE_WORDS[:] = where.words()
         return function(*words, where=where, **options)
 
     return cast("Function", _PLACE(call))

@@ -263,7 +263,7 @@ def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept)
     def written(entrypoint):
         spec = {"entrypoint": entrypoint, "shutdownAfterJobFinishes": False, "rayClusterSpec": {}}
         body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "digits"}, "spec": spec}
-        return plans.manifest([body], Cluster.load("cpu-small"))
+        return plans.written_rayjob([body], Cluster.load("cpu-small"))
 
     jobs.start(Kube(), written("one"))
     assert kept[f"{RAY}/rayjobs/digits"]["spec"].pop("shutdownAfterJobFinishes") is False
