@@ -30,7 +30,6 @@ from raykube.yamltext import as_yaml
 
 __all__ = ["Plan", "raycluster", "rayjob", "rayservice", "written_rayjob"]
 
-_CODE_KEY = "raykube.code"  # the only trace of uploaded code in the plan: other code must make another plan
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 #: The kinds of objects in a RayJob's file that are sent; others are only named in a note.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
@@ -111,7 +110,7 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
     spec |= {
         "submissionMode": "InteractiveMode" if upload else "HTTPMode",
         "runtimeEnvYAML": as_yaml(env, sort_keys=True),
-        "metadata": {**job.metadata, RUN_KEY: job.name, _CODE_KEY: package.hash, wire.WORK_KEY: work_key},
+        "metadata": {**job.metadata, RUN_KEY: job.name, sameness.CODE_KEY: package.hash, wire.WORK_KEY: work_key},
     }
     spec |= _cluster_of(job, cluster, bodies.CODE_NAME.format(job.name) if code else "")
     metadata = _metadata(job.name, cluster, {marks.QUEUE: job.queue} if job.queue else {})
@@ -224,7 +223,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
         metadata["annotations"][marks.CODE_IN_STORAGE] = "true"
     body = {"serveConfigV2": as_yaml(serve, sort_keys=True), "rayClusterConfig": spec}
     work = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": body}
-    return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place), package, place)
+    return _plan(cluster, (*([code] if code else []), work), _notes(cluster, place, keeps=False), package, place)
 
 
 def raycluster(cluster: Cluster, name: str) -> Plan:
@@ -279,9 +278,10 @@ def _plan(
     return Plan(body[-1]["metadata"]["name"], "kuberay", body, package, notes, cluster.context, code)
 
 
-def _notes(cluster: Cluster, code: CodePlace) -> tuple[str, ...]:
+def _notes(cluster: Cluster, code: CodePlace, *, keeps: bool = True) -> tuple[str, ...]:
+    """Return the notes for a plan's reader; `keeps`: whether the work has anything to keep in a storage."""
     notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
-    if not cluster.storage:
+    if keeps and not cluster.storage:
         notes.append(
             f"{cluster.source} has no annotation raykube.io/storage: checkpoints and results are lost with the cluster"
         )

@@ -20,7 +20,7 @@ from raykube.yamltext import documents
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 #: An entry that makes pip or uv read a local file; an absolute path, or one with a variable, may be on the cluster.
-_LINES_OF = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*([^\s=/$].*)|(\S+\.txt)")
+_LINES_OF = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*([^\s=/$].*)|([^-/$\s]\S*\.txt)")
 _PASSED_ON = frozenset(
     {
         *("py_executable", "uv", "pip", "conda", "image_uri", "config", "worker_process_setup_hook", "py_modules"),

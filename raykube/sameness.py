@@ -13,6 +13,8 @@ from raykube.shapes import entries, mapping
 
 PLAN_KEY = "raykube.plan"
 LIMITS_KEY = "raykube.limits"
+#: In the metadata of a RayJob that raykube planned: the hash of its code, which an upload names nowhere else.
+CODE_KEY = "raykube.code"
 #: What does not change which plan it is: the plan's own hashes, the commit of the same code, the number of the attempt,
 #: and the template of a pod that reads the storage.
 _NOT_PLAN = (marks.PLAN, marks.WORK, PLAN_KEY, wire.WORK_KEY, marks.STORAGE_POD, wire.GIT_COMMIT, wire.ATTEMPT)
@@ -60,11 +62,14 @@ def as_work(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_any_cluster(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object without retries and, except for the volumes of its storage, without its own cluster."""
+    """Return an object without retries and, except for the volumes of its storage, without its own cluster.
+
+    A RayJob that somebody has written keeps its cluster: its code may be the image, and its data a volume.
+    """
     spec = {**(part.get("spec") or {})}
     if isinstance(spec.get("entrypoint"), str):
         spec["entrypoint"] = _RETRIES.sub(r"\1 ", spec["entrypoint"], count=1)
-    if "rayClusterSpec" in spec:
+    if "rayClusterSpec" in spec and CODE_KEY in mapping(spec.get("metadata")):
         storage = str((part["metadata"].get("annotations") or {}).get(marks.STORAGE) or "")
         spec["rayClusterSpec"] = {"volumes": _volumes(mapping(spec["rayClusterSpec"]).get("headGroupSpec"), storage)}
     return {**part, "spec": spec}

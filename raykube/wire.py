@@ -71,8 +71,10 @@ TROUBLE_FILE = "trouble.json"
 FAILURE_FILE = "failure.json"
 #: How Python ends for an exception that nobody caught. With another code something else has ended an entrypoint.
 UNCAUGHT = 1
+#: Ray hands on the last 20,000 characters of a log, and the line with the message is to be read there from its start.
+_LONGEST = 4000
 _TOLD = ("reason", "message", "next_step")
-_FAILED = re.compile(r"raykube: attempt \d+ failed: (\w+): (.*?)(?: \(next: (.*)\))?")
+_FAILED = re.compile(r"raykube: attempt \d+ failed: (\w+): (.*?)(?: \(next: ((?:(?! \(next: ).)*)\))?")
 
 #: So many bytes of the end of a metrics file are read, the more where they hold no whole row.
 _TAILS = (65_536, 2**20)
@@ -319,7 +321,7 @@ def failure(text: str, attempt: int, since: float) -> Failure | None:
         reason, message, step = (note[key].encode(errors="replace").decode() for key in _TOLD)
         words = next(line.strip() for line in message.splitlines() if line.strip())
         if note["attempt"] == attempt and note["time"] >= since:
-            return Failure(reason, words, UNCAUGHT, next_step=step)
+            return Failure(reason, words[:_LONGEST], UNCAUGHT, next_step=step)
     return None
 
 

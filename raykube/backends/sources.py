@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,6 +13,8 @@ from raykube.names import nearest
 DRIVER, AUTOSCALER, EVENTS = "driver", "autoscaler", "events"
 _RANK = re.compile(r"rank-(0|[1-9]\d*)")
 _MEANT = re.compile(r"rank\D?0*(\d+)")
+#: Of a line that Serve logs, as text or as JSON.
+_TIME = re.compile(r'(?:[A-Z]+ |\{.*"asctime": ")(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})')
 _RAYS = (":job_id:", ":actor_name:", ":task_name:")
 
 
@@ -75,6 +79,19 @@ def lines_of(log: bytes) -> list[str]:
     """Return the lines of a whole log, the same as when it is followed: a progress bar's are one."""
     lines = Lines()
     return [*lines.take(log), *lines.end()]
+
+
+def by_time(logs: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield the lines of several logs of Serve's in the order of their times; one without a time stays where it is."""
+    return map(operator.itemgetter(1), heapq.merge(*map(_timed, logs), key=operator.itemgetter(0)))
+
+
+def _timed(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    time = ""
+    for line in lines:
+        if found := _TIME.match(line):
+            time = found[1]
+        yield time, line
 
 
 class Lines:

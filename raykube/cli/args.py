@@ -53,6 +53,8 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
         step = "give a file with one RayJob, or with a job's fields: entrypoint, name, …"
         if not jobs and difflib.get_close_matches("RayJob", map(str, kinds), cutoff=0.8):
             step = "did you mean RayJob?"
+        if "RayService" in kinds:
+            step = f"kubectl apply -f {shlex.quote(str(path))}; then: raykube service status|why|logs|forward NAME"
         raise ConfigError(what, next_step=step + (_of_a_cluster(path) if "RayCluster" in kinds else ""))
     return [*(each for each in found if each is not jobs[0]), jobs[0]]
 

@@ -23,7 +23,9 @@ def show(plan: Plan, dry_run: str, output: str) -> None:
         from raykube import api
 
         api.check(plan)
-    texts = {"yaml": plan.yaml(), "json": json.dumps(plan.body, indent=2), "name": plan.name}
+    # kubectl reads a single JSON object; Ray's Serve API takes a list.
+    whole = {"apiVersion": "v1", "kind": "List", "items": plan.body} if plan.backend == "kuberay" else plan.body
+    texts = {"yaml": plan.yaml(), "json": json.dumps(whole, indent=2), "name": plan.name}
     click.echo(texts[output].rstrip("\n"))
     announce(plan)
     tell(*(f"note: {note}" for note in for_kubectl(plan) if output != "name"))

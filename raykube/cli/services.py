@@ -11,7 +11,7 @@ import click
 from raykube.cli import common, planned
 from raykube.cli.options import code_options, json_option, name_argument, names_argument, plan_options
 from raykube.cli.place import Where, place_options
-from raykube.errors import ConfigError, NotFound
+from raykube.errors import ConfigError, NotFound, RaykubeError
 
 
 @click.group()
@@ -63,8 +63,13 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
     begun, shown = time.monotonic(), common.screen(as_json=as_json)
     with _detach_hint(name, f"interrupted while {name} was sent; what has arrived of it goes on"):
         endpoint = api.serve(plan)
-    with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
-        endpoint.wait_ready(timeout_s=left(timeout_s, begun), on_event=lambda event: shown.show(event.status))
+    try:
+        with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
+            endpoint.wait_ready(timeout_s=left(timeout_s, begun), on_event=lambda event: shown.show(event.status))
+    except RaykubeError:
+        if as_json:  # as for a failed job
+            common.print_value(endpoint.status(), as_json=True)
+        raise
     if as_json:
         common.print_value(endpoint.status(), as_json=True)
         return

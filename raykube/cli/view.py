@@ -63,7 +63,8 @@ def status_line(status: Status, now: float) -> str:
 def status_text(status: Status) -> str:
     """Return a status as lines of ``key: value``."""
     when = {key: _clock(getattr(status, key)) for key in ("submitted", "started", "ended")}
-    fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": status.attempt}
+    attempt = status.attempt if status.kind == "job" else 0
+    fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": attempt}
     scale = {"workers": status.workers, "storage": status.storage}
     rows = fields | scale | when | {"progress": reported(status), "url": status.url}
     return _fields(rows, [f"{'':<11}{line}" for line in status.earlier], status.failure)
@@ -119,9 +120,10 @@ def text(value: Status | Failure | Result) -> str:
 
 
 def table(statuses: Iterable[Status], now: float) -> str:
-    """Return statuses as a table that looks like kubectl's; services have no workers."""
+    """Return statuses as a table that looks like kubectl's; services have neither attempts nor workers."""
     found = [_row(status, now) for status in statuses]
-    columns = [name for name in _COLUMNS if name != "WORKERS" or any(row[name] for row in found)]
+    shown = {name for row in found or [{"ATTEMPT": "1"}] for name in _COLUMNS if row.get(name)}
+    columns = [name for name in _COLUMNS if name in shown or name not in ("ATTEMPT", "WORKERS")]
     return _table([columns, *([row[name] or "-" * (name == "WORKERS") for name in columns] for row in found)])
 
 
@@ -145,7 +147,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _row(status: Status, now: float) -> dict[str, str]:
     began = status.submitted or now
     note = reported(status) or (status.failure.reason if status.failure else "") or _note(status)
-    cells = (status.name, status.state, str(status.attempt), status.workers, age(now - began), note)
+    attempt = str(status.attempt) if status.kind == "job" else ""
+    cells = (status.name, status.state, attempt, status.workers, age(now - began), note)
     return dict(zip(_COLUMNS, cells, strict=True))
 
 

@@ -373,6 +373,9 @@ def test_manifest_of_a_cluster_is_told_what_it_is_for(raykube, code):
     shutil.copy(ROOT / "cluster-configs" / "cpu-small.yaml", code / "c.yaml")
     done = raykube("job", "submit", "-f", "c.yaml")
     refused(done, "c.yaml holds RayCluster", "--on c.yaml -- COMMAND", "raykube cluster create NAME --on c.yaml")
+    (code / "c.yaml").write_text("{apiVersion: ray.io/v1, kind: RayService, metadata: {name: a}, spec: {}}")
+    done = raykube("job", "submit", "-f", "c.yaml")
+    refused(done, "c.yaml holds RayService", "kubectl apply -f c.yaml; then: raykube service status|why|logs")
 
 
 def test_working_directory_elsewhere_is_refused_as_what_it_is():
@@ -417,7 +420,7 @@ def test_date_in_a_file_is_the_text_that_it_is(raykube, code):
         "{apiVersion: ray.io/v1, kind: RayJob, metadata: {name: a, labels: {since: 2025-01-31}}, spec: {entrypoint: b}}"
     )
     dry = ("--dry-run=client", "-o", "json")
-    (planned,) = json.loads(raykube("job", "submit", "-f", "job.yaml", "-n", "team", *dry).stdout)
+    (planned,) = json.loads(raykube("job", "submit", "-f", "job.yaml", "-n", "team", *dry).stdout)["items"]
     assert planned["metadata"]["labels"]["since"] == "2025-01-31"
     (body,) = json.loads(raykube("job", "submit", "--runtime-env", "env.yaml", *dry, "--", "true").stdout)
     assert body["runtime_env"]["env_vars"]["SINCE"] == "2025-01-31"
@@ -428,7 +431,7 @@ def test_rayjob_of_a_file_is_planned_as_it_is(raykube, code):
         "{apiVersion: ray.io/v1, kind: RayJob, metadata: {generateName: a-}, spec: {entrypoint: b, newField: 1}}"
     )
     done = raykube("job", "submit", "-f", "job.yaml", "-n", "team", "--dry-run=client", "-o", "json")
-    (planned,) = json.loads(done.stdout)
+    (planned,) = json.loads(done.stdout)["items"]
     assert planned["spec"] == {"entrypoint": "b", "newField": 1}
     assert planned["metadata"]["name"].startswith("a-")
     assert planned["metadata"]["namespace"] == "team"
@@ -445,7 +448,7 @@ def house(code):
 
 def test_namespace_leaves_the_manifest_that_the_environment_names(raykube, code, house):  # noqa: ARG001
     words = ("job", "submit", "-n", "said", "--dry-run=client", "-o", "json", "--", "python", "hello.py")
-    *_, planned = json.loads(raykube(*words, RAYKUBE_ON=house).stdout)
+    *_, planned = json.loads(raykube(*words, RAYKUBE_ON=house).stdout)["items"]
     assert (planned["metadata"]["namespace"], "rayClusterSpec" in planned["spec"]) == ("said", True)
     refused(raykube(*words, RAYKUBE_ON="local"), "nothing says what cluster")
 
@@ -460,7 +463,7 @@ def test_rayjob_goes_where_an_option_says_or_itself_or_the_manifest_of_the_place
     body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": {"entrypoint": "b"}}
     (code / "job.yaml").write_text(yaml.safe_dump(body))
     submitted = ("job", "submit", "-f", "job.yaml", *words, "--dry-run=client", "-o", "json")
-    (planned,) = json.loads(raykube(*submitted, RAYKUBE_ON=house).stdout)
+    (planned,) = json.loads(raykube(*submitted, RAYKUBE_ON=house).stdout)["items"]
     assert planned["metadata"]["namespace"] == namespace
 
 
@@ -656,8 +659,8 @@ def test_problems_of_a_service_are_told_at_once():
 )
 def test_what_a_driver_reserves_is_in_its_plan(raykube, place, option, text, key, value):
     words = ("--on", place, option, text, "--dry-run=client", "-o", "json", "--", "python", "hello.py")
-    planned = json.loads(raykube("job", "submit", *words).stdout)[-1]
-    assert planned.get("spec", planned)[key] == value
+    planned = json.loads(raykube("job", "submit", *words).stdout)
+    assert (planned[0] if place == "local" else planned["items"][-1]["spec"])[key] == value
 
 
 def test_words_and_variables_of_a_job_are_in_its_plan_as_they_were_typed(raykube):

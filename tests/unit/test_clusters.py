@@ -564,7 +564,9 @@ def test_run_that_cannot_be_stopped_keeps_no_cluster_from_its_deletion_and_is_to
 
 def test_run_whose_end_kuberay_has_not_seen_is_told_when_its_cluster_is_deleted(standing, monkeypatch):
     monkeypatch.setattr(clusters, "_NOTED_S", 0)
-    assert "starts it again once a cluster demo is made; to prevent that: raykube job delete a" in deleted()
+    said = deleted()
+    assert "starts it again once a cluster demo is made; to prevent that, and remove its checkpoints too: " in said
+    assert "raykube job delete a" in said
     assert standing.asked == [({"uid": "u"}, "STOPPED", "Running")]
 
 

@@ -503,6 +503,14 @@ def test_head_that_misses_a_probe_is_no_cause_until_it_lasts():
     assert cause(seen).reason == "HeadLost"
 
 
+def test_head_lost_with_the_code_of_its_run_is_no_reason_to_wait():
+    seen = unready_head(restarts=1)
+    assert "on which it starts again" in cause(seen).next_step
+    spec = {**seen.owner["spec"], "runtimeEnvYAML": "working_dir: gcs://_ray_pkg_0.zip\n"}
+    step = cause(replace(seen, owner={**seen.owner, "spec": spec})).next_step
+    assert step.startswith("submit it again under the same name, which sends its code again")
+
+
 def test_pods_that_may_not_be_read_are_not_taken_for_lost():
     seen = replace(observed("noise: new head is ready"), pods=())
     assert cause(seen) is None

@@ -272,6 +272,20 @@ def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept)
     assert caught.value.why == "spec.entrypoint: 'one' there, 'two' here"
 
 
+def test_rayjob_that_somebody_has_written_is_another_with_another_image_also_once_it_failed(kept):
+    def written(image):
+        head = {"template": {"spec": {"containers": [{"name": "ray", "image": image}]}}}
+        spec = {"entrypoint": "python /app/train.py", "rayClusterSpec": {"headGroupSpec": head}}
+        body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "nightly"}, "spec": spec}
+        return plans.written_rayjob([body], Cluster.load("kubernetes"))
+
+    jobs.start(Kube(), written("vision:7"))
+    kept[f"{RAY}/rayjobs/nightly"]["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}
+    with pytest.raises(Conflict, match="taken by another run") as caught:
+        jobs.start(Kube(), written("speech:1"))
+    assert "image: 'vision:7' there, 'speech:1' here" in caught.value.why
+
+
 @pytest.mark.parametrize("status", [{"jobDeploymentStatus": "Initializing"}, SUCCEEDED])
 def test_run_that_goes_on_or_went_well_is_another_on_another_cluster(kept, plan, job, status):
     jobs.start(Kube(), plan)

@@ -33,13 +33,16 @@ def test_end_of_a_run_is_not_noted_as_that_of_the_next_of_its_name(record, runni
     assert not observe.log_path(new, 1, None).exists()
 
 
-@pytest.mark.parametrize(("now", "quiet"), [(1_059.0, 0.0), (1_150.0, 120.0), (900.0, 0.0)])
-def test_silence_is_counted_in_whole_minutes_from_the_last_report(record, now, quiet):
-    assert observe.quiet_s(observe.last_report(record), now) == 0.0
+@pytest.mark.parametrize(
+    ("started", "now", "quiet"),
+    [(900.0, 1_059.0, 0.0), (None, 1_150.0, 120.0), (800.0, 900.0, 0.0), (172_000.0, 172_061.0, 60.0)],
+)
+def test_silence_is_counted_in_whole_minutes_from_the_last_report_or_the_start_since(record, started, now, quiet):
+    assert observe.quiet_s(observe.last_report(record), started, now) == 0.0
     folder = Path(record.storage) / record.name / "train-1"
     folder.mkdir(parents=True)
     (folder / wire.METRICS_FILE).write_text('{"time": 1000.0, "metrics": {"epoch": 3}}\n')
-    assert observe.quiet_s(observe.last_report(record), now) == quiet
+    assert observe.quiet_s(observe.last_report(record), started, now) == quiet
 
 
 def test_run_that_ray_was_stopping_when_its_head_died_was_stopped(record, running):

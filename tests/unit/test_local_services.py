@@ -131,6 +131,15 @@ def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answeri
 
 
 @pytest.mark.usefixtures("dashboard")
+def test_status_of_a_service_that_is_not_up_is_printed_as_json_too(code, monkeypatch):
+    unwell = Status("good", "service", "FAILED", failure=Failure("DeployFailed", "no weights"))
+    monkeypatch.setattr(services, "status", lambda _: unwell)
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", "--json", cwd=code)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failure"]["message"] == "no weights"
+
+
+@pytest.mark.usefixtures("dashboard")
 def test_ctrl_c_while_a_service_starts_says_that_it_goes_on(code, monkeypatch):
     monkeypatch.setattr(services, "status", pressed)
     done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
@@ -166,6 +175,19 @@ def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file
     states = seen()
     monkeypatch.setattr(services, "status", lambda _: next(states))
     assert list(services.logs(records.load("good"), follow=True)) == ["one", "two", "new"]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_is_in_the_order_of_time_and_a_traceback_stays_with_its_line(code):
+    services.deploy(service(code, "good"))
+    folder = Path(head.current().session_dir, "logs", "serve")
+    folder.mkdir()
+    text, other = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200", '{{"levelname": "INFO", "asctime": "{}"}}'
+    one = [text.format("ERROR", "0,900"), "Traceback (most recent call last):", text.format("INFO", "1,002")]
+    two = [other.format("2026-11-28 12:49:41,001")]
+    for name, lines in {"two": two, "one": one}.items():
+        (folder / f"replica_good_Model_{name}.log").write_text("".join(f"{line}\n" for line in lines))
+    assert list(services.logs(records.load("good"), follow=False)) == [*one[:2], *two, one[2]]
 
 
 @pytest.mark.usefixtures("dashboard")

@@ -92,6 +92,12 @@ def test_storage_that_a_group_does_not_mount_is_noted_and_seen_by_doctor(code, s
     assert named.storage(cluster).ok is (None if told else True)
 
 
+def test_missing_storage_is_noted_of_a_job_and_not_of_a_service_which_keeps_nothing(code):
+    cluster = Cluster.load("gpu-t4")
+    assert "checkpoints and results are lost" in " ".join(plans.rayjob(JOB, cluster, code).notes)
+    assert plans.rayservice(SERVICE, cluster, code).notes == ()
+
+
 def only(plan, kind):
     (found,) = (part for part in plan.body if part["kind"] == kind)
     return found

@@ -130,7 +130,9 @@ def test_file_of_packages_that_is_none_of_the_clusters_is_refused_in_a_list_too(
 
 def test_packages_and_what_the_cluster_has_a_file_of_are_taken():
     words = ("a[b]>=1,<2; python_version<'4'", "c @ https://x.io/c.whl", "--extra-index-url https://x.io", "./d.whl")
-    files = ("-r /app/requirements.txt", "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt", "-chttps://x.io/c.txt")
+    there = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt"
+    files = ("-r /app/requirements.txt", "-r/app/r.txt", f"-r {there}", f"--requirement={there}", "--constraint=/c.txt")
+    files += ("-chttps://x.io/c.txt",)
     assert Job(entrypoint="true", pip=words + files).pip == words + files
 
 

@@ -44,6 +44,13 @@ def test_pending_line_shows_the_detail_and_later_attempts():
     assert line == "a PENDING · attempt 2 · waiting · 60s"
 
 
+def test_service_is_shown_without_attempts():
+    service = status(kind="service")
+    assert view.table([service], NOW).splitlines()[0].split() == ["NAME", "STATE", "AGE", "PROGRESS"]
+    assert "attempt" not in view.status_text(service)
+    assert "ATTEMPT" in view.table([service, status()], NOW)
+
+
 def test_ended_run_does_not_grow_older():
     assert view.elapsed(status(ended=950.0), NOW) == 10.0
 

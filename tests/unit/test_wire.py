@@ -129,3 +129,13 @@ def test_failure_is_read_from_the_line_that_a_log_ends_with(next_step):
     told = Failure("LoopFailed", "ValueError: f(x): 1 (worker 1)", 1, next_step=next_step)
     assert wire.failure_of(f"raykube: {wire.failure_line(2, told)}") == told
     assert wire.failure_of("raykube: attempt 2 begins") is None
+
+
+def test_failure_whose_message_looks_as_if_it_had_a_step_keeps_its_own():
+    told = Failure("LoopFailed", "KeyError: 'a (next: b)'", 1, next_step="do this")
+    assert wire.failure_of(f"raykube: {wire.failure_line(2, told)}") == told
+
+
+def test_failure_of_a_very_long_message_is_short_enough_for_the_end_of_a_log_that_ray_hands_on():
+    told = wire.failure(json.dumps(LEFT | {"message": "x" * 39_000}), 2, 0.0)
+    assert len(wire.failure_line(2, told)) < 20_000

@@ -217,7 +217,7 @@ def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
     for run in left:
         tell(
             f"note: KubeRay has not seen the end of {run} within {_NOTED_S:g} s, and starts it again once a cluster "
-            f"{name} is made; to prevent that: raykube job delete {run}"
+            f"{name} is made; to prevent that, and remove its checkpoints too: raykube job delete {run}"
         )
 
 

@@ -113,7 +113,7 @@ def live_status(record: Record) -> Status:
     report = observe.last_report(record)
     if status.state == "RUNNING":
         detail = observe.trouble(record, status.attempt) or status.detail
-        status = replace(status, detail=detail, quiet_s=observe.quiet_s(report, now))
+        status = replace(status, detail=detail, quiet_s=observe.quiet_s(report, status.started, now))
     return replace(status, progress=report.get("metrics", {}), url=running.address)
 
 

@@ -152,10 +152,10 @@ def last_report(record: Record) -> Mapping[str, Any]:
     return wire.last_report(Path(record.storage) / record.name)
 
 
-def quiet_s(report: Mapping[str, Any], now: float) -> float:
-    """Return for how long nothing was reported since; 0 before the first. It was made here, by our clock."""
+def quiet_s(report: Mapping[str, Any], started: float | None, now: float) -> float:
+    """Return for how long an attempt has reported nothing since, by this machine's clock; 0 before a first report."""
     reported = report.get("time")
-    return wire.quiet_s(now - reported) if isinstance(reported, (int, float)) else 0.0
+    return wire.quiet_s(now - max(reported, started or 0.0)) if isinstance(reported, (int, float)) else 0.0
 
 
 def trouble(record: Record, attempt: int) -> str:

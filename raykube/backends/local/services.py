@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykube.backends import Status, endings, serveapps
+from raykube.backends import Status, endings, serveapps, sources
 from raykube.backends.local import following, head, records, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
@@ -147,12 +147,18 @@ def _url(record: Record, running: Head) -> str:
 
 
 def logs(record: Record, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of the service's replicas, file after file; with `follow` until it is taken down."""
-    if running := head.of(record.head):
+    """Yield the log lines of the replicas, the oldest first; with `follow` new ones until it is taken down."""
+    running = head.of(record.head)
+    if running and follow:
         name = record.name
         going = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=True, every_s=_ASK_S)
-        # Serve keeps these itself: where nobody follows it need not be asked.
-        yield from following.lines(lambda: _replica_logs(record, running), is_open=going if follow else iter((False,)))
+        yield from following.lines(lambda: _replica_logs(record, running), is_open=going)
+    elif running:  # Serve keeps these itself: it need not be asked
+        yield from sources.by_time(map(_whole, _replica_logs(record, running)))
+
+
+def _whole(path: Path) -> Iterator[str]:
+    return following.lines(lambda: [path], is_open=iter((False,)))
 
 
 def _may_serve(found: Status) -> bool:

@@ -10,6 +10,7 @@ from raykube.backends.kuberay.causes.observed import Observed, events_about, hea
 from raykube.backends.kuberay.runs.rayjobs import (
     cluster_name,
     deployment,
+    has_code_in_head,
     is_kuberays,
     is_overdue,
     is_suspended,
@@ -110,8 +111,9 @@ def head_lost(seen: Observed) -> Failure | None:
         return None
     head = head_pod(seen.pods)
     if not head or is_leaving(head):
-        where = f"raycluster/{name_of(seen.cluster)}: status.conditions[HeadPodReady]"
-        return complete(seen, Failure("HeadLost", _head_words(seen, "the head pod is gone")), where)
+        return _lost(
+            seen, "the head pod is gone", f"raycluster/{name_of(seen.cluster)}: status.conditions[HeadPodReady]"
+        )
     if is_ready(head):
         return None
     return _unready(seen, head, seconds(provisioned.get("lastTransitionTime")))
@@ -121,11 +123,16 @@ def _unready(seen: Observed, head: Object, since: float) -> Failure | None:
     where = f"pod/{name_of(head)}: status.conditions[Ready]"
     restarted = any(each.get("restartCount") for each in status_of(head).get("containerStatuses") or ())
     if restarted or seconds(head["metadata"].get("creationTimestamp")) > since:
-        return complete(seen, Failure("HeadLost", _head_words(seen, "a new head is starting")), where)
+        return _lost(seen, "a new head is starting", where)
     ready = conditions(head).get("Ready", {})
     if seen.now - seconds(ready.get("lastTransitionTime")) < UNREADY_S:
         return None
     return complete(seen, Failure("HeadNotReady", ready.get("message", "")), where, pod=name_of(head))
+
+
+def _lost(seen: Observed, words: str, where: str) -> Failure:
+    like = "CodeLost" if has_code_in_head(seen.owner) else ""
+    return complete(seen, Failure("HeadLost", _head_words(seen, words)), where, like)
 
 
 def _head_words(seen: Observed, otherwise: str) -> str:

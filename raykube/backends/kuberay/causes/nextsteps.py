@@ -64,8 +64,8 @@ _STEPS = endings.NEXT_STEPS | {
     "image has the Ray of rayVersion: kubectl -n {namespace} exec {pod} -- ray --version",
     "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
     "FailedMount": "see what the volume waits for: kubectl -n {namespace} describe pod {pod}",
-    "ClusterDeleted": "create cluster {cluster} again: the run then starts again by itself, and resumes, if its script "
-    "loads its checkpoint; to prevent that: raykube job delete {name}",
+    "ClusterDeleted": "create cluster {cluster} again, then submit the run again under its name: it resumes, if its "
+    "script loads its checkpoint",
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
     "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from raykube.backends import sources
 from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.logs.logfiles import Following, LogFile
 from raykube.backends.kuberay.serve import servelook, servestates
@@ -17,13 +18,13 @@ _FULL = re.compile(r"(.*\.log)\.(\d+)")
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of a service's replicas; with `follow` those to come as well, until it is taken down."""
+    """Yield the log lines of a service's replicas, the oldest first; with `follow` new ones until it is taken down."""
     service = objects.found(kube, "RayService", name)
     if follow:
         yield from Following(kube, lambda: _now(kube, name)).lines()
         return
-    for file in sorted(_files(kube, service), key=lambda file: _age(file.path)):
-        yield from file.lines()
+    files = sorted(_files(kube, service), key=lambda file: _age(file.path))
+    yield from sources.by_time(file.lines() for file in files)
 
 
 def _age(path: str) -> tuple[str, int]:

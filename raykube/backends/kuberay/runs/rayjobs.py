@@ -65,6 +65,11 @@ def is_sidecar(job: Object) -> bool:
     return bool(spec_of(job).get("submissionMode") == "SidecarMode")
 
 
+def has_code_in_head(job: Object) -> bool:
+    """Whether a run's code was uploaded to the head of its cluster, with which it goes."""
+    return "gcs://_ray_pkg_" in str(spec_of(job).get("runtimeEnvYAML") or "")
+
+
 def was_in_ray(job: Object) -> bool:
     """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
     status = status_of(job)
