@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.arms raykube --world 2 --out sample.json
 
-Rank 0 writes what it measured to a file: no arm pays for the way a result takes in another one.
+Rank 0 writes what it measured to a file, so that no arm's way of returning a result is part of the measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import stats, workload
 
-#: What is trained on a device, and with how many samples a step on one worker.
+#: The models to train on each device, with the number of samples per step on one worker.
 MODELS = {"cpu": {"mlp": 64, "cnn": 64}, "cuda": {"mlp": 64, "decoder": 8}}
 
 
@@ -40,7 +40,7 @@ def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
 
 
 def summary(timing: workload.Timing) -> dict[str, float]:
-    """Return the mean and the quantiles of the timed steps, in milliseconds."""
+    """Return the mean, the quantiles and the maximum of the timed steps, in milliseconds, and their number."""
     ms = [second * 1e3 for second in timing.seconds]
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
     return {
@@ -76,16 +76,16 @@ def run_raykube(config: dict[str, Any]) -> None:
 
 
 def turns_loop(config: dict[str, Any]) -> None:
-    """Give steps with a report and steps without turns, and write what a step of either takes, in milliseconds.
+    """Alternate steps with and without a report, and write how long a step of either takes, in milliseconds.
 
-    The thread that else writes the rows is ended, and they are written in between: all that they cost this process
-    is counted, as if none of it were beside the steps.
+    The thread that normally writes the rows is stopped, and the rows are written between the steps: so everything that
+    they cost this process is counted, as if nothing ran in parallel with the steps.
     """
     import raykube
     from raykube.inside import loops
 
-    session: Any = loops._session  # noqa: SLF001 # nobody but a benchmark wants to wait for the rows
-    session.recorder._end.set()  # noqa: SLF001 # of its thread
+    session: Any = loops._session  # noqa: SLF001 # only a benchmark wants to wait for the rows
+    session.recorder._end.set()  # noqa: SLF001 # stops its thread
     plain = (workload.nothing, workload.idle)
     arms = {"raykube": (raykube.report, session.recorder.flush), "no report": plain, "no report again": plain}
     found: dict[str, Any] = {}
@@ -99,7 +99,7 @@ def turns_loop(config: dict[str, Any]) -> None:
 
 
 def run_turns(config: dict[str, Any]) -> None:
-    """Take turns within one training under raykube, with tracking on; ``steps`` counts the rounds."""
+    """Run :func:`turns_loop` in one training under raykube, with tracking on; ``steps`` is the number of rounds."""
     import raykube
 
     _scale(config)
@@ -107,7 +107,7 @@ def run_turns(config: dict[str, Any]) -> None:
 
 
 def run_ray(config: dict[str, Any]) -> None:
-    """Run the loop as Ray Train's own documentation does."""
+    """Run the loop as Ray Train's own documentation shows."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -123,7 +123,7 @@ def run_ray(config: dict[str, Any]) -> None:
 
 
 def run_torchrun(config: dict[str, Any]) -> None:
-    """Run the loop on this rank; torchrun has started one such process a rank."""
+    """Run the loop on this rank; torchrun has started one such process per rank."""
     import torch.distributed as dist
 
     dist.init_process_group("nccl" if config["device"] == "cuda" else "gloo")

@@ -2,9 +2,9 @@
 
 Run: python -m benchmarks.cluster --on cluster-configs/cpu-small.yaml --pairs 6
 
-The base is the same RayJob without what raykube adds to it: KubeRay's own probes, the entrypoint by itself, and its
-state as the RayJob tells it, which is what ``kubectl apply`` and ``kubectl get`` give. Both arms run in turn; the base
-is measured twice in each pair, and the two give the noise floor.
+The base is the same RayJob without what raykube adds: it has KubeRay's own probes and the bare entrypoint, and its
+state is read from the RayJob. This is what ``kubectl apply`` and ``kubectl get`` give. The arms run in turn; each pair
+measures the base twice, and these two give the noise floor.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ POST_GOAL_MS = 10.0
 
 
 def plan(on: rk.Cluster, folder: Path) -> Plan:
-    """Plan a job that prints a line, under a fresh name."""
+    """Plan a job that prints a line, under a new name."""
     (folder / "hello.py").write_text("print('hello')\n")
     job = rk.Job(entrypoint="python hello.py", name=f"bench-{secrets.token_hex(3)}", working_dir=folder)
     return rk.plan(job, on)
 
 
 def bare(planned: Plan) -> tuple[dict[str, Any], ...]:
-    """Return the objects without what raykube adds to run faster."""
+    """Return the objects without what raykube adds to make the job run sooner."""
     body = copy.deepcopy(planned.body)
     spec = body[-1]["spec"]
     spec["entrypoint"] = "python hello.py"
@@ -52,7 +52,7 @@ def bare(planned: Plan) -> tuple[dict[str, Any], ...]:
 
 
 def suspended(planned: Plan) -> Plan:
-    """Return a plan of which no pod is made."""
+    """Return the plan as a suspended job, for which KubeRay makes no pod."""
     *parts, job = copy.deepcopy(planned.body)
     job["spec"]["suspend"] = True
     return dataclasses.replace(planned, body=(*parts, job))
@@ -61,7 +61,7 @@ def suspended(planned: Plan) -> Plan:
 def post_ms(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
     """Create the objects of one job and remove them; return how long creating them took, in ms.
 
-    Either arm opens its connection to the server in that time, as whoever submits a job does.
+    The time includes opening a connection to the server in either arm, as for every submitted job.
     """
     planned = suspended(plan(on, folder))
     began = time.perf_counter()
@@ -77,14 +77,14 @@ def post_ms(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
 
 
 def _remove(kube: Kube, planned: Plan, arm: str) -> None:
-    """Delete a job's objects; by raykube the code goes with the RayJob that owns it."""
+    """Delete a job's objects; in raykube's arm, the RayJob owns the code, which goes with it."""
     kube.delete("RayJob", planned.name, propagationPolicy="Foreground")
     if arm != OURS:
         kube.delete("ConfigMap", planned.body[0]["metadata"]["name"])
 
 
 def running_s(kube: Kube, on: rk.Cluster, folder: Path, arm: str) -> float:
-    """Run one job until its entrypoint is seen to run, remove it, and return the seconds from its creation."""
+    """Run one job until its entrypoint is seen to run, and remove it; return the seconds that this took."""
     planned = plan(on, folder)
     began = time.perf_counter()
     if arm == OURS:
@@ -116,7 +116,7 @@ def _runs(job: Mapping[str, Any]) -> bool:
 
 
 def _until_gone(kube: Kube, name: str) -> None:
-    """Wait until its pods are gone, too: the next sample must not run beside them."""
+    """Wait until the RayJob and its pods are gone: the next sample must not run beside them."""
     while kube.find("RayJob", name) or _pods(kube, name):
         time.sleep(0.2)
 
@@ -127,7 +127,7 @@ def _pods(kube: Kube, name: str) -> bool:
 
 
 def measure(session: rows.Session, what: str, pairs: int, sample: Any, case: dict[str, Any]) -> dict[str, list[float]]:
-    """Take pairs of samples, the order turned round with every pair."""
+    """Take pairs of samples, in the reverse order for every other pair."""
     taken: dict[str, list[float]] = {arm: [] for arm in (BASE, OURS, AGAIN)}
     for pair in range(pairs):
         for arm in (BASE, OURS, AGAIN)[:: 1 if pair % 2 == 0 else -1]:

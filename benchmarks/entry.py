@@ -40,7 +40,7 @@ def loop(config: dict[str, Any]) -> None:
 
 
 def _measured(timing: Any, floor: list[float], costs: list[float]) -> dict[str, Any]:
-    """Return everything as one flat row."""
+    """Return everything that was measured as one flat row."""
     from benchmarks import arms, stats, workload
 
     values = arms.summary(timing) | {
@@ -122,7 +122,7 @@ ACTIONS = {"train": train, "base": base, "rank": plain_rank}
 
 
 def main() -> None:
-    # Before torch is imported, so that this line tells when the script was started.
+    # Printed before torch is imported, so that this line tells when the script started.
     print(f"{FIRST} {time.time():.3f}", flush=True)
     config = parse(sys.argv[1:])
     ACTIONS[config["do"]](config)

@@ -1,4 +1,4 @@
-"""The report as one picture: four panels, each with its goal or its floor in it."""
+"""The report as one picture: four panels, each showing its goal or noise floor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES = {
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write the picture of `rows`, of one session of each experiment, as a PNG."""
+    """Draw `rows`, one session of each experiment, as a PNG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -90,7 +90,7 @@ def _reports(axis: Any, rows: Sequence[Row]) -> None:
         for name, value, colour, above in zip(_QUANTILES, values, _COLOURS, (True, False, True, False), strict=False):
             axis.plot(value, place, "o", color=colour, markersize=8)
             words, shift, side = f"{name} {value:,.{0 if value >= 100 else 1}f} µs", 10 if above else -10, "center"
-            anchor = "bottom" if above else "top"  # neighbours may be close
+            anchor = "bottom" if above else "top"  # alternating, because neighbours may be close
             axis.annotate(words, (value, place), (0, shift), textcoords="offset points", ha=side, va=anchor)
     axis.axvline(findings.REPORT_P99_US, color=_GOAL, linewidth=1.2)
     axis.annotate("goal for p99", (findings.REPORT_P99_US, -0.5), (4, 0), textcoords="offset points", color=_GOAL)

@@ -34,10 +34,11 @@ class Comparison:
         case: the loop, as in ``"mlp, 2 workers"``.
         statistic: ``"mean"``, ``"p50"`` or ``"p99"`` of the steps of a sample.
         ours, base: medians over the samples, in milliseconds.
-        arm, against: what is compared with what.
+        arm, against: the two arms that are compared.
         ratio: of the medians.
-        floor: how far from 1 the base (torchrun, or steps without a report) may be against itself, by that interval.
-        goal: upper bound of the ratio; None where there is none.
+        floor: how far from 1 the ratio of the base (torchrun, or steps without a report) to itself may be, by its
+            interval.
+        goal: upper bound of the ratio; None if there is none.
     """
 
     case: str
@@ -52,12 +53,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether the goal was met; "" where there is none."""
+        """The verdict on whether the goal was met; "" if there is no goal."""
         return stats.verdict(self.ratio, self.goal, self.floor) if self.goal else ""
 
 
 def latest(rows: Sequence[Row], *, full: bool = False) -> list[Row]:
-    """Return the rows of the newest session of each experiment; with `full`, of the newest one that was not quick."""
+    """Return the rows of each experiment's newest session; with `full`, of the newest one that was not quick."""
     usable = [row for row in rows if not (full and row.quick)]
     newest = {row.experiment: "" for row in usable}
     for row in usable:
@@ -71,14 +72,14 @@ def of(rows: Sequence[Row], what: str) -> list[Row]:
 
 
 def pairs_of(rows: Sequence[Row], ours: str, base: str, value: str) -> tuple[list[float], list[float]]:
-    """Return the values of two arms in the pairs that both have."""
+    """Return the values of two arms from the pairs that have both."""
     found = {arm: {row.pair: row.values[value] for row in rows if row.arm == arm} for arm in (ours, base)}
     both = sorted(found[ours].keys() & found[base].keys())
     return [found[ours][pair] for pair in both], [found[base][pair] for pair in both]
 
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Return raykube against torchrun and plain Ray Train for every loop and statistic."""
+    """Compare raykube with torchrun and with plain Ray Train, for every loop and statistic."""
     return [
         _compare(case, group, statistic, "raykube", against)
         for case, group in _cases(rows)
@@ -88,7 +89,7 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def turns(rows: Sequence[Row]) -> list[Comparison]:
-    """Return steps with a report against those without that took turns with them."""
+    """Compare steps with a report with the steps without one that alternated with them."""
     found = of(rows, "turn")
     models = sorted({row.case["model"] for row in found}, reverse=True)
     groups = {model: [row for row in found if row.case["model"] == model] for model in models}
@@ -96,7 +97,7 @@ def turns(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def floors(rows: Sequence[Row]) -> list[Comparison]:
-    """Return torchrun against itself for every loop and statistic: what this machine can resolve."""
+    """Compare torchrun with itself, for every loop and statistic: what this machine can resolve."""
     return [
         _compare(case, group, statistic, "torchrun again", "torchrun")
         for case, group in _cases(rows)
@@ -132,7 +133,7 @@ class ReportCost:
         tracking: ``"tracking on"`` or ``"tracking off"``.
         calls: in all runs together.
         p50, p95: medians over the runs.
-        p99: median over the runs, within the bounds of them all.
+        p99: median over the runs, with the widest bounds of all runs.
         worst: the longest call of any run.
     """
 
@@ -196,7 +197,7 @@ class Point:
     Attributes:
         mode: ``"weak"`` or ``"strong"``.
         workers: ranks.
-        step_ms, base_ms: median step, and that of one process of plain PyTorch.
+        step_ms, base_ms: median over the runs of the mean step, and the same for one process of plain PyTorch.
         efficiency: base / step for weak scaling, base / (workers x step) for strong scaling.
         floor_ms: one all-reduce of the gradients, measured in the same runs; 0 for one worker.
         busbw_mb_s: of that all-reduce.
@@ -212,7 +213,7 @@ class Point:
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """Return the points of both modes; the one of a single worker stands in each."""
+    """Return the points of both modes; the point of a single worker is in both."""
     found = of(rows, "point")
     base = [row for row in found if row.arm == "torchrun"]
     ours = [row for row in found if row.arm == "raykube"]

@@ -2,8 +2,8 @@
 
 Run: raykube cluster create demo --on MANIFEST; python -m benchmarks.following --cluster demo --runs 20 --changes 600
 
-The end is the time that Ray itself gives for it, on the clock of the head: both clocks are taken to agree. Beside
-raykube's waiter a watch of the RayJob tells when its own status says so, which is what ``kubectl wait`` sees.
+The end of a job is the time that Ray itself reports, on the head's clock, which is assumed to agree with this one. In
+parallel with raykube's waiter, a watch of the RayJob finds when its status says the end, as ``kubectl wait`` would.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ END_GOAL_S = 1.5
 CHANGE_GOAL_MS = 100.0
 _MARK = "raykube.io/benchmark"
 _ENDED = ("Complete", "Failed", "ValidationFailed")
-_PAUSE_S = 0.05  # between two changes, so that each wakes the waiter by itself
+_PAUSE_S = 0.05  # between two changes, so that each wakes the waiter separately
 
 
 def submit(on: Cluster, folder: Path, entrypoint: str) -> rk.Run:
-    """Start a job under a fresh name on the cluster."""
+    """Start a job under a new name on the cluster."""
     job = rk.Job(entrypoint=entrypoint, name=f"follow-{secrets.token_hex(3)}", working_dir=folder)
     return api.start(rk.plan(job, on))
 
 
 def end_s(kube: Kube, on: Cluster, folder: Path) -> dict[str, float]:
-    """Run a short job; return how long after its end raykube's waiter knew, and how long after it the RayJob."""
+    """Run a short job; return how long after its end raykube's waiter and the RayJob's status knew of it."""
     run = submit(on, folder, "sleep 1")
     heard: dict[str, float] = {}
     watcher = threading.Thread(target=lambda: heard.update(rayjob=_ended_in_its_status(kube, run.name)))
@@ -61,7 +61,7 @@ def _ended_in_its_status(kube: Kube, name: str) -> float:
 
 
 def changes_ms(kube: Kube, on: Cluster, folder: Path, count: int) -> Iterator[float]:
-    """Yield for each of many changes of a running job's object how long until a waiter has seen it, in ms."""
+    """Change a running job's object `count` times; yield how long a waiter takes to see each change, in ms."""
     run = submit(on, folder, "sleep 3600")
     look = Look(Kube(kube.context, kube.namespace), run.name)
     looks = look.changes()
@@ -76,7 +76,7 @@ def changes_ms(kube: Kube, on: Cluster, folder: Path, count: int) -> Iterator[fl
 
 
 def _marked(kube: Kube, name: str, mark: str) -> list[float]:
-    """Change the object a moment later, from another thread; return where its time will stand."""
+    """Change the object a moment later, from another thread; return a list that will hold the time of the change."""
     began: list[float] = [0.0]
 
     def patch() -> None:

@@ -1,12 +1,12 @@
-"""What raykube costs: the optimizer step against plain Ray Train and torchrun, one report, the way to the first step.
+"""What raykube costs: the optimizer step compared with plain Ray Train and torchrun, a report, the first step's delay.
 
 Run: python -m benchmarks.overhead          (about 80 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
      python -m benchmarks.overhead --device cuda  (on one GPU, which has nobody to exchange gradients with)
 
-Every sample is a process of its own, but for steps with a report and steps without, which take turns in one.
-Samples of a pair stand next to each other, and every second pair is taken in the reverse order, so that a
-machine which gets slower is not taken for an arm which is.
+Every sample is a process of its own, except that steps with and without a report alternate in one process.
+Samples of a pair are taken one after the other, every second pair in the reverse order, so that a machine that
+gets slower is not mistaken for a slow arm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import rows, submission
 
-#: The last one is the third once more: the difference between the two is noise.
+#: The last arm is the third again: the difference between the two is noise.
 ARMS = ("raykube", "ray", "torchrun", "torchrun again")
 WORLDS = (1, 2)
 _SAME = ("torch_threads", "worker_omp", "worker_affinity")
@@ -40,10 +40,10 @@ class Sizes:
         arms: of the step samples.
         pairs: of the step arms, for each number of workers.
         worlds: numbers of workers of the step arms.
-        budget_s: no further pair is begun that would end later; 0 for no such bound.
+        budget_s: seconds after which no pair should end: one that would is not begun; 0 for no such limit.
         steps, warmup, settle_s: of one sample.
-        cold, warm: submissions to a head that is not there yet, and to one that is, for each cold one.
-        turns, rounds: processes in which steps with a report and steps without take turns, and how often.
+        cold, warm: submissions to a head that does not run yet; after each, submissions to the running head.
+        turns, rounds: processes in which steps with and without a report alternate, and how often in each.
         calls: of report in one submitted run.
         idle_s: seconds for which an idle head is watched; 0 for not at all.
     """
@@ -98,20 +98,20 @@ QUICK = Sizes(
     idle_s=0,
 )
 
-# A single GPU: with two workers it would not be NCCL. Its submissions would be those of the CPU.
+# A single GPU, where two workers could not use NCCL. Submissions would be the same as on the CPU.
 GPU = replace(
     FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=200, warmup=30, settle_s=3, turns=6, rounds=18, cold=0
 )
 
 
 def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
-    """Return the arms in the order of a pair: A B C, then C B A, then A B C."""
+    """Return the arms in the order for a pair: A B C, then C B A, then A B C."""
     return arms if pair % 2 == 0 else arms[::-1]
 
 
 def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
     """Run one sample of one arm in a process of its own, and return what its rank 0 wrote."""
-    # Short, because the sockets of Ray below it may have paths of no more than 107 bytes.
+    # A short name, because the paths of Ray's sockets in it may have at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "sample.json"
         kind = arm.split(maxsplit=1)[0]
@@ -130,7 +130,7 @@ def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
 
 
 def _run_twice(command: list[str], environ: dict[str, str]) -> None:
-    """Run a sample; take it once more if it fails, for a rendezvous may lose the race for its port."""
+    """Run a sample, and once more if it fails: a rendezvous may lose the race for its port."""
     try:
         submission.run_child(command, environ)
     except SystemExit as failed:
@@ -157,7 +157,7 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
     start = time.monotonic()
     for pair in range(sizes.pairs):
         done = time.monotonic() - start
-        # Another pair takes as long as those before it took on average.
+        # Assume that another pair takes as long as the average so far.
         if pair and sizes.budget_s and done * (pair + 1) / pair > sizes.budget_s:
             print(f"  {pair} of {sizes.pairs} pairs taken: the next one would end after {sizes.budget_s:g} s")
             break
@@ -180,7 +180,7 @@ def _named(model: str, device: str) -> str:
 
 
 def turns(session: rows.Session, sizes: Sizes) -> None:
-    """Measure what a report at every step adds to it, in turns within one process."""
+    """Measure what a report adds to each step, with alternating steps in one process."""
     same: dict[str, Any] = {}
     for number in range(sizes.turns):
         measured = sample("turns", 1, replace(sizes, steps=sizes.rounds))
@@ -209,7 +209,7 @@ def _tell(row: rows.Row) -> None:
 
 
 def submissions(session: rows.Session, sizes: Sizes) -> None:
-    """Submit to cold and to warm heads: the phases on the way to the first step, and the cost of a report."""
+    """Measure, on cold and warm heads, the phases of a submission up to its end, and the cost of a report."""
     for pair in range(sizes.cold):
         with submission.place() as here:
             _submission(session, here, ("cold", pair, "on"), sizes)
@@ -236,14 +236,14 @@ def _submission(session: rows.Session, here: submission.Place, case: tuple[str, 
 
 
 def phases(seen: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds from the call of submit to each event, and those of packing alone."""
+    """Return the seconds from the call of submit to each event, and the seconds for packing alone."""
     marks = {f"{name}_s": seen["metrics"][name] - seen["began"] for name in ("entered", "first_step")}
     names = ("packing_s", "submit_s", "running_s", "first_line_s", "ended_s")
     return {name: seen[name] for name in names} | marks
 
 
 def busy_cores(seconds: float) -> float:
-    """Watch the whole machine for a while, and return how many of its cores were busy."""
+    """Watch the whole machine for `seconds`, and return how many of its cores were busy on average."""
     import psutil
 
     cores = psutil.cpu_count() or 1

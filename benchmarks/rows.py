@@ -1,4 +1,4 @@
-"""The rows that both experiments write: JSON lines, each with the place and the code it was measured with."""
+"""The rows that the experiments write: JSON lines, each with the machine and the code that were measured."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Row:
         quick: whether it was a short session, for a first look.
         what: ``"step"``, ``"report"``, ``"submit"``, ``"idle"`` or ``"point"``.
         arm: what was measured, as in ``"raykube"`` or ``"torchrun"``.
-        pair: samples of the same number were taken next to each other.
+        pair: samples with the same number were taken one after the other.
         case: what else tells samples apart, as in ``{"model": "mlp", "world": 2}``.
         values: the measured numbers; the unit ends each name.
         environment: where it was measured: hardware, load, versions, thread settings.
         commit: of the measured code.
         dirty: whether the code differed from that commit.
         time: Unix time in seconds at which the sample was complete.
-        kind: a number that was measured is never mixed with one that was simulated or calculated.
+        kind: how the numbers came about; measured ones are never mixed with simulated or calculated ones.
     """
 
     experiment: str
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Session:
-    """One start of an experiment: fills in what all its rows share, and appends them."""
+    """One run of an experiment, which fills in what all its rows share and appends them to a file."""
 
     experiment: str
     quick: bool
@@ -69,7 +69,7 @@ class Session:
 
     @classmethod
     def start(cls, experiment: str, *, quick: bool) -> Session:
-        """Look at the machine and the code, and print what was seen."""
+        """Begin a session: find out about the machine and the code, and print both."""
         name = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         commit, dirty = code_version()
         session = cls(experiment, quick, name, commit, dirty, machine())
@@ -83,7 +83,7 @@ class Session:
 
     @property
     def path(self) -> Path:
-        """The file of its rows. Those of quick sessions are kept apart and not committed."""
+        """The file of the rows. Rows of quick sessions are kept in other files, which are not committed."""
         return RESULTS / f"{self.experiment}{'-quick' if self.quick else ''}.jsonl"
 
     def add(self, what: str, arm: str, pair: int, case: Mapping[str, Any], measured: Mapping[str, Any]) -> Row:
@@ -94,7 +94,7 @@ class Session:
             arm: what was measured.
             pair: number of the pair.
             case: what else tells samples apart.
-            measured: ``values``, and what belongs into the ``environment`` besides the machine.
+            measured: ``values``, and what is to be in ``environment`` besides the machine.
         """
         environment = dict(self.machine) | load() | dict(measured.get("environment", {}))
         row = Row(
@@ -136,7 +136,7 @@ def machine() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, str]:
-    """Return the name of this machine's first GPU, as NVIDIA's driver says it; nothing without one."""
+    """Return the name of this machine's first GPU from NVIDIA's driver; nothing without a GPU."""
     if not shutil.which("nvidia-smi"):
         return {}
     asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -145,7 +145,7 @@ def _gpu() -> dict[str, str]:
 
 
 def load() -> dict[str, float]:
-    """Return how busy the machine is: load average of a minute, and the share of time stolen since its start."""
+    """Return how busy the machine is: load average over a minute, and the share of stolen time since its start."""
     return {"load_1min": round(os.getloadavg()[0], 2), "steal_share": round(_steal(), 5)}
 
 
@@ -185,7 +185,7 @@ def _git(*words: str) -> str:
 
 
 def environ(**more: str) -> dict[str, str]:
-    """Return the environment of a measured process: the same thread counts in every arm, and no Ray of others."""
+    """Return a measured process's environment: the same thread counts in every arm, and no other Ray or raykube."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYKUBE_", "MLFLOW_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return kept | THREADS | {"PATH": path, "PYTHONUNBUFFERED": "1"} | more

@@ -3,8 +3,8 @@
 Run: python -m benchmarks.scaling --on local --workers 1,2
      python -m benchmarks.scaling --on gpu-8xh100 --workers 1,2,4,8 --mode weak
 
-The base is one process of plain PyTorch, started by torchrun on a worker of the same cluster: not raykube with
-one worker. One and two workers show what raykube and the exchange of gradients cost; they show no scaling.
+The base is one process of plain PyTorch that torchrun starts on a worker of the same cluster, not raykube with
+one worker. One and two workers show what raykube and the exchange of gradients cost, but no scaling.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Point:
 
     Attributes:
         arm: ``"raykube"``, or ``"torchrun"`` for the base.
-        mode: ``"weak"``, ``"strong"``, or ``"both"`` where there is no difference: one worker.
+        mode: ``"weak"``, ``"strong"``, or ``"both"`` for one worker, where they are the same.
         workers: ranks.
     """
 
@@ -51,12 +51,12 @@ class Point:
 
     @property
     def batch(self) -> int:
-        """Samples a step on one worker: the same for weak scaling, a share of it for strong scaling."""
+        """Samples per step on one worker: constant for weak scaling, divided by the workers for strong scaling."""
         return BATCH // self.workers if self.mode == "strong" else BATCH
 
 
 def points(workers: tuple[int, ...], mode: str) -> tuple[Point, ...]:
-    """Return the runs of one pair: the base, and a point for every number of workers and every mode."""
+    """Return the runs of one pair: the base, and one for every number of workers and mode."""
     modes = MODES if mode == "both" else (mode,)
     one = (Point("raykube", "both", 1),) if 1 in workers else ()
     more = tuple(Point("raykube", each, count) for count in workers if count > 1 for each in modes)
@@ -72,7 +72,7 @@ def check(on: str, workers: tuple[int, ...], cores: int) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-        raykube.ConfigError: a number of workers that is none, that does not divide the batch, or exceeds the cores.
+        raykube.ConfigError: a number of workers is below 1, does not divide the batch, or exceeds the cores.
     """
     if wrong := [count for count in workers if count < 1 or BATCH % count]:
         raise rk.ConfigError(

@@ -1,7 +1,7 @@
-"""What may be said of two sets of samples that were taken in pairs. Pure functions.
+"""The statistics of two sets of samples that were taken in pairs. Pure functions.
 
-Costs are summarised first and divided once: ratios are never averaged. Nothing here assumes that times
-are normally distributed.
+Costs are summarised first and then divided once; ratios are never averaged. Nothing here assumes that times are
+normally distributed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 Verdict = Literal["pass", "fail", "not resolvable here"]
 
 FOLDS = 10_000
-#: The range of n independent samples covers their median with a chance of 1 - 2^(1-n): 97 % at six, less
-#: than 95 % at five. Below six no resampling makes a 95 % interval out of what was measured.
+#: The range of n independent samples contains the true median with probability 1 - 2^(1-n): 97 % for six, less than
+#: 95 % for five. With fewer than six, no resampling can make a 95 % interval from the samples.
 MIN_PAIRS = 6
 
 
@@ -43,16 +43,16 @@ def ratio_of_medians(ours: Sequence[float], base: Sequence[float]) -> float:
 
 
 def compare(ours: Sequence[float], base: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> Interval:
-    """Return the ratio of medians with its interval from a paired bootstrap.
+    """Return the ratio of medians, with its interval from a paired bootstrap.
 
     Args:
         ours: one cost per pair; ``ours[i]`` was measured next to ``base[i]``.
         base: the other arm, in the same unit.
-        folds: how often whole pairs are drawn again.
-        seed: of the drawing, so that the same rows give the same interval.
+        folds: how often whole pairs are resampled.
+        seed: of the resampling, so that the same rows give the same interval.
 
     Raises:
-        ValueError: the arms have no pairs, or not the same number.
+        ValueError: the arms are empty, or differ in length.
     """
     pairs = _pairs(ours, base)
     drawn = np.random.default_rng(seed).integers(0, len(pairs), size=(folds, len(pairs)))
@@ -68,7 +68,7 @@ def _pairs(ours: Sequence[float], base: Sequence[float]) -> np.ndarray[tuple[int
 
 
 def median(samples: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> Interval:
-    """Return the median with its interval from a bootstrap."""
+    """Return the median, with its interval from a bootstrap."""
     values = np.asarray(samples, dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(values), size=(folds, len(values)))
     low, high = np.quantile(np.median(values[drawn], axis=1), (0.025, 0.975))
@@ -76,9 +76,9 @@ def median(samples: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> In
 
 
 def quantile(samples: Sequence[float], share: float) -> Interval:
-    """Return a quantile with the interval that order statistics give it, whatever the distribution.
+    """Return a quantile, with an interval from order statistics, which holds for any distribution.
 
-    Too few samples bound it from one side only: of some hundred, the largest may well lie below the true p99.
+    Too few samples bound the quantile from one side only: the largest of a hundred may well be below the true p99.
 
     Args:
         samples: independent values, such as the costs of single calls.
@@ -93,7 +93,7 @@ def quantile(samples: Sequence[float], share: float) -> Interval:
 
 
 def noise_floor(base: Sequence[float], again: Sequence[float]) -> float:
-    """Return the resolution of an experiment: how far from 1 its base against itself may be, by that interval."""
+    """Return an experiment's resolution: how far from 1 its base's ratio to itself may be, by the interval."""
     found = compare(again, base)
     return max(abs(found.low - 1), abs(found.high - 1))
 
@@ -101,8 +101,8 @@ def noise_floor(base: Sequence[float], again: Sequence[float]) -> float:
 def verdict(ratio: Interval, goal: float, floor: float) -> Verdict:
     """Judge ``ratio <= goal`` by the bounds of the ratio and the noise floor alone.
 
-    A goal nearer to 1 than the floor cannot be met here, only missed by more than the floor. A goal below 1 asks for
-    a gain, and the same holds of that.
+    A goal that is nearer to 1 than the floor cannot be met here, only missed by more than the floor. The same holds for
+    a goal below 1, which asks for a gain.
     """
     if ratio.count < MIN_PAIRS:
         return "not resolvable here"

@@ -1,4 +1,4 @@
-"""Submit benchmarks.entry and watch it the way a user does, every time from a client process of its own.
+"""Submitting benchmarks.entry and watching it as a user does, every time from a new client process.
 
 Run: python -m benchmarks.submission --on local --workers 2 --out /tmp/run.json -- train --model mlp
 """
@@ -26,11 +26,11 @@ _TIMEOUT_S = 600
 
 
 def follow(job: Any, on: Any) -> dict[str, Any]:
-    """Submit `job`, read its log to the end, and return when what was seen.
+    """Submit `job`, read its log to the end, and return when each event was seen.
 
     Returns:
         seconds since the call of submit: ``submit_s`` (it returned), ``running_s`` (the state was RUNNING),
-        ``first_line_s`` (the script's first line was here), ``ended_s``; ``packing_s``, measured afterwards;
+        ``first_line_s`` (the script's first line arrived), ``ended_s``; ``packing_s``, measured afterwards;
         ``metrics`` of the run's result; ``lines`` of its log.
     """
     import raykube as rk
@@ -47,7 +47,7 @@ def follow(job: Any, on: Any) -> dict[str, Any]:
         ended = pool.submit(run.wait, timeout_s=_TIMEOUT_S, on_event=on_event)
         lines, first = [], 0.0
         for line in run.logs(follow=True):
-            if line.startswith(entry.FIRST):  # Ray's own words come before it
+            if line.startswith(entry.FIRST):  # Ray's own lines come before it
                 first = time.time()
             lines.append(line)
         ended.result()
@@ -81,10 +81,10 @@ class Place:
     environ: Mapping[str, str]
 
     def submit(self, words: Sequence[object], *, workers: int = 1, **environ: str) -> dict[str, Any]:
-        """Submit ``benchmarks.entry WORDS`` from a fresh client process; see :func:`follow` for what is returned.
+        """Submit ``benchmarks.entry WORDS`` from a new client process; returns what :func:`follow` does.
 
         Raises:
-            SystemExit: it failed; with the end of its output.
+            SystemExit: the process failed; with the end of its output.
         """
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run.json"
@@ -94,14 +94,14 @@ class Place:
         return seen
 
     def end(self) -> None:
-        """End the head if one runs, so that the next submission meets a cold one."""
+        """End the head if one runs, so that the next submission has a cold start."""
         end = ["raykube", "cluster", "delete", self.on]
         subprocess.run(end, env=dict(self.environ), cwd=rows.ROOT, capture_output=True, check=False)
 
 
 @contextmanager
 def place(on: str = "local") -> Iterator[Place]:
-    """Give a place for submissions; this machine with a home and a head of its own, which have ended afterwards."""
+    """Give a place for submissions; this machine gets a home and a head of its own, which are removed afterwards."""
     if on != "local":
         yield Place(on, dict(os.environ))
         return
@@ -114,10 +114,10 @@ def place(on: str = "local") -> Iterator[Place]:
 
 
 def run_child(command: Sequence[str], environ: dict[str, str]) -> str:
-    """Run a process in a session of its own to its end, and return its output.
+    """Run a process to its end, in a session of its own, and return its output.
 
     Raises:
-        SystemExit: it failed or took too long; nothing of its session is left running.
+        SystemExit: the process failed or took too long; nothing of its session is left running.
     """
     child = subprocess.Popen(
         command,

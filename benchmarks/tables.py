@@ -41,7 +41,7 @@ def render(rows: Sequence[Row], figure: str) -> str:
         figure: the file name of the figure.
 
     Raises:
-        ValueError: rows of different kinds: what was measured and what was not do not share a table.
+        ValueError: the rows are of different kinds: measured numbers do not share a table with others.
     """
     if kinds := {row.kind for row in rows} - {"measured"}:
         raise ValueError(f"rows of kind {', '.join(sorted(kinds))} do not belong among measured ones")

@@ -1,7 +1,7 @@
-"""The loop that every arm runs, word for word, and the all-reduce that bounds it from below.
+"""The training loop that every arm runs unchanged, and the all-reduce that bounds it from below.
 
-It knows only PyTorch: whoever calls it has set up the process group, and passes in what is to happen after
-each step.
+This module knows only PyTorch: the caller sets up the process group, and passes in what is to happen after each
+step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 OnStep = Callable[[dict[str, Any]], object]
 AtEnd = Callable[[], object]
 _SPELL_S, _SPELLS_AN_END = 0.05, 10
-#: Rounds of three arms, one after the other such that each arm comes as often behind each of the others.
+#: The orders of three arms in successive rounds, such that each arm comes after each of the others equally often.
 _ORDERS = ((0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2), (1, 2, 0), (2, 0, 1))
 
 
@@ -32,10 +32,11 @@ class Work:
 
     Attributes:
         model: ``"mlp"``, ``"cnn"``, ``"tiny"`` or, for a GPU, ``"decoder"``.
-        batch: samples a step on this worker.
-        warmup: steps before the clock counts.
-        settle_s: rest in the middle of the warm-up, for what a run's start still does beside it: on one machine the
-            driver's imports take the cores of the first steps. The way to the first step is measured on its own.
+        batch: samples per step on this worker.
+        warmup: steps before the timed ones.
+        settle_s: seconds of rest in the middle of the warm-up, while the run's start-up is still going on: on one
+            machine, the driver's imports take cores from the first steps. The time to the first step is measured
+            separately.
         steps: timed steps.
     """
 
@@ -53,8 +54,8 @@ class Timing:
     Attributes:
         seconds: of each timed step.
         entered: Unix time at which the loop began.
-        first_step: Unix time at which its first step, not timed, was done.
-        gradient_bytes: what the ranks exchange a step.
+        first_step: Unix time at which its first step, which is not timed, was done.
+        gradient_bytes: bytes that the ranks exchange per step.
     """
 
     seconds: list[float]
@@ -64,7 +65,7 @@ class Timing:
 
 
 class Decoder(nn.Module):
-    """A causal transformer of 124 million weights, as GPT-2's smallest: (N, T) tokens -> (N * T, 50304) logits."""
+    """A causal transformer with 124 million weights, as the smallest GPT-2: (N, T) tokens -> (N * T, 50304) logits."""
 
     TOKENS, LENGTH = 50304, 1024
 
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of what follows each token."""
+        """Return the logits of the token after each token."""
         length = tokens.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
         with torch.autocast(tokens.device.type, torch.bfloat16):
@@ -91,7 +92,7 @@ class Decoder(nn.Module):
 
 
 def data(name: str, batch: int, shape: tuple[int, ...], place: torch.device) -> tuple[Tensor, Tensor]:
-    """Return made-up inputs and labels of one batch."""
+    """Return random inputs and labels for one batch."""
     if name == "decoder":
         tokens = torch.randint(Decoder.TOKENS, (batch, Decoder.LENGTH + 1), device=place)
         return tokens[:, :-1], tokens[:, 1:].flatten()
@@ -113,7 +114,7 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def nothing(metrics: dict[str, Any]) -> None:
-    """Do nothing after a step: the floor."""
+    """Do nothing after a step: the lower bound."""
     del metrics
 
 
@@ -122,9 +123,9 @@ def idle() -> None:
 
 
 def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None) -> Timing:
-    """Train on made-up data and time each step: forward, backward, optimizer, and then `on_step`.
+    """Train on random data and time each step: forward, backward, optimizer, and then `on_step`.
 
-    A step ends when `on_step` has returned, so what it costs on this thread is part of the step.
+    A step ends when `on_step` has returned, so the time that it takes on this thread is part of the step.
     """
     entered = time.time()
     place = device or torch.device("cpu")
@@ -144,16 +145,16 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
 def turns(
     work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int, device: torch.device | None = None
 ) -> dict[str, float]:
-    """Train, and let each arm have a short spell in turn; return the median seconds a step of each arm.
+    """Train, with a short spell for each arm in turn; return each arm's median seconds per step.
 
-    One process differs from the next by more than an arm may add, and so does one second from the next on a machine
-    that is shared. A spell is of so many steps as take about 50 ms.
+    Two processes differ by more than an arm may add, and so do two seconds on a shared machine. A spell has as many
+    steps as take about 50 ms.
 
     Args:
         work: what is trained.
-        arms: three of them: what happens after each step, and what after half a second of them, which counts as well.
-        rounds: spells of each arm.
-        device: where it is trained; the loop runs ahead of a GPU within a spell, and waits for it at its end.
+        arms: three of them: what to do after each step, and after about half a second of steps, which counts as well.
+        rounds: number of spells of each arm.
+        device: where to train; within a spell the loop runs ahead of a GPU, and waits for it at the spell's end.
     """
     place = device or torch.device("cpu")
     step_once, _ = _trainer(work, place)
@@ -178,12 +179,12 @@ def turns(
                 start = time.perf_counter()
                 arms[arm][1]()
                 ends[arm].append((time.perf_counter() - start) / (length * _SPELLS_AN_END))
-    # The first end comes after one spell alone.
+    # The first end is left out: it comes after one spell only.
     return {arm: statistics.median(spells[arm]) + statistics.median(ends[arm][1:]) for arm in arms}
 
 
 def _trainer(work: Work, place: torch.device) -> tuple[Callable[[], Tensor], int]:
-    """Return what takes one step and gives its loss, and the size of the gradients in bytes."""
+    """Return a function that takes one step and returns its loss, and the size of the gradients in bytes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     bare, shape = network(work.model)
@@ -219,7 +220,7 @@ def rank() -> int:
 
 
 def all_reduce_seconds(size: int, device: torch.device | None = None, repeats: int = 50) -> list[float]:
-    """Time all-reduces of `size` bytes: what the ranks cannot do without. Empty for one rank."""
+    """Return the seconds of `repeats` all-reduces of `size` bytes, which the ranks cannot avoid; none for one rank."""
     if world() < 2:
         return []
     place = device or torch.device("cpu")
@@ -235,7 +236,7 @@ def all_reduce_seconds(size: int, device: torch.device | None = None, repeats: i
 
 
 def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
-    """Return bytes a second on the bus, as nccl-tests defines it: S / t * 2 (n - 1) / n."""
+    """Return the bus bandwidth in bytes per second, as nccl-tests defines it: S / t * 2 (n - 1) / n."""
     return size / seconds * 2 * (ranks - 1) / ranks if ranks > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What the digits jobs share: the data as Parquet, the network, the training loop, the way back from a checkpoint."""
+"""What the digits jobs share: the data as Parquet, the network, the training loop, loading a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Net(nn.Module):
 
 
 def write_data(folder: str | Path = "") -> str:
-    """Write scikit-learn's digits (1,797 images of 8x8) as Parquet unless they are there; return the folder.
+    """Write scikit-learn's digits (1,797 images of 8x8) as Parquet files unless they exist; return their folder.
 
     Args:
-        folder: where all workers can read; beside the runs if empty and there is a storage, else this
-            machine's temporary folder.
+        folder: a folder that all workers can read; by default a folder beside the runs if the storage is a path, else
+            one in this machine's temporary folder.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,7 +56,7 @@ def write_data(folder: str | Path = "") -> str:
     target = Path(folder) if folder else shared or Path(tempfile.gettempdir(), f"digits-{os.getuid()}")
     target.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
-    # Every seventh image is for testing: the same ones everywhere.
+    # Every seventh image is for testing, so the split is the same everywhere.
     for name, rows in (("train", [i for i in range(len(labels)) if i % 7]), ("test", range(0, len(labels), 7))):
         path = target / f"{name}.parquet"
         if path.exists():
@@ -64,7 +64,7 @@ def write_data(folder: str | Path = "") -> str:
         table = pa.table({"image": [(images[i] / 16).tolist() for i in rows], "label": [int(labels[i]) for i in rows]})
         draft = path.with_suffix(f".{os.getpid()}")
         pq.write_table(table, draft)
-        draft.replace(path)  # another job may read it meanwhile
+        draft.replace(path)  # atomic: another job may be reading it
     return str(target)
 
 
@@ -78,10 +78,10 @@ def read_data(folder: str, name: str) -> tuple[Tensor, Tensor]:
 
 
 def loop(config: dict[str, Any]) -> None:
-    """Train the network: a plain Ray Train loop, called on every worker.
+    """Train the network: a plain Ray Train loop that runs on every worker.
 
-    The global batch is fixed by the config and split among the workers, so that the scale does not
-    change what is learned.
+    The config sets the global batch, which is split among the workers, so the number of workers does not change what
+    is learned.
     """
     import ray.train
     import ray.train.torch
@@ -115,13 +115,13 @@ def loop(config: dict[str, Any]) -> None:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the module inside of DistributedDataParallel, if it is wrapped."""
+    """Return the module itself if DistributedDataParallel wraps it, else `model`."""
     module = getattr(model, "module", model)
     return module if isinstance(module, nn.Module) else model
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of `images` (N, 1, 8, 8) that `model` labels as `labels` (N,) say."""
+    """Return the share of `images` (N, 1, 8, 8) for which `model` predicts `labels` (N,)."""
     model.eval()
     with torch.inference_mode():
         share = (model(images).argmax(1) == labels).double().mean()
@@ -130,7 +130,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def load(checkpoint: str) -> Net:
-    """Return the trained network of a checkpoint's folder, ready to predict."""
+    """Return the trained network from a checkpoint's folder, ready to predict."""
     state = checkpoints.load(checkpoint)
     net = Net(state["width"])
     net.load_state_dict(state["model"])
@@ -141,7 +141,7 @@ def predict(net: nn.Module, instances: list[Any]) -> list[int]:
     """Return the digit of each instance: 64 numbers, or 8 rows of 8, in 0..1.
 
     Raises:
-        ValueError: an instance is something else.
+        ValueError: an instance does not have 64 numbers.
     """
     images = torch.tensor(instances, dtype=torch.float32)
     if images.numel() != 64 * len(instances):
@@ -153,7 +153,7 @@ def predict(net: nn.Module, instances: list[Any]) -> list[int]:
 
 
 def fingerprint(checkpoint: str) -> str:
-    """Return the SHA-256 of a checkpoint's weights: the same for the same weights, bit by bit."""
+    """Return the SHA-256 of a checkpoint's weights, which is equal only if all bits are."""
     digest = hashlib.sha256()
     for name, weights in sorted(load(checkpoint).state_dict().items()):
         digest.update(name.encode() + weights.contiguous().numpy().tobytes())

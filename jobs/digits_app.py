@@ -1,7 +1,7 @@
 """Serve the digits classifier over HTTP.
 
-Run: python -m jobs.digits_app --model run:RUN, on this machine until Ctrl-C; to stay, and on Kubernetes:
-raykube service deploy NAME jobs.digits_app:app --model run:RUN
+Run: python -m jobs.digits_app --model run:RUN, on this machine until Ctrl-C. For a service that stays, here or on
+Kubernetes: raykube service deploy NAME jobs.digits_app:app --model run:RUN
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     except RaykubeError as error:
         raise SystemExit(str(error)) from None
     finally:
-        with contextlib.suppress(NotFound):  # it was refused
+        with contextlib.suppress(NotFound):  # the deployment was refused
             raykube.attach(given.name, "local").delete()
 
 

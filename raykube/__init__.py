@@ -1,8 +1,8 @@
 """Run Ray training, tuning and serving from Python: the same script on a laptop and on KubeRay.
 
 Names are loaded on first use: ``import raykube`` loads no Ray, no torch, no MLflow and no Kubernetes
-client. The names of the inside plane (``train``, ``sweep``, ``report``) work wherever Ray is; the rest
-needs only raykube's base install. All errors are in ``raykube.errors``.
+client. The names of the inside plane (``train``, ``sweep``, ``report``) work wherever Ray is installed; the
+others need only raykube's base install. All errors are in ``raykube.errors``.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ __all__ = [
 ]
 
 
-# The code package of a job has only the half of raykube that runs on a cluster. Where a whole one is installed beside
-# it, what the half lacks is that one's; what it has comes first.
+# The code package of a job has only the half of raykube that runs on a cluster. Where a whole raykube is installed
+# as well, modules that the half lacks are taken from the installed one; those that it has come first.
 if not os.path.exists(os.path.join(__path__[0], "api.py")):  # noqa: PTH110, PTH118 - pathlib takes time to import
     from pkgutil import extend_path
 
     __path__ = extend_path(__path__, __name__)
 
 
-if not TYPE_CHECKING:  # a type checker would take it for any name, misspelt ones too
+if not TYPE_CHECKING:  # with it, a type checker would accept every name, even a misspelt one
 
     def __getattr__(name: str) -> Any:
         if name == "errors":

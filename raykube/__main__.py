@@ -1,4 +1,4 @@
-"""``python -m raykube`` is ``raykube``, where that is not on PATH."""
+"""``python -m raykube``: the ``raykube`` command, for where that is not on PATH."""
 
 from raykube.cli import main
 

@@ -1,4 +1,4 @@
-"""The verbs: what Python calls (plan, submit, deploy, runs, attach), and the steps of these for the command line."""
+"""The verbs that Python code calls (plan, submit, deploy, runs, attach), and their steps for the command line."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _Work = TypeVar("_Work", Job, Service)
 
 
 def cluster_of(on: str | Path | Cluster | None = None) -> Cluster:
-    """Return the cluster meant by `on`: one itself, ``"local"``, a preset's name or a manifest's path, as a `Path` is.
+    """Return the cluster that `on` means: a `Cluster`, ``"local"``, a preset's name or a manifest's path.
 
-    None takes the setting ``on`` (``RAYKUBE_ON``, or ``[tool.raykube]`` in pyproject.toml), else ``"local"``.
+    A `Path` is always a manifest's path. None means the setting ``on`` (``RAYKUBE_ON``, or ``[tool.raykube]`` in
+    pyproject.toml), which is ``"local"`` by default.
     """
     if isinstance(on, Cluster):
         return on
@@ -35,11 +36,11 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
     """Return exactly what would be sent for `work`. Reads the working directory; uses no network.
 
     Raises:
-        ConfigError: what cannot work, every problem at once.
+        ConfigError: the work cannot run as specified; lists every problem at once.
     """
     if not isinstance(work, (Job, Service)):
-        raise _is_no("Job or Service", work, "write rk.Job.module('jobs.digits')")
-    work = work.model_copy()  # checked anew: its dicts may have been changed, and may be again
+        raise _wrong_type("Job or Service", work, "write rk.Job.module('jobs.digits')")
+    work = work.model_copy()  # checks it again: the caller may have changed its dicts, and may still do so
     if "working_dir" not in work.model_fields_set:
         package.check_implied(from_here("."))
     cluster = cluster_of(on)
@@ -47,11 +48,11 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
 
 
 def running(name: str, on: Cluster) -> Cluster:
-    """Return a long-lived cluster of Kubernetes, for jobs to be submitted to.
+    """Return a long-lived cluster on Kubernetes that jobs can be submitted to.
 
     Raises:
-        ConfigError: nothing can be called `name`.
-        NotFound: there is none of that name.
+        ConfigError: `name` is not a valid name.
+        NotFound: there is no cluster of that name.
     """
     from raykube.backends.kuberay.backend import KubeRay
 
@@ -59,11 +60,11 @@ def running(name: str, on: Cluster) -> Cluster:
 
 
 def check(planned: Plan) -> None:
-    """Ask the place whether it would take the plan, without starting anything.
+    """Ask the place whether it would accept the plan, without starting anything.
 
     Raises:
-        ManifestError: fields that it does not know or take, each with its path.
-        ConfigError: this machine has no such check.
+        ManifestError: the place does not know or accept some fields; each is listed with its path.
+        ConfigError: the plan is for this machine, which has no such check.
     """
     backend_of(planned).check(planned)
 
@@ -80,8 +81,8 @@ def serve(planned: Plan) -> Endpoint:
     return Endpoint(place.start(planned), place)
 
 
-def _standing(name: str, on: str | Path | Cluster | None) -> Cluster:
-    """Return the long-lived cluster `name` where `on` leads; by default that is Kubernetes, too."""
+def _long_lived(name: str, on: str | Path | Cluster | None) -> Cluster:
+    """Return the long-lived cluster `name` at `on`; when `on` is None and the setting is local, look on Kubernetes."""
     place = cluster_of(on)
     if place.is_local and on is not None:
         what = f"this machine has no cluster {name}"
@@ -92,25 +93,26 @@ def _standing(name: str, on: str | Path | Cluster | None) -> Cluster:
 def submit(job: Job, on: str | Path | Cluster | None = None, *, cluster: str = "") -> Run:
     """Start `job` and return its handle at once.
 
-    The same name with the same plan is the same run: a live or succeeded one is joined, a failed or
-    stopped one goes on from its last complete checkpoint, if its script loads it.
+    The same name with the same plan is the same run: if it is live or has succeeded, the handle is of that run; if
+    it failed or was stopped, it resumes from its last complete checkpoint, provided its script loads it.
 
     Args:
         job: what to run.
         on: where, as for :func:`plan`.
-        cluster: the name of a long-lived cluster there, which it is to run on; by default it gets one of its own.
+        cluster: the name of a long-lived cluster there to run on; by default the job gets a cluster of its own.
 
     Raises:
-        ConfigError: what cannot work, found before anything is started.
+        ConfigError: the job cannot run as specified; found before anything is started.
         NotFound: there is no such `cluster`.
-        ManifestError: fields that Kubernetes does not know or take, each with its path.
+        ManifestError: Kubernetes does not know or accept some fields; each is listed with its path.
         Conflict: the name is taken by a run of another plan, or by a service or cluster.
-        Forbidden: this user may not do it there.
+        Forbidden: this user may not submit there.
         Unreachable: the place does not answer.
-        BackendError: it was refused, or the head cannot start; Conflict, Forbidden and Unreachable are such errors.
+        BackendError: the job was refused, or the head cannot start; Conflict, Forbidden and Unreachable are
+            subclasses.
     """
     work = _only(job, Job, "rk.deploy(service)")
-    return start(plan(work, _standing(cluster, on) if cluster else on))
+    return start(plan(work, _long_lived(cluster, on) if cluster else on))
 
 
 def deploy(
@@ -120,13 +122,13 @@ def deploy(
     timeout_s: float | None = 600,
     on_event: OnEvent | None = None,
 ) -> Endpoint:
-    """Make `service` what its spec says, wait until it answers, and return its handle.
+    """Create or update `service` as its spec says, wait until it answers, and return its handle.
 
     Raises:
-        ConfigError: what cannot work, found before anything is started.
-        BackendError: it was refused, or failed to deploy: ServiceFailed, Conflict, Forbidden and Unreachable are such
-            errors.
-        WaitTimeout: it is not ready within `timeout_s` seconds.
+        ConfigError: the service cannot run as specified; found before anything is started.
+        BackendError: the service was refused, or failed to deploy; ServiceFailed, Conflict, Forbidden and Unreachable
+            are subclasses.
+        WaitTimeout: the service is not ready within `timeout_s` seconds.
     """
     check_time(timeout_s)
     planned, begun = plan(_only(service, Service, "rk.submit(job)"), on), time.monotonic()
@@ -135,12 +137,12 @@ def deploy(
 
 def _only(work: _Work, kind: type[_Work], other: str) -> _Work:
     if not isinstance(work, kind):
-        raise _is_no(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
+        raise _wrong_type(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
     return work
 
 
-def _is_no(kind: str, work: object, step: str) -> ConfigError:
-    """Return the error for what is no spec of a kind. Another spec is not told whole: it may fill the screen."""
+def _wrong_type(kind: str, work: object, step: str) -> ConfigError:
+    """Return the error for a value of the wrong type. Only text is shown in full: a spec could fill the screen."""
     if not isinstance(work, str):
         return ConfigError(f"a {type(work).__name__} is no {kind}", next_step=step)
     app = f"rk.Service(name='a-name', apps=[rk.App(import_path={work!r})])"
@@ -149,7 +151,7 @@ def _is_no(kind: str, work: object, step: str) -> ConfigError:
 
 
 def runs(on: str | Path | Cluster | None = None) -> list[Run]:
-    """Return all runs of a place, oldest first; of Kubernetes those that raykube made in its one namespace.
+    """Return all runs of a place, oldest first; on Kubernetes, those that raykube made in the place's namespace.
 
     Raises:
         ConfigError: there is no such place, or a setting is wrong.
@@ -164,7 +166,7 @@ def endpoints(on: str | Path | Cluster | None = None) -> list[Endpoint]:
     """Return all services of a place, oldest first.
 
     Raises:
-        ConfigError, Forbidden, Unreachable: as :func:`runs`.
+        ConfigError, Forbidden, Unreachable: as for :func:`runs`.
     """
     place = backend_for(cluster_of(on))
     return [Endpoint(name, place) for name in place.names("service")]
@@ -176,10 +178,10 @@ def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | No
     Args:
         name: of the run or service.
         on: where it is.
-        kind: which of the two is meant where a run and a service have that name; else the run is.
+        kind: which one to return when both a run and a service have that name; by default the run.
 
     Raises:
-        ConfigError: nothing can be called `name`, there is no such place, or a setting is wrong.
+        ConfigError: `name` is not a valid name, there is no such place, or a setting is wrong.
         NotFound: nothing is called `name` there.
         Forbidden: this user may not look there.
         Unreachable: the place does not answer.
@@ -194,6 +196,6 @@ def _kind_of(place: Backend, name: str, kind: Kind | None) -> Kind:
     except NotFound:
         if kind is None:
             raise
-        with contextlib.suppress(NotFound):  # the first one speaks of the kind that is asked for
+        with contextlib.suppress(NotFound):  # if neither exists, the first error names the kind that was asked for
             return place.kind_of(name)
         raise

@@ -1,6 +1,7 @@
-"""The bodies of what is sent to this machine's head, and the parts of those that are sent to Kubernetes.
+"""The request bodies for this machine's Ray head, and the parts of the objects that are sent to Kubernetes.
 
-Of a RayJob and RayService: the cluster with what every run needs added, the runtime environment, the job's own fields.
+The parts of a RayJob and RayService: the cluster with what every run needs added, the runtime environment, and the
+fields that come from the job.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ RUN_KEY = "raykube.run"
 CODE_MOUNT = "/etc/raykube/code"
 CODE_VOLUME = "raykube-code"
 CODE_FOLDER = ".code"
-#: The name of the ConfigMap with the code of a run or service.
+#: Format of the name of the ConfigMap with the code of a run or service.
 CODE_NAME = "{}-code"
-#: Bytes of code that a ConfigMap holds. The API server counts the bytes themselves, not their base64, up to 1 MiB. So
-#: they lie in etcd, too, which takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
+#: Bytes of code that a ConfigMap may hold. The API server allows 1 MiB, counting the bytes and not their base64. etcd
+#: stores the bytes as well, and takes 1.5 MiB with the metadata; a request, where they are base64, may have 3 MiB.
 CONFIG_MAP_LIMIT = 1000 * 1024
-#: Of a pod, and of its container: where it may stand, and what it can reach there.
-_STANDS = (
+#: The fields of a pod, and of its container, that decide where the pod may run and what it can reach there.
+_POD_FIELDS = (
     *("volumes", "serviceAccountName", "imagePullSecrets", "nodeSelector", "tolerations", "securityContext"),
     *("affinity", "priorityClassName", "runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig"),
 )
-_SEES = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
+_CONTAINER_FIELDS = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 _AGENT_PORT = 52365  # unless rayStartParams name another
 _HEAD_PORTS = {
     "gcs-server": 6379,
@@ -47,11 +48,11 @@ _HEAD_PORTS = {
 
 @dataclass(frozen=True)
 class CodePlace:
-    """Where a cluster has the code of a plan.
+    """Where a cluster gets the code of a plan from.
 
     Attributes:
-        way: in the ``"plan"`` itself, as a ConfigMap; in the ``"storage"``, brought there by a pod; in the head of a
-            ``"cluster"`` that is there; by an ``"upload"`` to the head of the job's own, once that answers.
+        way: ``"plan"``: a ConfigMap in the plan itself; ``"storage"``: the storage, where a pod puts it; ``"cluster"``:
+            the head of the existing cluster; ``"upload"``: the head of the job's own cluster, uploaded once it answers.
         uri: where it is read from.
     """
 
@@ -61,7 +62,7 @@ class CodePlace:
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a job that whoever runs the plan must keep."""
+    """A job's limits, which whatever runs the plan must enforce."""
 
     max_retries: int = 0
     timeout_s: float | None = None
@@ -69,7 +70,7 @@ class Limits:
 
 
 def environ(name: str, cluster: Cluster, package: Package | None, limit: float | None = None) -> dict[str, str]:
-    """Return what the inside plane reads: its run, its storage, its scale, its deadline."""
+    """Return the variables that the inside plane reads: run, storage, attempt, tracking, commit, time limit, scale."""
     said = {
         wire.RUN_NAME: name,
         wire.STORAGE: cluster.storage,
@@ -82,17 +83,17 @@ def environ(name: str, cluster: Cluster, package: Package | None, limit: float |
 
 
 def runtime_env(work: Job | Service, place: dict[str, str], own: dict[str, str], working_dir: str) -> dict[str, Any]:
-    """Return Ray's runtime environment of some work: what it says itself comes before what its place says."""
+    """Return Ray's runtime environment for a job or app; its own variables override those of `place`."""
     env = dict(work.runtime_env) | ({"pip": list(work.pip)} if work.pip else {})
-    kept = dict if "image_uri" in env else literal  # podman is given the values themselves
+    kept = dict if "image_uri" in env else literal  # podman gets the values as they are, without Ray's expansion
     variables = kept(place) | env.get("env_vars", {}) | kept(own)
     return env | ({"working_dir": working_dir} if working_dir else {}) | {"env_vars": variables}
 
 
 def localjob(job: Job, cluster: Cluster, working_dir_uri: str, package: Package | None = None) -> dict[str, Any]:
-    """Return the body that Ray's ``POST /api/jobs/`` gets.
+    """Return the body for Ray's ``POST /api/jobs/``.
 
-    The head reads the code's zip from `working_dir_uri`; of the `package` only the git commit is told.
+    The head reads the code's zip from `working_dir_uri`; only the git commit of `package` is used.
     """
     limits = Limits(job.max_retries, job.timeout_s, job.pending_timeout_s)
     said = environ(job.name, cluster, package)
@@ -131,18 +132,18 @@ def _application(service: Service, app: App, cluster: Cluster, working_dir: str)
 
 
 def serve_port(cluster_spec: Mapping[str, Any]) -> int:
-    """Return the port that a cluster's proxies listen on: the one that its head names ``serve``."""
+    """Return the port that a cluster's Serve proxies listen on: the head's port named ``serve``."""
     return manifests.port(manifests.first_container(cluster_spec.get("headGroupSpec")), "serve")
 
 
 def code_place(cluster: Cluster, name: str, package: Package, *, in_config_map: bool) -> CodePlace:
-    """Return where a cluster has the zip of a run's or service's code.
+    """Return where a cluster gets the zip with the code of a run or service.
 
-    In its storage each has its own copy, ``STORAGE/NAME/.code/HASH.zip``: a storage may be shared by namespaces that
-    cannot see each other, so nobody could tell when the last one that uses it is gone.
+    In the storage, each run or service has its own copy, ``STORAGE/NAME/.code/HASH.zip``: namespaces that cannot see
+    each other may share a storage, so nobody could tell when a shared copy is no longer used.
     """
     if not in_config_map and (cluster.selected or not cluster.storage):
-        # Held by the head itself: the URI is Ray's own form of name.
+        # The head itself holds the code: the URI has the form of Ray's own names.
         return CodePlace("cluster" if cluster.selected else "upload", f"gcs://_ray_pkg_{package.hash}.zip")
     folder = CODE_MOUNT if in_config_map else f"{cluster.storage.rstrip('/')}/{name}/{CODE_FOLDER}"
     uri = f"{'' if '://' in folder else 'file://'}{folder}/{package.hash}.zip"
@@ -150,24 +151,26 @@ def code_place(cluster: Cluster, name: str, package: Package, *, in_config_map: 
 
 
 def storage_template(template: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a pod has of the head's template that sees the same storage."""
+    """Return the part of the head's template that gives another pod access to the same storage."""
     said, pod = template.get("metadata") or {}, template["spec"]
-    # By KubeRay's own labels it would be taken for one of the cluster's; others may be what has a volume put in.
+    # KubeRay's own labels would make it a pod of the cluster; another label may be why something injects a volume.
     labels = {key: value for key, value in (said.get("labels") or {}).items() if not key.startswith("ray.io/")}
-    container = {key: copy.deepcopy(pod["containers"][0][key]) for key in _SEES if key in pod["containers"][0]}
+    container = {
+        key: copy.deepcopy(pod["containers"][0][key]) for key in _CONTAINER_FIELDS if key in pod["containers"][0]
+    }
     container["volumeMounts"] = [each for each in container.get("volumeMounts") or [] if each["name"] != CODE_VOLUME]
-    kept = {key: copy.deepcopy(pod[key]) for key in _STANDS if key in pod}
-    # Without the code: that is not there yet, or not any more.
+    kept = {key: copy.deepcopy(pod[key]) for key in _POD_FIELDS if key in pod}
+    # Without the code's ConfigMap: it may not exist yet, or no longer.
     kept["volumes"] = [each for each in pod.get("volumes") or [] if each["name"] != CODE_VOLUME]
     metadata = {"labels": labels, "annotations": dict(said.get("annotations") or {})}
     return {"metadata": metadata, "spec": {**kept, "containers": [container]}}
 
 
 def ray_job_spec(job: Job) -> dict[str, Any]:
-    """Return the fields of a RayJob that follow from the job alone."""
+    """Return the fields of a RayJob's spec that depend on the job alone."""
     spec: dict[str, Any] = {
         "entrypoint": f"python -m raykube.inside.attempts {job.max_retries} {shlex.quote(job.entrypoint)}",
-        # Attempts are made on the one cluster, by the module above: a new cluster for each costs a minute.
+        # The module above retries on the same cluster: a new cluster for each attempt would cost a minute.
         "backoffLimit": 0,
         "preRunningDeadlineSeconds": _whole(job.pending_timeout_s),
     }
@@ -190,7 +193,7 @@ def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> d
     """Return the manifest's spec with what KubeRay leaves out and every run needs.
 
     The ConfigMap named `config_map`, if any, holds the code and is mounted in every pod. With `probed` the pods get
-    probes that begin at once: KubeRay's own wait for ten seconds, and what serves needs more than they ask.
+    probes that begin after 1 s: KubeRay's own wait for 10 s. A service keeps KubeRay's, because they check more.
     """
     spec: dict[str, Any] = copy.deepcopy(dict(cluster.manifest["spec"]))
     spec["autoscalerOptions"] = {**(spec.get("autoscalerOptions") or {}), "version": "v2"}
@@ -206,10 +209,10 @@ def ray_cluster(cluster: Cluster, config_map: str, *, probed: bool = False) -> d
 
 
 def _probe(group: dict[str, Any]) -> None:
-    """Have Ray's agent asked whether it is well, from the first second on, unless the manifest has probes."""
+    """Add probes of Ray's agent, the readiness probe after 1 s already, unless the manifest has probes."""
     container = manifests.container(group)
     port = str((group.get("rayStartParams") or {}).get("dashboard-agent-listen-port", _AGENT_PORT))
-    # A port that only the pod's shell knows cannot be asked.
+    # The kubelet cannot probe a port that is a variable of the pod's shell.
     if {"readinessProbe", "livenessProbe", "startupProbe"} & container.keys() or not port.isdecimal():
         return
     health = {"httpGet": {"path": "/api/healthz", "port": int(port)}, "timeoutSeconds": 2}
@@ -221,14 +224,14 @@ def _complete_head(head: dict[str, Any], *, has_workers: bool) -> None:
     container = manifests.container(head)
     _add_ports(container)
     if has_workers:
-        _say(head, "num-cpus", "CPU")
+        _declare_none(head, "num-cpus", "CPU")
     if not manifests.gpus(head):
-        _say(head, "num-gpus", "GPU")
+        _declare_none(head, "num-gpus", "GPU")
         _add(container, "env", {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
 
 
-def _say(head: dict[str, Any], param: str, resource: str) -> None:
-    """Declare none of a resource, unless the manifest says how much; the two places for it exclude each other."""
+def _declare_none(head: dict[str, Any], param: str, resource: str) -> None:
+    """Declare that the head has none of a resource, unless the manifest sets it; its two places exclude each other."""
     if head.get("resources"):
         head["resources"].setdefault(resource, "0")
     else:
@@ -239,7 +242,7 @@ def _add_ports(container: dict[str, Any]) -> None:
     known = container.get("ports") or []
     said = {port.get("name") for port in known}
     names = {number: name for name, number in _HEAD_PORTS.items() if name not in said}
-    # KubeRay finds them by their names alone.
+    # KubeRay finds ports only by name.
     known = [{"name": names[p["containerPort"]], **p} if p.get("containerPort") in names else p for p in known]
     taken = {port.get("name") for port in known} | {port.get("containerPort") for port in known}
     missing = [(name, port) for name, port in _HEAD_PORTS.items() if not {name, port} & taken]
@@ -253,7 +256,7 @@ def _mount(group: dict[str, Any], config_map: str) -> None:
 
 
 def _add(owner: dict[str, Any], key: str, item: dict[str, Any]) -> None:
-    """Append a named item to a list, unless one of that name is there."""
+    """Append a named item to a list, unless the list has an item of that name."""
     items = owner.get(key) or []
     if all(known.get("name") != item["name"] for known in items):
         owner[key] = [*items, item]

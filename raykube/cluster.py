@@ -1,7 +1,7 @@
 """Where work goes: this machine, or a cluster as its manifest describes it.
 
 A preset is a RayCluster manifest that ``kubectl apply`` takes as it is; nothing here models a Pod. raykube's own
-words on a manifest are annotations:
+settings in a manifest are annotations:
 
 =======================  ==========================================================================
 ``raykube.io/storage``   where runs keep checkpoints and results: a path that every pod mounts, or a URI
@@ -42,8 +42,8 @@ class Cluster:
         source: where it was read from, for messages.
         name: of the preset or manifest; ``"local"`` for this machine.
         context: of the kubeconfig; "" for its current one.
-        selected: whether it is there already, and jobs are to run on it.
-        beside: what else stands in its file, as in ``ConfigMap redis-config``; raykube does not create it.
+        selected: whether this is an existing cluster that jobs are to run on.
+        beside: the other objects in its file, as in ``ConfigMap redis-config``; raykube does not create them.
     """
 
     manifest: Mapping[str, Any]
@@ -55,17 +55,19 @@ class Cluster:
 
     @staticmethod
     def load(name_or_path: str | Path, *, namespace: str | None = None, context: str | None = None) -> Cluster:
-        """Return ``local``, the preset ``cluster-configs/NAME.yaml`` (looked for upward from here), or a file's own.
+        """Return this machine (``local``), the preset ``cluster-configs/NAME.yaml``, or a manifest file's cluster.
 
-        ``kubernetes`` is the place alone, to look at what is there: nothing says what cluster a job would get.
+        A preset is looked for from the current folder upward. ``kubernetes`` is the place alone, for looking at what
+        exists there: it does not say what cluster a job would get.
 
         Args:
             name_or_path: as above.
-            namespace: in Kubernetes; by default the setting, the manifest's, then the context's.
+            namespace: in Kubernetes; by default the setting, then the manifest's, then the context's.
             context: of the kubeconfig; by default the setting, then the current one.
 
         Raises:
-            ConfigError: nothing of that name (with the nearest ones), or a manifest that cannot work (every problem).
+            ConfigError: there is no cluster of that name (lists the nearest names), or the manifest cannot work (lists
+                every problem).
         """
         if str(name_or_path) == LOCAL:
             return Cluster.local()
@@ -77,7 +79,7 @@ class Cluster:
 
     @staticmethod
     def local(workers: int | tuple[int, int] = 1, cpus: float | None = None, gpus: float | None = None) -> Cluster:
-        """Return this machine, offering `workers` training workers of so many CPUs and GPUs each.
+        """Return this machine, offering `workers` training workers with `cpus` CPUs and `gpus` GPUs each.
 
         Args:
             workers: a number, or (min, max).
@@ -85,7 +87,7 @@ class Cluster:
             gpus: of one worker; by default the setting ``gpus_per_worker``, which is 0.
 
         Raises:
-            ConfigError: a number that cannot be.
+            ConfigError: a number is out of range, or is no number.
         """
         cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
         gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
@@ -107,11 +109,11 @@ class Cluster:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether it says what cluster a job gets, and not only where."""
+        """Whether it says what cluster a job gets, and not just where the job runs."""
         return self.manifest.get("kind") != _KUBERNETES_KIND
 
     def check_manifest(self) -> None:
-        """Refuse a place alone: there is no cluster that could be sized, or made for a job.
+        """Refuse a place without a manifest: it has no cluster that could be sized, or made for a job.
 
         Raises:
             ConfigError: it has no manifest.
@@ -124,12 +126,12 @@ class Cluster:
 
     @property
     def scale(self) -> Scale:
-        """What one run may use: one worker a pod with all its CPUs; in pods of several GPUs, one worker a GPU.
+        """What one run may use: one worker per pod with all its CPUs; in pods with several GPUs, one worker per GPU.
 
-        Read from the first worker group with GPUs, else from the first one, else from the head.
+        Read from the first worker group with GPUs, else from the first worker group, else from the head.
 
         Raises:
-            ConfigError: the manifest starts no worker, or there is none.
+            ConfigError: the manifest starts no worker, or there is no manifest.
         """
         self.check_manifest()
         spec = self.manifest["spec"]
@@ -149,7 +151,7 @@ class Cluster:
         scales = bool(self.manifest["spec"].get("enableInTreeAutoscaling"))
         if scales and low < high < manifests.UNBOUNDED:
             return (max(1, low) * per_replica, high * per_replica)
-        # Ray Train makes a list as long as the most workers: without a bound none can be planned for.
+        # Ray Train makes a list with an entry for each possible worker, so an unbounded range cannot be used.
         least = max(1, low) if scales and high else low
         if not (replicas := int(group.get("replicas") or least)):
             raise ConfigError(
@@ -160,17 +162,17 @@ class Cluster:
 
     @property
     def namespace(self) -> str:
-        """The namespace that the manifest names, "" when it names none."""
+        """The namespace that the manifest names; "" when it names none."""
         return "" if self.is_local else str(self.manifest["metadata"].get("namespace") or "")
 
     def placed(self, namespace: str = "", context: str = "") -> Cluster:
-        """Return a copy in another namespace or context; "" keeps what is."""
+        """Return a copy in another namespace or context; "" keeps the current one."""
         moved = self._edited(lambda it: it["metadata"].update(namespace=namespace)) if namespace else self
         return dataclasses.replace(moved, context=context or self.context)
 
     @property
     def storage(self) -> str:
-        """Where runs are kept: a path or URI; "" for a cluster that names none, where they end with it."""
+        """Where runs are kept: a path or URI; "" when the cluster names none, and its runs are lost when it ends."""
         if self.is_local:
             return str(self.manifest["spec"]["storage"]) or wire.default_storage()
         return self._annotation(marks.STORAGE)
@@ -185,13 +187,13 @@ class Cluster:
         return "" if value is None else str(value)
 
     def sized(self, workers: int | tuple[int, int]) -> Cluster:
-        """Return a copy with so many training workers, or with a range of them that the autoscaler keeps to.
+        """Return a copy with this number of training workers, or with a (min, max) range for the autoscaler.
 
-        Only counts are edited, and only those of the group that :attr:`scale` is read from; a number of workers
-        that its pods cannot make (a pod of 8 GPUs is 8 workers) is refused.
+        Only the replica counts of the group that :attr:`scale` is read from are edited and, for a range, the
+        autoscaler is switched on. A number that whole replicas cannot make (a pod with 8 GPUs is 8 workers) is refused.
 
         Raises:
-            ConfigError: no such number of workers can be, or no manifest says of what.
+            ConfigError: this number of workers is impossible, or there is no manifest to size.
         """
         if wrong := list(_count_problems(workers)):
             raise ConfigError.of(f"{self.name} cannot be sized so", wrong)
@@ -213,10 +215,10 @@ class Cluster:
         return self._edited(lambda it: _set_replicas(it["spec"], low, high))
 
     def with_image(self, image: str) -> Cluster:
-        """Return a copy whose head and workers all run `image`, with its version of Ray if its tag tells that.
+        """Return a copy whose head and workers all run `image`, with the Ray version if the image's tag tells it.
 
         Raises:
-            ConfigError: there are no images here, or it is no name of one.
+            ConfigError: this machine or a place without a manifest has no images, or `image` is no image name.
         """
         if self.is_local:
             raise ConfigError("this machine runs no image", next_step="name a cluster whose pods have one")
@@ -239,7 +241,7 @@ class Cluster:
 
 
 def scaled_group(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the group that a training's workers are in: the first with GPUs, else the first, else the head."""
+    """Return the group for training workers: the first worker group with GPUs, else the first, else the head."""
     head, *workers = manifests.groups(spec)
     return next((group for group in workers if manifests.gpus(group)), [*workers, head][0])
 
@@ -256,7 +258,7 @@ def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number: to Python, True is one too."""
+    """Whether `value` is a number; a bool is not, although Python counts it as an int."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -268,12 +270,12 @@ def _count_problems(workers: int | tuple[int, int]) -> Iterator[Problem]:
 
 
 def _absolute(storage: str) -> str:
-    """Return a path from here as one from the root: the head and its workers have other working directories."""
+    """Return a relative path as an absolute one: the head and its workers have other working directories."""
     return storage if "://" in storage or not storage else str(from_here(storage))
 
 
 def known() -> set[str]:
-    """Return the names that :meth:`Cluster.load` knows: the places, and the presets that it finds."""
+    """Return the names that :meth:`Cluster.load` accepts: the places, and the presets that it finds."""
     presets = {path.stem for folder in (*_folders(), _shipped()) for path in folder.glob("*.yaml")}
     return {LOCAL, KUBERNETES, *presets}
 
@@ -283,7 +285,7 @@ def _folders() -> list[Path]:
 
 
 def _find(name: str) -> Path:
-    """Return the preset's file; the nearest folder upward from here that has it wins, raykube's own comes last."""
+    """Return the preset's file from the nearest folder, from here upward, that has it; raykube's own comes last."""
     folders = _folders()
     for folder in (*folders, _shipped()):
         if seems((path := folder / f"{name}.yaml").is_file):
@@ -295,7 +297,7 @@ def _find(name: str) -> Path:
 
 
 def _shipped() -> Path:
-    """Return the folder of raykube's own presets: within the package once that is installed, beside it in a clone."""
+    """Return the folder of raykube's own presets: inside the package when installed, beside the package in a clone."""
     package = Path(__file__).parent
     return installed if (installed := package / FOLDER).is_dir() else package.parent / FOLDER
 
@@ -303,7 +305,7 @@ def _shipped() -> Path:
 def _read(path: Path) -> Cluster:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # what is no text, or a name that no file can have
+    except (OSError, ValueError) as error:  # also a file that is not UTF-8, and a name that no file can have
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
             f"the manifest {path} cannot be read", why=why, next_step="name a readable YAML file"

@@ -1,4 +1,4 @@
-"""In what two plans differ, told without the values of what may be secret. Pure functions."""
+"""How two plans differ, told without values that may be secret. Pure functions."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _IN_ENV = re.compile(r"\.env(\[\d+\](\.value)?)?$")
 
 
 def of_texts(old: str, new: str, but: re.Pattern[str] = NOT_PLAN_LINE) -> str:
-    """Return the lines in which two texts differ, two plans' YAML for one; "" when they do not.
+    """Return the lines in which two texts (such as the YAML of two plans) differ; "" when they do not.
 
-    Lines that match `but` are left out. Of environment variables only the names are told: their values are where
-    people put passwords.
+    Lines that match `but` are left out. Environment variables are shown by name only: people put passwords in their
+    values.
     """
-    theirs, ours = _hidden(old, new, "there"), _hidden(new, old, "here")
+    theirs, ours = _without_secrets(old, new, "there"), _without_secrets(new, old, "here")
     lines = list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), n=0, lineterm=""))[2:]
     told = [line for line in lines if line[:1] in "+-" and not but.match(line[1:])]
     return "\n".join(told[:_MOST_LINES] + (["…"] if len(told) > _MOST_LINES else []))
 
 
-def _hidden(text: str, other: str, where: str) -> str:
+def _without_secrets(text: str, other: str, where: str) -> str:
     try:
         found, others = ([*documents(each)] for each in (text, other))
-    except yaml.YAMLError:  # in which it is not told what is a variable's value
+    except yaml.YAMLError:  # without parsing, the values of variables cannot be told apart
         return f"(the text {where}; one of the two is no YAML)" if _VARIABLES in text + other else text
     if not all(isinstance(each, (Mapping, list)) for each in found):
         return text
@@ -48,7 +48,7 @@ def _hidden(text: str, other: str, where: str) -> str:
 def _hide(value: Any, other: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         known = other if isinstance(other, Mapping) else {}
-        hide = {key: _variables if key == _VARIABLES else _hide for key in value}
+        hide = {key: _shown_variables if key == _VARIABLES else _hide for key in value}
         return {key: hide[key](inner, known.get(key), where) for key, inner in value.items()}
     if isinstance(value, list):
         beside = [*other, *[None] * len(value)] if isinstance(other, list) else [None] * len(value)
@@ -56,30 +56,30 @@ def _hide(value: Any, other: Any, where: str) -> Any:
     return value
 
 
-def _variables(value: Any, other: Any, where: str) -> Any:
+def _shown_variables(value: Any, other: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     known = other if isinstance(other, Mapping) else {}
-    return {name: _told(name, inner, known.get(name), where) for name, inner in value.items()}
+    return {name: _shown_value(name, inner, known.get(name), where) for name, inner in value.items()}
 
 
-def _told(name: str, value: Any, other: Any, where: str) -> Any:
+def _shown_value(name: str, value: Any, other: Any, where: str) -> Any:
     if str(name).startswith(_OURS):
         return value
     return "(as there)" if value == other else f"(the value {where})"
 
 
 def of_files(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Return which files differ, each of two mappings being from paths to what stands for a file's content."""
+    """Return which files differ; each mapping is from a file's path to something that stands for its content."""
     told = [f"{path} is only {'here' if path in here else 'there'}" for path in sorted(there.keys() ^ here.keys())]
     told = [f"{path} differs" for path in sorted(there.keys() & here.keys()) if there[path] != here[path]] + told
     return ", ".join(told[:_MOST_FILES]) + (f", and {more} more" if (more := len(told) - _MOST_FILES) > 0 else "")
 
 
 def of_objects(wanted: Any, known: Any, path: str, *, whole: bool = False, omits: bool = False) -> Iterator[str]:
-    """Yield the fields of `wanted` that are not so in `known`; what a server added is none, unless `whole`.
+    """Yield how fields of `wanted` differ in `known`; fields that only `known` has count only with `whole`.
 
-    With `omits` one that is false or empty may be absent there, as Go leaves it out.
+    A server adds such fields. With `omits`, a field that is false or empty may be absent in `known`: Go omits those.
     """
     if isinstance(wanted, Mapping) and isinstance(known, Mapping):
         for key in {**known, **wanted} if whole else wanted:
@@ -97,7 +97,7 @@ def _may_be_absent(wanted: Any, *, whole: bool, omits: bool) -> bool:
 
 
 def _of_values(wanted: Any, known: Any, path: str) -> Iterator[str]:
-    """Yield in what two values differ, but not the values of a container's or a job's variables."""
+    """Yield how two values differ, without the values of a container's or a job's environment variables."""
     is_text = _TEXTS.search(path)
     theirs, ours = _word(known), _word(wanted)
     if _IN_ENV.search(path):
@@ -112,7 +112,7 @@ def _of_values(wanted: Any, known: Any, path: str) -> Iterator[str]:
 
 
 def _word(value: Any) -> str:
-    """Return a value in few words; of what has parts only that it is another one: a variable may be among them."""
+    """Return a value in a few words; a list or mapping is never shown, because it may hold variables."""
     if isinstance(value, (Mapping, list, tuple)):
         return "something else"
     return "absent" if value is ABSENT else f"{value!r:.200}"

@@ -1,4 +1,4 @@
-"""Whether an entrypoint can start at all, seen from the code that will be sent. Nothing is run."""
+"""Checks, on the code that will be sent, that an entrypoint can start at all. Nothing is run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from raykube.package import Package, PackedFile
 from raykube.specs import Job, Service
 
 _OPERATORS = "();<>|&\n"
-_WILD = frozenset("$`*?[{~")  # what a shell replaces, by what only it knows
+_WILD = frozenset("$`*?[{~")  # characters that a shell expands, to something that only the shell knows
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _PYTHON = re.compile(r"python([\d.]*)")
-#: Of python's options, those with a value: what is left of the word, else the next one.
+#: Python's options that take a value, which is the rest of the word, else the next word.
 _WITH_VALUE = re.compile(r"-[^-cmWX]*([cmWX])(.*)", re.DOTALL)
 _LONG_WITH_VALUE = "--check-hash-based-pycs"
 _SHELLS = ("bash", "sh", "dash", "zsh")
 _BRING_MODULES = frozenset({"pip", "uv", "conda", "py_modules", "image_uri", "py_executable"})
 _SEARCH_PATH = "PYTHONPATH"
-_ALIKE = 0.75  # of two names, as jbos and jobs
+_ALIKE = 0.75  # how similar two names must be, such as jbos and jobs
 
 
 def check_code(work: Job | Service, package: Package, *, here: bool, newer: bool = False) -> None:
@@ -40,11 +40,11 @@ def check_code(work: Job | Service, package: Package, *, here: bool, newer: bool
     Args:
         work: the job or service.
         package: its code.
-        here: whether it runs on this machine, whose modules can be seen. An image may have any.
+        here: whether it runs on this machine, whose installed modules can be checked. An image may have any module.
         newer: whether it runs on a newer Python than this one, which may know more syntax.
 
     Raises:
-        ConfigError: with the nearest names, or the file and line of the syntax error.
+        ConfigError: it cannot start; the error has the nearest names, or the file and line of the syntax error.
     """
     all_seen = here and not _brings_modules(work)
     if isinstance(work, Job):
@@ -55,7 +55,7 @@ def check_code(work: Job | Service, package: Package, *, here: bool, newer: bool
 
 
 def _brings_modules(work: Job | Service) -> bool:
-    """Whether its environment may have modules that cannot be seen from here."""
+    """Whether the work's runtime environment may bring modules that cannot be seen from here."""
     own = [work.env_vars] if isinstance(work, Job) else [app.env_vars for app in work.apps]
     variables = [work.runtime_env.get("env_vars", {}), *own]
     brought = work.pip or _BRING_MODULES & work.runtime_env.keys()
@@ -65,11 +65,12 @@ def _brings_modules(work: Job | Service) -> bool:
 def check_entrypoint(entrypoint: str, package: Package, *, all_seen: bool = True, newer: bool = False) -> None:
     """Refuse an entrypoint whose script or module is not in the package, or does not compile.
 
-    Only what is certain is refused: a shell line may do anything, and where not `all_seen`, a module may be installed
-    that is not here. Then one is missing only if its name is nearly that of one in the code, a typing error.
+    Only what is certain to fail is refused: a shell line may do anything. Unless `all_seen`, the cluster may have
+    modules that are not installed here, so a module counts as missing only if its name looks like a typing error for
+    one in the code, or if an ignore rule leaves it out.
 
     Raises:
-        ConfigError: with the nearest names, or the file and line of the syntax error.
+        ConfigError: it cannot start; the error has the nearest names, or the file and line of the syntax error.
     """
     words = _first_command(entrypoint)
     variables = [*itertools.takewhile(_ASSIGNMENT.match, words)]
@@ -92,7 +93,7 @@ def check_import_path(import_path: str, package: Package, *, all_seen: bool = Tr
     A module that may be installed is judged as in :func:`check_entrypoint`.
 
     Raises:
-        ConfigError: with the nearest names, or the file and line of the syntax error.
+        ConfigError: it cannot start; the error has the nearest names, or the file and line of the syntax error.
     """
     module = import_path.partition(":")[0] if ":" in import_path else import_path.rpartition(".")[0]
     files = package.by_path
@@ -109,13 +110,13 @@ def check_import_path(import_path: str, package: Package, *, all_seen: bool = Tr
 
 
 def _imported(module: str, files: Mapping[str, PackedFile]) -> PackedFile | None:
-    """Return the packed file that ``import MODULE`` runs."""
+    """Return the packed file that ``import MODULE`` runs, if there is one."""
     stem = module.replace(".", "/")
     return files.get(f"{stem}/__init__.py") or files.get(f"{stem}.py")
 
 
 def _first_command(entrypoint: str) -> list[str]:
-    """Return the words up to the first operator of the shell; what comes after that is not read."""
+    """Return the words up to the first shell operator; the rest is not read."""
     lexer = shlex.shlex(entrypoint.replace("\\\n", ""), posix=True, punctuation_chars=_OPERATORS)
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     words: list[str] = []
@@ -124,7 +125,7 @@ def _first_command(entrypoint: str) -> list[str]:
             if word.startswith("#"):
                 break
             if word and not word.strip(_OPERATORS):
-                # The number before a redirection belongs to it, as in 2>log.
+                # A number before a redirection is part of it, as in 2>log.
                 return words[:-1] if word[0] in "<>" and words and words[-1].isdecimal() else words
             words.append(word)
     except ValueError as error:
@@ -133,12 +134,12 @@ def _first_command(entrypoint: str) -> list[str]:
 
 
 def _is_newer(version: str) -> bool:
-    """Whether a program called ``pythonVERSION`` knows more syntax than this Python."""
+    """Whether a program called ``pythonVERSION`` is a newer Python than this one, which may know more syntax."""
     return tuple(int(part) for part in version.split(".")[:2] if part) > sys.version_info[:2]
 
 
 def _run_by_python(words: Sequence[str], package: Package, *, all_seen: bool) -> PackedFile | None:
-    """Return the packed file that python runs; None for what only the cluster or the shell can know."""
+    """Return the packed file that python runs; None where only the cluster or the shell can know it."""
     option, name = _target(words)
     if option == "c" or name in ("", "-") or _WILD & set(name):
         return None
@@ -148,7 +149,7 @@ def _run_by_python(words: Sequence[str], package: Package, *, all_seen: bool) ->
 
 
 def _target(words: Sequence[str]) -> tuple[str, str]:
-    """Return what python is told to run, and by which option: ``m``, ``c``, or "" for a script."""
+    """Return how python is told what to run (``m``, ``c``, or "" for a script), and what that is."""
     rest = iter(words)
     for word in rest:
         if word == "-" or not word.startswith("-"):
@@ -165,7 +166,7 @@ def _target(words: Sequence[str]) -> tuple[str, str]:
 
 
 def _script(name: str, package: Package) -> PackedFile | None:
-    """Return the packed file `name`; None for what only the cluster or the shell can know."""
+    """Return the packed file `name`; None where only the cluster or the shell can know it."""
     if _WILD & set(name) or PurePosixPath(name).is_absolute():
         return None
     path = posixpath.normpath(name)
@@ -176,7 +177,7 @@ def _script(name: str, package: Package) -> PackedFile | None:
 
 
 def _why_missing(path: str, package: Package) -> tuple[str, str]:
-    """Return why a file is not in the code, and what to do about it."""
+    """Return why a file is not in the code, and the next step."""
     if path.startswith("../"):
         return f"it is not below the working directory {package.root}", "name the folder that holds all: --working-dir"
     if any(each.startswith(f"{path}/") or path == "." for each in package.by_path):
@@ -187,7 +188,7 @@ def _why_missing(path: str, package: Package) -> tuple[str, str]:
 
 
 def _module(name: str, package: Package, *, all_seen: bool) -> PackedFile | None:
-    """Return the packed file that ``python -m NAME`` runs; None for a module that is installed, or may be."""
+    """Return the packed file that ``python -m NAME`` runs; None for a module that is or may be installed."""
     if "/" in name or not all(name.split(".")):
         step = "write python FILE for a file, and python -m PACKAGE.MODULE, without .py, for a module"
         raise ConfigError(f"{name!r} is no name of a module", next_step=step)
@@ -207,19 +208,19 @@ def _module(name: str, package: Package, *, all_seen: bool) -> PackedFile | None
 
 
 def _is_ours(name: str, files: Iterable[str]) -> bool:
-    """Whether the code has the top package of a module; a folder without Python in it hides none that is installed."""
+    """Whether the code has a module's top package; a folder without Python files does not hide an installed package."""
     top = name.partition(".")[0]
     return any(path == f"{top}.py" or (path.startswith(f"{top}/") and path.endswith(".py")) for path in files)
 
 
 def _is_like_ours(name: str, files: Iterable[str]) -> bool:
-    """Whether the code has a top package of nearly the same name."""
+    """Whether the code has a top package with nearly the same name."""
     tops = {module.partition(".")[0] for module in _modules(files)}
     return bool(difflib.get_close_matches(name.partition(".")[0], tops, n=1, cutoff=_ALIKE))
 
 
 def _is_installed(top: str, root: Path) -> bool:
-    """Say whether `top` can be imported here from somewhere else than the working directory."""
+    """Whether `top` can be imported here from somewhere other than the working directory."""
     if top in sys.stdlib_module_names:
         return True
     try:
@@ -237,7 +238,7 @@ def _ignored(path: str, package: Package) -> str:
 
 
 def _brought_back(path: str) -> str:
-    """Return the options that have a file sent which an ignore rule leaves out, or the folder that it is in."""
+    """Return the options that send a file although an ignore rule leaves it, or a folder above it, out."""
     folders = [f"!{folder}/" for folder in map(str, PurePosixPath(path).parents) if folder != "."]
     words = " ".join(f"--excludes '{each}'" for each in [*folders[::-1], f"!{path}"])
     return f"have it sent all the same: {words}"
@@ -249,7 +250,7 @@ def _near(path: str, package: Package) -> str:
 
 
 def _modules(files: Iterable[str]) -> list[str]:
-    """Return the names of the modules that somebody may mean to start."""
+    """Return the names of the modules that a user may want to start."""
     modules = (
         path.removesuffix(".py").removesuffix("/__main__").replace("/", ".") for path in files if path.endswith(".py")
     )
@@ -257,12 +258,12 @@ def _modules(files: Iterable[str]) -> list[str]:
 
 
 def _shown(names: Iterable[str]) -> list[str]:
-    """Leave out what travels with every package: nobody means to start that."""
+    """Leave out raykube's own modules, which every package carries: nobody wants to start these."""
     return [name for name in names if not name.startswith("raykube")][:2000]
 
 
 def _check_syntax(file: PackedFile, what: str = "the entrypoint's script", verb: str = "submit") -> None:
-    if zipfile.is_zipfile(file.source):  # python runs the __main__.py in it
+    if zipfile.is_zipfile(file.source):  # a zip application: python runs its __main__.py
         return
     try:
         with warnings.catch_warnings():

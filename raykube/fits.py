@@ -1,4 +1,4 @@
-"""Whether a cluster can ever have what a job's driver reserves, and be waited for in a queue. Pure functions."""
+"""Whether a cluster can ever fit what a job's driver reserves, and can be queued by Kueue. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESERVED = {"entrypoint_num_cpus": ("CPU", manifests.cpus), "entrypoint_num_gpu
 
 
 def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
-    """Yield what no pod of a sound manifest has: Ray would look for a place for ever. And what Kueue does not queue."""
+    """Yield what the driver reserves and no pod can fit (Ray would wait for ever), and what Kueue does not queue."""
     for field, (what, of_pod) in _RESERVED.items():
         most = max(of_pod(group) for group, _ in _groups(cluster))
         wanted = getattr(job, field) or 0
@@ -25,7 +25,7 @@ def problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
 
 
 def _queue_problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
-    """Yield for which clusters Kueue makes nothing wait: it would heed no queue, or refuse the RayJob."""
+    """Yield why a queue cannot work on this cluster: Kueue would ignore the queue, or refuse the RayJob."""
     said = manifests.metadata(cluster.manifest)
     if not (job.queue or (said.get("labels") or {}).get(marks.QUEUE)):
         return
@@ -40,7 +40,7 @@ def _queue_problems(job: Job, cluster: Cluster) -> Iterator[Problem]:
 
 
 def notes(job: Job, cluster: Cluster) -> Iterator[str]:
-    """Say when driver and workers do not fit beside each other, or when workers may grow, but nobody knows how far."""
+    """Yield a note when driver and workers do not fit together, or when workers can scale but have no maximum."""
     scale = cluster.scale
     workers = scale.workers if isinstance(scale.workers, int) else scale.workers[0]
     each = {"entrypoint_num_cpus": scale.cpus, "entrypoint_num_gpus": scale.gpus}
@@ -56,7 +56,7 @@ def notes(job: Job, cluster: Cluster) -> Iterator[str]:
 
 
 def _groups(cluster: Cluster) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Yield the groups with how many pods each may have."""
+    """Yield each group with the number of pods that it may have."""
     spec = cluster.manifest["spec"] if cluster.selected else ray_cluster(cluster, "")
     grown = {"replicas": manifests.UNBOUNDED} if spec.get("enableInTreeAutoscaling") else {}
     for group in manifests.groups(spec):

@@ -1,4 +1,4 @@
-"""The handles: a `Run` of a job, an `Endpoint` of a service. Each is made again from its name alone."""
+"""The handles: a `Run` for a job, an `Endpoint` for a service. Either can be made again from its name alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raykube.wire import Result
 __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
 
 _NOT_YET = ("WAITING", "PENDING")
-#: So many are asked for their state at once: each takes several answers, of the API server and of its head.
+#: How many states are asked for at the same time: each takes several requests, to the API server and to a head.
 _AT_ONCE = 8
 
 
@@ -42,7 +42,7 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class _Handle:
-    """What a run and an endpoint have in common: a name and the place that knows it. Every call asks the place anew."""
+    """What a run and an endpoint share: a name and the place that knows it. Every call asks the place again."""
 
     _kind: ClassVar[Kind]
     name: str
@@ -62,11 +62,11 @@ class _Handle:
         return self.backend.status(self.name, self._kind)
 
     def why(self) -> Failure:
-        """Say in one cause and one next step why it is where it is."""
+        """Explain the current state with one cause and one next step."""
         return _cause(self.status())
 
     def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
-        """Follow the changes until `done` or the time is over; return the last status seen."""
+        """Follow the changes until `done` is true or the time is over; return the last status seen."""
         check_time(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         seen: Any = None
@@ -88,21 +88,21 @@ class Run(_Handle):
     _kind = "job"
 
     def wait(self, *, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Run:
-        """Wait until the run has ended well, and return it.
+        """Wait until the run has succeeded, and return it.
 
         Args:
-            timeout_s: seconds after which to give up waiting; the run itself goes on. A request that has been sent by
-                then is waited for, up to a minute where the place takes it and is silent.
-            on_event: called with every change of state, attempt or metrics, and each minute without new metrics.
+            timeout_s: seconds after which to give up waiting; the run itself goes on. A request that is under way by
+                then is still waited for, up to a minute if the place accepts it and stays silent.
+            on_event: called on every change of state, attempt or metrics, and each minute without new metrics.
 
         Raises:
-            ConfigError: `timeout_s` is no time.
-            RunFailed: it ended in FAILED; the error says why and what to do.
-            RunStopped: somebody stopped it.
-            WaitTimeout: it has not ended in time.
-            NotFound: somebody deleted it meanwhile.
-            Forbidden, Unreachable: the place refuses to tell, or did not answer for long (on this machine 30 s, on
-                Kubernetes ten minutes).
+            ConfigError: `timeout_s` is not a valid time.
+            RunFailed: the run ended in FAILED; the error says why and what to do.
+            RunStopped: somebody stopped the run.
+            WaitTimeout: the run has not ended in time.
+            NotFound: somebody deleted the run meanwhile.
+            Forbidden, Unreachable: the place refuses to tell the state, or has not answered for a long time (30 s on
+                this machine, ten minutes on Kubernetes).
         """
         last = self._watch(lambda status: status.is_terminal, timeout_s, on_event)
         if last.state == "FAILED":
@@ -118,18 +118,18 @@ class Run(_Handle):
         return self
 
     def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Generator[str, None, None]:
-        """Yield the lines of a log; with `follow` until the run has ended.
+        """Yield the lines of a log; with `follow`, until the run has ended.
 
         Args:
-            follow: whether to go on with what is to come.
+            follow: whether to go on with lines that are still to come.
             source: ``"driver"``: what the script printed, and what Ray shows there of its workers; ``"rank-N"``: all
-                that this training worker printed, of the training that began last; ``"autoscaler"``, ``"events"``:
-                on Kubernetes, the log of Ray's autoscaler, and what is noted about the run's objects.
+                that training worker N printed in the latest training; on Kubernetes also ``"autoscaler"``: the log of
+                Ray's autoscaler, and ``"events"``: the events of the run's objects.
 
         Raises:
-            ConfigError: there is no such source, or not on this place.
-            NotFound: this run has none, or not yet, and is not followed.
-            BackendError: it was, and ended with its head, its node or its cluster, and no storage has kept it.
+            ConfigError: there is no such source, or this place does not have it.
+            NotFound: this run has no such log, or does not have it yet and `follow` is false.
+            BackendError: the log was lost with its head, node or cluster, and no storage kept it.
         """
         sources.rank_of(source)
         return self.backend.logs(self.name, self._kind, follow=follow, source=source)
@@ -138,24 +138,24 @@ class Run(_Handle):
         """Return what the script's last ``train`` or ``sweep`` returned; None when it called neither.
 
         Raises:
-            BackendError: it cannot be read, or is gone with a cluster that had no storage.
+            BackendError: the result cannot be read, or was lost with a cluster that had no storage.
         """
         return self.backend.result(self.name)
 
     def stop(self) -> None:
-        """Stop the run and wait until it has. Its logs, checkpoints and metrics stay where ``status().storage`` says.
+        """Stop the run, and wait until it has stopped. Logs, checkpoints and metrics stay in ``status().storage``.
 
         Raises:
-            BackendError: it did not stop within half a minute.
+            BackendError: the run did not stop within half a minute.
         """
         self.backend.stop(self.name, self._kind)
 
     def delete(self) -> None:
-        """Stop the run and remove all that was kept of it, checkpoints too. Registered models stay.
+        """Stop the run and remove everything that was kept of it, checkpoints too. Registered models stay.
 
         Raises:
-            NotFound: there is none, or somebody deleted it or sent it again meanwhile; what has its name since is left
-                alone.
+            NotFound: there is no such run, or somebody deleted or resubmitted it meanwhile; a newer run of that name is
+                left alone.
         """
         self.backend.delete(self.name, self._kind)
 
@@ -170,10 +170,10 @@ class Endpoint(_Handle):
         """Wait until every application of the service answers, and return the endpoint.
 
         Raises:
-            ConfigError: `timeout_s` is no time.
-            ServiceFailed: an application failed to deploy; Serve's own words are in ``why``. After an update of a
-                service it says so where what was deployed before goes on serving.
-            WaitTimeout: not ready in time; Serve goes on trying.
+            ConfigError: `timeout_s` is not a valid time.
+            ServiceFailed: an application failed to deploy; Serve's own message is in ``why``. After a failed update,
+                the error says so if the previous version goes on serving.
+            WaitTimeout: the service is not ready in time; Serve goes on trying.
         """
         last = self._watch(lambda status: status.state not in _NOT_YET, timeout_s, on_event)
         if last.state == "RUNNING":
@@ -183,45 +183,46 @@ class Endpoint(_Handle):
             raise WaitTimeout(
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
             )
-        raise _not_up(self.name, _cause(last))
+        raise _service_failed(self.name, _cause(last))
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
-        """Yield the lines of the replicas' log; with `follow` until the service is taken down."""
+        """Yield the lines of the replicas' log; with `follow`, until the service is taken down."""
         return self.backend.logs(self.name, self._kind, follow=follow)
 
     def delete(self) -> None:
         """Take the service down and forget it.
 
         Raises:
-            NotFound: there is none, or somebody deleted it meanwhile; what has its name since is left alone.
+            NotFound: there is no such service, or somebody deleted it meanwhile; a newer service of that name is left
+                alone.
         """
         self.backend.delete(self.name, self._kind)
 
 
 def _cause(status: Status) -> Failure:
-    # Before it runs there is no log.
+    # There is no log until it runs.
     verb = "status" if status.state in _NOT_YET else "logs"
     next_step = f"raykube {status.kind} {verb} {status.name}"
     reason = "JobFailed" if (status.kind, status.state) == ("job", "FAILED") else status.state
     return status.failure or Failure(reason, status.detail, next_step=next_step)
 
 
-def _not_up(name: str, why: Failure) -> ServiceFailed:
+def _service_failed(name: str, why: Failure) -> ServiceFailed:
     what = f"service {name} is not up: {why.reason}"
     if why.reason == serveapps.UPDATE_FAILED:
         what = f"the update of {name} failed; {serveapps.GOES_ON}"
-    # An error has no room for the lines that led to it.
+    # The error has no room for the log lines behind it.
     more = f"; all that Serve says: raykube service why {name}" if why.tail else ""
     return ServiceFailed(what, why=why.message, next_step=f"{why.next_step}{more}")
 
 
 def check_time(timeout_s: float | None) -> None:
-    """Refuse what is no time to wait; None is without an end.
+    """Refuse an invalid waiting time; None means to wait without end.
 
     Raises:
-        ConfigError: it is no number, or below 0.
+        ConfigError: `timeout_s` is no number, or is below 0.
     """
-    # NaN, which is never over, is not above anything.
+    # Written so that NaN is refused, too: a wait for NaN seconds would never end.
     if timeout_s is not None and not (isinstance(timeout_s, numbers.Real) and timeout_s >= 0):
         raise ConfigError(
             f"timeout_s is {timeout_s!r}, which is no time", next_step="give seconds: a number of 0 or more"
@@ -229,20 +230,20 @@ def check_time(timeout_s: float | None) -> None:
 
 
 def left(timeout_s: float | None, begun: float) -> float:
-    """Return how much is left of a time that began then, by the monotonic clock; as it is told, in whole seconds."""
+    """Return the seconds left of `timeout_s` since `begun` (monotonic clock), rounded for messages if above 1 s."""
     rest = max(0.0, (math.inf if timeout_s is None else timeout_s) - (time.monotonic() - begun))
     return float(round(rest)) if 1 < rest < math.inf else rest
 
 
 def statuses(handles: Iterable[Run | Endpoint]) -> list[Status]:
-    """Return the states of runs or services, several asked for at once, without those that were deleted meanwhile.
+    """Return the states of runs or services, asking for several at once; leave out those deleted meanwhile.
 
     Raises:
-        Forbidden, Unreachable: a place refuses to tell, or does not answer.
+        Forbidden, Unreachable: a place refuses to tell a state, or does not answer.
     """
     asked: list[tuple[Run | Endpoint, Future[Status | None]]] = [(each, Future()) for each in handles]
     todo = deque(asked)
-    # Not those of concurrent.futures, whose end the interpreter waits for: a head may be silent when Ctrl-C is pressed.
+    # Not concurrent.futures' threads: the interpreter waits for those at exit, and a silent head would hold up Ctrl-C.
     for _ in range(min(_AT_ONCE, len(asked))):
         threading.Thread(target=_ask, args=(todo,), daemon=True, name="raykube-status").start()
     try:

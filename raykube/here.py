@@ -1,4 +1,4 @@
-"""The folder that this runs in, which somebody may have removed since, and looks at what may be closed."""
+"""Paths relative to the current folder, which may have been removed, and checks of paths that may be unreadable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raykube.errors import ConfigError
 
 
 def upward() -> tuple[Path, ...]:
-    """Return the folder that this runs in and those above it; none where it was removed."""
+    """Return the current folder and those above it; nothing if the current folder was removed."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
@@ -19,10 +19,10 @@ def upward() -> tuple[Path, ...]:
 
 
 def from_here(path: str | Path) -> Path:
-    """Return a path from here, or from the home folder, as one from the root.
+    """Return a path that is relative to the current folder, or begins with ``~``, as an absolute path.
 
     Raises:
-        ConfigError: it is from here, and here was removed; or from the home folder of nobody.
+        ConfigError: the current folder was removed, or no user has the home folder that ``~`` names.
     """
     try:
         return wire.expanded(path).absolute()
@@ -35,7 +35,7 @@ def from_here(path: str | Path) -> Path:
 
 
 def seems(is_so: Callable[[], bool]) -> bool:
-    """Whether a look at a path says yes, as ``path.is_file``; below a folder that may not be entered, nothing does."""
+    """Whether a check such as ``path.is_file`` succeeds; an error, as in a folder that is closed to us, means no."""
     try:
         return is_so()
     except (OSError, ValueError):  # a name that no file can have

@@ -1,6 +1,6 @@
-"""What a RayCluster manifest says.
+"""Reading values from a RayCluster manifest.
 
-All functions take plain manifests, sound ones unless they say otherwise, and change nothing.
+All functions take plain manifests, valid ones unless they say otherwise, and change nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from raykube.shapes import entries, mapping
 
 MIN_RAY_FOR_HEALTH = (2, 53)
-#: What KubeRay's definition has for a `maxReplicas` that is not given.
+#: The default of `maxReplicas` in KubeRay's definition.
 UNBOUNDED = 2**31 - 1
-#: The ports of a head that somebody from outside asks, by their names; a manifest may give them others.
+#: The head's ports that clients use, by name, with Ray's default numbers; a manifest may set other numbers.
 PORTS: Mapping[str, int] = {"dashboard": 8265, "serve": 8000}
 _APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-#: The tag of an image of Ray's own, in whatever registry; that of any other is its owner's version.
+#: The Ray version in the tag of one of Ray's own images, in any registry; other images use tags for their own versions.
 _TAG = re.compile(r"(?:^|/)(?:rayproject/[\w.-]+|ray|ray-ml|ray-llm):(\d+\.\d+\.\d+)")
 _RAYS_TAG = re.compile(r"(?:^|/)rayproject/[\w.-]+:(\d+\.\d+\.\d+)")
 _PYTHON = re.compile(r":[\w.-]*-py(\d)(\d+)\b")
-#: The units of a quantity: of which one has so many, or that are so many.
+#: The suffixes of a quantity: _PARTS divide the number, _UNITS multiply it.
 _PARTS = {"m": 1e3, "u": 1e6, "n": 1e9}
 _UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGTPE", 1)}
-#: An ``E`` is an exponent where a number follows it, else the unit.
+#: An ``E`` begins an exponent if a number follows it; else it is the unit.
 _NUMBER = r"[-+]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][-+]?[0-9]+)?"
 _QUANTITY = re.compile(rf"({_NUMBER})({'|'.join([*_PARTS, *_UNITS])})")
 
@@ -43,37 +43,37 @@ def title(thing: Any) -> str:
 
 
 def with_version(manifest: Any) -> Any:
-    """Return a manifest with the ``rayVersion`` of its head's image, if it says none and that is Ray's own."""
+    """Return a manifest with ``rayVersion`` taken from the head's image, if unset and the image is one of Ray's own."""
     spec = mapping(mapping(manifest).get("spec"))
     found = _TAG.search(image(spec.get("headGroupSpec")))
     return {**manifest, "spec": {**spec, "rayVersion": found[1]}} if found and not spec.get("rayVersion") else manifest
 
 
 def version_of(image: str) -> str:
-    """Return the version of Ray in an image of rayproject's, as its tag tells it; "" of any other."""
+    """Return the Ray version that the tag of a rayproject image tells; "" for any other image."""
     found = _RAYS_TAG.search(image)
     return found[1] if found else ""
 
 
 def python(spec: Manifest) -> tuple[int, ...]:
-    """Return the Python of a cluster's head where the tag of its image tells, as ``-py311`` does; else ()."""
+    """Return the Python version that the tag of the head's image tells, as ``-py311`` does; else ()."""
     found = _PYTHON.search(image(spec.get("headGroupSpec")))
     return tuple(map(int, found.groups())) if found else ()
 
 
 def image(group: Any) -> str:
-    """Return the image that runs Ray in a group of any manifest, "" where none is named."""
+    """Return the image that runs Ray in a group of any manifest, valid or not; "" when none is named."""
     return str(first_container(group).get("image") or "")
 
 
 def groups(spec: Manifest) -> Iterator[dict[str, Any]]:
-    """Yield a cluster's groups, the head's first."""
+    """Yield a cluster's groups, the head group first."""
     yield spec["headGroupSpec"]
     yield from spec.get("workerGroupSpecs") or []
 
 
 def pods(group: Manifest) -> int:
-    """Return how many pods KubeRay makes of a group's counts: one of the head's."""
+    """Return how many pods KubeRay makes for a group, by its replica counts; one for the head group."""
     if "groupName" not in group:
         return 1
     low = int(group.get("minReplicas") or 0)
@@ -82,23 +82,23 @@ def pods(group: Manifest) -> int:
 
 
 def hosts(group: Manifest) -> int:
-    """Return of how many pods one replica of a group is."""
+    """Return how many pods one replica of a group has."""
     return int(group.get("numOfHosts") or 1)
 
 
 def max_replicas(group: Manifest) -> int:
-    """Return how many replicas a group may have; the server fills in `UNBOUNDED` where it does not say."""
+    """Return how many replicas a group may have; where it does not say, the server fills in `UNBOUNDED`."""
     most = group.get("maxReplicas")
     return UNBOUNDED if most is None else int(most)
 
 
 def knows_health_check(spec: Manifest) -> bool:
-    """Whether the agent of this Ray answers ``/api/healthz``; others are asked by a command."""
+    """Whether the agent of this Ray version answers ``/api/healthz``; older versions are probed by a command."""
     return (version(str(spec.get("rayVersion") or "")) or ()) >= MIN_RAY_FOR_HEALTH
 
 
 def version(text: str) -> tuple[int, ...] | None:
-    """Return a version's first two parts; None of what is none."""
+    """Return the first two parts of a version; None if the text is no version."""
     try:
         return tuple(int(part) for part in text.split(".")[:2])
     except ValueError:
@@ -106,7 +106,7 @@ def version(text: str) -> tuple[int, ...] | None:
 
 
 def metadata(manifest: Manifest) -> dict[str, Any]:
-    """Return what a sound manifest's metadata says: where one was read from a server, without what that has added."""
+    """Return a valid manifest's namespace, labels and annotations, without the annotation that kubectl apply adds."""
     said = {key: manifest["metadata"].get(key) for key in ("namespace", "labels", "annotations")}
     kept = copy.deepcopy({key: value for key, value in said.items() if value})
     kept.get("annotations", {}).pop(_APPLIED, None)
@@ -114,30 +114,30 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
 
 
 def container(group: Manifest) -> dict[str, Any]:
-    """Return a group's container that runs Ray: the first, by KubeRay's rule."""
+    """Return the container of a group that runs Ray: the first one, by KubeRay's rule."""
     found: dict[str, Any] = group["template"]["spec"]["containers"][0]
     return found
 
 
 def first_container(group: Any) -> Mapping[str, Any]:
-    """Return that container of a group of any manifest, sound or not; an empty one where there is none."""
+    """Return the first container of a group in any manifest, valid or not; an empty mapping if there is none."""
     pod = mapping(mapping(mapping(group).get("template")).get("spec"))
     return mapping(next(iter(entries(pod.get("containers"))), None))
 
 
 def mounts(group: Any, path: PurePosixPath) -> list[Mapping[str, Any]]:
-    """Return what that container has mounted at a path or above it."""
+    """Return the mounts of a group's first container that are at `path` or above it."""
     known = [mapping(each) for each in entries(first_container(group).get("volumeMounts"))]
     return [each for each in known if each.get("mountPath") and path.is_relative_to(str(each["mountPath"]))]
 
 
 def storage_path(storage: str) -> PurePosixPath:
-    """Return the path that a storage is at; one that is not absolute for what is no folder of a pod."""
+    """Return the path of a storage; it is absolute only if the storage is a folder in the pods, and no URI."""
     return PurePosixPath(storage.removeprefix("file://"))
 
 
 def port(container: Manifest, name: str) -> int:
-    """Return the number of the port that a container of Ray's calls so, or Ray's own."""
+    """Return the number of the port that a Ray container gives this name, or Ray's default number."""
     named = (int(each["containerPort"]) for each in container.get("ports") or [] if each.get("name") == name)
     return next(named, PORTS[name])
 
@@ -148,13 +148,13 @@ def _limits(group: Manifest) -> dict[str, Any]:
 
 
 def cpus(group: Manifest) -> int:
-    """Return the logical CPUs of one pod as KubeRay passes them to Ray: said, else limit, else request, rounded up."""
+    """Return the logical CPUs of one pod that KubeRay gives Ray: declared, else limit, else request, rounded up."""
     said = mapping(group.get("rayStartParams")).get("num-cpus", mapping(group.get("resources")).get("CPU"))
     return math.ceil(quantity(said if said is not None else _limits(group).get("cpu", 1)))
 
 
 def gpus(group: Manifest) -> int:
-    """Return the GPUs of one pod: said, else the limit of the resource whose name ends in gpu, or of a MIG slice."""
+    """Return the GPUs of one pod: declared, else the amount of a resource that ends in gpu, or of a MIG slice."""
     said = mapping(group.get("rayStartParams")).get("num-gpus", mapping(group.get("resources")).get("GPU"))
     if said is not None:
         return int(quantity(said))
@@ -167,8 +167,8 @@ def gpus(group: Manifest) -> int:
 def accelerator(group: Manifest) -> str:
     """Return the accelerator type that a group declares to Ray as ``accelerator_type:NAME``, else "".
 
-    A node label or product name is not enough: an autoscaler that is at zero would not know that the group has it,
-    and a worker asking for it would wait for ever.
+    A node label or product name is not enough: with zero replicas, the autoscaler would not know that the group has
+    this type, and a worker that asks for it would wait for ever.
     """
     params = mapping(group.get("rayStartParams"))
     declared = dict(mapping(group.get("resources"))) | _custom(params.get("resources", ""))
@@ -187,7 +187,7 @@ def quantity(value: Any) -> float:
     """Read a Kubernetes quantity: ``2``, ``"1.5"``, ``"500m"`` or ``"2k"``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `value` is no quantity.
     """
     if not (found := _QUANTITY.fullmatch(str(value))):
         raise ValueError(f"{str(value)!r} is no quantity")

@@ -1,6 +1,6 @@
-"""Names and texts that the places take, and the nearest known word to one that nobody knows.
+"""Which names and texts the places accept, and the nearest known word to an unknown one.
 
-Apart from the specs, so that what needs only this does not wait for pydantic.
+Separate from the specs, so that a module which needs only this does not wait for pydantic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from raykube.errors import ConfigError
 
 MAX_NAME = 47  # RayJob and RayService append up to 16 characters to make names of at most 63
-_LONGEST = 253  # that an object of Kubernetes can have
+_LONGEST = 253  # the longest name that a Kubernetes object can have
 _LONGEST_LABEL = 63
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -30,7 +30,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def name_problem(name: str, limit: int = MAX_NAME) -> str:
-    """Return what Kubernetes would refuse about `name`, "" when it takes it (DNS-1035, at most `limit`)."""
+    """Return why Kubernetes would refuse `name`; "" when it would accept it (DNS-1035, at most `limit` characters)."""
     if len(name) > limit:
         return f"{name!r} has {len(name)} characters; Kubernetes takes {limit} here"
     if not _DNS_1035.fullmatch(name):
@@ -39,7 +39,7 @@ def name_problem(name: str, limit: int = MAX_NAME) -> str:
 
 
 def made_name(entrypoint: str) -> str:
-    """Return a fresh name that says what runs: ``digits-xkqzp`` for ``python -m jobs.digits --lr 1``."""
+    """Return a new name that says what runs: ``digits-xkqzp`` for ``python -m jobs.digits --lr 1``."""
     try:
         words = shlex.split(entrypoint)
     except ValueError:
@@ -54,7 +54,7 @@ def made_name(entrypoint: str) -> str:
 
 
 def unsendable(text: str) -> str:
-    """Return why no place could take a text, "" when each can; without the text, which may be a secret."""
+    """Return why no place could accept a text; "" when all can. The text itself is left out: it may be a secret."""
     if "\0" in text:
         return "has a NUL character, which no process can be given"
     try:
@@ -65,22 +65,23 @@ def unsendable(text: str) -> str:
 
 
 def is_object_name(name: str) -> bool:
-    """Whether an object of Kubernetes can be called so (DNS-1123): what cannot may be a path that leads elsewhere."""
+    """Whether `name` is valid for a Kubernetes object (DNS-1123): in a URL, any other could lead elsewhere."""
     return len(name) <= _LONGEST and bool(_DNS_1123.fullmatch(name))
 
 
 def is_namespace(name: str) -> bool:
-    """Whether a namespace of Kubernetes can be called so."""
+    """Whether `name` is valid for a Kubernetes namespace."""
     return len(name) <= _LONGEST_LABEL and bool(_DNS_1123.fullmatch(name)) and "." not in name
 
 
 def asked_for(name: str, noun: str = "job") -> str:
-    """Return the name of a job, service or cluster that may be there, whoever made it.
+    """Return `name` if a job, service or cluster, whoever made it, can have it.
 
-    In a request for one object anything else would lead elsewhere: to all objects of its kind, or to none of its kind.
+    In the URL of a request for one object, any other name could lead elsewhere: to all objects of that kind, or to
+    something of another kind.
 
     Raises:
-        ConfigError: nothing can be called so.
+        ConfigError: nothing can have this name.
     """
     if is_object_name(name):
         return name

@@ -1,4 +1,4 @@
-"""What the reader of a plan should know of a sound manifest before it is sent. Pure functions."""
+"""Notes on a valid manifest that the reader of a plan should know before it is sent. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OPERATORS = ";&|<>\n"
 
 
 def of_beside(titles: Sequence[str]) -> Iterator[str]:
-    """Say what else stands in a manifest's file, which raykube does not create."""
+    """Yield a note that names the other objects in a manifest's file, which raykube does not create."""
     if titles:
         yield f"raykube does not create these; if they are not there, kubectl apply them: {', '.join(titles)}"
 
 
 def of_storage(manifest: Manifest) -> Iterator[str]:
-    """Say which groups of a sound manifest mount nothing at the path that is to be its storage."""
+    """Yield a note that names the groups of a valid manifest that mount nothing at its storage path."""
     storage = str(mapping(manifest["metadata"].get("annotations")).get(marks.STORAGE) or "")
     path, spec = manifests.storage_path(storage), manifest["spec"]
     bare = [group for group in manifests.groups(spec) if not manifests.mounts(group, path)]
@@ -33,7 +33,7 @@ def of_storage(manifest: Manifest) -> Iterator[str]:
 
 
 def of_code(code: CodePlace) -> Iterator[str]:
-    """Say where code goes that is too large for a ConfigMap."""
+    """Yield a note that says where code goes that is too large for a ConfigMap."""
     if code.way == "upload":
         yield "the code is too large for a ConfigMap: it is uploaded to the head, and the job cannot be retried"
     elif code.way == "storage":
@@ -42,7 +42,7 @@ def of_code(code: CodePlace) -> Iterator[str]:
 
 
 def of_submitter(spec: Manifest) -> Iterator[str]:
-    """Say what KubeRay's submitter, which HTTPMode does without, makes of a RayJob."""
+    """Yield notes on the pitfalls of KubeRay's submitter, which HTTPMode does without."""
     if spec.get("submissionMode") == "SidecarMode":
         words = "KubeRay does not see the end of a job that is over before all pods are ready; with HTTPMode it does"
         yield f"submissionMode: {words}"
@@ -50,7 +50,7 @@ def of_submitter(spec: Manifest) -> Iterator[str]:
 
 
 def _shell_notes(spec: Manifest) -> Iterator[str]:
-    """Say what the submitter's shell makes of the words that are handed to it."""
+    """Yield notes on what the submitter's shell does to the runtime environment and the entrypoint."""
     mode = spec.get("submissionMode") or "K8sJobMode"
     own = mapping(mapping(spec.get("submitterPodTemplate")).get("spec")).get("containers") or [{}]
     if mode not in ("K8sJobMode", "SidecarMode") or mapping(own[0]).get("command"):
@@ -63,16 +63,16 @@ def _shell_notes(spec: Manifest) -> Iterator[str]:
 
 
 def _operator(entrypoint: str) -> str:
-    """Return what a shell takes for the end of a simple command; "" when it is nothing else."""
+    """Return the first operator at which a shell would end the command; "" for one simple command."""
     words = shlex.shlex(entrypoint, posix=True, punctuation_chars=_OPERATORS)
     words.whitespace = " \t\r"
-    with contextlib.suppress(ValueError):  # the shell itself will say so
+    with contextlib.suppress(ValueError):  # the shell itself will report the error
         return next((word for word in words if word and not word.strip(_OPERATORS)), "")
     return ""
 
 
 def of_open_dashboard(spec: Mapping[str, Any]) -> Iterator[str]:
-    """Say that a RayJob makes a cluster of its own which asks nobody for a token."""
+    """Yield a note if a RayJob's own cluster does not require a token."""
     own = spec.get("rayClusterSpec")
     if own and tokens.auth(own).get("mode") != "token":
         words = "anyone who can reach its dashboard's port can run code; write authOptions: {mode: token} (Ray 2.52)"

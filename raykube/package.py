@@ -1,7 +1,7 @@
-"""A working directory becomes a zip named by its content, which is what a cluster gets as code.
+"""Packing of a working directory into a zip named by its content, which a cluster gets as code.
 
-The same files give the same bytes on every machine. The zip also carries the inside plane of raykube, so that an
-image with nothing but Ray runs it. All lies in one top folder, which Ray strips when it unpacks the zip of a URI.
+The same files give the same bytes on every machine. The zip also carries the inside plane of raykube, so that it runs
+on an image that has only Ray. Everything is in one top folder, which Ray strips when it unpacks a zip from a URI.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from raykube.walk import CLUTTER, MAX_SEEN, Found, walk
 
 MAX_FILES = 20_000
 MAX_BYTES = 500 * 2**20
-_TOP = "raykube-code"  # a name that no working directory has at its top: Ray moves its content up by one
+_TOP = "raykube-code"  # a name that no working directory has at its top: Ray moves this folder's content up one level
 _CARRIED = ("__init__.py", "errors.py", "wire.py", "py.typed")
-_FAST_ABOVE = 32 * 2**20  # deflating more at the usual level takes longer than sending it
+_FAST_ABOVE = 32 * 2**20  # for more bytes, the usual compression level takes longer than it saves in sending
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """One file of a package: `path` in it, its size in bytes, its sha256, whether it may be run."""
+    """One file of a package: its `path` there, its size in bytes, its SHA-256, and whether it is executable."""
 
     path: str
     source: Path = field(compare=False)
@@ -50,10 +50,10 @@ class Package:
 
     Attributes:
         root: the working directory.
-        files: what is sent, in the order of the paths.
+        files: what is sent, sorted by path.
         hash: 20 hexadecimal digits over every path, mode and content.
         ignored: what the ignore rules left out; a folder is named once and ends with '/'.
-        git_commit: of the working directory; "" outside a repository, with ``-dirty`` when files were changed.
+        git_commit: of the working directory, with ``-dirty`` when files were changed; "" outside a repository.
     """
 
     root: Path = field(compare=False)
@@ -64,7 +64,7 @@ class Package:
 
     @functools.cached_property
     def by_path(self) -> Mapping[str, PackedFile]:
-        """The same files, each by its path."""
+        """The files by path."""
         return {file.path: file for file in self.files}
 
     @property
@@ -74,16 +74,16 @@ class Package:
 
     @property
     def own(self) -> tuple[PackedFile, ...]:
-        """The files of the working directory, without those of raykube that travel along."""
+        """The files of the working directory, without those of raykube that are sent with them."""
         return tuple(file for file in self.files if file.source.is_relative_to(self.root))
 
     @property
     def own_hash(self) -> str:
-        """Of those alone: the same under another version of raykube."""
+        """Hash of the working directory's files only; upgrading raykube does not change it."""
         return _digest(self.own)
 
     def report(self) -> list[str]:
-        """Return lines for a reader: files, size, the five largest, what was ignored."""
+        """Return a report in lines: number and size of the files, the five largest, what was ignored."""
         largest = sorted(self.own, key=lambda file: -file.size)[:5]
         standard = {pattern.rstrip("/") for pattern in (*CLUTTER, ".git/")}
         told = [path for path in self.ignored if path.rstrip("/").rpartition("/")[2] not in standard]
@@ -99,14 +99,14 @@ def _count(files: Sequence[PackedFile]) -> str:
 
 
 def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
-    """Read a working directory and say exactly what would be sent.
+    """Read a working directory and return exactly what would be sent.
 
     Args:
         working_dir: a folder.
         excludes: patterns as in .gitignore; ``!pattern`` brings back what an ignore file leaves out.
 
     Raises:
-        ConfigError: no such folder, files that cannot be sent, or too many or too large ones; every problem at once.
+        ConfigError: there is no such folder, or files are too many, too large or cannot be sent; lists every problem.
     """
     root = from_here(working_dir)
     _check_folder(root)
@@ -123,10 +123,10 @@ def collect(working_dir: str | Path, excludes: Sequence[str] = ()) -> Package:
 
 
 def check_implied(folder: Path) -> None:
-    """Refuse to send the home folder, or one that holds it, where nobody has named it: it holds far more than code.
+    """Refuse a default working directory that is or holds the home folder: that has far more than code in it.
 
     Raises:
-        ConfigError: `folder` is such a one.
+        ConfigError: `folder` is the home folder, or a folder above it.
     """
     if wire.expanded("~").resolve().is_relative_to(folder):
         raise ConfigError(
@@ -142,7 +142,7 @@ def _check_folder(root: Path) -> None:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"the working directory {root} does not exist", next_step=step) from None
-    except (OSError, ValueError) as error:  # in a closed folder, or a name that no folder can have
+    except (OSError, ValueError) as error:  # in a folder that may not be entered, or a name that no folder can have
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"the working directory {root} cannot be read", why=why, next_step=step) from None
     if not is_folder:
@@ -160,7 +160,7 @@ def _too_much(files: tuple[Found, ...]) -> Iterator[Problem]:
 
 
 def _folders(path: str) -> Iterator[str]:
-    """Yield the pattern that leaves out the top folder of a file; at the top itself, the files of its kind."""
+    """Yield the pattern that excludes a file's top folder; for a file at the top, all top files with its suffix."""
     top, slash, _ = path.partition("/")
     suffix = PurePosixPath(path).suffix
     yield f"{top}/" if slash else f"/*{suffix}" if suffix else f"/{path}"
@@ -217,7 +217,7 @@ def _digest(files: tuple[PackedFile, ...]) -> str:
 
 
 def _git_commit(root: Path) -> str:
-    """Return the commit that the code is of; what is not known is "", because it is only told, never used."""
+    """Return the commit of the code; "" if it cannot be found out, since it is only shown and never relied on."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")
@@ -233,7 +233,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def zipped(package: Package, *, top: str = _TOP) -> bytes:
-    """Return the package's zip, all of it in the folder `top`; "" for none.
+    """Return the package's zip, with all files in the folder `top`; "" for no such folder.
 
     Raises:
         ConfigError: a file was changed or removed since it was collected.
@@ -244,7 +244,7 @@ def zipped(package: Package, *, top: str = _TOP) -> bytes:
 
 
 def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
-    """Write the package's zip, all of it in the folder `top`; "" for none.
+    """Write the package's zip, with all files in the folder `top`; "" for no such folder.
 
     Raises:
         ConfigError: a file was changed or removed since it was collected.
@@ -254,7 +254,7 @@ def zip_into(stream: IO[bytes], package: Package, top: str = _TOP) -> None:
         for file in package.files:
             info = zipfile.ZipInfo(f"{top}/{file.path}".lstrip("/"), _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
-            info.create_system = 3  # Unix, or the mode below is not read
+            info.create_system = 3  # Unix, or the mode below would be ignored
             info.external_attr = (0o100755 if file.executable else 0o100644) << 16
             _copy(file, archive, info)
 
@@ -272,7 +272,7 @@ def _copy(file: PackedFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
 def _opened(file: PackedFile) -> IO[bytes]:
     try:
         return file.source.open("rb")
-    except OSError as error:  # removed, or closed to us, since it was collected
+    except OSError as error:  # removed, or made unreadable, since it was collected
         raise _changed(file, error.strerror or str(error)) from error
 
 
@@ -282,10 +282,10 @@ def _changed(file: PackedFile, why: str) -> ConfigError:
 
 
 def contents(path: Path) -> dict[str, tuple[int, int]]:
-    """Return the files of a zip that was written here, each with what changes with its content and its mode.
+    """Return the files of a zip that :func:`zip_into` wrote, each with its CRC and its mode.
 
     Raises:
-        BadZipFile: it is none.
+        BadZipFile: the file is no zip.
     """
     with zipfile.ZipFile(path) as archive:
         return {info.filename.removeprefix(f"{_TOP}/"): (info.CRC, info.external_attr) for info in archive.infolist()}

@@ -1,7 +1,7 @@
-"""Exactly what would be sent for a piece of work: printable, comparable, made without a network.
+"""Plans: exactly what would be sent for a job, service or cluster; printable, comparable, made without a network.
 
-The builders add to the cluster's manifest what KubeRay leaves out and every run needs; fields they do not know
-stay as they are. Code of up to 1000 KiB travels inside the plan, in a ConfigMap.
+The builders add to the cluster's manifest what KubeRay leaves out and every run needs; fields that they do not know
+stay as they are. Code of up to 1000 KiB is part of the plan, in a ConfigMap.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from raykube.settings import LOCAL
 from raykube.specs import Job, Service
 from raykube.yamltext import as_yaml
 
-__all__ = ["Plan", "manifest", "raycluster", "rayjob", "rayservice"]
+__all__ = ["Plan", "raycluster", "rayjob", "rayservice", "written_rayjob"]
 
 _MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
-#: Kinds that may stand beside a RayJob in its file.
+#: The kinds of objects in a RayJob's file that are sent; others are only named in a note.
 _BESIDE = ("RayJob", "ConfigMap", "Secret", "Service")
 _TRY_ZIP = 16 * 2**20
 _UPLOAD_LIMIT = 100 * 2**20
@@ -48,13 +48,13 @@ class Plan:
         body: Kubernetes objects; for ``"local"`` one body of Ray's Job API, or the Serve applications.
         package: the code.
         notes: what the reader should know before sending it.
-        context: of the kubeconfig, "" for its current one.
-        code: where a cluster on Kubernetes has the code; None where none goes along, and on this machine.
+        context: of the kubeconfig; "" for its current one.
+        code: where a cluster on Kubernetes gets the code from; None when no code is sent, and on this machine.
     """
 
     name: str
     backend: str
-    body: tuple[dict[str, Any], ...] = field(repr=False)  # it holds variables, where people put passwords
+    body: tuple[dict[str, Any], ...] = field(repr=False)  # it holds variables, in which people put passwords
     package: Package | None = None
     notes: tuple[str, ...] = ()
     context: str = ""
@@ -62,40 +62,40 @@ class Plan:
 
     @property
     def namespace(self) -> str:
-        """The namespace of its objects; "" for the context's, and on this machine."""
+        """The namespace of the plan's objects; "" for the context's namespace, and on this machine."""
         return str(self.body[-1].get("metadata", {}).get("namespace", ""))
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits over the body; equal ones mean that nothing would change."""
+        """16 hexadecimal digits over the body; equal hashes mean that nothing would change."""
         return sameness.plan(self.body)
 
     @property
     def is_service(self) -> bool:
-        """Whether it is a service and not a job."""
+        """Whether the plan is of a service."""
         return any("import_path" in part or part.get("kind") == "RayService" for part in self.body)
 
     @property
     def limits(self) -> Limits:
-        """The job's bounds, as written in the body."""
+        """The job's limits, as written in the body."""
         texts = [part["metadata"][LIMITS_KEY] for part in self.body if LIMITS_KEY in part.get("metadata", {})]
         return Limits(**json.loads(texts[0])) if texts else Limits()
 
     def yaml(self) -> str:
-        """Return the body as YAML documents, in the same order and with the same line breaks every time."""
+        """Return the body as YAML documents; the same body always gives the same text."""
         return "---\n".join(as_yaml(part) for part in self.body)
 
 
 def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
-    """Plan a RayJob, with its code in a ConfigMap when it is small.
+    """Plan a RayJob, with its code in a ConfigMap when the code is small.
 
     Raises:
-        ConfigError: what a RayJob cannot do, every problem at once.
+        ConfigError: the job cannot be a RayJob on this cluster; lists every problem at once.
     """
     code = None if cluster.selected else _code_object(job.name, cluster, package)
     place = code_place(cluster, job.name, package, in_config_map=code is not None)
     upload = place.way == "upload"
-    # A cluster that is there KubeRay has taken already, by rules that are not those of a cluster it makes for a job.
+    # KubeRay has accepted an existing cluster already, and by other rules than for a cluster that it makes for a job.
     in_place = rules.amount_problems if cluster.selected else rules.problems_of
     problems = [*in_place(cluster.manifest), *_missing_in_rayjob(job)]
     problems = problems or [*fits.problems(job, cluster)]
@@ -125,18 +125,19 @@ def rayjob(job: Job, cluster: Cluster, package: Package) -> Plan:
 
 
 def _cluster_of(job: Job, cluster: Cluster, config_map: str) -> dict[str, Any]:
-    """Return the fields that say which cluster a RayJob runs on: one of its own, or one that is there."""
+    """Return the fields that say which cluster a RayJob runs on: one of its own, or an existing one."""
     if cluster.selected:
         return {"clusterSelector": {marks.CLUSTER: cluster.name}, "shutdownAfterJobFinishes": False}
     ttl = {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": math.ceil(job.keep_cluster_s)}
     return ttl | {"rayClusterSpec": ray_cluster(cluster, config_map, probed=True)}
 
 
-def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
-    """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, an end.
+def written_rayjob(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = "") -> Plan:
+    """Plan a RayJob as it was written; raykube adds its labels and, to a ``generateName``, a suffix.
 
     Raises:
-        ConfigError: a name that Kubernetes would refuse, no spec, or values of another kind than they have to be.
+        ConfigError: Kubernetes would refuse the name, there is no spec, the objects are of different namespaces, the
+            submission mode is unknown, or values have the wrong type.
     """
     problems = [*shapes.problems_of_objects(documents)]
     if problems := problems or [*text_problem((documents[-1].get("spec") or {}).get("runtimeEnvYAML"))]:
@@ -150,7 +151,7 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
         raise ConfigError("the manifest cannot be submitted", why=problem, next_step="correct it, or give --name")
     left_out = [manifests.title(part) for part in body if part.get("kind") not in _BESIDE]
     body = tuple(part for part in body if part.get("kind") in _BESIDE)
-    if not on.namespace and (problems := [*_elsewhere(body)]):
+    if not on.namespace and (problems := [*_namespace_problems(body)]):
         raise ConfigError.of("the manifest cannot be submitted", problems)
     for part in body:
         if on.namespace:
@@ -164,8 +165,8 @@ def manifest(documents: Sequence[Mapping[str, Any]], on: Cluster, name: str = ""
     return _plan(on, body, notes)
 
 
-def _elsewhere(body: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
-    """Yield which objects are of another namespace than the RayJob; where that names none, only the server can know."""
+def _namespace_problems(body: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Yield the objects of another namespace than the RayJob; if it names none, only the server can tell."""
     *beside, ours = (str(part["metadata"].get("namespace") or "") for part in body)
     for part, theirs in zip(body, beside, strict=False):
         if ours and theirs and theirs != ours:
@@ -187,21 +188,22 @@ def _retry_problems(job: Job, package: Package) -> Iterator[Problem]:
 
 def _size_problems(cluster: Cluster, package: Package) -> Iterator[Problem]:
     if package.size > _UPLOAD_LIMIT:
-        # The head of a cluster that is there gets all code so, whatever storage it has.
+        # The head of an existing cluster gets all code by upload, whatever storage the cluster has.
         step = "exclude files from the code" if cluster.selected else _TOO_LARGE
         yield Problem("working_dir", f"{package.size:,} bytes; an upload takes {_UPLOAD_LIMIT:,}", step)
 
 
 def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
-    """Plan a RayService, with its code in a ConfigMap when it is small.
+    """Plan a RayService, with its code in a ConfigMap when the code is small.
 
     Raises:
-        ConfigError: the code is too large for one and the cluster names no storage.
+        ConfigError: the manifest cannot work, or the code is too large for a ConfigMap and the cluster names no
+            storage.
     """
     if problems := list(rules.problems_of(cluster.manifest)):
         raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
-    # A service has a cluster of its own, of the manifest of the one that is there.
+    # A service gets a cluster of its own, even when `cluster` exists: only the manifest of that is used.
     place = code_place(replace(cluster, selected=False), service.name, package, in_config_map=code is not None)
     if place.way not in ("plan", "storage"):
         raise ConfigError(
@@ -215,7 +217,7 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
         "applications": bodies.localservice(service, cluster, place.uri),
     }
     metadata = _metadata(service.name, cluster, {})
-    # Without it a service that cannot start keeps its GPUs for ever.
+    # Without a timeout, a service that cannot start would keep its GPUs for ever.
     metadata["annotations"] = {marks.INITIALIZING_TIMEOUT: "30m", **metadata.get("annotations", {})}
     if code is None:
         metadata["annotations"][marks.CODE_IN_STORAGE] = "true"
@@ -225,10 +227,10 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
 
 
 def raycluster(cluster: Cluster, name: str) -> Plan:
-    """Plan a RayCluster that stands alone.
+    """Plan a long-lived RayCluster.
 
     Raises:
-        ConfigError: this machine is no RayCluster, no manifest says what is meant, or Kubernetes would refuse the name.
+        ConfigError: `cluster` is this machine or has no manifest, or the name is reserved, or refused by Kubernetes.
     """
     if cluster.is_local:
         raise ConfigError(
@@ -245,7 +247,7 @@ def raycluster(cluster: Cluster, name: str) -> Plan:
 
 
 def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any] | None:
-    """Return the ConfigMap that carries the code; None when it is too large for one."""
+    """Return the ConfigMap that carries the code; None when the code is too large for one."""
     data = zipped(package) if package.size <= _TRY_ZIP else b""
     if not data or len(data) > bodies.CONFIG_MAP_LIMIT:
         return None
@@ -256,7 +258,7 @@ def _code_object(name: str, cluster: Cluster, package: Package) -> dict[str, Any
 
 
 def _metadata(name: str, cluster: Cluster, labels: dict[str, str]) -> dict[str, Any]:
-    """Return the metadata of an object: the manifest's own, with this name and raykube's labels."""
+    """Return an object's metadata: that of the manifest, with this name and raykube's labels."""
     kept = manifests.metadata(cluster.manifest)
     return kept | {"name": name, "labels": kept.get("labels", {}) | marks.MANAGED_BY | labels}
 
@@ -277,7 +279,7 @@ def _plan(
 
 
 def _notes(cluster: Cluster, code: CodePlace, *, keeps: bool = True) -> tuple[str, ...]:
-    """Return what the reader of a plan should know; `keeps` says whether it has anything to keep in a storage."""
+    """Return the notes for a plan's reader; `keeps`: whether the work has anything to keep in a storage."""
     notes = [*of_beside(cluster.beside), *of_storage(cluster.manifest)]
     if keeps and not cluster.storage:
         notes.append(

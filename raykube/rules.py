@@ -1,7 +1,7 @@
-"""What is wrong with a RayCluster manifest that a cluster would answer with a hang.
+"""The problems of a RayCluster manifest that would make a run hang.
 
-The API server checks the schema; here stand only the rules that no server checks, or that surface as an event on an
-object nobody looks at. All functions take plain manifests and change nothing.
+The API server checks the schema. The rules here are those that no server checks, or whose violation appears only as an
+event on an object that nobody looks at. All functions take plain manifests and change nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from raykube.shapes import entries, mapping
 
 MAX_CLUSTER_NAME = 53
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
-#: A colon that ends no host, for no port follows. The key of a bucket may hold a slash, which would end its address.
+#: A colon that no port follows, so it does not end a host. The ``@`` is not looked for: a secret key may contain a
+#: slash, at which the address would seem to end.
 _PASSWORD = re.compile(r"[^/]*://[^/@:\[]*:(?!\d*([/?]|$))")
 _SIZES = ("num-cpus", "num-gpus", "memory", "resources")
 _V2_ENV = "RAY_enable_autoscaler_v2"
@@ -87,14 +88,14 @@ def _storage_problems(storage: Any) -> Iterator[Problem]:
 
 
 def has_password(uri: str) -> bool:
-    """Whether a URI holds a password. A user alone is none: Azure's container stands there (``abfs://BOX@ACCOUNT…``)."""
+    """Whether a URI has a password. A user alone is none: Azure has containers there (``abfs://BOX@ACCOUNT…``)."""
     return bool(_PASSWORD.match(uri))
 
 
 def _name_problems(name: Any, path: str, limit: int) -> Iterator[Problem]:
     if name is None:
         yield Problem(path, "is required")
-    elif problem := name_problem(name, limit) if isinstance(name, str) else "":  # its shape is told already
+    elif problem := name_problem(name, limit) if isinstance(name, str) else "":  # shapes reports a wrong type
         yield Problem(path, problem)
 
 
@@ -123,7 +124,7 @@ def _version_problems(spec: Manifest) -> Iterator[Problem]:
 
 
 def _told_versions(spec: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the images of a cluster's groups whose tags tell the version of Ray in them, with that."""
+    """Yield (image, Ray version) for each group whose image tag tells the version."""
     for group in (spec.get("headGroupSpec"), *entries(spec.get("workerGroupSpecs"))):
         image = manifests.image(group)
         if has := manifests.version_of(image):
@@ -189,7 +190,7 @@ def _pod_problems(group: Manifest, path: str, spec: Manifest) -> Iterator[Proble
 
 
 def _dashboard_problems(head: Manifest) -> Iterator[Problem]:
-    """KubeRay looks for the dashboard by the name of its port, and waits without a word where none has it."""
+    """Yield a misnamed dashboard port: KubeRay finds the dashboard by its port's name, and else waits in silence."""
     ports = [mapping(each) for each in entries(manifests.first_container(head).get("ports"))]
     named = {str(each.get("name") or ""): each.get("containerPort") for each in ports}
     for name, port in named.items():
@@ -201,7 +202,7 @@ def _dashboard_problems(head: Manifest) -> Iterator[Problem]:
 
 
 def amount_problems(manifest: Manifest) -> Iterator[Problem]:
-    """Yield which groups of a cluster have no number of CPUs or GPUs: the scale of a job is read from these."""
+    """Yield the groups whose CPUs or GPUs cannot be read as numbers; a job's scale is computed from these."""
     spec = manifest["spec"]
     yield from _quantity_problems(spec["headGroupSpec"], "spec.headGroupSpec.template.spec")
     for index, group in enumerate(entries(spec.get("workerGroupSpecs"))):

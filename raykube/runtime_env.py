@@ -1,7 +1,7 @@
-"""Which keys of Ray's ``runtime_env`` are passed on, and which are refused for what reason; none is dropped.
+"""Which keys of Ray's ``runtime_env`` are passed on, and which are refused and why; none is dropped.
 
-Ray replaces ``$NAME`` in ``env_vars`` by the variable of the process that it starts, as in ``PATH: /opt/bin:${PATH}``.
-What stands in a ``runtime_env`` keeps that meaning; the values of a spec's own ``env_vars`` arrive as they are.
+Ray replaces ``$NAME`` in ``env_vars`` with a variable of the process that it starts, as in ``PATH: /opt/bin:${PATH}``.
+The ``env_vars`` in a ``runtime_env`` keep that meaning; the values of a spec's own ``env_vars`` arrive unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raykube.wire import ATTEMPT, RUN_NAME
 from raykube.yamltext import documents
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
-#: What pip and uv read from a file of here; a path from the root, or one with a variable, may be one on the cluster.
+#: An entry that makes pip or uv read a local file; an absolute path, or one with a variable, may be on the cluster.
 _LINES_OF = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*([^\s=/$].*)|([^-/$\s]\S*\.txt)")
 _PASSED_ON = frozenset(
     {
@@ -30,7 +30,7 @@ _PASSED_ON = frozenset(
 TYPED = ("working_dir", "excludes")
 _ENV_VARS = "env_vars"
 _SET_BY_RAYKUBE = (RUN_NAME, ATTEMPT)
-#: Ray removes it after it has put in the variables that there are, in one go: what is left is a ``$`` for good.
+#: Ray first replaces the variables that exist, and then removes this in a single pass: a ``$`` before it stays a ``$``.
 #: No shell can set a variable of this name.
 _NOTHING = "${0}"
 _REFUSED = {
@@ -42,18 +42,18 @@ _REFUSED = {
 
 
 def of_rayjob(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment of a RayJob, which is text there; one that :func:`text_problem` has found sound."""
+    """Return a RayJob's runtime environment, parsed from its YAML text, which :func:`text_problem` must have passed."""
     (found,) = documents(job["spec"].get("runtimeEnvYAML") or "{}")
     return dict(found)
 
 
 def text_problem(text: Any) -> Iterator[Problem]:
-    """Yield why a RayJob's ``runtimeEnvYAML`` is none; nothing is one."""
+    """Yield the problem of a RayJob's ``runtimeEnvYAML``, if it is not a mapping in YAML; an empty one is fine."""
     if not text:
         return
     found: Any = None
     if isinstance(text, str):
-        with contextlib.suppress(yaml.YAMLError, ValueError):  # it is no YAML, or more than one text of it
+        with contextlib.suppress(yaml.YAMLError, ValueError):  # it is not YAML, or not exactly one document
             (found,) = documents(text)
     if not isinstance(found, Mapping):
         yield Problem(
@@ -62,17 +62,17 @@ def text_problem(text: Any) -> Iterator[Problem]:
 
 
 def literal(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return variables that Ray hands on with these very values, ``$`` and all."""
+    """Return variables escaped so that Ray passes on exactly these values, even with ``$`` in them."""
     return {key: value.replace("$", f"${_NOTHING}") for key, value in variables.items()}
 
 
 def plain(value: str) -> str:
-    """Return what arrives of a literal value."""
+    """Return the value that arrives for one escaped by :func:`literal`."""
     return value.replace(f"${_NOTHING}", "$")
 
 
 def variable_problem(name: str) -> str:
-    """Say why an environment variable cannot have this name; "" when it can."""
+    """Return why an environment variable cannot have this name; "" when it can."""
     if name in _SET_BY_RAYKUBE:
         return f"{name} is set by raykube"
     valid = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)
@@ -80,7 +80,7 @@ def variable_problem(name: str) -> str:
 
 
 def package_problems(words: Iterable[Any], path: str) -> Iterator[Problem]:
-    """Yield which of the packages that are to be installed are files of here."""
+    """Yield a problem for each package entry that names a local file."""
     for index, word in enumerate(words):
         found = _LINES_OF.fullmatch(word.strip()) if isinstance(word, str) else None
         if found and not REMOTE.match(file := found[1] or found[2]):
@@ -88,7 +88,7 @@ def package_problems(words: Iterable[Any], path: str) -> Iterator[Problem]:
 
 
 def problems_of(env: dict[str, Any], *, of_a_job: bool) -> Iterator[Problem]:
-    """Yield what is wrong with a ``runtime_env`` whose TYPED keys were taken out."""
+    """Yield the problems of a ``runtime_env`` after its TYPED keys were taken out."""
     for key, value in env.items():
         if key in _REFUSED:
             yield Problem(key, f"refused: {_REFUSED[key]}")
@@ -112,7 +112,7 @@ def _wrong_variables(variables: Any) -> Iterator[Problem]:
     if not isinstance(variables, Mapping):
         yield Problem(_ENV_VARS, "is no mapping of names to values")
         return
-    for name, value in variables.items():  # whose values are told nowhere: people put passwords there
+    for name, value in variables.items():  # values are never shown: people put passwords there
         what = variable_problem(str(name)) or (unsendable(value) if isinstance(value, str) else "")
         if what:
             yield Problem(f"{_ENV_VARS}.{name}", what)

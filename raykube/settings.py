@@ -1,6 +1,6 @@
-"""One way to find a setting: argument, then ``RAYKUBE_NAME``, then ``[tool.raykube]``, then the default.
+"""The one way to find a setting: argument, then ``RAYKUBE_NAME``, then ``[tool.raykube]``, then the default.
 
-The answer says where it came from, because "which storage did it take?" is asked more often than set.
+The answer says where the value came from: people ask "which storage did it use?" more often than they set it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: The names of the two places, among which those of presets stand.
+#: The names of the two places; the names of presets come beside these.
 LOCAL = "local"
 KUBERNETES = "kubernetes"
 KNOWN: Mapping[str, str] = {
-    "on": LOCAL,  # where jobs and services go: "local", the name of a preset, or a path of one
-    "context": "",  # of the kubeconfig; empty is its current one
-    "namespace": "",  # in Kubernetes; empty is the manifest's, else the context's
-    "storage": "",  # where local runs are kept; empty is a folder of raykube's own
+    "on": LOCAL,  # where jobs and services go: "local", "kubernetes", the name of a preset, or the path of a manifest
+    "context": "",  # of the kubeconfig; empty: its current one
+    "namespace": "",  # in Kubernetes; empty: the manifest's, else the context's
+    "storage": "",  # where local runs are kept; empty: a folder of raykube's own
     "idle_timeout_s": "900",  # seconds without work after which the local head ends
-    "serve_port": "0",  # of the local head; 0 is a free one
-    "cpus_per_worker": "1",  # of a training on this machine
-    "gpus_per_worker": "0",  # of a training on this machine
+    "serve_port": "0",  # of the local head; 0: any free port
+    "cpus_per_worker": "1",  # of a training worker on this machine
+    "gpus_per_worker": "0",  # of a training worker on this machine
     "tracking": "",  # "off" keeps MLflow out
 }
 _NUMBERS = {
@@ -42,13 +42,13 @@ _NUMBERS = {
     "cpus_per_worker": "a number above 0",
     "gpus_per_worker": wire.GPU_SHARE,
 }
-#: What a script that runs here has in these variables is its own size, and not that of what it submits.
+#: Shares of one worker. In a run's script, their variables hold the run's own size, not the size of what it submits.
 _SHARES = {"cpus_per_worker": wire.is_cpu_share, "gpus_per_worker": wire.is_gpu_share}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it came from, as in ``from RAYKUBE_STORAGE``."""
+    """A value, and where it came from, as in ``from RAYKUBE_STORAGE``."""
 
     value: str
     source: str
@@ -59,11 +59,11 @@ def setting(name: str, argument: object = None) -> Setting:
 
     Args:
         name: one of ``KNOWN``.
-        argument: what the caller was given; None when nothing.
+        argument: the value that the caller was given; None when there is none.
 
     Raises:
-        ConfigError: an unknown name or key, a pyproject.toml that cannot be read, or a value that is no number
-            where one is needed.
+        ConfigError: a name or key is unknown, a pyproject.toml cannot be read, or a value is not a valid number where
+            one is needed.
     """
     if name not in KNOWN:
         raise ConfigError(f"there is no setting {name!r}", next_step=nearest(name, KNOWN))
@@ -87,16 +87,16 @@ def _found(name: str, argument: object) -> Setting | None:
     table, path = _project_table()
     if name not in table:
         return None
-    return Setting(_beside(path, name, str(table[name])), f"from [tool.raykube] in {path}")
+    return Setting(_relative_to_project(path, name, str(table[name])), f"from [tool.raykube] in {path}")
 
 
 def is_path(on: str) -> bool:
-    """Return whether this names a file, rather than a preset or a place."""
+    """Whether `on` names a file, rather than a preset or a place."""
     return "/" in on or on.endswith((".yaml", ".yml"))
 
 
-def _beside(project: str, name: str, value: str) -> str:
-    """Return a path that a project's file says, as one from here: whoever wrote it stood beside that file."""
+def _relative_to_project(project: str, name: str, value: str) -> str:
+    """Return a relative path from pyproject.toml as one from the current folder: it is relative to that file."""
     folder = Path(project).parent
     says_path = {"on": is_path(value), "storage": bool(value) and "://" not in value}.get(name, False)
     return str(folder / value) if says_path and folder.parts and not value.startswith("~") else value
@@ -113,7 +113,7 @@ def _is_valid(name: str, text: str) -> bool:
 
 
 def _project_table() -> tuple[Mapping[str, Any], str]:
-    """Return the nearest ``[tool.raykube]`` upward from here, and the file's path as one would name it."""
+    """Return the nearest ``[tool.raykube]`` from here upward, and its file's path relative to the current folder."""
     for parent in upward():
         path = parent / "pyproject.toml"
         if seems(path.is_file) and (table := _read_table(path)) is not None:

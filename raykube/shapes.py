@@ -1,7 +1,8 @@
-"""What kind of value stands where in a manifest, as far as raykube reads it.
+"""The types of the values in a manifest, as far as raykube reads them.
 
-A shape looks like what it describes: a dict is a mapping, of which these keys matter; a list is a list of its one
-entry; 0 is a whole number, "" is text. The API server judges all the rest.
+A shape looks like what it describes: a dict stands for a mapping, of which these keys matter; a list stands for a list
+whose entries all have the shape of its one entry; 0 stands for a whole number, "" for text. The API server checks the
+rest.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ RAY_JOB: Mapping[str, Any] = {
 }
 _OTHER = {"metadata": _METADATA}
 
-#: For each kind of shape: what values are, its word, and how one writes it.
+#: For each type of shape: the types of its values, its name in messages, and how to write such a value.
 _KINDS: Mapping[type, tuple[Any, str, str]] = {
     dict: (Mapping, "a mapping", "write lines such as KEY: VALUE"),
     list: ((list, tuple), "a list", 'write entries that begin with "- "'),
@@ -59,7 +60,7 @@ _KINDS: Mapping[type, tuple[Any, str, str]] = {
 
 
 def problems_of(value: Any, shape: Any, path: str = "") -> Iterator[Problem]:
-    """Yield where a value has another shape; nothing at all (YAML's ``null``) is every shape but an entry's."""
+    """Yield where a value does not have its shape; YAML's ``null`` has every shape, except as an entry of a list."""
     if value is None:
         return
     is_kind, wanted, step = _KINDS[type(shape)]
@@ -70,7 +71,7 @@ def problems_of(value: Any, shape: Any, path: str = "") -> Iterator[Problem]:
             yield from problems_of(value.get(key), inner, f"{path}.{key}".lstrip("."))
     elif isinstance(shape, list):
         for index, entry in enumerate(value):
-            # Not the value itself: in an environment it may be a secret.
+            # The value itself is not shown: in an environment it may be a secret.
             yield from problems_of("" if entry is None else entry, shape[0], f"{path}[{index}]")
 
 
@@ -79,17 +80,17 @@ def _word(value: Any) -> str:
 
 
 def problems_of_objects(documents: Sequence[Any]) -> Iterator[Problem]:
-    """Yield the same for the objects of a file, of which the last is a RayJob."""
+    """Yield where the objects of a file do not have their shapes; the last object is a RayJob."""
     for index, document in enumerate(documents):
         is_last = index == len(documents) - 1
         yield from problems_of(document, RAY_JOB if is_last else _OTHER, "" if is_last else f"document {index + 1}")
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Return `value`, or an empty mapping for what is none: :func:`problems_of` tells that."""
+    """Return `value`, or an empty mapping if it is no mapping, which :func:`problems_of` reports."""
     return value if isinstance(value, Mapping) else {}
 
 
 def entries(value: Any) -> list[Any]:
-    """Return the entries of a list, and none for what is no list: :func:`problems_of` tells that."""
+    """Return the entries of a list, or no entries if it is no list, which :func:`problems_of` reports."""
     return list(value) if isinstance(value, (list, tuple)) else []

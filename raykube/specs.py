@@ -1,8 +1,8 @@
-"""What to run: a `Job`, or a `Service` of `App`s. Frozen values, checked as they are made, no I/O.
+"""What to run: a `Job`, or a `Service` of `App`s. Frozen values that are checked when they are made; no I/O.
 
-Field names are Ray's and Ray Serve's own. Every problem of a value is listed in one `ConfigError`; an
-unknown key is an error that names the nearest known ones, because Ray Serve takes typing errors in
-silence and a typing error in a training job costs hours.
+Field names are those of Ray and Ray Serve. One `ConfigError` lists every problem of a value. An unknown key is an
+error that names the nearest known keys, because Ray Serve accepts typing errors in silence, and a typing error in a
+training job costs hours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raykube.strict import Spec, Text
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
-if TYPE_CHECKING:  # What may be given. What there is then is the narrower type below.
+if TYPE_CHECKING:  # What callers may pass; the fields then hold the narrower types below.
     from collections.abc import Mapping, Sequence
     from typing import TypeAlias
 
@@ -50,7 +50,7 @@ def _kubernetes_name(value: str) -> str:
 
 
 def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a copy, as it will be sent: whoever gave the value may go on changing it."""
+    """Return a copy as it will be sent: the caller may go on changing the value."""
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         text.encode()
@@ -71,7 +71,7 @@ class _Code(Spec):
     @model_validator(mode="before")
     @classmethod
     def _take_typed_keys(cls, data: Any) -> Any:
-        """Move the keys of runtime_env that have a field of their own into that field."""
+        """Move those keys of runtime_env that have a field of their own into that field."""
         if not isinstance(data, dict) or not isinstance(data.get("runtime_env"), dict):
             return data
         env = dict(data["runtime_env"])
@@ -118,22 +118,22 @@ class Job(_Code):
 
     Attributes:
         entrypoint: the command, as in Ray; run by a shell on the head.
-        name: of the run; made from the entrypoint when empty. Kubernetes' rules hold on every backend.
+        name: of the run; made from the entrypoint when empty. Kubernetes' rules for names apply on every backend.
         working_dir: the folder that is packed and sent.
-        excludes: more patterns (as in .gitignore) of what is not sent; ``!data/**`` has all of a folder sent.
-        pip: packages to install before the start; pip takes 20 s and more, an image none.
-        env_vars: environment of the driver and its workers, byte for byte. In the ``env_vars`` of ``runtime_env``
-            Ray puts in what ``${NAME}`` is there.
+        excludes: more patterns (as in .gitignore) of what is not sent; ``!data/**`` sends all of a folder.
+        pip: packages to install before the start; this takes 20 s or more, which an image with the packages saves.
+        env_vars: environment of the driver and its workers, passed on byte for byte. In the ``env_vars`` of
+            ``runtime_env``, Ray replaces ``${NAME}`` with the variable's value there.
         runtime_env: the other keys of Ray's runtime environment, passed on as they are.
-        metadata: words of your own, kept with the run.
-        max_retries: how often the whole job is started again when it fails; it resumes if its script asks for its
+        metadata: your own keys and values, kept with the run.
+        max_retries: how often to start the whole job again when it fails; it resumes if its script loads its
             checkpoint, on Kubernetes only with a storage.
-        timeout_s: seconds from submission, waiting and retries included, after which it is ended as failed.
-        pending_timeout_s: seconds it may wait for its cluster.
-        keep_cluster_s: seconds the cluster stays after the end, for its logs.
+        timeout_s: seconds from submission, waiting and retries included, after which the job is ended as failed.
+        pending_timeout_s: seconds that the job may wait for its cluster.
+        keep_cluster_s: seconds that the job's own cluster stays after the end, for its logs.
         queue: Kueue's local queue.
         entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_memory, entrypoint_resources,
-        entrypoint_label_selector: what the driver itself reserves, as in Ray; memory in bytes. A RayJob has no place
+        entrypoint_label_selector: what the driver itself reserves, as in Ray; memory in bytes. A RayJob has no fields
             for memory and label selector.
     """
 
@@ -154,7 +154,7 @@ class Job(_Code):
 
     @classmethod
     def module(cls, module: str, *args: object, **fields: Any) -> Job:
-        """Make the job ``python -m MODULE ARGS``, each argument quoted for the shell.
+        """Make the job ``python -m MODULE ARGS``, with each argument quoted for the shell.
 
         Example:
             >>> Job.module("jobs.digits", "--note", "two words", name="a").entrypoint
@@ -171,7 +171,7 @@ class Job(_Code):
     @field_validator("name")
     @classmethod
     def _fill_name(cls, value: str, info: ValidationInfo) -> str:
-        if value or "entrypoint" not in info.data:  # which is refused itself
+        if value or "entrypoint" not in info.data:  # a missing entrypoint is refused itself
             return value and _kubernetes_name(value)
         return made_name(info.data["entrypoint"])
 
@@ -200,7 +200,7 @@ class Job(_Code):
 
 
 class Autoscaling(Spec):
-    """Ray Serve's ``autoscaling_config``; what is None keeps Ray Serve's default."""
+    """Ray Serve's ``autoscaling_config``; a field that is None keeps Ray Serve's default."""
 
     min_replicas: int | None = Field(default=None, ge=0)
     initial_replicas: int | None = Field(default=None, ge=0)
@@ -242,8 +242,8 @@ class App(Spec):
 
     Attributes:
         import_path: ``module:attribute`` of the application or of its builder.
-        name: that of the service, where this is its only application and says no other.
-        args: what the builder gets; strict there.
+        name: of the application; by default the service's name, if this is its only application.
+        args: the builder's arguments, which it checks strictly.
         model: a model reference (``run:NAME``, a checkpoint's path or URI, ``models:/NAME/VERSION`` or
             ``models:/NAME@ALIAS``); reaches the builder as ``args["model"]``.
         deployment: the deployment that num_replicas, autoscaling_config, ray_actor_options and the two
@@ -321,8 +321,8 @@ class Service(_Code):
     @field_validator("apps")
     @classmethod
     def _name_app(cls, apps: tuple[App, ...], info: ValidationInfo) -> tuple[App, ...]:
-        """Name the application as `raykube service deploy` does: on one machine no two services may have one name."""
-        apps = tuple(app.model_copy() for app in apps)  # or its dicts would be the caller's too
+        """Give a single application the service's name: on one machine, application names must differ."""
+        apps = tuple(app.model_copy() for app in apps)  # so that its dicts are not the caller's
         if len(apps) != 1 or "name" in apps[0].model_fields_set or "name" not in info.data:
             return apps
         named = apps[0].model_copy(update={"name": info.data["name"]})

@@ -1,4 +1,4 @@
-"""The base of the specs: turns pydantic's errors into one `ConfigError` that lists every problem by its path."""
+"""The base class of the specs, which turns pydantic's errors into one `ConfigError` that lists each by its path."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ def _sendable(text: str) -> str:
     return text
 
 
-#: A text that a process can be given, and that can be sent to it.
+#: Text that can be sent, and be given to a process.
 Text = Annotated[str, AfterValidator(_sendable)]
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, strict about keys, and every error is one `ConfigError`."""
+    """Base of all specs: frozen, strict about keys, and with all problems in one `ConfigError`."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid", protected_namespaces=())
 
     def __init__(self, **fields: Any) -> None:
-        with _told(type(self)):
+        with _config_errors(type(self)):
             super().__init__(**fields)
 
     @classmethod
     def model_validate(cls, obj: Any, **how: Any) -> Self:
-        """Make a spec of a mapping of its fields.
+        """Make a spec from a mapping of its fields.
 
         Raises:
-            ConfigError: every problem of it.
+            ConfigError: the mapping is no valid spec; lists every problem.
         """
-        with _told(cls):
+        with _config_errors(cls):
             return super().model_validate(obj, **how)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **how: Any) -> Self:
-        """Make a spec of a JSON object of its fields.
+        """Make a spec from a JSON object of its fields.
 
         Raises:
-            ConfigError: every problem of it.
+            ConfigError: the object is no valid spec; lists every problem.
         """
-        with _told(cls):
+        with _config_errors(cls):
             return super().model_validate_json(json_data, **how)
 
-    if not TYPE_CHECKING:  # it would allow what it is there to refuse
+    if not TYPE_CHECKING:  # type checkers would take it as permission to set fields
 
         def __setattr__(self, name: str, value: Any) -> None:
             raise ConfigError(
@@ -65,36 +65,36 @@ class Spec(BaseModel):
             )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """Return a copy with other values of some fields, checked as those of a new one are; pydantic checks none.
+        """Return a copy with new values for some fields, checked like a new spec; pydantic's own checks nothing.
 
         Args:
-            update: the other values.
-            deep: of no meaning here: a copy never shares what can be changed.
+            update: the new values.
+            deep: has no effect: a copy never shares mutable values.
 
         Raises:
-            ConfigError: it would be an invalid one.
+            ConfigError: the copy would be invalid.
         """
         changed = dict(update or {})
-        kept = {key: value for key, value in vars(self).items() if key not in changed and self._is_said(key, value)}
+        kept = {key: value for key, value in vars(self).items() if key not in changed and self._is_given(key, value)}
         copied = type(self)(**kept, **changed)
         copied.model_fields_set.difference_update(kept.keys() - self.model_fields_set)
         return copied
 
-    def _is_said(self, key: str, value: Any) -> bool:
-        """Whether a value is one that was given, or made, and not the default."""
+    def _is_given(self, key: str, value: Any) -> bool:
+        """Whether a field's value was given or made, and is not just the default."""
         field = type(self).model_fields.get(key)
         return field is None or key in self.model_fields_set or value != field.get_default(call_default_factory=True)
 
 
 @contextlib.contextmanager
-def _told(kind: type[Spec]) -> Iterator[None]:
+def _config_errors(kind: type[Spec]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
         raise ConfigError.of(f"invalid {kind.__name__}", tuple(_problems(error, kind))) from None
     except UnicodeEncodeError:
         raise ConfigError.of(f"invalid {kind.__name__}", [Problem("", "a key holds half a character")]) from None
-    except TypeError as error:  # of a mapping that is to be a spec of its own
+    except TypeError as error:  # a nested mapping with keys that are not text
         if "keywords must be strings" not in str(error):
             raise
         raise ConfigError.of(f"invalid {kind.__name__}", [Problem("", "a key must be text")]) from None
@@ -105,7 +105,7 @@ def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
         path = _path(item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError) and cause.problems:
-            yield from (Problem(_joined(path, inner.path), inner.what, inner.next_step) for inner in cause.problems)
+            yield from (Problem(_join_paths(path, inner.path), inner.what, inner.next_step) for inner in cause.problems)
         elif item["type"] == "extra_forbidden":
             yield Problem(path, "unknown key", nearest(str(item["loc"][-1]), kind.model_fields))
         elif item["type"] == "missing":
@@ -117,7 +117,7 @@ def _problems(error: ValidationError, kind: type[Spec]) -> Iterator[Problem]:
 
 
 def _shown(loc: tuple[int | str, ...], value: Any) -> str:
-    """Return a value as an error may show it: only its type where people put passwords."""
+    """Return a value as an error may show it: only its type in fields where people put passwords."""
     return f"{value!r:.80}" if loc and _SECRET.isdisjoint(loc) else f"a value of type {type(value).__name__}"
 
 
@@ -125,5 +125,5 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
-def _joined(outer: str, inner: str) -> str:
+def _join_paths(outer: str, inner: str) -> str:
     return f"{outer}.{inner}" if outer and inner and not inner.startswith("[") else outer + inner

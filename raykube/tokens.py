@@ -1,7 +1,7 @@
-"""Whether a cluster's Ray asks for a token, and all who ask Ray know the same one.
+"""Whether a cluster's Ray requires a token, and whether everything that talks to Ray uses the same token.
 
-KubeRay and raykube read it from the Secret of ``authOptions``. A variable of a container that says otherwise wins in
-that container alone, and nobody tells: KubeRay asks in vain for as long as the job may wait.
+KubeRay and raykube read the token from the Secret of ``authOptions``. A container's variable that says otherwise wins
+in that container only, and nothing reports it: KubeRay's requests fail for as long as the job may wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from raykube.errors import Problem
 from raykube.shapes import mapping
 
 MIN_RAY = (2, 52)
-#: Under which KubeRay looks for it in a Secret.
+#: The key under which KubeRay looks for the token in a Secret.
 KEY = "auth_token"
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -24,19 +24,19 @@ def auth(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def mode(spec: Mapping[str, Any]) -> str:
-    """Return what a cluster says of tokens; raykube has it ask for one where it says nothing."""
+    """Return a cluster's authentication mode; where it sets none, raykube sets ``token``."""
     return str(auth(spec).get("mode") or "token")
 
 
 def problems(variables: Iterable[Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what the variables of a container of Ray's, at `path`, contradict of its cluster's authentication."""
+    """Yield the variables of a Ray container, at `path`, that contradict its cluster's authentication."""
     for variable in variables:
         yield from _contradicts(mapping(variable), path, spec)
 
 
 def _contradicts(variable: Mapping[str, Any], path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
     name, value = variable.get("name"), variable.get("value")
-    if name == "RAY_AUTH_MODE" and value not in (None, mode(spec)):  # none: what it refers to is not seen
+    if name == "RAY_AUTH_MODE" and value not in (None, mode(spec)):  # None: a reference, whose value is not known here
         what = f"RAY_AUTH_MODE is {value}, and authOptions says, or is given by raykube, mode: {mode(spec)}"
         yield Problem(path, what, f"remove it, and write spec.authOptions: {{mode: {value}}} if that is meant")
     if name not in _TOKENS or mode(spec) != "token":

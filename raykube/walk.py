@@ -1,10 +1,10 @@
 """Which files of a folder are sent: ignore rules, symlinks, and what cannot be sent at all.
 
-The rules, the first that says something wins: the caller's excludes (``!pattern`` brings back), then ``SECRETS`` and
-``PLACES``, then the ``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the
-repository's root, then ``CLUTTER``. As for git, a pattern speaks of what it matches itself: what is in a folder that is
-brought back is judged one by one.
-What this very process writes its output to (``2> err.log``) is never sent: it grows while it is packed.
+The first of these rules that matches a path decides: the caller's excludes (``!pattern`` brings back), then ``SECRETS``
+and ``PLACES``, then the ``.rayignore`` and ``.gitignore`` files, in this order, from the deepest folder upward to the
+repository's root, then ``CLUTTER``. As in git, a pattern decides only about the paths that it matches itself: bringing
+back a folder leaves each path in it to be decided on its own.
+The file that this process writes its output to (``2> err.log``) is never sent: it would grow while it is packed.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ CLUTTER = (
     *(".hg/", ".svn/", ".venv/", "venv/", "__pycache__/", "*.pyc", ".mypy_cache/", ".ruff_cache/"),
     *(".pytest_cache/", ".import_linter_cache/", ".tox/", ".nox/", ".ipynb_checkpoints/", "node_modules/", ".DS_Store"),
 )
-#: What opens other doors: who runs a job in the home folder does not mean to send it, nor whose .gitignore has ``!.*``.
+#: Credentials and the like: nobody who runs a job in the home folder, or has ``!.*`` in .gitignore, means to send them.
 SECRETS = (".ssh/", ".aws/", ".kube/", ".gnupg/", ".netrc", ".raykube/", ".git/")
-#: Where a run goes is no part of its code: with more memory for its cluster it would be another run.
+#: The place of a run is not part of its code: otherwise, giving its cluster more memory would make it another run.
 PLACES = ("/cluster-configs/",)
-_IGNORE_FILES = (".rayignore", ".gitignore")  # what was written for raykube comes before what was written for git
-MAX_SEEN = 200_000  # beyond it the answer is "too many" anyway, and counting on would take minutes
+_IGNORE_FILES = (".rayignore", ".gitignore")  # patterns for raykube come before patterns for git
+MAX_SEEN = 200_000  # beyond this the answer is "too many" anyway, and counting further would take minutes
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file to send: `path` below the root with '/', where its bytes are, how many, and if it may be run."""
+    """A file to send: its `path` below the root with '/', its source, its size in bytes, whether it is executable."""
 
     path: str
     source: Path
@@ -47,19 +47,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Walked:
-    """What a walk found, in the order of the paths."""
+    """What a walk found, each part in the order of the walk: folder by folder, sorted by name."""
 
     files: tuple[Found, ...]
     ignored: tuple[str, ...]
     problems: tuple[Problem, ...]
 
 
-#: Whether what matches is left out, and the pattern's expression; the last pattern of a file comes first.
+#: For each pattern, whether a match is left out, and its regular expression; the last pattern of a file comes first.
 _Patterns: TypeAlias = "tuple[tuple[bool, re.Pattern[str]], ...]"
 
 
 class _Rule(NamedTuple):
-    """An ignore file's patterns, and how a path below the root reads from its folder: cut `cut`, put `add` before."""
+    """An ignore file's patterns. Without `cut` and with `add` in front, a path from the root is one from its folder."""
 
     cut: str
     add: str
@@ -72,16 +72,16 @@ class _Rule(NamedTuple):
 
 
 def _matches_itself(regex: re.Pattern[str], path: str) -> bool:
-    """Whether a pattern matches a file, or a folder whose path ends with ``/``, and not only a folder that it lies in.
+    """Whether a pattern matches the path itself (a folder's ends with ``/``), and not just a folder above it.
 
-    pathspec asks whether git would leave a path out, and takes a folder's verdict for all that is in it. So it cannot
-    tell ``!*/`` from "bring all back"; a walk that stays out of the folders that are left out has no need of that.
+    pathspec applies a match of a folder to everything in it, since it answers whether git would leave a path out. So it
+    cannot tell ``!*/`` from "bring all back". This walk does not need that: it never enters a folder that is left out.
     """
     for match in regex.finditer(path):
-        if "ps_d" in match.re.groupindex and match["ps_d"]:  # where pathspec saw a folder end
+        if "ps_d" in match.re.groupindex and match["ps_d"]:  # pathspec's group for the end of a folder
             if match.end("ps_d") == len(path):
                 return True
-        elif not path.endswith("/") or regex.search(path[:-1]):  # "src/**" matches what is in src alone
+        elif not path.endswith("/") or regex.search(path[:-1]):  # "src/**" matches what is in src, and not src itself
             return True
     return False
 
@@ -98,7 +98,7 @@ class _Walk:
     problems: list[Problem] = field(default_factory=list)
 
     def enter(self, folder: Path, prefix: str, rules: tuple[_Rule, ...], chain: tuple[str, ...]) -> None:
-        """Walk `folder`, whose path below the root is `prefix`; `chain` holds the real folders it lies in."""
+        """Walk `folder`, whose path below the root is `prefix`; `chain` holds its real path and those above it."""
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -156,7 +156,7 @@ class _Walk:
 
 
 def _name_problem(path: str) -> Problem | None:
-    """Say that a name is not UTF-8, as it has to be in an archive; Python holds such bytes as lone surrogates."""
+    """Return a problem if a path is not UTF-8, as archives require; Python holds other bytes as lone surrogates."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -171,7 +171,7 @@ def _or_exclude(path: str) -> str:
 
 
 def _pattern(path: str) -> str:
-    """Return the pattern that leaves out this path, in a shell's quotes; what nobody can type is any character."""
+    """Return the pattern that excludes a path, quoted for a shell, with ``?`` for characters that nobody can type."""
     escaped = re.sub(r"[\\*?\[!#]| \Z", r"\\\g<0>", path)
     typed = re.sub(r"[\ud800-\udfff\x00-\x1f\x7f]", "?", escaped).replace("'", "'\\''")
     return f"'/{typed}'"
@@ -205,7 +205,7 @@ def _patterns(lines: Iterable[str], source: str) -> _Patterns:
 
 
 def _with_folders(excludes: tuple[str, ...]) -> Iterator[str]:
-    """Put before ``!data/**``, which is to bring back all of a folder, what brings back the folder itself."""
+    """Yield `excludes`, with a pattern for the folder itself before each ``!data/**``, so that all of it comes back."""
     for each in excludes:
         if found := re.fullmatch(r"!(?!\*\*)/?(.+/)\*\*", each):
             yield f"!/{found[1]}"
@@ -213,11 +213,11 @@ def _with_folders(excludes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _rules_above(root: Path) -> tuple[_Rule, ...]:
-    """Return the ignore rules between `root` and the repository it lies in, nearest first; none without one."""
+    """Return the ignore rules above `root` up to its repository's root, nearest first; none outside a repository."""
     rules: list[_Rule] = []
     if (root / ".git").exists():
         return ()
-    root = root.resolve()  # a link to a folder of a repository is that folder
+    root = root.resolve()  # a link to a folder in a repository counts as that folder
     for parent in root.parents:
         add = f"{root.relative_to(parent).as_posix()}/"
         rules += [_Rule("", add, found) for found in _patterns_of(parent)]
@@ -227,10 +227,10 @@ def _rules_above(root: Path) -> tuple[_Rule, ...]:
 
 
 def walk(root: Path, excludes: tuple[str, ...]) -> Walked:
-    """Find the files below `root` that are to be sent, and every one that cannot be.
+    """Find the files below `root` that are to be sent, and those that cannot be sent.
 
     Raises:
-        ConfigError: an ignore file or a pattern that cannot be read.
+        ConfigError: an ignore file or a pattern cannot be read.
     """
     own_state = os.path.realpath(wire.home())
     own_output = frozenset(_own_output())

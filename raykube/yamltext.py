@@ -1,4 +1,4 @@
-"""Plain data as YAML text that every reader of YAML reads alike, and YAML that somebody wrote as plain data."""
+"""Writing plain data as YAML that every YAML parser reads alike, and reading YAML as plain data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import yaml
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes each value where it stands, and text of several lines as such."""
+    """Writes each value in full instead of an alias, and text of several lines as a block."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
         return True
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads what other readers of manifests do: JSON, in which all is sent, has no dates, and a key is text, once.
+    """Reads YAML as other parsers of manifests do: no dates, because JSON has none, and each key is text, only once.
 
-    Nor is ``22:30`` a number, as it was in YAML 1.1.
+    ``22:30`` is no number, unlike in YAML 1.1.
     """
 
     def __init__(self, stream: str) -> None:
@@ -29,15 +29,15 @@ class _Loader(yaml.SafeLoader):
         self._seen: set[int] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put in what a mapping merges. Raises ConstructorError where one key stands twice: the last would win."""
-        if id(node) not in self._seen:  # before what it merges is among its own keys
+        """Merge ``<<`` keys. Raises ConstructorError for a key that is there twice: the last one would win."""
+        if id(node) not in self._seen:  # checked before merged keys are among its own
             self._seen.add(id(node))
             _take_keys(node)
         super().flatten_mapping(node)
 
 
 def _take_keys(node: yaml.MappingNode) -> None:
-    """Have the keys of a mapping be what is written: ``ON`` and ``YES`` are two names, and not both true."""
+    """Make a mapping's keys the text that is written: ``ON`` and ``YES`` are two names, not ``True`` twice."""
     known: set[str] = set()
     for index, (key, value) in enumerate(node.value):
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
@@ -45,12 +45,12 @@ def _take_keys(node: yaml.MappingNode) -> None:
                 what = f"the key {key.value!r} is there twice"
                 raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
             known.add(key.value)
-            # Another node: the value that an alias of it stands for stays what it is.
+            # A new node, because an alias may use the old one as a value.
             text = yaml.ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark, key.end_mark)
             node.value[index] = (text, value)
 
 
-#: What other readers of YAML than Python's take for a number or a truth value: ``y``, ``1e3``, ``0o17``.
+#: Text that YAML parsers other than Python's take for a number or a boolean: ``y``, ``1e3``, ``0o17``.
 _AMBIGUOUS = re.compile(r"[yYnN]|[-+]?(0[xob][0-9a-fA-F_]+|([0-9][0-9_]*[.]?[0-9_]*|[.][0-9]+)([eE][-+]?[0-9]+)?)")
 
 
@@ -78,7 +78,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def as_yaml(value: Any, *, sort_keys: bool = False) -> str:
-    """Return plain data as YAML, the same value always as the same text."""
+    """Return plain data as YAML; the same value always gives the same text."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=sort_keys, width=sys.maxsize)
 
 
@@ -86,17 +86,17 @@ def documents(text: str) -> Iterator[Any]:
     """Yield the documents of a manifest or of a job's file.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or holds what cannot be sent: JSON has no NaN, no bytes and nothing endless.
+        yaml.YAMLError: the text is not YAML, or holds what cannot be sent: JSON has no NaN, bytes or cycles.
     """
     try:
         for document in yaml.load_all(text, Loader=_Loader):
             sent = json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
-            # Not the document: in that an anchor and its uses are one value, and an edit would reach all of them.
+            # Not `document` itself: there, an anchor and its aliases share one value, and an edit would change all.
             yield json.loads(sent)
-    except UnicodeEncodeError as error:  # whose words would show the text
+    except UnicodeEncodeError as error:  # its message would show the text
         what = f"half a character, {error.object[error.start : error.end]!a}, which no text can have"
         raise yaml.YAMLError(what) from None
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except (ValueError, TypeError) as error:  # of a value that is none of the kind that its tag says, or not of JSON
+    except (ValueError, TypeError) as error:  # a value does not fit its tag, or JSON
         raise yaml.YAMLError(str(error)) from error

@@ -67,7 +67,7 @@ def typed(*words, cwd, **environ):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["raykube", *words])
         patch.setattr(logger, "level", logger.level)
-        patch.setattr(place, "_SAID", [])
+        patch.setattr(place, "_PLACE_WORDS", [])
         for key, value in environ.items():
             patch.setenv(key, value)
         try:

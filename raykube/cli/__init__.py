@@ -1,7 +1,7 @@
 """The command line. Only this package prints: data on stdout, progress and errors on stderr.
 
-Exit codes: 0 success, 1 the run or service failed, 2 wrong use or a place that said no, 130 after
-Ctrl-C, and where the reader of the output went away.
+Exit codes: 0 success, 1 the run or service failed, 2 wrong use or a refusal by the place, 130 after
+Ctrl-C or when the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _ReaderGone(Exception):
 
 
 class _Commands(click.Group):
-    """Tells that the reader went away by an error of its own: click itself would exit with 1, as for a failed run."""
+    """Raises an error of its own when the reader goes away: click itself would exit with 1, as for a failed run."""
 
     def make_context(self, *words: Any, **options: Any) -> click.Context:
         """Read the command line; ``--help`` is printed here."""
@@ -93,18 +93,18 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("raykube").setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: a name may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: a name may hold any bytes
     try:
         with _reader_watched():
-            code = _done()
+            code = _run()
     except _ReaderGone:
         _drop_unread()
         code = INTERRUPTED
     sys.exit(code)
 
 
-def _done() -> int:
-    """Run the command line, tell what went wrong, and return the exit code."""
+def _run() -> int:
+    """Run the command line, print any error, and return the exit code."""
     try:
         raykube.main(prog_name="raykube", standalone_mode=False)
     except click.ClickException as error:
@@ -119,7 +119,7 @@ def _done() -> int:
 
 
 def _drop_unread() -> None:
-    """Have what nobody reads any more go nowhere: flushing it again at exit would complain."""
+    """Redirect streams that nobody reads any more to /dev/null: flushing them at exit would raise again."""
     for stream in (sys.stdout, sys.stderr):
         if _is_unread(stream):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""From the words of a command line to specs. Pure, but for reading the files that options name."""
+"""Specs from the words of a command line. Pure, except for reading the files that options name."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from raykube.strict import Spec
 from raykube.yamltext import documents
 
 _Spec = TypeVar("_Spec", bound=Spec)
-#: An option, the field of a spec that it gives, and how its text is read.
+#: An option, the field of a spec that it sets, and the function that reads its text.
 _Reader = tuple[str, str, Callable[[str, Any], Any]]
 #: Fields of a spec that may stand in its runtime_env as well.
 _IN_BOTH = ("working_dir", "excludes", "pip")
 
 
 def job_of(entrypoint: Sequence[str], options: Mapping[str, Any], said: Mapping[str, Any]) -> Job:
-    """Make the job of ``raykube job submit``: what options give, else what the file said, else the spec's defaults."""
+    """Make the job of ``raykube job submit`` from the options, else the file, else the spec's defaults."""
     if not entrypoint and "entrypoint" not in said:
         raise ConfigError("there is nothing to run", next_step="write a command after --, or -f FILE")
     given, problems = _read(_given(options), _OF_A_JOB)
     given |= {"entrypoint": _command(entrypoint)} if entrypoint else {}
-    return _made(Job, _beside(said, given), problems)
+    return _make_spec(Job, _merge(said, given), problems)
 
 
 def manifest_of(path: Path) -> list[dict[str, Any]]:
-    """Read the documents of ``-f FILE``: a job's fields, or Kubernetes objects of which one is a RayJob, put last.
+    """Read ``-f FILE``: one document with a job's fields, or Kubernetes objects with exactly one RayJob, put last.
 
-    A relative ``working_dir`` is one from the file's folder: the file says it, wherever it is submitted from.
+    A relative ``working_dir`` counts from the file's folder, wherever the file is submitted from.
 
     Raises:
-        ConfigError: it holds neither.
+        ConfigError: the file holds neither.
     """
     found = [each for each in _yaml_documents(path) if each is not None]
     if len(found) == 1 and isinstance(found[0], dict) and "kind" not in found[0]:
@@ -60,7 +60,7 @@ def manifest_of(path: Path) -> list[dict[str, Any]]:
 
 
 def _from_its_folder(fields: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Take the ``working_dir`` of a job's fields, and of its ``runtime_env``, from the folder of their file."""
+    """Resolve the ``working_dir`` of a job's fields, and of its ``runtime_env``, against the file's folder."""
     where = fields.get("working_dir")
     if isinstance(where, str) and path.is_file() and not (REMOTE.match(where) or where.startswith("~")):
         fields = fields | {"working_dir": str(path.parent / where)}
@@ -69,13 +69,13 @@ def _from_its_folder(fields: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _of_a_cluster(path: Path) -> str:
-    """Say what a cluster's manifest is for."""
+    """Return a hint for a cluster's manifest: how to run a job on it, or to create the cluster."""
     on = f"--on {shlex.quote(str(path))}"
     return f"; a job on such a cluster: {on} -- COMMAND; one that stays: raykube cluster create NAME {on}"
 
 
 def refuse_beside_manifest(entrypoint: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Refuse what a RayJob says itself: to take one of two words in silence would be a guess."""
+    """Refuse options that a RayJob sets itself: to choose one of two values in silence would be a guess."""
     said = sorted(_given(options).keys() - {"name"}) + (["the command after --"] if entrypoint else [])
     if said:
         problems = [Problem(word, "is said by the RayJob itself", "leave it out, or edit the file") for word in said]
@@ -83,7 +83,7 @@ def refuse_beside_manifest(entrypoint: Sequence[str], options: Mapping[str, Any]
 
 
 def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
-    """Refuse what only a cluster of the job's own can be given: one that stays has its size, and goes on staying."""
+    """Refuse options for a job's own cluster: a long-lived one has its own size, and stays after the job."""
     words = [f"--{key.replace('_', '-')}" for key in ("workers", "keep_cluster_s") if options[key] is not None]
     what = f"is for a cluster of the job's own; {cluster} has its own size, and stays after the job"
     step = f"leave it out; or leave out --cluster {cluster}, and the job gets a cluster of its own"
@@ -95,7 +95,7 @@ def refuse_beside_cluster(cluster: str, options: Mapping[str, Any]) -> None:
 
 
 def service_of(name: str, options: Mapping[str, Any]) -> Service:
-    """Make the service of ``raykube service deploy``: one application of the service's name."""
+    """Make the service of ``raykube service deploy``: one application with the service's name."""
     fields, problems = _read(_given(options), _OF_A_SERVICE)
     if options.get("deployment") and not options.get("replicas") and options.get("num_gpus") is None:
         step = "give one of them, or leave it out"
@@ -106,12 +106,12 @@ def service_of(name: str, options: Mapping[str, Any]) -> Service:
         app["ray_actor_options"] = {"num_gpus": gpus}
         if not wire.is_gpu_share(gpus):
             problems.append(Problem("--num-gpus", f"{gpus:g} is not {wire.GPU_SHARE}"))
-    return _made(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
+    return _make_spec(Service, fields | {"name": name, "apps": ({"name": name} | app,)}, problems)
 
 
 def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
     """Read words of the form ``KEY=VALUE``."""
-    # Not the word itself: it may be the value alone, and a secret.
+    # The word itself is not shown: it may be just the value, and a secret.
     if wrong := [
         Problem(option, f"number {number} has no '='", f"write {option} NAME=VALUE")
         for number, word in enumerate(words, 1)
@@ -130,12 +130,12 @@ def count(option: str, text: str) -> int | tuple[int, int]:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given."""
+    """Leave out options that were not given."""
     return {key: value for key, value in options.items() if value not in (None, (), "")}
 
 
 def _command(words: Sequence[str]) -> str:
-    """Return the words as one shell command; a single word may be a whole command in quotes."""
+    """Return the words as one shell command; a single word may be a whole quoted command."""
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
@@ -150,7 +150,7 @@ def _json(option: str, text: str) -> dict[str, Any]:
     step = f"""write it in quotes, as in {option} '{{"KEY": "VALUE"}}'"""
     try:
         found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:  # its words say where it is wrong, not what stands there
+    except (json.JSONDecodeError, RecursionError) as error:  # says where the text is wrong, without quoting it
         raise ConfigError.of("wrong options", [Problem(option, f"is not JSON: {error}", step)]) from None
     if not isinstance(found, dict):
         raise ConfigError.of("wrong options", [Problem(option, "must be a JSON object", step)])
@@ -158,7 +158,7 @@ def _json(option: str, text: str) -> dict[str, Any]:
 
 
 def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[str, Any], list[Problem]]:
-    """Turn the texts of options into fields of a spec, and say which cannot be read."""
+    """Turn the texts of options into fields of a spec; return them with the problems of those that cannot be read."""
     problems: list[Problem] = []
     if fields.keys() >= {"runtime_env", "runtime_env_json"}:
         problems.append(Problem("--runtime-env", "and --runtime-env-json exclude each other"))
@@ -171,8 +171,8 @@ def _read(fields: dict[str, Any], readers: Mapping[str, _Reader]) -> tuple[dict[
     return fields, problems
 
 
-def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Problem]) -> _Spec:
-    """Make the spec, or say all that is wrong with what was read and with what is there."""
+def _make_spec(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Problem]) -> _Spec:
+    """Make the spec, or raise all problems: those of reading the options, and those of the fields."""
     try:
         made = kind(**fields)
     except ConfigError as error:
@@ -182,8 +182,8 @@ def _made(kind: type[_Spec], fields: Mapping[str, Any], problems: Sequence[Probl
     return made
 
 
-def _beside(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Join a file's fields with those of options, which win: also over the same key within a runtime_env."""
+def _merge(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Merge a file's fields with those of options, which win, even over the same key in the file's runtime_env."""
     own = given.get("runtime_env")
     twice = [key for key in _IN_BOTH if key in given or (isinstance(own, dict) and key in own)]
     variables = given.get("env_vars", {})
@@ -196,7 +196,7 @@ def _beside(said: Mapping[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(fields: Mapping[str, Any], keys: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any]:
-    """Leave out fields, and those of the environment's variables that are said elsewhere."""
+    """Return `fields` without these keys, and without the environment variables that are set elsewhere."""
     kept = {key: value for key, value in fields.items() if key not in keys}
     if isinstance(others := kept.get("env_vars"), dict):
         kept["env_vars"] = {key: value for key, value in others.items() if key not in variables}

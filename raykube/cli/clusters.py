@@ -148,12 +148,12 @@ def forward(name: str, where: Where, port: int) -> None:
         _say_exports(_local().address, head.home() / "token")
         tell("the head runs on this machine: nothing needs to be carried")
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must go then, too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the token's file must be removed then, too
         signal.signal(number, signal.default_int_handler)
     kube = where.kube()
     token = clusters.token(kube, name)
     check_right(kube)
-    with _kept(token, name) as path, Forward(kube, name, port) as there:
+    with _token_file(token, name) as path, Forward(kube, name, port) as there:
         _say_exports(there.address, path)
         tell(*(line.format(name=name, port=there.port, address=there.address) for line in _FORWARD_HINTS))
         there.gone.wait()
@@ -200,7 +200,7 @@ def _listed(where: Where) -> Iterator[ClusterStatus]:
     try:
         yield from clusters.listed(where.kube())
     except (ConfigError, BackendError) as error:
-        # Who has no Kubernetes, or none with KubeRay, and names none, still has this machine.
+        # Users without Kubernetes or KubeRay, who do not name it, still get the list of this machine.
         if names_kubernetes:
             raise
         if not isinstance(error, NotConfigured):
@@ -212,7 +212,7 @@ def _of_this_machine(*, is_asked: bool) -> Iterator[ClusterStatus]:
         yield _local()
     except NotFound:
         pass
-    except (ConfigError, Unreachable) as error:  # who does not ask for this machine still has Kubernetes
+    except (ConfigError, Unreachable) as error:  # others still get the list of Kubernetes
         if is_asked:
             raise
         tell(f"note: {error}")
@@ -238,11 +238,11 @@ def _end_local() -> None:
 
 
 @contextlib.contextmanager
-def _kept(token: str, name: str) -> Iterator[Path | None]:
+def _token_file(token: str, name: str) -> Iterator[Path | None]:
     """Keep a token in a file that only this user can read, for as long as the block runs.
 
-    A lock says that the file is in use, and goes with the process however that ends: what one that was killed has left
-    is removed by the next.
+    A lock marks the file as in use, and ends with the process, however that ends. So the next process can remove the
+    file of one that was killed.
     """
     from raykube.backends.local import records
 
@@ -255,7 +255,7 @@ def _kept(token: str, name: str) -> Iterator[Path | None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         draft = Path(file.name)
         path = draft.rename(folder / f"{name}{draft.name}")
-        _remove_left(folder)
+        _remove_stale(folder)
         try:
             file.write(token)
             file.flush()
@@ -264,18 +264,18 @@ def _kept(token: str, name: str) -> Iterator[Path | None]:
             path.unlink(missing_ok=True)
 
 
-def _remove_left(folder: Path) -> None:
+def _remove_stale(folder: Path) -> None:
     for path in folder.glob("[!.]*"):
         with contextlib.suppress(OSError), path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody has it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while another process holds it
             path.unlink()
 
 
 def _say_exports(address: str, token: Path | None) -> None:
-    """Print what a shell needs to have Ray's own commands reach a head."""
+    """Print the shell commands with which Ray's own commands reach a head."""
     click.echo(f"export RAY_ADDRESS={address}")
     click.echo(f"export RAY_AUTH_MODE={'token' if token else 'disabled'}")
     if token:
         click.echo(f"export RAY_AUTH_TOKEN_PATH={shlex.quote(str(token))}")
     if os.environ.get("RAY_AUTH_TOKEN"):
-        click.echo("unset RAY_AUTH_TOKEN")  # Ray would take it before the file
+        click.echo("unset RAY_AUTH_TOKEN")  # Ray would prefer it to the file

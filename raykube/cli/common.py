@@ -1,4 +1,4 @@
-"""What the commands share: how a run is found, how things are printed and followed."""
+"""What the commands share: finding runs and services, printing, following."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def find_endpoint(name: str, where: Where) -> Endpoint:
 
 
 def exit_code(error: RaykubeError) -> int:
-    """Return 1 for a run or service that failed, 2 for wrong use and a place that said no."""
+    """Return 1 for a run or service that failed, 2 for wrong use or a refusal by the place."""
     return 1 if isinstance(error, RunError | ServiceFailed) else 2
 
 
 def each(names: Iterable[str], act: Callable[[str], None]) -> None:
-    """Act on every name, as kubectl does: after an error go on, and exit with the worst code at the end."""
+    """Act on every name, as kubectl does: go on after an error, and exit with the worst code at the end."""
     if worst := max(_tried(act, name) for name in names):
         sys.exit(worst)
 
@@ -67,7 +67,7 @@ def _tried(act: Callable[[str], None], name: str) -> int:
 
 
 def tell(*lines: str) -> None:
-    """Print lines of progress, on stderr."""
+    """Print lines of progress or errors on stderr."""
     for line in lines:
         click.echo(with_place(line), err=True)
 
@@ -91,7 +91,7 @@ def print_value(value: Status | Failure | Result, *, as_json: bool) -> None:
 
 
 def screen(*, as_json: bool) -> Screen:
-    """Return where a wait is shown; with JSON logs go to stderr, so that stdout is data alone."""
+    """Return the screen for a wait; with JSON, logs go to stderr, so that stdout has only data."""
     from raykube.cli import follow
 
     kind = follow.LiveScreen if sys.stderr.isatty() else follow.Screen
@@ -111,7 +111,7 @@ def follow_run(run: Run, *, as_json: bool) -> None:
 
 
 def follow_log(run: Run, source: str) -> None:
-    """Show a log of a run until it has ended, and what it waits for before; how it ends is not ours to judge."""
+    """Show a log of a run until it has ended, and its state meanwhile; a failed run is no error here."""
     from raykube.cli import follow
 
     with detach_hint(run, source):
@@ -128,7 +128,7 @@ def finish(run: Run, *, as_json: bool) -> None:
 
 
 def _result_of(run: Run) -> Result | None:
-    """Return a run's result; that it cannot be read is told, and no failure of a run that went well."""
+    """Return a run's result; if it cannot be read, print a note: the run itself has not failed."""
     try:
         return run.result()
     except BackendError as error:

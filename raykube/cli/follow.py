@@ -1,4 +1,4 @@
-"""Follow a run on a terminal: its log, and below it one live line with phase, metrics and time.
+"""Following a run on a terminal: its log, and below the log one live line with phase, metrics and time.
 
 In a pipe there is no live line; each change of state is a plain line on stderr instead.
 """
@@ -18,7 +18,7 @@ from raykube.handles import Run, Status
 
 
 class Screen:
-    """Where log lines, progress and the live line go. `write` and `tell` print one line each."""
+    """The output for log lines and progress; `write` prints a line of the log, `tell` a line of progress."""
 
     def __init__(self, write: Callable[[str], None], tell: Callable[[str], None]) -> None:
         self.write = write
@@ -32,7 +32,7 @@ class Screen:
         """Leave nothing behind."""
 
     def show(self, status: Status) -> None:
-        """Tell a new state or attempt once; metrics go by unsaid, they are in the log."""
+        """Print each new state, attempt or detail once; metrics are left out, because they are in the log."""
         stage = f"{status.state} {status.attempt} {status.detail}"
         if stage != self._told and not status.is_terminal:
             self._told = stage
@@ -40,7 +40,7 @@ class Screen:
 
 
 class LiveScreen(Screen):
-    """A terminal: the log scrolls, the last line is redrawn."""
+    """The output for a terminal: the log scrolls, and the last line is redrawn."""
 
     def __init__(self, write: Callable[[str], None], tell: Callable[[str], None]) -> None:
         from rich.console import Console
@@ -57,7 +57,7 @@ class LiveScreen(Screen):
             redirect_stdout=False,
         )
         if sys.stdout.isatty():
-            # Printed through the live display, which moves its line down; a pipe gets the plain line.
+            # The live display must print log lines, to move its own line down; a pipe gets plain lines.
             self.write = lambda line: self._console.out(line, highlight=False)
 
     def __enter__(self) -> None:
@@ -77,8 +77,8 @@ class LiveScreen(Screen):
 def follow(run: Run, screen: Screen) -> BaseException | None:
     """Print the log of a run until it has ended; return what `wait` raised, if anything.
 
-    How a run ends is its own affair: a log that cannot be read, for lack of a right or as it ended with its node, is
-    told, and the end is waited for all the same.
+    A log that cannot be read, for lack of a right or because it was lost with its node, does not decide how the run
+    ends: print a note, and go on waiting for the end.
     """
     with screen:
         waiting = _watched(run, screen)
@@ -90,7 +90,7 @@ def follow(run: Run, screen: Screen) -> BaseException | None:
 
 
 def follow_log(run: Run, screen: Screen, source: str) -> None:
-    """Print a log of a run until it has ended; here a log that cannot be read is the error itself."""
+    """Print a log of a run until it has ended; raise if the log cannot be read, unlike :func:`follow`."""
     with screen:
         waiting = _watched(run, screen)
         _print(run, screen, source)
@@ -103,7 +103,7 @@ def _print(run: Run, screen: Screen, source: str) -> None:
 
 
 def _watched(run: Run, screen: Screen) -> Future[Run]:
-    """Show the state of a run from a thread of its own: a job that prints nothing still shows its phase."""
+    """Show a run's state from a thread of its own, so that a job which prints nothing still shows its phase."""
     waiting: Future[Run] = Future()
 
     def watch() -> None:

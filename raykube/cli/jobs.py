@@ -27,15 +27,15 @@ def job() -> None:
 
 
 class _Submit(click.Command):
-    """Options stand before the command: one after it would go to the script, and a dry run would start a job."""
+    """Wants raykube's options before the command: after it they would go to the script, and --dry-run start a job."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, then refuse an option of ours among the command's words, unless ``--`` says that they are its own."""
+        """Parse, then refuse raykube's options among the command's words, unless ``--`` comes before the command."""
         typed = list(args)
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("entrypoint") or ()
         before = typed[: len(typed) - len(words)]
-        # A shell that completes what is being typed wants no refusal in it.
+        # No refusal while a shell completes what is being typed.
         if before[-1:] != ["--"] and not ctx.resilient_parsing:
             _refuse_options_among(words, {name for option in self.get_params(ctx) for name in option.opts})
         return rest
@@ -125,7 +125,7 @@ def submit(entrypoint: tuple[str, ...], where: Where, **given: Any) -> None:
 
 
 def _sent_hint(name: str) -> AbstractContextManager[None]:
-    """After Ctrl-C, say how to find out whether a run was submitted, how to submit it and how to end it."""
+    """After Ctrl-C, say how to find out whether a run was submitted, how to submit it, and how to end it."""
     return common.hint(
         f"\ninterrupted while {name} was sent: it may have been submitted, or not",
         f"  see whether it was: raykube job status {name}",
@@ -135,7 +135,7 @@ def _sent_hint(name: str) -> AbstractContextManager[None]:
 
 
 def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> Plan:
-    """Plan what the options, or the file that they name, say."""
+    """Plan what the options and the file that they name say."""
     from raykube import api, plans
     from raykube.cli import args
 
@@ -145,12 +145,12 @@ def _plan(entrypoint: tuple[str, ...], where: Where, given: dict[str, Any]) -> P
         args.refuse_beside_manifest(entrypoint, given | {"workers": workers, "on": where.on, "cluster": cluster})
         own = (words[-1].get("metadata") or {}).get("namespace") or ""
         goes_to_kubernetes(where, own)
-        return plans.manifest(words, where.kubernetes() if own else where.around(), name=given["name"])
+        return plans.written_rayjob(words, where.kubernetes() if own else where.in_kubernetes(), name=given["name"])
     if cluster:
         args.refuse_beside_cluster(cluster, given | {"workers": workers, "on": where.on})
         goes_to_kubernetes(where)
     job = args.job_of(entrypoint, given, words[-1] if words else {})
-    place = api.running(cluster, where.around()) if cluster else where.cluster(workers)
+    place = api.running(cluster, where.in_kubernetes()) if cluster else where.cluster(workers)
     return api.plan(job, place)
 
 
@@ -279,7 +279,7 @@ def delete(names: tuple[str, ...], where: Where) -> None:
 
 
 def _run_to_delete(name: str, where: Where) -> Run:
-    """Find a run, also one of this machine whose record cannot be read."""
+    """Find a run, even one on this machine whose record cannot be read."""
     from raykube import handles
     from raykube.backends import backend_for
     from raykube.backends.local.records import Unreadable

@@ -1,4 +1,4 @@
-"""Names on the command line: what can be none is refused, and a shell completes what is there."""
+"""Names on the command line: invalid ones are refused, and a shell completes existing ones."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
     from raykube.cli.place import Where
 
-#: Whoever presses Tab waits no longer than that for a server that does not answer.
+#: How long completion waits for a server that does not answer.
 _PATIENCE_S = 2.0
 
 
 class Name(StringParamType):
-    """The name of a job, service or cluster, as the group of the command says, or `noun`."""
+    """The name of a job, service or cluster: of `noun`, or of what the command's group is for."""
 
     def __init__(self, noun: str = "") -> None:
         self._noun = noun
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name. Raises ConfigError."""
+        """Return the name. Raises ConfigError if it is not valid."""
         from raykube.names import asked_for
 
         return asked_for(super().convert(value, param, ctx), self._noun_of(ctx))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names at the place that the options say: those that are known in time."""
+        """Return the names at the place that the options name, as far as they are known in time."""
         from click.shell_completion import CompletionItem
 
         from raykube.cli.place import Where
@@ -42,9 +42,9 @@ class Name(StringParamType):
         found: list[str] = []
 
         def look() -> None:
-            with contextlib.suppress(Exception):  # whatever it is: a word about it would stand in what is being typed
-                for name in _known(self._noun_of(ctx), where):
-                    found.append(name)  # noqa: PERF402 - what comes late is left out, what was in time is not
+            with contextlib.suppress(Exception):  # any error: its message would appear in the line that is being typed
+                for name in _existing(self._noun_of(ctx), where):
+                    found.append(name)  # noqa: PERF402 - one by one, so that names found in time are kept
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
@@ -56,8 +56,8 @@ class Name(StringParamType):
         return self._noun or group or "job"
 
 
-def _known(noun: str, where: Where) -> Iterator[str]:
-    """Yield the names that are there; nothing is started for it."""
+def _existing(noun: str, where: Where) -> Iterator[str]:
+    """Yield the existing names; nothing is started for this."""
     from raykube import api
 
     if noun == "cluster":
@@ -79,13 +79,13 @@ def _clusters(where: Where) -> Iterator[str]:
 
 
 def places(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete ``--on``: this machine, Kubernetes, the presets; else the path of a manifest."""
+    """Complete ``--on`` with this machine, Kubernetes and the presets; else with the path of a manifest."""
     from click.shell_completion import CompletionItem
 
     from raykube.cluster import known
 
     del ctx, param
     found: list[CompletionItem] = []
-    with contextlib.suppress(OSError):  # as of a folder that somebody has removed
+    with contextlib.suppress(OSError):  # such as a folder that was removed
         found = [CompletionItem(name) for name in sorted(known()) if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]

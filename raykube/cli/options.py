@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def joined(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Join several options to one decorator, in the order in which --help shows them."""
+    """Join several options into one decorator, in the order in which --help shows them."""
 
     def decorate(function: Function) -> Function:
         for option in reversed(options):
@@ -24,7 +24,7 @@ def joined(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
     return decorate
 
 
-# Not `readable`: what cannot be read is refused with its reason, like everything else about it.
+# Not `readable`: the code that reads the file reports why it cannot, in raykube's own form.
 PATH = click.Path(path_type=Path, readable=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -39,7 +39,7 @@ plan_options = joined(
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )
 code_options = joined(
-    # A text, not a path, which would make s3:/b of s3://b: the spec says what is wrong with that.
+    # Text, not a Path, which would turn s3://b into s3:/b: the spec explains why a URI is refused.
     click.option("--working-dir", metavar="PATH", help="Folder to pack and send. [.]"),
     click.option(
         "--excludes",

@@ -1,4 +1,4 @@
-"""The place that the options of a command name, and what is told to be typed there next."""
+"""The place that a command's options name, and how the commands that raykube suggests name it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from raykube.backends.kubernetes.kubeapi import Kube
     from raykube.cluster import Cluster
 
-#: The options that named the place of this command: what is told to be typed next needs them, too.
-_SAID: list[str] = []
+#: The options that named this command's place: the commands that raykube suggests need them, too.
+_PLACE_WORDS: list[str] = []
 _QUOTED = "    "
 _COMMAND = re.compile(r"\braykube (?:job|service|cluster) \w+")
 
 
 def with_place(text: str) -> str:
-    """Return a text in which each raykube command is told with the options that name this command's place.
+    """Return a text with the options that name this command's place added to each raykube command in it.
 
-    Not in lines of a log, which are told further in: they are somebody else's words.
+    Lines of a log, which are indented further, stay as they are: they are not raykube's own text.
     """
-    lines = text.split("\n") if _SAID else ()
+    lines = text.split("\n") if _PLACE_WORDS else ()
     return "\n".join(line if line.startswith(_QUOTED) else _COMMAND.sub(_placed, line) for line in lines) or text
 
 
 def _placed(found: re.Match[str]) -> str:
-    return shlex.join([*found.group().split(), *_SAID])
+    return shlex.join([*found.group().split(), *_PLACE_WORDS])
 
 
 def goes_to_kubernetes(where: Where, namespace: str = "") -> None:
-    """Have told commands name Kubernetes, which nothing but a file or the name of a cluster has said."""
+    """Have suggested commands name Kubernetes when only a file, or a cluster's name, has implied it."""
     if namespace and not where.namespace:
-        _SAID[:] = replace(where, namespace=namespace).words()
+        _PLACE_WORDS[:] = replace(where, namespace=namespace).words()
     elif where.on is None and where.cluster().is_local:
-        _SAID[:] = replace(where, on=KUBERNETES).words()
+        _PLACE_WORDS[:] = replace(where, on=KUBERNETES).words()
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Where:
     context: str | None
 
     def check(self) -> None:
-        """Refuse a namespace or context for this machine: what is ignored in silence was meant for somewhere else."""
+        """Refuse a namespace or context with ``--on local``: they would be ignored, and mean somewhere else."""
         if self.on == LOCAL and (words := replace(self, on=None).words()):
             said = " ".join(words)
             raise ConfigError(
@@ -69,32 +69,32 @@ class Where:
         return [word for option, value in given.items() if value for word in (option, value)]
 
     def name(self) -> str:
-        """Return the name of the place, or the path of its manifest, as the options or the settings say."""
+        """Return the place's name, or the path of its manifest, from the options or the settings."""
         said: str = setting("on", self.on).value
-        # Who names a namespace means Kubernetes, also where nothing says what cluster to make there.
+        # A namespace or context means Kubernetes, even when nothing says what cluster to make there.
         return KUBERNETES if said == LOCAL and (self.namespace or self.context) else said
 
     def cluster(self, workers: str | None = None) -> Cluster:
-        """Return the cluster there, with so many workers if they are given."""
+        """Return the cluster there, with this number or range of workers if one is given."""
         from raykube.cli import args
 
         cluster = self._loaded(self.name())
         return cluster.sized(workers=args.count("--workers", workers)) if workers else cluster
 
     def kubernetes(self) -> Cluster:
-        """Return Kubernetes as a place, whatever clusters are in it."""
+        """Return Kubernetes as a place, without a manifest."""
         return self._loaded(KUBERNETES)
 
-    def around(self) -> Cluster:
-        """Return Kubernetes as a place for what is there or is written already: where a manifest that is named goes."""
+    def in_kubernetes(self) -> Cluster:
+        """Return the place in Kubernetes: that of the named preset or manifest, or else without a manifest."""
         found = self.cluster()
         return self.kubernetes() if found.is_local else found
 
     def kube(self) -> Kube:
-        """Return the namespace that is meant: that of a manifest if one is named, else what the options say."""
+        """Return a client for the place in Kubernetes: its context and its namespace."""
         from raykube.backends.kubernetes.kubeapi import Kube as Client
 
-        place = self.around()
+        place = self.in_kubernetes()
         return Client(place.context, place.namespace)
 
     def _loaded(self, name: str) -> Cluster:
@@ -126,7 +126,7 @@ def place_options(function: Function) -> Function:
     def call(*words: Any, on: str | None, namespace: str | None, context: str | None, **options: Any) -> Any:
         where = Where(on, namespace, context)
         where.check()
-        _SAID[:] = where.words()
+        _PLACE_WORDS[:] = where.words()
         return function(*words, where=where, **options)
 
     return cast("Function", _PLACE(call))

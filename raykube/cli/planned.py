@@ -1,4 +1,4 @@
-"""A plan on the terminal: what --dry-run prints, and what its reader should know."""
+"""Printing of plans: the output of --dry-run, and the notes for its reader."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from raykube.cli.common import tell
 if TYPE_CHECKING:
     from raykube.plans import Plan
 
-#: kubectl apply keeps an object in an annotation of it, and Kubernetes takes 262,144 bytes of annotations.
+#: kubectl apply keeps a copy of an object in its annotations, and Kubernetes allows 262,144 bytes of annotations.
 _APPLIED = 250_000
 
 
 def show(plan: Plan, dry_run: str, output: str) -> None:
-    """Print a plan as yaml, json or just its name; for ``server`` once the server has found nothing wrong with it."""
+    """Print a plan as YAML, JSON or just its name; with ``server``, only if the server finds nothing wrong."""
     if dry_run == "server":
         from raykube import api
 
         api.check(plan)
-    # What kubectl takes as JSON is one object; what Ray's Serve API takes here is a list.
+    # kubectl reads a single JSON object; Ray's Serve API takes a list.
     whole = {"apiVersion": "v1", "kind": "List", "items": plan.body} if plan.backend == "kuberay" else plan.body
     texts = {"yaml": plan.yaml(), "json": json.dumps(whole, indent=2), "name": plan.name}
     click.echo(texts[output].rstrip("\n"))
@@ -32,12 +32,12 @@ def show(plan: Plan, dry_run: str, output: str) -> None:
 
 
 def announce(plan: Plan) -> None:
-    """Tell which files a plan sends, and what its reader should know."""
+    """Print which files a plan sends, and its notes."""
     tell(*(plan.package.report() if plan.package else ()), *(f"note: {note}" for note in plan.notes))
 
 
 def check_options(dry_run: str | None, output: str | None, *, as_json: bool) -> None:
-    """Refuse -o without --dry-run: who writes it expects to see a plan, and would start a run."""
+    """Refuse -o without --dry-run, whose user expects to see a plan, not to start a run; and --json with --dry-run."""
     if dry_run and as_json:
         raise click.UsageError("--json prints a result, and --dry-run has none; for a plan as JSON: -o json")
     if output and not dry_run:
@@ -46,7 +46,7 @@ def check_options(dry_run: str | None, output: str | None, *, as_json: bool) -> 
 
 
 def for_kubectl(plan: Plan) -> Iterator[str]:
-    """Say what a plan that is printed lacks for kubectl, and how kubectl takes one that is large. Pure."""
+    """Yield notes on what a printed plan lacks for kubectl, and how to apply a large one with it. Pure."""
     if plan.backend != "kuberay":
         return
     if plan.code and plan.code.way != "plan":

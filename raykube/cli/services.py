@@ -67,7 +67,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
             endpoint.wait_ready(timeout_s=left(timeout_s, begun), on_event=lambda event: shown.show(event.status))
     except RaykubeError:
-        if as_json:  # as of a job that has failed
+        if as_json:  # as for a failed job
             common.print_value(endpoint.status(), as_json=True)
         raise
     if as_json:
@@ -79,7 +79,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 
 
 def _detach_hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:
-    """After Ctrl-C, say what goes on, how to look at it and how to end it."""
+    """After Ctrl-C, say what goes on, how to look at it, and how to end it."""
     return common.hint(
         f"\n{goes_on}",
         f"  look at it:   raykube service status {name}",
@@ -132,11 +132,11 @@ def service_forward(name: str, where: Where, port: int) -> None:
     kube = where.kube()
 
     def serving() -> str:
-        """Return the cluster of the moment: an update of the service may put another in its place."""
+        """Return the current cluster: an update of the service may replace it with another one."""
         return servestates.serving_cluster(objects.found(kube, "RayService", name))
 
     found = objects.found(kube, "RayService", name)
-    servestates.serving_cluster(found)  # what there is not yet is told at once, as is a right that is missing
+    servestates.serving_cluster(found)  # reports at once, like check_right, what would make the forward fail
     check_right(kube)
     route = servestates.route_of(found).rstrip("/")
     with Forward(kube, serving, port, remote="serve") as there:

@@ -1,4 +1,4 @@
-"""What the command line shows: statuses, runs and events as text. Pure; the commands print it."""
+"""What the command line shows, as text: statuses, failures, results and clusters. Pure; the commands print it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PROGRESS_KEYS = 4
 _COLUMNS = ("NAME", "STATE", "ATTEMPT", "WORKERS", "AGE", "PROGRESS")
 _CLUSTER_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
-#: Ray's words for what a job's state says already.
+#: Ray's messages that say no more than a job's state.
 _NO_NEWS = ("Job is currently running.", "Job finished successfully.")
 
 
@@ -31,7 +31,7 @@ def age(seconds: float) -> str:
 
 
 def number(value: Any) -> str:
-    """Return a metric's value in few characters."""
+    """Return a metric's value in a few characters."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -42,18 +42,18 @@ def progress(metrics: Mapping[str, Any]) -> str:
 
 
 def reported(status: Status) -> str:
-    """Return what a run has reported, and for how long no more since: ``epoch 3 · no report for 5m``."""
+    """Return a run's last reported metrics, and how long it has been quiet: ``epoch 3 · no report for 5m``."""
     quiet = f"no report for {age(status.quiet_s)}" if status.quiet_s else ""
     return " · ".join(filter(None, (progress(status.progress), quiet)))
 
 
 def elapsed(status: Status, now: float) -> float:
-    """Return for how long a run has been or was going, in seconds."""
+    """Return how long a run has taken since its submission, until now or its end, in seconds."""
     return (status.ended or now) - (status.submitted or now)
 
 
 def status_line(status: Status, now: float) -> str:
-    """Return a status on one line, for a pipe or below a live log."""
+    """Return a status on one line, for a pipe or below a scrolling log."""
     attempt = f"attempt {status.attempt}" if status.attempt > 1 else ""
     detail = "" if status.kind == "job" and status.detail in _NO_NEWS else status.detail
     parts = [f"{status.name} {status.state}", attempt, reported(status), detail, age(elapsed(status, now))]
@@ -89,7 +89,7 @@ def cluster_line(status: ClusterStatus) -> str:
 
 
 def cluster_fields(status: ClusterStatus, now: float) -> dict[str, Any]:
-    """Return the state of a cluster as what ``--json`` prints."""
+    """Return the state of a cluster as ``--json`` prints it."""
     return asdict(status) | {"age_s": now - status.created}
 
 
@@ -120,7 +120,7 @@ def text(value: Status | Failure | Result) -> str:
 
 
 def table(statuses: Iterable[Status], now: float) -> str:
-    """Return statuses as a table with kubectl's look; services have neither attempts nor workers."""
+    """Return statuses as a table that looks like kubectl's; services have neither attempts nor workers."""
     found = [_row(status, now) for status in statuses]
     shown = {name for row in found or [{"ATTEMPT": "1"}] for name in _COLUMNS if row.get(name)}
     columns = [name for name in _COLUMNS if name in shown or name not in ("ATTEMPT", "WORKERS")]
@@ -153,7 +153,7 @@ def _row(status: Status, now: float) -> dict[str, str]:
 
 
 def kept(status: Status) -> str:
-    """Say what is left of a run that was stopped."""
+    """Return a line that says what is left of a run that was stopped."""
     if not status.storage:
         return "nothing is kept once its cluster is gone: the cluster's manifest names no raykube.io/storage"
     step = "submitted again under its name it resumes, if its script loads its checkpoint"
@@ -166,7 +166,7 @@ def _note(status: Status) -> str:
 
 
 def dump(value: Any) -> str:
-    """Return JSON text; the same value gives the same text. A number that JSON has not, as NaN, is null."""
+    """Return JSON text, the same for the same value. A number that JSON does not have, such as NaN, becomes null."""
     return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False)
 
 

@@ -96,7 +96,9 @@ def names(namespace):
 def suspended(name, code):
     """Return the plan of a job, with its code, that KubeRay takes and does not start."""
     *beside, job = rk.plan(rk.Job(entrypoint="python hello.py", name=name, working_dir=code), "cpu-small").body
-    return plans.manifest([*beside, {**job, "spec": {**job["spec"], "suspend": True}}], rk.Cluster.load("kubernetes"))
+    return plans.written_rayjob(
+        [*beside, {**job, "spec": {**job["spec"], "suspend": True}}], rk.Cluster.load("kubernetes")
+    )
 
 
 @pytest.mark.usefixtures("least")

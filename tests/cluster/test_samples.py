@@ -109,7 +109,7 @@ def as_admin(own_cluster, namespace, monkeypatch):  # noqa: ARG001 - it has the 
 def test_rayjob_samples_pass_strict_validation_as_they_are():
     found = list(samples("RayJob"))
     for path in found:
-        plan = plans.manifest(args.manifest_of(path), rk.Cluster.load("kubernetes"))
+        plan = plans.written_rayjob(args.manifest_of(path), rk.Cluster.load("kubernetes"))
         api.check(plan)
     assert len(found) >= 20
 

@@ -341,11 +341,11 @@ def test_commands_that_are_told_name_the_place_of_this_one(raykube, code):
         "clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], "
         "contexts: [{name: a, context: {cluster: c, user: u}}]}"
     )
-    place._SAID[:] = ["-n", "team"]
+    place._PLACE_WORDS[:] = ["-n", "team"]
     try:
         assert place.with_place("see: raykube job logs a") == "see: raykube job logs -n team a"
     finally:
-        place._SAID.clear()
+        place._PLACE_WORDS.clear()
     done = raykube("job", "list", "-n", "team", KUBECONFIG="kubeconfig")
     refused(done, "no answer from the API server http://127.0.0.1:1", "why:  ConnectError")
 

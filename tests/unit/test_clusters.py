@@ -406,14 +406,15 @@ def test_token_file_is_for_its_owner_and_goes(tmp_path, monkeypatch):
     from raykube.cli import clusters
 
     monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path))
-    with clusters._kept("secret", "demo") as path:
+    with clusters._token_file("secret", "demo") as path:
         assert Path(path).read_text() == "secret"
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
 
 
 KEEPS = (
-    "from raykube.cli import clusters\nwith clusters._kept('secret', 'demo') as path: print(path, flush=True); input()"
+    "from raykube.cli import clusters\n"
+    "with clusters._token_file('secret', 'demo') as path: print(path, flush=True); input()"
 )
 
 
@@ -427,7 +428,7 @@ def test_token_file_of_a_killed_forward_goes_with_the_next_and_that_of_a_live_on
         killed.kill()
         killed.wait()
         assert left.read_text() == "secret"
-        with clusters._kept("other", "demo") as path:
+        with clusters._token_file("other", "demo") as path:
             assert sorted(path.parent.iterdir()) == sorted([path, used])
         live.communicate("\n")
     assert list(path.parent.iterdir()) == []
@@ -438,7 +439,7 @@ def test_token_without_a_place_for_it_says_so(tmp_path, monkeypatch):
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAYKUBE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="RAYKUBE_HOME"), clusters._kept("secret", "demo"):
+    with pytest.raises(ConfigError, match="RAYKUBE_HOME"), clusters._token_file("secret", "demo"):
         pass
 
 

@@ -263,7 +263,7 @@ def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept)
     def written(entrypoint):
         spec = {"entrypoint": entrypoint, "shutdownAfterJobFinishes": False, "rayClusterSpec": {}}
         body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "digits"}, "spec": spec}
-        return plans.manifest([body], Cluster.load("cpu-small"))
+        return plans.written_rayjob([body], Cluster.load("cpu-small"))
 
     jobs.start(Kube(), written("one"))
     assert kept[f"{RAY}/rayjobs/digits"]["spec"].pop("shutdownAfterJobFinishes") is False
@@ -277,7 +277,7 @@ def test_rayjob_that_somebody_has_written_is_another_with_another_image_also_onc
         head = {"template": {"spec": {"containers": [{"name": "ray", "image": image}]}}}
         spec = {"entrypoint": "python /app/train.py", "rayClusterSpec": {"headGroupSpec": head}}
         body = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "nightly"}, "spec": spec}
-        return plans.manifest([body], Cluster.load("kubernetes"))
+        return plans.written_rayjob([body], Cluster.load("kubernetes"))
 
     jobs.start(Kube(), written("vision:7"))
     kept[f"{RAY}/rayjobs/nightly"]["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}

@@ -509,7 +509,7 @@ def test_environment_of_an_image_of_its_own_is_not_guarded():
 )
 def test_manifest_whose_words_a_shell_takes_before_ray_is_noted(spec, told):
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
-    notes = " ".join(plans.manifest([document], Cluster.load("kubernetes")).notes)
+    notes = " ".join(plans.written_rayjob([document], Cluster.load("kubernetes")).notes)
     assert all(word in notes for word in told)
     assert bool(notes) == bool(told)
 
@@ -526,7 +526,7 @@ def test_manifest_whose_words_a_shell_takes_before_ray_is_noted(spec, told):
 def test_manifest_whose_own_cluster_asks_for_no_token_is_noted(spec, is_noted):
     spec = {"entrypoint": "a", "submissionMode": "HTTPMode", **spec}
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": spec}
-    notes = " ".join(plans.manifest([document], Cluster.load("kubernetes")).notes)
+    notes = " ".join(plans.written_rayjob([document], Cluster.load("kubernetes")).notes)
     assert ("write authOptions: {mode: token}" in notes) == is_noted
     assert bool(notes) == is_noted
 
@@ -544,7 +544,7 @@ def test_manifest_whose_own_cluster_asks_for_no_token_is_noted(spec, is_noted):
 def test_manifest_with_a_value_of_another_kind_is_refused(change, path):
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a"}}
     with pytest.raises(ConfigError) as told:
-        plans.manifest([{"kind": "Secret", "metadata": "x"}, document | change], Cluster.load("kubernetes"))
+        plans.written_rayjob([{"kind": "Secret", "metadata": "x"}, document | change], Cluster.load("kubernetes"))
     beside, found = told.value.problems
     assert beside.path == "document 1.metadata"
     assert found.path.startswith(path)
@@ -555,16 +555,16 @@ def test_object_of_another_namespace_than_its_rayjob_is_named_with_both():
     beside = [{"kind": "ConfigMap", "metadata": {"name": name, "namespace": name}} for name in ("lab", "other")]
     on = Cluster.load("kubernetes")
     with pytest.raises(ConfigError) as told:
-        plans.manifest([{"kind": "Secret", "metadata": {"name": "b"}}, *beside, job], on)
+        plans.written_rayjob([{"kind": "Secret", "metadata": {"name": "b"}}, *beside, job], on)
     (found,) = told.value.problems
     assert (found.path, found.what) == ("ConfigMap other", "is of namespace other, and the RayJob of lab")
-    given = plans.manifest([*beside, job], on.placed("given"))
+    given = plans.written_rayjob([*beside, job], on.placed("given"))
     assert {part["metadata"]["namespace"] for part in given.body} == {"given"}
 
 
 def test_manifest_beside_whose_job_stands_an_object_without_metadata_is_planned():
     document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a"}}
-    plan = plans.manifest([{"kind": "Secret"}, document], Cluster.load("kubernetes"))
+    plan = plans.written_rayjob([{"kind": "Secret"}, document], Cluster.load("kubernetes"))
     assert [part["kind"] for part in plan.body] == ["Secret", "RayJob"]
 
 
@@ -653,7 +653,7 @@ def test_manifest_read_from_a_server_is_sent_without_what_that_has_added(code):
 def test_rayjob_whose_environment_is_no_mapping_in_a_text_is_refused(text):
     job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "runtimeEnvYAML": text}}
     with pytest.raises(ConfigError, match="runtimeEnvYAML: is no text that holds a mapping"):
-        plans.manifest([job], Cluster.local())
+        plans.written_rayjob([job], Cluster.local())
 
 
 def test_dashboard_by_another_name_is_refused_for_kuberay_would_wait_for_it(code):
@@ -698,7 +698,7 @@ def test_run_on_a_cluster_that_stays_notes_what_its_storage_is_read_with(code):
 def test_rayjob_of_an_unknown_mode_is_refused_with_the_nearest():
     job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "submissionMode": "HttpMode"}}
     with pytest.raises(ConfigError, match="KubeRay would wait for ever") as caught:
-        plans.manifest([job], Cluster.local())
+        plans.written_rayjob([job], Cluster.local())
     assert caught.value.next_step == "did you mean HTTPMode?"
 
 
@@ -717,7 +717,7 @@ def test_port_of_a_known_number_gets_no_name_that_another_has(code):
 @pytest.mark.parametrize("text", ["env_vars: {DAY: 2026-02-30}", "", None])
 def test_rayjob_with_any_sound_environment_is_planned(text):
     job = {"kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "a", "runtimeEnvYAML": text}}
-    assert plans.manifest([job], Cluster.local()).name == "a"
+    assert plans.written_rayjob([job], Cluster.local()).name == "a"
 
 
 def test_serve_is_told_the_port_that_the_head_names(code):
