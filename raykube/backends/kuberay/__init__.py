@@ -1,1 +1,1 @@
-"""Jobs, services and clusters on KubeRay: make them, look at them, say what is wrong with them."""
+"""Jobs, services and clusters on KubeRay: make and observe them, and find what is wrong."""

@@ -1,7 +1,7 @@
 """The KubeRay backend: jobs as RayJobs, services as RayServices.
 
-A client creates objects and may then die: KubeRay and the run's own pod go on. Everything can be asked again from
-another machine by name, because all that is known stands in the objects, in Ray and in the run's storage.
+A client creates objects and may then die: KubeRay and the run's own pod go on. Another machine can ask for everything
+by name, because all state is in the objects, in Ray and in the run's storage.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class KubeRay:
     namespace: str = ""
 
     def __reduce__(self) -> tuple[type[KubeRay], tuple[str, str]]:
-        # Without its connections, which no other process could use.
+        # Leaves out the connections, which no other process could use.
         return KubeRay, (self.context, self.namespace)
 
     @functools.cached_property
     def kube(self) -> Kube:
-        """The API server: asked for when it is needed, for a plan needs none."""
+        """The API server; connected on first use, because a plan needs none."""
         return shared.kube(self.context, self.namespace)
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
-        """Return the objects that the API server will get."""
+        """Return the plan: the objects that the API server will get."""
         on.check_manifest()
         code = package.collect(work.working_dir, work.excludes)
         newer = manifests.python(on.manifest["spec"]) > sys.version_info[:2]
@@ -63,12 +63,12 @@ class KubeRay:
 
         Raises:
             NotFound: there is none of that name.
-            ConfigError: it does not say what its pods are to be, so that nothing runs on it.
+            ConfigError: its RayCluster has no head group, so nothing can run on it.
         """
         found = clusters.found(self.kube, name)
         _check_head(found)
         said = annotations_of(found)
-        # No others: they would go along with each job and its plan, what kubectl applied with all its variables too.
+        # Only these: all others would go into each job and its plan, even kubectl's copy with all variables.
         annotations = {key: said[key] for key in (marks.STORAGE, marks.TRACKING) if key in said}
         metadata = {"annotations": annotations, "name": name, "namespace": self.kube.namespace}
         manifest = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": metadata}
@@ -76,34 +76,34 @@ class KubeRay:
         return Cluster(manifest | {"spec": found["spec"]}, where, name, self.context, selected=True)
 
     def check(self, plan: Plan) -> None:
-        """Have the API server check every object, and the pods that KubeRay makes of them."""
+        """Have the API server check every object, and the pods that KubeRay makes from them."""
         dryrun.check(self.kube, plan)
 
     def start(self, plan: Plan) -> str:
-        """Create the plan's objects, or join the run that has this name and plan already."""
+        """Create the plan's objects, or join the run that already has this name and plan."""
         (services.deploy if plan.is_service else jobs.start)(self.kube, plan)
         return plan.name
 
     def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
-        """Return which of the two the API server has by this name."""
+        """Return whether this name is a job or a service on the API server."""
         if kind == "service":
             objects.found(self.kube, "RayService", name)
         return "job" if self._run(name, kind) else "service"
 
     def status(self, name: str, kind: Kind | None = None) -> Status:
-        """Return the state now."""
+        """Return the current state."""
         look = self._run(name, kind)
         return look.status() if look else servelook.status(self.kube, name)
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
-        """Watch the run's objects, and Ray's own state of its job."""
+        """Yield each status, from watching the run's objects and asking Ray for the state of its job."""
         look = self._run(name, kind)
         yield from look.changes() if look else servelook.changes(self.kube, name)
 
     def logs(
         self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER
     ) -> Generator[str, None, None]:
-        """Yield the driver's output, from the head while it lives, else from the run's storage; or another source's."""
+        """Yield a source's log lines; the driver's come from its head while that lives, else from the run's storage."""
         rank, look = sources.rank_of(source), self._run(name, kind)
         if look is None:
             yield from servelogs.lines(self.kube, name, follow=follow)
@@ -113,11 +113,11 @@ class KubeRay:
             yield from _LOGS[source].lines(look, follow=follow)
 
     def result(self, name: str) -> Result | None:
-        """Read the result that the run left, as its head tells or, after that, as its storage holds."""
+        """Return the run's result, from its head or, once that is gone, from its storage."""
         return results.result(Look(self.kube, name))
 
     def stop(self, name: str, kind: Kind | None = None) -> None:
-        """Stop a run and wait until it has stopped; a service is taken down."""
+        """Stop a run and wait until it has stopped; take a service down."""
         look = self._run(name, kind)
         if look is None:
             services.take_down(self.kube, name)
@@ -140,23 +140,23 @@ class KubeRay:
                 )
 
     def delete(self, name: str, kind: Kind | None = None) -> None:
-        """Remove a run's objects, which ends it, and what it kept in its storage."""
+        """Remove a run's objects, which ends it, and its files in the storage; take a service down."""
         if (look := self._run(name, kind)) is None:
             services.take_down(self.kube, name)
             return
         uid, keeps_nothing = look.job["metadata"]["uid"], rayjobs.keeps_nothing(look.job)
-        # What does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. One without a
-        # status was seen by no operator, and there is nothing to be stopped.
+        # A run that does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. No operator
+        # has seen a RayJob without a status, so there is nothing to stop.
         with contextlib.suppress(RaykubeError):
             if look.job.get("status"):
                 self._stop(look)
         job = Look(self.kube, name).job
-        if job["metadata"]["uid"] != uid:  # what it has kept would go first, and it is another's
+        if job["metadata"]["uid"] != uid:  # the files that would be removed first are another run's
             raise NotFound(
                 f"run {name} was deleted meanwhile, and another one was submitted by that name: it is left alone",
                 next_step=f"see: raykube job status {name}",
             )
-        # It may have begun while it was stopped.
+        # The job may have reached Ray while it was being stopped.
         is_empty = keeps_nothing and not rayjobs.was_in_ray(job)
         with contextlib.nullcontext() if is_empty else storage.removed_with(self.kube, job):
             jobs.forget(self.kube, job)
@@ -167,7 +167,7 @@ class KubeRay:
         return [each["metadata"]["name"] for each in sorted(found, key=_age)]
 
     def _run(self, name: str, kind: Kind | None) -> Look | None:
-        """Return the run of a name; None when a service is meant, or only a service has it."""
+        """Return the run of this name; None when a service is meant, or only a service has the name."""
         if kind == "service":
             return None
         try:

@@ -1,4 +1,4 @@
-"""Long-lived RayClusters: how one is made, looked at and removed."""
+"""Creates, observes and deletes long-lived RayClusters."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from raykube.errors import BackendError, Conflict, Failure, Forbidden, NotFound,
 
 _KIND = "RayCluster"
 _TICK_S = 0.5
-#: Ray gives a run three seconds to end, and KubeRay looks every three.
+#: Seconds for KubeRay to note the end of a stopped run: Ray gives the run 3 s to end, and KubeRay looks every 3 s.
 _NOTED_S = 20.0
 
 
 def create(kube: Kube, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-    """Create a cluster from the body of its plan. One of that name that came from the same plan is the same cluster.
+    """Create a cluster from the body of its plan; an existing one of that name and plan is the same cluster.
 
     Raises:
-        Conflict: one of that name is another cluster (says in what they differ), or a run or a service has it.
+        Conflict: the name belongs to a run, to a service, to a cluster that is being deleted, or to a different cluster
+            (the error lists the differences).
         ManifestError: the server refused a field; nothing was created.
     """
     objects.check_free(kube, body)
@@ -63,13 +64,13 @@ def _check_same(kube: Kube, body: Mapping[str, Any]) -> None:
 
 
 def _completed(kube: Kube, body: Mapping[str, Any]) -> Object:
-    """Return a body with the server's defaults in it, as an object of another name would have them."""
+    """Return a body with the server's defaults filled in, by a dry run under a generated name."""
     metadata = {key: value for key, value in body["metadata"].items() if key != "name"}
     return kube.create({**body, "metadata": {**metadata, "generateName": "raykube-"}}, dry_run=True)
 
 
 def differences(known: Object, wanted: Object) -> Iterator[str]:
-    """Yield where two RayClusters differ in what their manifests say, as ``PATH: A there, B here``. Pure."""
+    """Yield the differences of two RayClusters' manifests, as ``PATH: A there, B here``. Pure."""
     for key in ("labels", "annotations"):
         theirs, ours = (thing["metadata"].get(key) or {} for thing in (known, wanted))
         for name, value in ours.items():
@@ -79,7 +80,7 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
 
 
 def _said(thing: Object) -> Any:
-    """Return a spec without what an autoscaler writes into it."""
+    """Return a spec without the fields that the autoscaler writes."""
     spec = copy.deepcopy(dict(fields.spec_of(thing)))
     if spec.get("enableInTreeAutoscaling"):
         for group in spec.get("workerGroupSpecs") or []:
@@ -89,7 +90,7 @@ def _said(thing: Object) -> Any:
 
 
 def listed(kube: Kube) -> list[ClusterStatus]:
-    """Return all clusters that stand alone, oldest first; those of jobs and services are theirs."""
+    """Return all clusters that stand alone, oldest first; leave out those of jobs and services."""
     clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=marks.CLUSTER)
     events = _events(kube)
     found = [status_of(seen(cluster, pods, events, kube.now())) for cluster in clusters]
@@ -98,26 +99,26 @@ def listed(kube: Kube) -> list[ClusterStatus]:
 
 
 def status(kube: Kube, name: str) -> ClusterStatus:
-    """Return the state now. Raises NotFound."""
+    """Return the current state. Raises NotFound."""
     return _with_runs(kube, [status_of(observe(kube, name))])[0]
 
 
 def _with_runs(kube: Kube, clusters: list[ClusterStatus]) -> list[ClusterStatus]:
-    with contextlib.suppress(Forbidden, UnknownKind):  # without them less is known
+    with contextlib.suppress(Forbidden, UnknownKind):  # without RayJobs the runs stay unknown
         unended = [(rayjobs.selected(job), fields.name_of(job)) for job in _unended(kube)]
         return [replace(each, runs=tuple(run for on, run in unended if on == each.name)) for each in clusters]
     return clusters
 
 
 def observe(kube: Kube, name: str) -> Observed:
-    """Return what Kubernetes says about a cluster now. Raises NotFound."""
+    """Return what Kubernetes says about a cluster at this moment. Raises NotFound."""
     cluster = found(kube, name)
     pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER}={name}")
     return seen(cluster, pods, _events(kube), kube.now())
 
 
 def why(kube: Kube, name: str) -> Failure | None:
-    """Return the one cause for which a cluster does not do what it should; None when nothing is wrong."""
+    """Return the one cause of what is wrong with a cluster; None when nothing is."""
     return cause(observe(kube, name))
 
 
@@ -127,17 +128,17 @@ def found(kube: Kube, name: str) -> Object:
 
 
 def _events(kube: Kube) -> list[Object]:
-    with contextlib.suppress(Forbidden):  # without them less is explained
+    with contextlib.suppress(Forbidden):  # without events fewer causes are explained
         return kube.listed("Event", fieldSelector="type=Warning")
     return []
 
 
 def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
-    """Yield the status now, after each change, and every half second. An API server that is away is waited for.
+    """Yield the status now, after each change, and every half second, also while the API server is away.
 
     Raises:
         NotFound: there is none, or it was deleted.
-        BackendError: it may not be seen, or the API server has been away for ten minutes.
+        BackendError: this user may not see it, or the API server has been away for ten minutes.
     """
     with contextlib.closing(Watching(kube)) as watching:
         watching.watch(_KIND, fieldSelector=f"metadata.name={name}")
@@ -161,7 +162,7 @@ def wait_ready(
     """Wait until all pods of a cluster are ready.
 
     Raises:
-        WaitTimeout: they are not within `timeout_s` seconds; the cluster stays.
+        WaitTimeout: they are not ready within `timeout_s` seconds; the cluster stays.
         NotFound: it was deleted meanwhile.
     """
     deadline, last = time.monotonic() + timeout_s, None
@@ -186,9 +187,10 @@ def _late(name: str, timeout_s: float, last: ClusterStatus | None) -> WaitTimeou
 
 
 def delete(kube: Kube, name: str, *, tell: Callable[[str], None] = lambda _: None) -> None:
-    """Delete a cluster once the runs on it have ended, and wait until it is gone and all its pods were asked to end.
+    """End the runs on a cluster and delete it; wait until it is gone and all its pods are terminating.
 
-    `tell` is given a line on the runs that were ended, and one on each that could not be: that keeps no cluster.
+    `tell` gets a line on the runs that were ended, and one on each run that could not be ended: such a run does not
+    keep the cluster from being deleted.
 
     Raises:
         NotFound: there is none.
@@ -209,7 +211,7 @@ def delete(kube: Kube, name: str, *, tell: Callable[[str], None] = lambda _: Non
 
 
 def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
-    """End the runs on a cluster in KubeRay's eyes too: else it starts them anew on the next cluster of that name."""
+    """End the runs on a cluster, and have KubeRay note it: else it restarts them on the next cluster of that name."""
     stopped = [run for job in _unended_on(kube, name) if _was_stopped(kube, run := fields.name_of(job), tell)]
     left = _noted(kube, name, stopped)
     if ended := [run for run in stopped if run not in left]:
@@ -222,13 +224,13 @@ def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
 
 
 def _was_stopped(kube: Kube, run: str, tell: Callable[[str], None]) -> bool:
-    """Ask for the end of a run that goes on; return whether that was done."""
+    """Ask a run to stop unless it has ended; return whether it was asked."""
     try:
         look = Look(kube, run)
         if look.status().is_terminal:
             return False
         jobs.stop(look)
-    except NotFound:  # somebody has deleted it
+    except NotFound:  # somebody else has deleted the run
         return False
     except BackendError as error:
         tell(f"note: {run} could not be ended: {error}")
@@ -237,7 +239,7 @@ def _was_stopped(kube: Kube, run: str, tell: Callable[[str], None]) -> bool:
 
 
 def _noted(kube: Kube, name: str, stopped: Container[str]) -> list[str]:
-    """Wait until KubeRay has noted the ends of runs, for which it looks every 3 s; return those that it has not."""
+    """Wait until KubeRay has noted that runs have ended, up to ``_NOTED_S`` seconds; return those it has not noted."""
     deadline = time.monotonic() + _NOTED_S
     while left := [run for run in _running(kube, name) if run in stopped or _has_ended(kube, run)]:
         if time.monotonic() > deadline:
@@ -247,7 +249,7 @@ def _noted(kube: Kube, name: str, stopped: Container[str]) -> list[str]:
 
 
 def _running(kube: Kube, name: str) -> list[str]:
-    """Return the runs on a cluster that go on, as far as KubeRay knows."""
+    """Return the names of the runs on a cluster that KubeRay takes to be running."""
     return [fields.name_of(job) for job in _unended_on(kube, name) if rayjobs.deployment(job) == "Running"]
 
 
@@ -256,12 +258,12 @@ def _unended_on(kube: Kube, name: str) -> list[Object]:
 
 
 def _unended(kube: Kube) -> list[Object]:
-    """Return the RayJobs that KubeRay has not seen the end of."""
+    """Return the RayJobs whose end KubeRay has not seen."""
     return [job for job in kube.listed("RayJob") if not rayjobs.has_ended(job)]
 
 
 def _has_ended(kube: Kube, run: str) -> bool:
-    with contextlib.suppress(BackendError):  # it is gone, or nobody answers
+    with contextlib.suppress(BackendError):  # the run is gone, or nobody answers
         return Look(kube, run).status().is_terminal
     return False
 
@@ -282,7 +284,7 @@ def _wait_gone(kube: Kube, cluster: Object) -> None:
 
 
 def _left(kube: Kube, name: str, uid: str) -> list[str]:
-    """Return what there is of a cluster that was not asked to end, and the cluster itself."""
+    """Return the cluster if it still exists, else those of its pods that are not terminating."""
     known = kube.find(_KIND, name)
     if known and known["metadata"]["uid"] == uid:
         return [f"RayCluster {name} with finalizers {known['metadata'].get('finalizers') or []}"]
@@ -292,10 +294,10 @@ def _left(kube: Kube, name: str, uid: str) -> list[str]:
 
 
 def token(kube: Kube, name: str) -> str:
-    """Return the token that a cluster's Ray asks for; "" when it asks for none.
+    """Return the token that a cluster's Ray requires; "" when it requires none.
 
     Raises:
-        NotFound: there is no such cluster, or its token was not made yet.
+        NotFound: there is no such cluster, or it has no token yet.
         Forbidden: this user may not read the Secret that holds it.
     """
     cluster = found(kube, name)

@@ -1,4 +1,4 @@
-"""What a RayCluster that stands alone is doing, from what Kubernetes says of it. Pure functions."""
+"""The state of a RayCluster that stands alone, from what Kubernetes says of it. Pure functions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class ClusterStatus:
 
     Attributes:
         name: of the cluster.
-        state: ``RUNNING`` when all its pods are ready, ``WAITING`` before and after that, ``STOPPED`` while suspended.
-        detail: one line on its pods.
-        failure: what keeps it from running; None when all is well, or nothing is known to be wrong.
+        state: ``RUNNING`` while all its pods are ready, ``STOPPED`` while it is suspended or being deleted, else
+            ``WAITING``.
+        detail: one line on its pods, or that it is suspended or being deleted.
+        failure: what keeps it from running; None when nothing is known to be wrong.
         created: Unix time in seconds.
-        address: of its dashboard and Job API, for what runs in the same Kubernetes.
+        address: of its dashboard and Job API, inside the same Kubernetes; "" before there is one.
         ready, wanted: how many of its pods are ready, and how many there should be.
-        owner: the RayJob or RayService that it belongs to, "" for one that stands alone.
-        runs: names of the RayJobs for it that have not ended; None where nobody has looked, or may.
+        owner: kind and name of the RayJob or RayService that it belongs to; "" when it stands alone.
+        runs: names of the RayJobs on it that have not ended; None when nobody looked, or this user may not.
     """
 
     name: str
@@ -44,14 +45,14 @@ class ClusterStatus:
 
 
 def seen(cluster: Object, pods: Iterable[Object], events: Iterable[Object], now: float) -> Observed:
-    """Return what is known of one cluster out of a namespace's pods and events, at a time of the server's clock."""
+    """Return what a namespace's pods and events say of one cluster; `now` is by the API server's clock."""
     name = cluster["metadata"]["name"]
     own = tuple(pod for pod in pods if labels_of(pod).get(marks.CLUSTER) == name)
     return Observed(cluster=cluster, pods=own, events=events_of(events, (cluster, *own)), now=now)
 
 
 def status_of(look: Observed) -> ClusterStatus:
-    """Return the state of a cluster that was looked at. Pure."""
+    """Return the status of an observed cluster. Pure."""
     metadata, spec = look.cluster["metadata"], spec_of(look.cluster)
     wanted = _wanted(spec)
     ready = sum(1 for pod in look.pods if is_ready(pod) and not is_leaving(pod))
@@ -79,12 +80,12 @@ def _detail(cluster: Object, wanted: int, ready: int) -> str:
 def _state(spec: Object, wanted: int, ready: int, *, leaving: bool) -> ClusterState:
     if leaving or spec.get("suspend"):
         return "STOPPED"
-    # Not the status' own "ready": once true it stays so, whatever pods are lost.
+    # Not the "ready" of the cluster's own status: it stays once it was true, whatever pods are lost.
     return "RUNNING" if ready >= wanted else "WAITING"
 
 
 def _wanted(spec: Object) -> int:
-    """Return how many pods there should be: the head and, of each group, what KubeRay makes of its counts."""
+    """Return how many pods there should be: the head, and what KubeRay makes of each worker group's counts."""
     if spec.get("suspend"):
         return 0
     return 1 + sum(map(manifests.pods, spec.get("workerGroupSpecs") or []))

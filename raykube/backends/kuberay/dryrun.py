@@ -1,4 +1,4 @@
-"""What ``--dry-run=server`` asks: whether the API server would take a plan's objects, and the pods made of them."""
+"""What ``--dry-run=server`` asks: whether the API server would accept a plan's objects, and their pods."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from raykube.errors import Conflict, Forbidden, ManifestError, Problem
 from raykube.plans import Plan
 
 _CLUSTER_IN = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
-#: Volumes that KubeRay adds to pods; containers of a template may mount them without naming them.
+#: Volumes that KubeRay adds to pods: a template's containers may mount them although the template lacks them.
 _ADDED = ("shared-mem", "ray-logs")
 
 
 def check(kube: Kube, plan: Plan) -> None:
-    """Have the API server check every object of a plan, with strict validation, and each kind of pod; keep none.
+    """Have the API server check a plan's objects, with strict validation, and each kind of pod, without creating any.
 
-    Pods are not checked for a user who may not create any.
+    Pods are not checked for a user who may not create pods.
 
     Raises:
-        Conflict: something else has the name of one.
-        ManifestError: fields that the server does not know or take, or pods that it would refuse, each with its path.
+        Conflict: the name of one belongs to something else.
+        ManifestError: there are fields that the server does not know or accept, or pods that it would refuse; each is
+            named with its path.
     """
     *parts, work = plan.body
     objects.check_free(kube, work)
     for part in parts:
-        with contextlib.suppress(Conflict):  # one that is the same is shared
+        with contextlib.suppress(Conflict):  # an existing one with the same content is shared
             kube.create(part, dry_run=True)
     _check_work(kube, work)
     if problems := [problem for path, pod in pods(work) for problem in _refusals(kube, path, pod)]:
@@ -51,7 +52,7 @@ def _check_work(kube: Kube, work: Object) -> None:
 
 
 def pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a pod of each group of a Ray object, and the path of its template. Pure."""
+    """Yield, for each group of a Ray object, the path of its template and a pod made from it. Pure."""
     place = _CLUSTER_IN.get(work["kind"])
     spec = spec_of(work).get(place) or {} if place else spec_of(work)
     prefix = f"spec.{place}." if place else "spec."
@@ -76,7 +77,7 @@ def _pod(work: Mapping[str, Any], template: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _refusals(kube: Kube, path: str, pod: Object) -> Iterator[Problem]:
-    """Yield what the server has against a pod: its fields, or a quota, a policy or a webhook of its namespace."""
+    """Yield why the server would refuse a pod: its fields, or a quota, policy or webhook of its namespace."""
     try:
         kube.create(pod, dry_run=True)
     except Lacking:

@@ -1,7 +1,7 @@
-"""A port of this machine that leads to the head of a Ray cluster, by way of the API server alone.
+"""A local port that leads to the head of a Ray cluster, through the API server alone.
 
-Each connection gets a WebSocket of its own (``pods/NAME/portforward``) to the head's pod of that moment. A head that
-was replaced, or an API server that was restarted, ends the connections that were open; the next ones work.
+Each connection gets its own WebSocket (``pods/NAME/portforward``) to the pod that is the head at that moment. When the
+head is replaced or the API server restarts, open connections end; later ones work.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from raykube.backends.kubernetes.tunnel import Caller, Tunnel, carry, opened
 from raykube.backends.kubernetes.watching import Refusals
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 
-#: For so long a connection waits for an API server or a head that is away; a head that was killed is back by then.
+#: Seconds that a connection waits for an API server or a head that is away; a killed head is back by then.
 PATIENCE_S = 60.0
 _PAUSE_S = 0.3
-#: For so long the end of a forward waits for those of its connections.
+#: Seconds that the end of a forward waits for its connections to end.
 _END_S = 1.0
 _HOST = "127.0.0.1"
 _RIGHT = "pods/portforward"
@@ -42,10 +42,10 @@ class Forward:
     seconds. What goes wrong with a connection is logged; the next one starts afresh.
 
     Args:
-        cluster: its name, or what tells it for each connection.
+        cluster: its name, or a function that returns the name for each connection.
 
     Attributes:
-        port: of 127.0.0.1, known once the block has begun.
+        port: on 127.0.0.1; known once the block has begun.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Forward:
         self._told = ""
         self._refusals = Refusals()
         self._stop = Stop()
-        #: Set once a connection was asked for to a cluster or service that there is not any more.
+        #: Set once a connection found that the cluster or service no longer exists.
         self.gone = threading.Event()
         self._wake, self._waker = socket.socketpair()
         self._stop.take(self._waker)
@@ -79,14 +79,14 @@ class Forward:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        # One that asks a silent API server ends by itself, and with the process.
+        # A thread that waits for a silent API server ends by itself, or with the process.
         self._thread.join(_END_S)
         if not self._thread.is_alive():
             self._wake.close()
             self._waker.close()
 
     def _accept(self, listener: socket.socket) -> None:
-        """Give each connection a thread, and outlive them all."""
+        """Give each connection a thread; return once all of them have ended."""
         threads: list[threading.Thread] = []
         with listener:
             while not self._stop.is_set():
@@ -95,7 +95,7 @@ class Forward:
                     caller = Caller(listener.accept()[0])
                 except (BlockingIOError, ConnectionAbortedError):
                     continue
-                except OSError as error:  # too many open files: those of other connections end
+                except OSError as error:  # too many open files: connections that end free some
                     self._tell(f"a connection is not taken yet: {error}")
                     self._stop.wait(_PAUSE_S)
                     continue
@@ -104,7 +104,7 @@ class Forward:
             thread.join()
 
     def _started(self, caller: Caller) -> list[threading.Thread]:
-        """Have a thread carry a connection; none where there are too many: those of other connections end."""
+        """Start and return a thread that carries a connection; with too many threads, reset it and return none."""
         thread = threading.Thread(target=self._serve, args=(caller,), daemon=True)
         try:
             thread.start()
@@ -117,7 +117,7 @@ class Forward:
         return [thread]
 
     def _serve(self, caller: Caller) -> None:
-        """Carry one connection. As long as nobody got anything of it, it is tried again."""
+        """Carry one connection; on an error, try again as long as none of its data has been received."""
         deadline = time.monotonic() + PATIENCE_S
         with caller.socket:
             while error := self._tried(caller):
@@ -133,13 +133,13 @@ class Forward:
                     return
 
     def _may_pass(self, error: BackendError) -> bool:
-        """Whether it may work in a moment."""
+        """Whether it may work a moment after this error."""
         if isinstance(error, Forbidden):
             return not self._refusals.are_meant()
         return isinstance(error, (Unreachable, NotFound))
 
     def _tell(self, text: str) -> None:
-        """Log what is wrong, once for all connections that suffer from it."""
+        """Log what is wrong, once for all connections that it affects."""
         if text != self._told and not self._stop.is_set():
             self._told = text
             _log.warning("%s", text)
@@ -157,7 +157,7 @@ class Forward:
         return None
 
     def _head(self) -> Object:
-        """Return the head's pod as it is now: a head that was replaced has another name."""
+        """Return the pod that is the head now: a replaced head has another name."""
         try:
             cluster = self._cluster if isinstance(self._cluster, str) else self._cluster()
         except NotFound:  # the service is gone
@@ -168,7 +168,7 @@ class Forward:
         live = [pod for pod in pods if not is_leaving(pod)]
         head = dict(head_pod(tuple(live)))
         phase = status_of(head).get("phase", "")
-        stays = isinstance(self._cluster, str)  # that of a service is replaced by another
+        stays = isinstance(self._cluster, str)  # a service's cluster is replaced by another
         if stays and not head and self._kube.find("RayCluster", cluster) is None:
             self.gone.set()
             raise NotFound(f"cluster {cluster} is gone", next_step="see: raykube cluster list")
@@ -182,13 +182,13 @@ class Forward:
 
 
 def check_right(kube: Kube) -> None:
-    """Refuse who may not forward a port, before any address is told.
+    """Refuse a user who may not forward ports, before an address is shown.
 
     Raises:
-        Forbidden: of the rights for it, this user lacks what every API server asks for.
+        Forbidden: this user lacks the one right to do so that every API server requires.
     """
     allowed = True
-    with contextlib.suppress(BackendError):  # then the first connection tells what is wrong
+    with contextlib.suppress(BackendError):  # the first connection then tells what is wrong
         allowed = kube.may("get", _RIGHT)
     if not allowed:
         raise lacks("get", _RIGHT, why=f"the API server says so of namespace {kube.namespace}")
@@ -197,7 +197,7 @@ def check_right(kube: Kube) -> None:
 def _listening(port: int) -> socket.socket:
     listener = socket.socket()
     try:
-        # As in socketserver: without it a port that was used a minute ago could not be used again.
+        # As in socketserver: without this option a port that was used a minute ago could not be used again.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_HOST, port))
         listener.listen(128)

@@ -1,4 +1,4 @@
-"""Brings code to its cluster that is too large for a ConfigMap: to the cluster's storage, or to a head that lives."""
+"""Brings code that is too large for a ConfigMap to its cluster: to the cluster's storage, or to its running head."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ def before(kube: Kube, plan: Plan) -> None:
     if plan.code.way == "cluster":
         _give(_selected(kube, selected(work)), plan.code.uri, plan.package)
     elif plan.code.way == "storage":
-        with contextlib.suppress(Conflict):  # that is looked at when it is made
-            kube.create(work, dry_run=True)  # what the server refuses is to leave no code behind
+        with contextlib.suppress(Conflict):  # an existing object is dealt with when this one is created
+            kube.create(work, dry_run=True)  # so that a refused object leaves no code behind
         path, data = plan.code.uri.removeprefix("file://"), package.zipped(plan.package)
         _log.info(_BROUGHT, plan.name, f"{len(data):,}", path)
         storage.write(kube, work, path, data)
 
 
 def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
-    """Return a block to delete a service in, and with it what it ever had of its code in the storage.
+    """Return a block to delete a service in; it first removes all code that the service ever had in its storage.
 
-    A run of that name may keep its own things beside that: one that is gone, or that is in another namespace.
+    Only code is removed: a run of the same name, deleted or in another namespace, may keep its files beside it.
 
     Raises:
-        Forbidden: it may not be deleted, and keeps its code.
+        Forbidden: this user may not delete the service; its code is left alone.
     """
     if marks.CODE_IN_STORAGE in annotations_of(service):
         with contextlib.suppress(NotFound):
-            # The code goes first, while the service owns the pod that removes it and keeps the name from others: so ask
-            # before that. A service that stayed without its code could start no replica any more.
+            # The code is removed first, while the service can own the pod that does it and its name is not free. So ask
+            # beforehand: a service that stayed without its code could not start any more replicas.
             kube.delete("RayService", name_of(service), dryRun=["All"])
         return storage.removed_with(kube, service, bodies.CODE_FOLDER)
     return contextlib.nullcontext()
 
 
 def after(kube: Kube, plan: Plan, owner: Object) -> None:
-    """Submit the job of a plan that uploads its code (InteractiveMode), as soon as the head of its RayJob answers.
+    """Upload the code of an InteractiveMode plan and submit its job, as soon as the head of its RayJob answers.
 
     Raises:
-        BackendError: the head did not come up in the job's ``pending_timeout_s``.
+        BackendError: the head did not answer within the job's ``pending_timeout_s``.
     """
     if plan.package is None or plan.code is None or plan.code.way != "upload":
         return
     planned = plan.body[-1]["spec"]
-    spec = planned | dict(owner["spec"])  # a later attempt's says which it is
+    spec = planned | dict(owner["spec"])  # the spec of a later attempt has the attempt's number
     head = _answering(kube, plan.name, float(planned["preRunningDeadlineSeconds"]))
     if head is None or head.details():
         return
@@ -84,7 +84,7 @@ def after(kube: Kube, plan: Plan, owner: Object) -> None:
 
 
 def _reserved(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a RayJob has its driver reserve, as Ray's Job API takes it: KubeRay itself would hand it on."""
+    """Return what a RayJob reserves for its driver, for Ray's Job API: KubeRay does not submit this job for us."""
     said = {
         "entrypoint_num_cpus": spec.get("entrypointNumCpus"),
         "entrypoint_num_gpus": spec.get("entrypointNumGpus"),
@@ -94,12 +94,12 @@ def _reserved(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _give(api: RayApi, uri: str, code: Package) -> None:
-    # Ray does not unpack the top folder of what it holds itself.
+    # Ray strips no top folder from a package that it holds itself.
     api.upload(uri, package.zipped(code, top=""))
 
 
 def _selected(kube: Kube, name: str) -> RayApi:
-    """Return Ray's API of a cluster that stays."""
+    """Return the Ray API of a long-lived cluster."""
     cluster = kube.get("RayCluster", name)
     if not (service := head_service(cluster)):
         step = f"wait for it: raykube cluster status {name}"
@@ -108,7 +108,7 @@ def _selected(kube: Kube, name: str) -> RayApi:
 
 
 def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:
-    """Wait for the head of a job's cluster, and tell what for; None once the run has ended without it."""
+    """Wait until the head of a job's cluster answers, and log why it does not; return None if the run has ended."""
     deadline, told = time.monotonic() + limit_s, ""
     while True:
         head, status, why = _asked(kube, name)
@@ -124,11 +124,11 @@ def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:
 
 
 def _asked(kube: Kube, name: str) -> tuple[RayHead | None, Status | None, str]:
-    """Return the head of a job's cluster if it answers, the run's state, and what it waits for."""
+    """Return the head of a job's cluster if it answers, the run's status, and what the head or run waits for."""
     try:
         look = Look(kube, name)
         status, head = look.status(), look.head()
-    except Unreachable as error:  # the API server; it may be back in time
+    except Unreachable as error:  # the API server is away, and may be back in time
         return None, None, error.why
     try:
         if head and not status.is_terminal:

@@ -31,7 +31,7 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
     """Return one of Ray's objects, by name.
 
     Raises:
-        NotFound: there is none; `otherwise` adds what else to do than to see which there are.
+        NotFound: there is none; `otherwise` is added to the next step, which is to list those there are.
     """
     try:
         return kube.get(kind, name)
@@ -44,35 +44,35 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
 
 
 def is_ours(thing: Mapping[str, Any]) -> bool:
-    """Whether raykube has made an object."""
+    """Whether raykube made an object."""
     return marks.MANAGED_BY.items() <= labels_of(thing).items()
 
 
 def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
-    """Refuse a name that Ray's objects of another kind have.
+    """Refuse a name that another kind of Ray's objects already has.
 
-    Of a run and a service of one name only one could be spoken of. The Service of a head is named after what the head
-    is for, of whatever kind: KubeRay gives two of one name the same, and one loses its head.
+    A name shared by a run and a service could mean only one of them. And KubeRay names a head's Service after its
+    owner, whatever the owner's kind: two owners of one name would share a Service, and one would lose its head.
 
     Raises:
-        Conflict: one of another kind has it.
+        Conflict: an object of another kind has the name.
     """
     name = thing["metadata"]["name"]
     for kind in (each for each in _OWNERS if each != thing["kind"]):
-        with contextlib.suppress(Forbidden):  # who may not see that kind has none
+        with contextlib.suppress(Forbidden):  # a user who may not see that kind has none of it
             known = kube.find(kind, name)
             if known and not _on_another(thing, known):
                 raise Conflict(f"the name {name!r} is taken by a {_NOUNS[kind]}", next_step="choose another name")
 
 
 def _on_another(*pair: Mapping[str, Any]) -> bool:
-    """Whether of a run and a cluster the run has no cluster of its own."""
+    """Whether the two are a RayCluster and a RayJob that has no cluster of its own."""
     kinds = {each["kind"]: each for each in pair}
     return kinds.keys() == {"RayJob", "RayCluster"} and bool(selected(kinds["RayJob"]))
 
 
 def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:
-    """Create an object and return it; None when one of that name exists."""
+    """Create an object and return it; return None when one of that name exists."""
     try:
         return kube.create(thing)
     except Conflict:
@@ -80,23 +80,25 @@ def created(kube: Kube, thing: Mapping[str, Any]) -> Object | None:
 
 
 def owned(part: Mapping[str, Any], owner: Object) -> dict[str, Any]:
-    """Return an object as the owner's own: it goes when the owner does."""
+    """Return an object as owned by `owner`: it is deleted along with it."""
     metadata = owner["metadata"]
     reference = {"apiVersion": "ray.io/v1", "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
-    # Not blockOwnerDeletion: some servers grant it only to who may change the finalizers of the owner, and nobody waits
-    # for it: owners are deleted before what they own.
+    # Not blockOwnerDeletion: some servers grant it only to users who may change the owner's finalizers, and nothing
+    # needs it: owners are deleted before what they own.
     references = [{**reference, "controller": True}]
     return {**part, "metadata": {**part["metadata"], "ownerReferences": references}}
 
 
 def claim(kube: Kube, part: Mapping[str, Any], owner: Object) -> Object:
-    """Create an object as the owner's own, and return what has its name now: that, or what the owner had already.
+    """Create an object owned by `owner`, and return the object that has its name now: the new or an existing one.
 
-    What an owner that is gone has left makes room. What says the same is shared with its owners, and goes with the last
-    of them; if nobody owns it, it is used as it is. What nobody owns and raykube made is brought up to date.
+    An existing object of `owner` is returned as it is. One whose owners are all gone is replaced. One with the same
+    content is shared with its other owners, and deleted with the last of them; if nobody owns it, it is used as it is.
+    One with other content that nobody owns is updated if raykube made it.
 
     Raises:
-        Conflict: it is somebody else's and says something else: it is left alone.
+        Conflict: an object with other content is somebody else's, and is left alone; or others create and delete it at
+            the same time.
     """
     body, kind, name = owned(part, owner), part["kind"], part["metadata"]["name"]
     for _ in range(_TRIES):
@@ -130,14 +132,14 @@ def _unowned(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object:
 
 
 def _says_the_same(known: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    """Whether an object says all that is wanted; what the server has added is no difference."""
+    """Whether an object has all the wanted content; what the server has added does not count."""
     texts = {key: base64.b64encode(text.encode()).decode() for key, text in (body.get("stringData") or {}).items()}
     wanted = {**{key: body.get(key) or {} for key in _CONTENT}, "data": {**(body.get("data") or {}), **texts}}
     return not any([*differences.of_objects(value, known.get(key) or {}, key)] for key, value in wanted.items())
 
 
 def _shared(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object | None:
-    """Make an object that others own ours too; None when it was changed meanwhile."""
+    """Add our owner to an object that others own, and return it; return None when it was changed meanwhile."""
     metadata = known["metadata"]
     (ours,) = body["metadata"]["ownerReferences"]
     references = [*metadata["ownerReferences"], {**ours, "controller": False}]  # Kubernetes allows one controller
@@ -149,7 +151,7 @@ def _shared(kube: Kube, known: Object, body: Mapping[str, Any]) -> Object | None
 
 
 def _lives(kube: Kube, reference: Mapping[str, Any]) -> bool:
-    """Whether an owner is still there; of kinds that are none of KubeRay's nobody here can tell."""
+    """Whether an owner still exists; one of a kind that is not KubeRay's always counts as existing."""
     if reference["kind"] not in _OWNERS:
         return True
     known = kube.find(reference["kind"], reference["name"])
@@ -163,13 +165,13 @@ def _taken(known: Mapping[str, Any], why: str) -> Conflict:
 
 
 def difference(known: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the patch that makes `known` say what `wanted` says; what only the server or others added to it stays."""
+    """Return the patch that gives `known` the spec of `wanted`, and adds the labels and annotations of `wanted`."""
     metadata = {key: wanted["metadata"][key] for key in ("labels", "annotations") if key in wanted["metadata"]}
     return {"metadata": metadata, "spec": replacement(spec_of(known), wanted["spec"])}
 
 
 def replacement(known: Any, wanted: Any) -> Any:
-    """Return the merge patch that leaves of `known` just `wanted`."""
+    """Return the merge patch that turns `known` into exactly `wanted`."""
     if not isinstance(known, Mapping) or not isinstance(wanted, Mapping):
         return wanted
     gone = {key: None for key in known if key not in wanted}
@@ -177,7 +179,7 @@ def replacement(known: Any, wanted: Any) -> Any:
 
 
 def delete(kube: Kube, thing: Object) -> None:
-    """Delete just this object, not one that has taken its name meanwhile; what it owns goes after it."""
+    """Delete exactly this object, not a newer one of its name; what it owns is deleted after it."""
     uid = {"uid": thing["metadata"]["uid"]}
     try:
         kube.delete(thing["kind"], name_of(thing), propagationPolicy="Background", preconditions=uid)
@@ -189,7 +191,7 @@ def wait_gone(kube: Kube, kind: str, name: str) -> None:
     """Wait until an object that was deleted is gone, so that its name is free.
 
     Raises:
-        BackendError: it stays, held by its finalizers; or nobody tells whether it does.
+        BackendError: its finalizers hold it, or the API server does not say whether it is gone.
     """
 
     def left() -> BackendError | None:
@@ -206,7 +208,7 @@ def wait_gone(kube: Kube, kind: str, name: str) -> None:
 
 
 def until_gone(left: Callable[[], BackendError | None]) -> None:
-    """Wait until nothing is left, else raise what `left` returns of it; a server that is away meanwhile may be back."""
+    """Wait until `left` returns None, even if the server is away meanwhile; raise what it returns after ``GONE_S``."""
     deadline = time.monotonic() + GONE_S
     while error := _told(left):
         if time.monotonic() > deadline:
@@ -223,7 +225,7 @@ def _told(left: Callable[[], BackendError | None]) -> BackendError | None:
 
 @contextlib.contextmanager
 def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
-    """Remove an owner that was just made if it does not get what it needs: it would wait for that, on its cluster.
+    """Remove a newly made owner if the block that makes what it needs fails: it would wait in vain on its cluster.
 
     Raises:
         BackendError: it could not be removed either.
@@ -236,7 +238,7 @@ def needed_by(kube: Kube, owner: Object, *, is_new: bool) -> Iterator[None]:
             _undo(kube, owner, interrupt)
         raise
     except RaykubeError as error:
-        # Where nobody answers nothing can be removed either: the same plan, sent again, makes what is missing.
+        # A server that does not answer cannot remove it either. Sending the same plan again makes what is missing.
         if is_new and (isinstance(error, Unable) or not isinstance(error, Unreachable)):
             _undo(kube, owner, error)
         raise

@@ -1,7 +1,7 @@
-"""Looks at one object by a watch, again and again, and asks its Ray head from a thread of its own.
+"""Follows one object with a watch, and asks its Ray head again and again in a separate thread.
 
-KubeRay shows late what the head says of itself, and Ray tells of no changes; a head that is going away can take seconds
-not to answer.
+The head is asked because KubeRay shows its state late, and again and again because Ray does not announce changes. The
+thread is separate because a request to a head that is going away can take seconds to fail.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from raykube.errors import Failure, Unreachable
 _Head = TypeVar("_Head")
 _Answer = TypeVar("_Answer")
 _EVERY_S = 0.5
-#: A waiter looks at its clock so often.
+#: Seconds after which something is yielded even without a change, so that a waiter can check its deadline.
 _TICK_S = 0.5
-#: An API server or head that has been away for so long is waited for no longer.
+#: Seconds after which an API server or head that is away is no longer waited for.
 GIVE_UP_S = 600.0
 
 
 def looks(watching: Watching, kind: str) -> Iterator[tuple[list[Object] | None, Unreachable | None]]:
-    """Yield what a watch knows and, while the API server is away, why; at each change, and every half second.
+    """Yield what a watch knows and, while the API server is away, the error; at each change and every half second.
 
     Raises:
         BackendError: the watch is refused, or the server has been away for ten minutes.
@@ -43,17 +43,17 @@ def looks(watching: Watching, kind: str) -> Iterator[tuple[list[Object] | None, 
 
 
 def unreachable(error: Unreachable) -> Failure:
-    """Return what a status says of an API server that is away."""
+    """Return the failure that a status shows while the API server is away."""
     return Failure("ApiServerUnreachable", error.why, next_step=error.next_step, where=error.what)
 
 
 class Poll(Generic[_Head, _Answer]):
-    """What the head says that is asked now.
+    """The latest answer of the head that is asked at present.
 
     Args:
         look: asks a head once.
-        unasked: what a head is taken to say until it was asked; what is said where there is none.
-        changed: called when a head says something new.
+        unasked: returns the answer to assume for a head that was not asked yet, and for no head (None).
+        changed: called when a head's answer changes.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Poll(Generic[_Head, _Answer]):
                 self._head, self._answer = head, self._unasked(head)
 
     def answer(self) -> tuple[_Answer, _Head | None]:
-        """Return what was said last, and by whom."""
+        """Return the latest answer, and the head that it is from."""
         with self._lock:
             return self._answer, self._head
 
     def run(self, stop: Stop) -> None:
-        """Ask until `stop`."""
+        """Ask every half second until `stop` is set."""
         while not stop.wait(_EVERY_S):
             self.look()
 
     def look(self) -> None:
-        """Ask once."""
+        """Ask the head once, if there is one."""
         _, head = self.answer()
         if head is None:
             return

@@ -17,16 +17,17 @@ from raykube.backends.transport import sendable
 from raykube.errors import BackendError, NotFound, Unreachable
 from raykube.tokens import KEY
 
-#: So much of a cluster's name KubeRay leaves in that of the Secret it makes.
+#: How many characters of a cluster's name, from its end, KubeRay keeps in the name of the cluster's Secret.
 _CHECKED = 50
 
 
 def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
-    """Return the token of a cluster's Ray; "" when it asks for none.
+    """Return the token of a cluster's Ray; "" when it requires none.
 
     Raises:
-        Forbidden: this user may not read the Secret that holds it.
-        BackendError: that Secret holds none.
+        NotFound: the Secret that holds it does not exist (yet).
+        Forbidden: this user may not read that Secret.
+        BackendError: that Secret holds no token, or none that can be sent.
     """
     auth = spec.get("authOptions") or {}
     if auth.get("mode") != "token":
@@ -47,26 +48,26 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
 
 
 def api_of(kube: Kube, cluster: str, spec: Mapping[str, Any], path: str) -> RayApi:
-    """Return Ray's API of a cluster's head, which the API server passes requests on to below `path`.
+    """Return the Ray API of a cluster's head; the API server passes requests below `path` on to it.
 
     Raises:
-        Forbidden, BackendError: its token cannot be had.
+        NotFound, Forbidden, BackendError: its token cannot be read.
     """
     return RayApi.behind(kube.http, path, token(kube, cluster, spec))
 
 
 def _checked(name: str) -> str:
-    """Return a name as KubeRay's ``CheckName`` makes it for what belongs to a cluster: its end, behind a letter."""
+    """Return a cluster's name as KubeRay's ``CheckName`` shortens it: its end, beginning with a letter."""
     end = name[-_CHECKED:]
     return end if end[0].isalpha() else f"r{end[1:]}"
 
 
 def cluster_spec(kube: Kube, job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the spec of the cluster that a RayJob runs on, its own or one that stays. Raises NotFound."""
+    """Return the spec of the cluster that a RayJob runs on, its own or a long-lived one. Raises NotFound."""
     own: Mapping[str, Any] | None = spec_of(job).get("rayClusterSpec")
     if own is not None:
         return own
-    if not (name := selected(job)):  # KubeRay takes it for invalid
+    if not (name := selected(job)):  # KubeRay calls such a RayJob invalid
         raise NotFound(f"RayJob {job['metadata']['name']} names no cluster, and has none of its own")
     return spec_of(kube.get("RayCluster", name))
 
@@ -87,17 +88,17 @@ class RayHead:
         return {}
 
     def told(self, name: str, node: str) -> dict[str, Any]:
-        """Return what the run's own pod tells on the driver's node; empty when it tells nothing (yet)."""
+        """Return the state that the run's pod leaves on the driver's node; empty when it cannot be read (yet)."""
         with contextlib.suppress(BackendError):
             return self.state(name, node)
         return {}
 
     def state(self, name: str, node: str) -> dict[str, Any]:
-        """Return what the run's own pod tells on the driver's node.
+        """Return the state that the run's pod leaves on the driver's node, in Ray's log folder.
 
         Raises:
-            NotFound: it tells nothing (yet), or the node is gone.
-            Forbidden, BackendError: the head may not be asked, or does not answer with it.
+            NotFound: there is none (yet), or the node is gone.
+            Forbidden, BackendError: the head may not be asked, or does not answer with all of it.
         """
         file = wire.state_file(name)
         text = self.api.log(node, file)
@@ -107,7 +108,7 @@ class RayHead:
         raise Unreachable(f"the Ray head does not answer with all of {file}", why=f"{len(text)} bytes, no JSON object")
 
     def ranks(self, name: str, node: str) -> list[tuple[str, str]]:
-        """Return Ray's ids of node and worker of each rank of the run; empty when none is known (yet)."""
+        """Return Ray's ids of the node and worker of each rank of the run; empty when they are not known (yet)."""
         with contextlib.suppress(BackendError, ValueError):
             text = self.api.log(node, wire.ranks_file(name))
             return [(node, worker) for node, worker in json.loads(text)]
@@ -120,7 +121,7 @@ class RayHead:
 
 
 def head_of(kube: Kube, job: Mapping[str, Any]) -> RayHead | None:
-    """Return the head of a RayJob; None when it has no cluster that could answer."""
+    """Return the head of a RayJob; None when there is no cluster that could answer."""
     if not cluster_name(job) or not service_of(job):
         return None
     with contextlib.suppress(NotFound):  # the Secret or the cluster is gone, or not there yet

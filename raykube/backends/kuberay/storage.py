@@ -1,7 +1,7 @@
-"""What a run keeps in its cluster's storage, reached by a pod of a few seconds when no head does it.
+"""A run's files in its cluster's storage, reached through a short-lived pod when there is no head to ask.
 
-A storage is a volume that only pods mount, or a bucket that only they have the keys of. The pod is made of the head's
-own template, so it sees what the head sees; all of raykube that it runs is the text of one module.
+A storage is a volume that only pods mount, or a bucket that only pods have the keys to. The pod is made from the head's
+own template, so it sees what the head sees; the only code of raykube that it runs is the text of one module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import storage_template
 from raykube.errors import BackendError, ManifestError, NotFound, Unreachable
 
-_LIMIT_S = 300  # a node may have to be made for it
+_LIMIT_S = 300  # a node may have to be provisioned for the pod
 _POLL_S = 0.2
 _TRIES = 3
 _ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
@@ -38,19 +38,19 @@ _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 
 
 def read(kube: Kube, job: Object, file: str) -> bytes:
-    """Return a file of a run; nothing when there is none, or no storage."""
+    """Return the bytes of a run's file; empty when there is no such file, or no storage."""
     folder = storage_of(job)
     return (_data(kube, job, "cat", f"{folder}/{file}") if folder else None) or b""
 
 
 def read_newest(kube: Kube, job: Object, file: str) -> bytes | None:
-    """Return the file of that name which a stage or trial of a run wrote last; None where there is none."""
+    """Return the newest `file` that a stage or trial of a run wrote; None when there is none, or no storage."""
     folder = storage_of(job)
     return _data(kube, job, "newest", folder, file) if folder else None
 
 
 def lost(job: Object, what: str, file: str) -> BackendError:
-    """Return the error that something of a run that has ended is gone, for its storage has no such file."""
+    """Return the error that `what` of an ended run is lost, because there is no `file` in a storage."""
     folder, cluster = storage_of(job), selected(job)
     went = f"went with cluster {cluster}, or its node there" if cluster else "was lost with the node that it was on"
     longer = ", or give a longer --keep-cluster-s (of a RayJob of your own: ttlSecondsAfterFinished)"
@@ -62,7 +62,7 @@ def lost(job: Object, what: str, file: str) -> BackendError:
 
 
 def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes | None:
-    """Return what a pod reads, as it is; None where there is nothing to be read."""
+    """Return the bytes that a pod reads from the storage; None when there is no such file."""
     for _ in range(_TRIES):
         if found := _ANSWER.search(_run(kube, job, verb, path, *more)):
             return None if found[1] == "!" else base64.b64decode(found[1])
@@ -75,10 +75,10 @@ def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes | 
 
 @contextlib.contextmanager
 def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
-    """Remove what a run keeps, or what lies `below`, then have the block delete its objects, however that went.
+    """Remove a run's files, or only its folder `below`, then run the block, which deletes its objects in any case.
 
     Raises:
-        BackendError: the objects are deleted, and what was kept is still there.
+        BackendError: the objects are deleted, but the files could not be removed.
     """
     folder, failed = storage_of(thing), None
     folder += f"/{below}" if folder and below else ""
@@ -97,37 +97,37 @@ def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
 
 
 def write(kube: Kube, job: Mapping[str, Any], path: str, data: bytes) -> None:
-    """Put a file where the pods of a job that is to be created will find it, unless it is there already."""
+    """Put a file where the pods of a job, which is yet to be created, will find it, unless it is already there."""
     _sweep(kube)
-    # All in the cluster's network reach the pod: it takes only the file that it was told of.
+    # Everything in the cluster's network can reach the pod, so it accepts only the file with this hash.
     with _pod(kube, job, "receive", path, str(_PORT), hashlib.sha256(data).hexdigest()) as name:
         there = f"/api/v1/namespaces/{kube.namespace}/pods/{name}:{_PORT}/proxy/"
         if not _is_there(kube, name, there):
-            # It answers only once it has written.
+            # The pod answers only once it has written the file.
             kube.send("POST", there, content=data, timeout=_LIMIT_S)
 
 
 def _sweep(kube: Kube) -> None:
-    """Remove the pods of clients that were killed while they wrote: there was no run yet for them to go with."""
-    with contextlib.suppress(BackendError):  # it is in nobody's way
+    """Remove the pods of clients that were killed while writing: no run existed yet that could have owned the pods."""
+    with contextlib.suppress(BackendError):  # leftover pods are in nobody's way
         for pod in kube.listed("Pod", labelSelector=f"{marks.OURS},{marks.RUN}", fieldSelector=_ENDED):
-            late = kube.now() - seconds(pod["metadata"].get("creationTimestamp")) > _LIMIT_S  # nobody waits for it now
+            late = kube.now() - seconds(pod["metadata"].get("creationTimestamp")) > _LIMIT_S  # no client still waits
             if late and not pod["metadata"].get("ownerReferences"):
                 with contextlib.suppress(NotFound):
                     kube.delete("Pod", name_of(pod))
 
 
 def _is_there(kube: Kube, name: str, path: str) -> bool:
-    """Wait until the pod answers, and return whether it has the file."""
+    """Wait until the pod answers; return whether the file is already there."""
     deadline = time.monotonic() + _LIMIT_S
     while True:
         try:
             kube.send("GET", path)
         except BackendError as error:
-            # The server refuses what it cannot pass on: a pod that is not placed has no address.
+            # The server refuses a request that it cannot pass on: an unscheduled pod has no address.
             pod = kube.get("Pod", name)
             phase = pod["status"].get("phase")
-            if phase == "Running" and not isinstance(error, Unreachable):  # the pod's own 404
+            if phase == "Running" and not isinstance(error, Unreachable):  # the pod's own 404: no such file yet
                 return False
             if time.monotonic() > deadline or _ended_well(pod) is not None or _never_starts(pod):
                 raise _late(pod, f"write {name}") from error
@@ -150,7 +150,7 @@ def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
 
 
 def _state(pod: Object) -> Mapping[str, Any]:
-    """Return the state of the pod's own container: others, that a cluster puts beside it, may go on for ever."""
+    """Return the state of the pod's own container; sidecars that a cluster injects may run forever."""
     for each in status_of(pod).get("containerStatuses") or ():
         if each["name"] == _CONTAINER:
             return dict(each.get("state") or {})
@@ -158,7 +158,7 @@ def _state(pod: Object) -> Mapping[str, Any]:
 
 
 def _ended_well(pod: Object) -> bool | None:
-    """Return whether the pod has done its work; None while it is at it."""
+    """Whether the pod has done its work; None while it has not ended."""
     if ended := _state(pod).get("terminated"):
         return bool(ended["exitCode"] == 0)
     return {"Succeeded": True, "Failed": False}.get(pod["status"].get("phase", ""))
@@ -172,14 +172,14 @@ def _late(pod: Object, what: str) -> BackendError:
     cause = cause_of(Pod(pod))
     why = f"{cause.reason}: {cause.message}" if cause else _unmet(pod)
     step = "look whether its volumes can be mounted: kubectl get pvc"
-    # What else a cause says to do is about pods that stay, and that ask for what the manifest says.
+    # Other next steps are about long-lived pods that request what the manifest says; this pod does not.
     if cause and (_never_starts(pod) or (cause.reason == "Unschedulable" and "Insufficient" not in cause.message)):
         step = cause.next_step
     return BackendError(f"the storage could not be reached ({what})", why=why, next_step=step)
 
 
 def _unmet(pod: Object) -> str:
-    """Return what the pod says of itself: its conditions that come with words, else its message or phase."""
+    """Return what the pod says of itself: its conditions that have a message, else its message or phase."""
     status = status_of(pod)
     told = [f"{each.get('reason')}: {each['message']}" for each in conditions(pod).values() if each.get("message")]
     return "; ".join(told) or str(status.get("message") or status.get("phase"))
@@ -187,7 +187,7 @@ def _unmet(pod: Object) -> str:
 
 @contextlib.contextmanager
 def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
-    """Have a pod that does this for as long as the block runs; give its name."""
+    """Create a pod that runs the storage module with `words`; yield its name, and delete it after the block."""
     name = _created(kube, _body(kube, job, *words))
     try:
         yield name
@@ -199,7 +199,7 @@ def _pod(kube: Kube, job: Mapping[str, Any], *words: str) -> Iterator[str]:
 def _created(kube: Kube, pod: Mapping[str, Any]) -> str:
     try:
         return str(kube.create(pod)["metadata"]["name"])
-    except ManifestError as error:  # a policy of the cluster, or the manifest's own mistake: no fault of who asks
+    except ManifestError as error:  # by a policy of the cluster or a mistake in the manifest: not the user's fault
         step = "have it allowed a pod like the head's own, or correct the cluster's manifest"
         raise BackendError(
             "the cluster refuses the pod that reads the storage", why=str(error), next_step=step
@@ -231,10 +231,10 @@ def _body(kube: Kube, job: Mapping[str, Any], *words: str) -> dict[str, Any]:
 
 
 def _template(kube: Kube, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pod template of the head that runs a job, or would, as far as a pod needs it that reads the storage.
+    """Return what a pod needs of the pod template of a job's head to see the same storage.
 
     Raises:
-        NotFound: the cluster that it ran on is gone, and nobody has noted what its head saw.
+        NotFound: the cluster that the job ran on is gone, and the job has no note of the template.
     """
     spec = spec_of(job)
     cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig")

@@ -1,1 +1,1 @@
-"""From what Kubernetes and Ray say of a run, service or cluster to the one cause of what is wrong. Pure functions."""
+"""Finds the one cause of what is wrong with a run, service or cluster. Pure functions of what was observed."""

@@ -1,4 +1,4 @@
-"""What keeps a RayCluster from being whole, apart from what its pods say themselves. Pure functions."""
+"""What keeps a RayCluster from being complete, apart from what its pods themselves say. Pure functions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ from raykube.backends.kubernetes.fields import (
 )
 from raykube.errors import Failure
 
-#: The operator answers in less than a second; it takes longer where it is busy or not there.
+#: Seconds without a status before the operator is taken to be down or busy; it normally takes less than one.
 OPERATOR_S = 5.0
-#: It looks at a service every two seconds, and takes up no change of it before it has reached its head.
+#: Seconds before a change of a service is reported as not taken up: the operator looks at a service every 2 s, and
+#: takes up a change only after it has reached the head.
 UNSEEN_S = 30.0
-#: Pods may pull large images before they are ready, and nobody says how far they are.
+#: Seconds before an unready pod is reported: it may be pulling a large image, and nobody says how far that is.
 INCOMPLETE_S = 180.0
-#: A head that is busy misses a probe now and then.
+#: Seconds before an unready head is reported: a busy head misses a probe now and then.
 UNREADY_S = 30.0
 
 _EXIT_CODE = re.compile(r"ContainerStateTerminated\{ExitCode:(\d+)")
@@ -48,7 +49,7 @@ _DELETED = {"DeletedHeadPod": "HeadOOMKilled", "DeletedWorkerPod": "WorkerOOMKil
 
 
 def replicas(seen: Observed) -> Failure | None:
-    """Name why pods were not created: nothing else tells of a pod that there is not."""
+    """Return why pods were not created: a pod that does not exist cannot say so itself."""
     if is_true(seen.cluster, "ReplicaFailure"):
         found = conditions(seen.cluster)["ReplicaFailure"]
         where = f"raycluster/{name_of(seen.cluster)}: status.conditions[ReplicaFailure].message"
@@ -61,7 +62,7 @@ def replicas(seen: Observed) -> Failure | None:
 
 
 def deleted(seen: Observed) -> Failure | None:
-    """A pod that is not to be started again is deleted at once, and KubeRay's event alone keeps what it died of."""
+    """Return what a deleted pod died of: if it is not to restart, it is deleted at once, and only an event tells."""
     for event in events_about(seen, (name_of(seen.cluster),)) if _is_short(seen) else ():
         if event.get("reason") in _DELETED and (reason := _died_of(event)):
             words = {"limit": "too little", "pod": f"-f -l {marks.CLUSTER}={name_of(seen.cluster)}"}
@@ -78,7 +79,7 @@ def _died_of(event: Object) -> str:
 
 
 def _is_unseen(seen: Observed) -> bool:
-    """Whether pods were not read yet, or may not be: then there is one head at least that nobody has looked at."""
+    """Whether pods were not read yet, or may not be: none is known, but the cluster says that its head is ready."""
     return not seen.pods and is_true(seen.cluster, "HeadPodReady")
 
 
@@ -90,12 +91,12 @@ def _is_short(seen: Observed) -> bool:
 
 
 def _is_up(seen: Observed, pod: Object) -> bool:
-    """Whether a pod is as it should be: KubeRay has a service's worker not ready while no replica of it is on it."""
+    """Whether a pod is as it should be; KubeRay keeps a service's worker unready while no replica is on it."""
     return is_ready(pod) or (serves(seen, pod) and _runs(pod))
 
 
 def serves(seen: Observed, pod: Object) -> bool:
-    """Whether a pod is a worker of a service: ready only while Serve answers on it."""
+    """Whether a pod is a worker of a service, which is ready only while Serve answers on it."""
     return owner_kind(seen.owner) == "rayservice" and labels_of(pod).get(marks.NODE_TYPE) == "worker"
 
 
@@ -105,7 +106,7 @@ def _runs(pod: Object) -> bool:
 
 
 def head_lost(seen: Observed) -> Failure | None:
-    """A new head makes the run anew in KubeRay's HTTPMode, and KubeRay says nothing of it."""
+    """Return that the head was lost: in HTTPMode, KubeRay starts the run again on a new head, and does not say so."""
     provisioned = conditions(seen.cluster).get("RayClusterProvisioned", {})
     if provisioned.get("status") != "True" or is_leaving(seen.cluster) or is_suspended(seen.owner) or _is_unseen(seen):
         return None
@@ -144,7 +145,7 @@ def _head_words(seen: Observed, otherwise: str) -> str:
 
 
 def operator(seen: Observed) -> Failure | None:
-    """Whoever works on an object writes its status, at once; a kind that is another controller's is left alone."""
+    """Return that the operator does not run: it writes a status at once. Objects of other controllers are skipped."""
     if is_overdue(seen.owner, seen.now):
         words = f"rayjob {seen.name} waits for longer than it may, and nobody ends it"
         where = f"rayjob/{seen.name}: spec.preRunningDeadlineSeconds"
@@ -160,7 +161,7 @@ def operator(seen: Observed) -> Failure | None:
 
 
 def _unseen(seen: Observed) -> Failure | None:
-    """A service that was changed long ago, and of which the operator has neither taken that up nor said why."""
+    """Return that the operator has neither taken up a change of a service, made a while ago, nor said why."""
     since = changed(seen.owner)
     if not since or is_current(seen.owner) or seen.now - since <= UNSEEN_S:
         return None
@@ -173,12 +174,12 @@ def _unseen(seen: Observed) -> Failure | None:
 
 
 def has_lost_its_cluster(seen: Observed) -> bool:
-    """Whether the long-lived cluster on which a run has begun is gone, as KubeRay says too, which waits for it."""
+    """Whether the long-lived cluster on which a run has begun is gone; KubeRay says so too, and waits for it."""
     status = status_of(seen.owner)
     begun = seconds((status.get("rayJobInfo") or {}).get("startTime"))
     if not (begun and selected(seen.owner)):
         return False
-    ended = status.get("jobStatus") in ("SUCCEEDED", "STOPPED", "FAILED")  # which KubeRay has yet to conclude
+    ended = status.get("jobStatus") in ("SUCCEEDED", "STOPPED", "FAILED")  # and KubeRay has yet to conclude it
     if deployment(seen.owner) != "Running" or ended or seen.cluster or seen.ray:
         return False
     told = (event for event in events_about(seen, (seen.name,)) if event.get("reason") == "RayClusterNotFound")
@@ -186,7 +187,7 @@ def has_lost_its_cluster(seen: Observed) -> bool:
 
 
 def gone(seen: Observed) -> Failure | None:
-    """The long-lived cluster of a run was deleted under it."""
+    """Return that the long-lived cluster of a run was deleted while the run was on it."""
     if not has_lost_its_cluster(seen):
         return None
     name = cluster_name(seen.owner)
@@ -195,7 +196,7 @@ def gone(seen: Observed) -> Failure | None:
 
 
 def incomplete(seen: Observed) -> Failure | None:
-    """What is not ready after a long time, and nobody says why."""
+    """Return that a pod is not ready after a long time, and nothing says why."""
     late = [pod for pod in seen.pods if not _is_up(seen, pod) and _age(seen, pod) > INCOMPLETE_S]
     if not late:
         return None
@@ -215,13 +216,13 @@ def _counted(seen: Observed) -> str:
 
 
 def _age(seen: Observed, pod: Object) -> float:
-    """Return for how long a pod has not been ready."""
+    """Return for how many seconds a pod has not been ready."""
     since = conditions(pod).get("Ready", {}).get("lastTransitionTime")
     return seen.now - max(seconds(since), seconds(pod["metadata"].get("creationTimestamp")))
 
 
 def suspended(seen: Observed) -> Failure | None:
-    """Somebody has it, or the cluster that it is on, wait. Of a run that Kueue has wait its Workload says more."""
+    """Return that the owner or its cluster is suspended; if Kueue suspends a run, the run's Workload says more."""
     for kind, thing in ((owner_kind(seen.owner), seen.owner), ("raycluster", seen.cluster)):
         queue = labels_of(thing).get(marks.QUEUE)
         if not _is_held(kind, thing) or (kind == "rayjob" and (seen.workload or queue)):
@@ -236,6 +237,6 @@ def suspended(seen: Observed) -> Failure | None:
 
 
 def _is_held(kind: str, thing: Object) -> bool:
-    """Whether an object waits until its ``spec.suspend`` is not true any more; a run may first have to be stopped."""
+    """Whether ``spec.suspend`` holds an object back; a run may first have to be stopped, and then counts as held."""
     held = bool(spec_of(thing).get("suspend"))
     return held and (kind != "rayjob" or deployment(thing) == "Suspended")

@@ -1,7 +1,7 @@
-"""Why a run, service or cluster on Kubernetes does not do what it should: one cause. Pure functions.
+"""The one cause for which a run, service or cluster on Kubernetes does not do what it should. Pure functions.
 
-KubeRay says little of it itself: the truth lies in its pods' states, in events, in Ray's own job, and the checks
-below go through them, in an order in which what comes first explains what comes after.
+KubeRay itself says little about it: the truth is in its pods' states, in events and in Ray's own job. The checks below
+go through these in an order in which an earlier cause explains later ones.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from raykube.backends.kubernetes.fields import (
 from raykube.errors import Failure
 
 _FAILED = ("Failed", "ValidationFailed")
-#: Words for an end of which something else is the cause, if that can still be seen.
+#: Reasons for an end that is only the consequence of a lost head or pod, if that can still be seen.
 _HEAD_GONE = (
     *("HeadLost", "CodeLost", "DriverDied"),
     *("JobFailed", "AppFailed", "SubmissionFailed", "JobStatusCheckTimeoutExceeded"),
 )
-#: With these KubeRay passes on what Ray says of the job; with others it speaks itself.
+#: Reasons with which KubeRay passes on Ray's message about the job; with others the message is its own.
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
 _SUBMITTER = "ray-job-submitter"
 _TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
-#: What the operator tries again and again; one such warning may be a race that it has won since.
+#: Warnings about what the operator tries again and again; a single one may be a race that it has won since.
 _TRIED = (
     "AutoscalerServiceAccountNotFound",
     "RayClusterNotFound",
@@ -52,7 +52,7 @@ _TRIED = (
 )
 
 
-#: Those of them after which there are no pods, or not even a cluster.
+#: Those of them that are over once there is a cluster; the next ones are over once there are pods.
 _BEFORE_THE_CLUSTER = ("RayClusterNotFound", "FailedToCreateRayCluster")
 _BEFORE_PODS = (
     *("AutoscalerServiceAccountNotFound", "FailedToCreateServiceAccount"),
@@ -61,10 +61,10 @@ _BEFORE_PODS = (
 
 
 def cause(seen: Observed) -> Failure | None:
-    """Return the one cause for which this does not do what it should; None when nothing is wrong.
+    """Return the one cause of what is wrong; None when nothing is wrong.
 
     Args:
-        seen: what there is; objects that could not be read are left empty, and then less is found.
+        seen: what was observed; objects that could not be read are left empty, and fewer causes are found then.
     """
     if _went_well(seen):
         return None
@@ -72,16 +72,16 @@ def cause(seen: Observed) -> Failure | None:
 
 
 def _went_well(seen: Observed) -> bool:
-    """Whether it has ended as it should: what its pods say then is of no interest."""
+    """Whether the run has ended as it should: what its pods say then does not matter."""
     state = deployment(seen.owner)
-    # A job that exceeds its deadline is stopped, and fails all the same.
+    # A job that exceeds its deadline is STOPPED in Ray, but has failed all the same.
     return state == "Complete" or (state not in _FAILED and seen.ray.get("status") in ("SUCCEEDED", "STOPPED"))
 
 
 def _ended(seen: Observed) -> Failure | None:
-    """Name why the run failed. Ray's own word comes up to three seconds before the RayJob's.
+    """Return why the run failed. Ray's own reason comes first: it is known up to three seconds before the RayJob's.
 
-    Only not where KubeRay has ended it for being late: what Ray says of the job then came of that.
+    The exception is a run that KubeRay has ended for being late: what Ray says of its job is a consequence.
     """
     told = _ended_in_kuberay(seen)
     found = told if told and told.reason in _TOO_LATE else _ended_in_ray(seen) or told
@@ -118,13 +118,13 @@ def _ended_in_kuberay(seen: Observed) -> Failure | None:
 
 
 def _is_about_to_fail(job: Object) -> bool:
-    """Whether KubeRay waits only for the end of its own submitter before it calls a job failed."""
+    """Whether KubeRay will call a job failed as soon as its own submitter has ended."""
     ends = deployment(job) == "Running" and status_of(job).get("jobStatus") == "FAILED"
     return ends and not is_tried_again(job)
 
 
 def _with_pods(seen: Observed, found: Failure) -> Failure:
-    """Add what kept the run from being in time, if that can still be seen."""
+    """Add what kept the run or service from being in time, if that can still be seen."""
     inner = _pods(seen) or clustercauses.replicas(seen)
     if inner is None:
         return found
@@ -133,27 +133,27 @@ def _with_pods(seen: Observed, found: Failure) -> Failure:
 
 
 def is_invalid(service: Object) -> bool:
-    """Whether KubeRay takes a RayService, as it stands now, for invalid.
+    """Whether KubeRay calls a RayService, as it is now, invalid.
 
-    That condition of it stays when the service has been corrected, until something answers requests.
+    The condition alone does not tell: after a correction it stays until something answers requests.
     """
     status, ready = status_of(service), conditions(service).get("Ready", {})
     if ready.get("reason") != "ValidationFailed":
         return False
-    # A version counts as observed once it was found valid, and a condition says which one was at its time.
+    # A version counts as observed once it was found valid; a condition has the version that was observed at its time.
     corrected = int(status.get("observedGeneration") or 0) > int(ready.get("observedGeneration") or 0)
     return not corrected and seconds(status.get("lastUpdateTime")) >= changed(service)
 
 
 def _invalid(seen: Observed) -> Failure | None:
-    """The operator says so in an event alone, but for a RayJob's and a RayService's own rules."""
+    """Return what the operator calls invalid; only an event says so, except for rules of RayJobs and RayServices."""
     if is_invalid(seen.owner):
         ready = conditions(seen.owner)["Ready"]
         where = f"{owner_kind(seen.owner)}/{seen.name}: status.conditions[Ready].message"
         return complete(seen, Failure("InvalidRayServiceSpec", ready.get("message", "")), where)
     for event in events_about(seen, _owned(seen)):
         kind = str(event.get("reason", "")).removesuffix("Spec").removesuffix("Metadata").removesuffix("Status")
-        # A cluster that has a status since was corrected.
+        # An object that has got a status since then was corrected.
         if event.get("reason", "").startswith("InvalidRay") and not _was_taken(seen, event):
             return complete(seen, Failure(f"{kind}Spec", event.get("message", "")), event_place(event))
     return None
@@ -165,7 +165,7 @@ def _was_taken(seen: Observed, event: Object) -> bool:
 
 
 def _queued(seen: Observed) -> Failure | None:
-    """Kueue keeps a run suspended until it admits it, and says why in its Workload alone."""
+    """Return why Kueue keeps a run suspended: until Kueue admits the run, only its Workload says why."""
     if not seen.workload or not is_suspended(seen.owner):
         return None
     found = conditions(seen.workload)
@@ -184,21 +184,21 @@ def _place(before: int) -> str:
 
 
 def _pods(seen: Observed) -> Failure | None:
-    """The head comes first: without it no worker can do anything."""
+    """Return what is wrong with a pod. The head comes first: without it no worker can do anything."""
     pods = sorted(_views(seen), key=lambda pod: (not pod.is_head, pod.name))
     found = (departure_of(pod) if is_leaving(pod.thing) else cause_of(pod) for pod in pods)
     return next((each for each in found if each), None)
 
 
 def _submitter(seen: Observed) -> Failure | None:
-    """Name what keeps the pod that is to hand the job to Ray from it; how it fares later is of no interest."""
+    """Return what keeps the submitter's pod from submitting the job to Ray; it is ignored once Ray has the job."""
     if seen.ray or status_of(seen.owner).get("jobStatus"):
         return None
     return cause_of(_view(seen, seen.submitter)) if seen.submitter else _sidecar(seen)
 
 
 def _sidecar(seen: Observed) -> Failure | None:
-    """A submitter that has ended keeps its pod, the head's, from being ready: KubeRay waits for that for ever."""
+    """Return that the submitter in the head's pod has ended: the pod cannot become ready, and KubeRay waits forever."""
     if deployment(seen.owner) != "Initializing":
         return None
     head = head_pod(seen.pods)
@@ -220,7 +220,7 @@ def _timeout(seen: Observed) -> Failure | None:
 
 
 def _tried(seen: Observed) -> Failure | None:
-    """Pass on what the operator tries in vain, unless what comes after it is there."""
+    """Return what the operator keeps trying in vain, unless something that comes after it exists by now."""
     for event in events_about(seen, _owned(seen)):
         words = event.get("message", "")
         if _has_come(seen, str(event.get("reason"))):
@@ -250,7 +250,7 @@ def _owned(seen: Observed) -> tuple[str, ...]:
     return tuple(filter(None, (name_of(seen.owner), name_of(seen.cluster))))
 
 
-#: What is looked for, and in which order. An end comes first: what pods say afterwards came of it.
+#: The checks, in order. Those of an end come first: what pods say afterwards is its consequence.
 _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     clustercauses.gone,
     _ended,

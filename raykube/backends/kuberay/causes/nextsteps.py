@@ -1,4 +1,4 @@
-"""The one thing to do about each cause that is found on Kubernetes, and the failure that says it. Pure functions."""
+"""The next step for each cause that is found on Kubernetes, and the failure that says it. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raykube.errors import Failure
 
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
-#: Taints of control planes, and of nodes that Kubernetes itself found to be in no state to run anything.
+#: Taints of control planes, and of nodes that Kubernetes itself has found unfit to run pods.
 _NOT_FOR_PODS = ("node-role.kubernetes.io/", "node.kubernetes.io/")
 _SECOND_RUN = "look at the log of the try before: kubectl -n {namespace} logs {pod} -c {container} --previous"
 _PULL = "correct `image` in the manifest, or push it; a node must be able to pull it"
@@ -59,7 +59,7 @@ _STEPS = endings.NEXT_STEPS | {
     "submit it with submissionMode: HTTPMode, which has no such container",
     "NodeLost": "submit it again once the node is back or replaced: kubectl get nodes",
     "WorkerGroupIncomplete": "see what the worker waits for: kubectl -n {namespace} logs {pod} --all-containers",
-    # By rayVersion KubeRay chooses the probes, and what Ray an image of one's own has raykube cannot know.
+    # KubeRay chooses the probes by rayVersion, and raykube cannot know which Ray a custom image has.
     "HeadNotReady": "see what the head waits for: kubectl -n {namespace} logs {pod}; if its probes fail, see that its "
     "image has the Ray of rayVersion: kubectl -n {namespace} exec {pod} -- ray --version",
     "InitializingTimeout": "annotate the manifest with a longer ray.io/initializing-timeout, as 60m, and deploy again",
@@ -69,7 +69,7 @@ _STEPS = endings.NEXT_STEPS | {
     "RayClusterNotFound": "name a cluster that exists: raykube cluster list",
     "JobStatusCheckTimeoutExceeded": "see whether the head answers: kubectl -n {namespace} get pods",
 }
-#: Who takes a pod from its node, as its condition DisruptionTarget names them, where its resources are not to blame.
+#: Next steps for an eviction that a pod's resources are not to blame for, by the reason of its DisruptionTarget.
 _DISRUPTED = {
     "PreemptionByScheduler": "give the pods a priorityClassName as high as that of what took their place, or wait for "
     "room",
@@ -91,14 +91,14 @@ class _Blank(dict[str, str]):
 
 
 def next_step(reason: str, **words: str) -> str:
-    """Return the one thing to do about a reason; `words` fill in names."""
+    """Return the next step for a reason, with names filled in from `words`."""
     return _STEPS.get(reason, _OTHERWISE).format_map(_Blank(words))
 
 
 def complete(seen: Observed, found: Failure, where: str, like: str = "", **words: str) -> Failure:
-    """Add where a cause was found, and what to do about it, if it does not say that itself.
+    """Add where a cause was found and, unless it has one, the next step.
 
-    That is the same as about the reason `like`, if one is given.
+    If the reason `like` is given, the next step is that of `like`.
     """
     namespace = (seen.owner or seen.cluster).get("metadata", {}).get("namespace", "default")
     words |= {"name": seen.name, "namespace": namespace, "again": _AGAIN[owner_kind(seen.owner) if seen.owner else ""]}
@@ -106,8 +106,8 @@ def complete(seen: Observed, found: Failure, where: str, like: str = "", **words
 
 
 def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
-    """Make the failure of which the operator tells with these words."""
-    words = message.removeprefix(f"{reason}\n")  # which begin with the reason again, on a line that is told alone
+    """Return the failure that an object was not created, from the operator's reason and message."""
+    words = message.removeprefix(f"{reason}\n")  # the first line is all that is shown, and must not be the reason again
     found = Failure("QuotaExceeded" if "exceeded quota" in words else reason, words)
     return complete(seen, found, where, like="InvalidRayClusterSpec" if "is invalid:" in words else "")
 
@@ -119,17 +119,17 @@ def event_place(event: Object) -> str:
 
 
 def owner_kind(owner: Object) -> str:
-    """The API server leaves the kind out of lists."""
+    """Return an owner's kind, judged by its spec: the API server leaves the kind out of lists."""
     return "rayservice" if "rayClusterConfig" in spec_of(owner) else "rayjob"
 
 
 def after(disruption: str) -> str:
-    """Return what to do about a pod that was taken from its node; "" where that is what its reason says."""
+    """Return the next step for a pod that was taken from its node; "" when the general one for evictions applies."""
     return _DISRUPTED.get(disruption, "")
 
 
 def to_fit(pod: Object, message: str) -> str:
-    """Return what to do about a pod that the scheduler finds no node for, from its own words."""
+    """Return the next step for a pod that the scheduler finds no node for, from the scheduler's message."""
     short = list(dict.fromkeys(_INSUFFICIENT.findall(message)))
     taints = [each for each in _TAINT.findall(message) if not each.startswith(_NOT_FOR_PODS)]
     tolerate = f"add a toleration for the taint {{{taints[0]}}} to the group's pod template" if taints else ""
@@ -137,13 +137,13 @@ def to_fit(pod: Object, message: str) -> str:
         return _smaller(pod, short) + (f", or {tolerate}" if tolerate else "")
     if "affinity/selector" in message:
         return _selected(pod)
-    if "untolerated taint" in message and not _TAINT.search(message):  # from 1.34 on the scheduler does not name them
+    if "untolerated taint" in message and not _TAINT.search(message):  # from 1.34 on, the scheduler names no taints
         return "add a toleration to the group's pod template for a taint of: kubectl describe nodes | grep Taints"
     return tolerate or "see which nodes are ready and what they offer: kubectl describe nodes"
 
 
 def _smaller(pod: Object, short: list[str]) -> str:
-    """Name what no node has, the rarest first: a GPU is not to be had by asking for less memory."""
+    """Return a next step that names what no node has, the rarest first: asking for less memory yields no GPU."""
     rarest = sorted(short, key=lambda name: name in ("cpu", "memory"))
     asked = ", ".join(f"{_asked(pod, name)} {name}" for name in rarest)
     return f"no node has {asked} free: ask for less in the group's resources, or add such a node"
@@ -156,7 +156,7 @@ def _selected(pod: Object) -> str:
 
 
 def _asked(pod: Object, resource: str) -> str:
-    """Return how much of a resource a pod asks for: the sum of its containers, where those are plain numbers."""
+    """Return how much of a resource a pod asks for: the sum over its containers, as a term unless all are integers."""
     found = [_request(each, resource) for each in spec_of(pod).get("containers", ())]
     amounts = [each for each in found if each]
     return str(sum(map(int, amounts))) if all(each.isdigit() for each in amounts) else " + ".join(amounts)

@@ -1,4 +1,4 @@
-"""What Kubernetes and Ray say about one run, service or cluster at one moment. A value."""
+"""A value: what Kubernetes and Ray say about one run, service or cluster at one moment."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Observed:
         owner: the RayJob or RayService; empty for a cluster that stands alone.
         cluster: the RayCluster that the owner uses now.
         pods: of that cluster, head and workers.
-        events: (``v1`` Event) whose ``involvedObject`` is one of these objects.
+        events: those (``v1`` Event) whose ``involvedObject`` is one of these objects.
         workload: Kueue's Workload of the owner.
-        before: how many workloads of its queue Kueue takes first; None when it does not say.
+        before: how many Workloads of its queue come first; None when Kueue does not say.
         submitter: the newest pod of the Job by which KubeRay's K8sJobMode hands a job to Ray.
         ray: Ray's own JobDetails, once the head answers.
         now: when this was seen, by the API server's clock, in Unix seconds.
@@ -50,7 +50,7 @@ def events_about(seen: Observed, names: Collection[str], kind: str = "") -> tupl
 
 
 def events_of(events: Iterable[Object], things: Iterable[Object], claims: Collection[str] = ()) -> tuple[Object, ...]:
-    """Return the events about these objects, not about earlier ones of their names, and about claims of these names."""
+    """Return the events about these objects, but not earlier ones of their names, and about claims of these names."""
     known = [(name_of(thing), thing["metadata"].get("uid")) for thing in things if thing]
 
     def is_ours(about: Object) -> bool:

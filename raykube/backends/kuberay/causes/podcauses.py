@@ -1,6 +1,6 @@
 """What keeps one pod from running, or what ended it. Pure functions of the pod and its events.
 
-KubeRay repeats next to nothing of this in its own objects, so here is where most causes are found.
+KubeRay repeats next to nothing of this in its own objects, so most causes are found here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from raykube.backends.kubernetes.fields import (
 )
 from raykube.errors import Failure
 
-#: Events that Kubernetes repeats are believed from the third on: what is missing is often there a moment later.
+#: Events that Kubernetes repeats are believed from the third time on: what is missing is often there a moment later.
 LASTING = 3
-#: A claim that is provisioned on demand is unbound for so long.
+#: Seconds before an unbound claim is reported; on-demand provisioning takes that long.
 _BINDING_S = 3.0
 _CRASHES = 2
-#: What has run for so long since it ended has got over that.
+#: Seconds that a container must run after an end to count as recovered from it.
 _RECOVERED_S = 60.0
 
 PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
@@ -50,13 +50,13 @@ _NODE_GONE = ("DeletionByTaintManager", "DeletionByPodGC")
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod and the events about it, the newest first.
+    """A pod and the events about it.
 
     Attributes:
         thing: the pod.
-        events: whose object it is.
-        claims: the events about the volume claims that it uses.
-        now: Unix time; 0 where it is not known.
+        events: those about the pod, newest first.
+        claims: the events about the volume claims that it uses, newest first.
+        now: Unix time in seconds; 0 when it is not known.
         serves: whether it is a service's worker, which is not ready while no replica is on it.
     """
 
@@ -99,20 +99,20 @@ class Pod:
                 yield f"{place}.state.waiting", each, found.get("reason", ""), found.get("message", "")
 
     def ended(self) -> Iterator[tuple[str, Object, Object]]:
-        """Yield place, container and how it ended, for each end of a container that can be seen."""
+        """Yield place, container and termination state for each end of a container that is still recorded."""
         for place, each in self.containers():
             for state in ("state", "lastState"):
                 if found := (each.get(state) or {}).get("terminated"):
                     yield f"{place}.{state}.terminated", each, found
 
     def is_well(self, container: Object) -> bool:
-        """Whether a container has got over how it ended before: it is ready or, in a service's worker, runs on."""
+        """Whether a container has recovered from an earlier end: it is ready or, in a service's worker, runs on."""
         began = ((container.get("state") or {}).get("running") or {}).get("startedAt")
         runs_on = self.serves and began and self.now - seconds(began) > _RECOVERED_S
         return bool(container.get("ready") or runs_on)
 
     def failure(self, reason: str, message: str, place: str, *, step: str = "", **words: str) -> Failure:
-        """Make the failure that `place` in this pod tells of."""
+        """Return the failure that was found at `place` in this pod."""
         names = {"namespace": self.thing["metadata"].get("namespace", "default"), "pod": self.name, **words}
         return Failure(reason, message, next_step=step or next_step(reason, **names), where=f"pod/{self.name}: {place}")
 
@@ -121,19 +121,19 @@ Check = Callable[[Pod], "Failure | None"]
 
 
 def cause_of(pod: Pod) -> Failure | None:
-    """Return what is wrong with a pod; None when nothing is, or it only takes its time."""
+    """Return what is wrong with a pod; None when nothing is, or the pod only needs more time."""
     return next((found for check in _CHECKS if (found := check(pod))), None)
 
 
 def departure_of(pod: Pod) -> Failure | None:
-    """Return what makes a pod go from outside."""
+    """Return what removes a pod from outside: the loss of its node, or an eviction."""
     return _node(pod) or _evicted(pod)
 
 
 def loss_of(pod: Pod, since: float) -> Failure | None:
-    """Return what ended Ray in a pod since a time, also where it has been started again.
+    """Return what ended Ray in a pod since a time, even if Ray was restarted there.
 
-    What had ended before was another run's; and a container beside Ray's, as the autoscaler's, takes no run with it.
+    Earlier ends were another run's. The end of a container beside Ray's, such as the autoscaler's, does not end a run.
     """
     return _memory(pod, lambda each, end: each["name"] == pod.rays and _is_since(end, since)) or departure_of(pod)
 
@@ -150,7 +150,7 @@ def _image(pod: Pod) -> Failure | None:
 
 
 def _pull_reason(reason: str, message: str) -> str:
-    """A registry that hides what one may not see says both: then no right is the likelier."""
+    """Return why a pull failed. A registry that hides images from strangers names both reasons: denied is likelier."""
     if _DENIED.search(message):
         return "ImagePullDenied"
     named = reason in ("InvalidImageName", "ErrImageNeverPull") or _NO_IMAGE.search(message)
@@ -171,7 +171,7 @@ def _missing(message: str) -> str:
 
 
 def _mount(pod: Pod) -> Failure | None:
-    """Only while it has not started: what could be mounted in the end was just late."""
+    """Return a failed mount, but only while the pod has not started: what was mounted in the end was just late."""
     if pod.status.get("phase") != "Pending":
         return None
     for event in pod.events:
@@ -196,7 +196,7 @@ def _unscheduled(pod: Pod) -> Failure | None:
 
 
 def _unbound(pod: Pod, message: str, place: str) -> Failure:
-    """Add what the claim's own events say: that is the reason, and the scheduler does not know it."""
+    """Return that a claim is unbound, with the reason from its own events: the scheduler does not know it."""
     told = next((each["message"] for each in pod.claims if each.get("message")), "")
     claim = next(iter(claims_of(pod.thing)), "")
     return pod.failure("VolumeClaimUnbound", f"{message}: {told}" if told else message, place, claim=claim)
@@ -242,7 +242,7 @@ def _creation(pod: Pod) -> Failure | None:
 
 
 def _crash(pod: Pod) -> Failure | None:
-    """Between two starts it runs for a moment, and is no better then."""
+    """Return that a container crashes again and again, even if it runs for a moment between two crashes."""
     for place, each, end in pod.ended():
         waits = ((each.get("state") or {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
         again = each.get("restartCount", 0) >= _CRASHES
@@ -252,7 +252,7 @@ def _crash(pod: Pod) -> Failure | None:
 
 
 def _dead(pod: Pod) -> Failure | None:
-    """Name the end of a container in a pod that is not to be started again."""
+    """Return how a pod failed that will not be restarted: by the end of a container, if there is one."""
     if pod.status.get("phase") != "Failed":
         return None
     for place, each, end in pod.ended():
@@ -272,7 +272,7 @@ def _crashed(pod: Pod, reason: str, place: str, container: Object, end: Object) 
 
 
 def _evicted(pod: Pod) -> Failure | None:
-    """The kubelet tells of it seconds before the pod's status does."""
+    """Return that a pod was evicted; the kubelet's event tells it seconds before the pod's status does."""
     target = conditions(pod.thing).get("DisruptionTarget", {})
     if pod.status.get("reason") == "Evicted":
         return pod.failure("Evicted", pod.status.get("message") or "Evicted", "status.message")
@@ -295,7 +295,7 @@ def _node(pod: Pod) -> Failure | None:
 
 
 def _unready_node(pod: Pod) -> Failure | None:
-    """A pod's own containers are ready for all anybody knows when its node falls silent: only Ready is taken away."""
+    """Return that a pod's node is silent: its containers still look ready, and only its Ready condition is false."""
     ready = conditions(pod.thing).get("Ready", {}).get("status")
     for event in pod.events if ready == "False" else ():
         if event.get("reason") == "NodeNotReady":
@@ -303,7 +303,7 @@ def _unready_node(pod: Pod) -> Failure | None:
     return None
 
 
-#: What is looked for in a pod, and in which order: what explains more comes first.
+#: The checks of a pod, in order: what explains more comes first.
 _CHECKS: tuple[Check, ...] = (
     _node,
     _evicted,

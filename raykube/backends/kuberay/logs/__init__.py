@@ -1,1 +1,1 @@
-"""What runs and services print and log, read wherever it is kept."""
+"""The output and logs of runs and services, read from wherever they are kept."""

@@ -1,7 +1,7 @@
-"""The log of a run's autoscaler: a container of the head's pod.
+"""The log of a run's autoscaler, which is a container of the head's pod.
 
-A stream that breaks is opened again from the second of its last line on, and what was given already is left out: a line
-is neither lost nor doubled, as far as the kubelet keeps the log.
+A broken stream is reopened from the second of its last line on, and lines that were already yielded are left out: no
+line is lost or doubled, as far as the kubelet keeps the log.
 """
 
 from __future__ import annotations
@@ -73,21 +73,21 @@ def _followed(look: Look) -> Iterator[str]:
                 for line in log.stream(pod, run) if pod else ():
                     refusals.end()
                     yield line
-                if pod:  # that it says nothing new is no refusal
+                if pod:  # a log without new lines is no refusal
                     refusals.end()
-            except BackendError as error:  # not there yet, or away
+            except BackendError as error:  # the pod is not there yet, or the server is away
                 if isinstance(error, Forbidden) and refusals.are_meant():
                     raise
             run.ended.wait(_PAUSE_S)
         run.check()
-        if not run.error and not pod:  # it says why
+        if not run.error and not pod:  # it raises the reason
             yield from _whole(Look(look.kube, look.name))
-        with contextlib.suppress(BackendError):  # gone with the run
+        with contextlib.suppress(BackendError):  # the pod is gone with the run
             yield from log.rest(pod) if pod else ()
 
 
 class PodLog:
-    """What a container prints, over all streams that it takes to read it."""
+    """Reads what a container prints, over as many streams as that takes, without repeating a line."""
 
     def __init__(self, kube: Kube, container: str) -> None:
         self._kube = kube
@@ -97,24 +97,24 @@ class PodLog:
         self._given: set[str] = set()
 
     def stream(self, pod: str, run: Followed) -> Iterator[str]:
-        """Yield what comes, until the container or the run ends."""
+        """Yield new lines as they come, until the container or the run ends."""
         for line in self._kube.pod_log_lines(pod, run.stream(), **self.asked(pod)):
             yield from self.fresh(line.decode("utf-8", "replace"))
 
     def rest(self, pod: str) -> Iterator[str]:
-        """Yield what there is and was not given."""
+        """Yield the lines there are that were not yielded yet."""
         for line in self._kube.pod_log(pod, **self.asked(pod)).split("\n"):
             yield from self.fresh(line)
 
     def asked(self, pod: str) -> dict[str, Any]:
-        """Return what to ask for: seconds are the finest that the API takes."""
+        """Return the parameters of the next request; the API takes no finer time than seconds."""
         if pod != self._pod:
             self._pod, self._second, self._given = pod, "", set()
         since = {"sinceTime": f"{self._second}{self._zone}"} if self._second else {}
         return {"container": self._container, "timestamps": "true", **since}
 
     def fresh(self, line: str) -> Iterator[str]:
-        """Yield a stamped line without its stamp, unless it was given; what has no stamp is not the container's."""
+        """Yield a line without its timestamp, unless already yielded; a line without one is not the container's."""
         found = _STAMPED.fullmatch(line)
         if not found or line in self._given:
             return

@@ -1,8 +1,8 @@
 """The output of a run on KubeRay, from its head while that lives, else from the run's storage or its submitter's pod.
 
-A stream that breaks is opened again, and what was given already is skipped: a line is neither lost nor doubled. A log
-begins with a few lines of Ray's own; that of a head which took the place of a lost one goes on with a copy of what was
-printed before. The storage has what was printed, and nothing of Ray's.
+A broken stream is reopened, and what was already yielded is skipped: no line is lost or doubled. A log begins with a
+few lines of Ray's own; on a head that has replaced a lost one, these are followed by a copy of the run's output so far.
+The storage has the run's output only, without Ray's lines.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from raykube.backends.sources import Lines
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _PAUSE_S = 0.3
-#: For so long a head that does not answer is asked again, before the storage is.
+#: Seconds for which a head that does not answer is asked again, before the storage is.
 _PATIENCE_S = 5.0
-#: For so long a run's pod is waited for that has not told yet what its log begins with.
+#: Seconds to wait for a run's pod to tell where its output begins in its log.
 _TOLD_S = 10.0
 
 
@@ -41,17 +41,17 @@ def lines(look: Look, *, follow: bool) -> Iterator[str]:
 
 
 def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
-    """Yield what a reader was not given yet of a run's log, as far as that is written."""
+    """Yield what a reader has not yielded yet of a run's log, as far as that is written."""
     away: BackendError | None = None
     started = was_in_ray(look.job)
     try:
         if (yield from _from_head(look, reader, _PATIENCE_S if started else 0)):
             return
-        # Where Ray itself tells of no driver there was none, as when its environment could not be made.
+        # If Ray itself knows of no driver, there was none, for example because its environment could not be made.
         started = False
     except NotFound:  # the cluster is gone, or the driver's node
         pass
-    except Forbidden as error:  # who may not ask a head may yet have its storage read
+    except Forbidden as error:  # a user who may not ask the head may still read the storage
         away = error
     except Unreachable as error:
         away = error if started else None
@@ -59,17 +59,17 @@ def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
 
 
 def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[bytes, None, bool]:
-    """Yield the rest of the log as the head hands it out, and return whether it knows of a driver.
+    """Yield the rest of the log from the head, and return whether the head knows of a driver.
 
     Raises:
         NotFound: the cluster is gone, or the node that the driver was on.
-        Forbidden, Unreachable: it may not be asked, or does not answer.
+        Forbidden, Unreachable: the head may not be asked, or does not answer.
     """
     deadline = time.monotonic() + patience_s
     while True:
         try:
             return (yield from _asked(look, reader))
-        except Unreachable:  # a head that lives misses an answer at times
+        except Unreachable:  # even a running head fails to answer at times
             if time.monotonic() > deadline:
                 raise
         time.sleep(_PAUSE_S)
@@ -84,12 +84,13 @@ def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
 
 
 def _kept(look: Look, reader: _Reader, away: BackendError | None, *, started: bool) -> bytes:
-    """Return what a reader was not given of the log that outlived the cluster.
+    """Return what a reader has not yielded of the log that outlives the head, in the storage or the submitter's pod.
 
-    Nothing when there was none yet, or no driver to write it.
+    Empty when no log was kept yet, or there was no driver to write one.
 
     Raises:
-        Forbidden, Unreachable: that is `away`, and nothing was kept.
+        Forbidden, Unreachable: the error `away`; no log was kept either.
+        BackendError: the run has ended, and its log is gone.
     """
     if kept := storage.read(look.kube, look.job, wire.LOG_FILE):
         return reader.rest_of_copy(kept)
@@ -97,7 +98,7 @@ def _kept(look: Look, reader: _Reader, away: BackendError | None, *, started: bo
         raise away
     if not started or not look.status().is_terminal:
         return b""
-    # Other lines are among the driver's there, so that nobody knows where one who has had a part of these would go on.
+    # There, other lines are among the driver's, so a reader that has begun would not know where to go on.
     if not reader.has_begun and (printed := look.submitters_log()):
         return printed.encode()
     raise storage.lost(look.job, f"the log of {look.name}", wire.LOG_FILE)
@@ -121,7 +122,7 @@ def _followed(look: Look) -> Iterator[bytes]:
 
 
 class _Reader:
-    """Remembers what was given of a run's log, over all its streams; `told` is what its pods tell of their logs."""
+    """Tracks how many bytes of a run's log were already yielded; `told` is what its pods tell of their logs."""
 
     def __init__(self, kube: Kube, told: dict[str, Mapping[str, Any]]) -> None:
         self._kube = kube
@@ -132,27 +133,27 @@ class _Reader:
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was given."""
+        """Whether anything was yielded."""
         return bool(self._log)
 
     def is_ready(self, log: str) -> bool:
-        """Whether it is known what to skip of a log; that a pod never tells, as one without its storage, is borne."""
+        """Whether it is known what to skip of a log; true after ``_TOLD_S`` seconds anyway, as some pods never tell."""
         if self._log in ("", log) or log in self.told:
             return True
         return time.monotonic() - self._since.setdefault(log, time.monotonic()) > _TOLD_S
 
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
-        """Yield what comes, without what was given before."""
+        """Yield the log as it grows, without what was yielded before."""
         log, at = log_of(head, node), self._given_of(log_of(head, node))
         return self._noted(log, at, logfiles.chunks(self._kube, _file(head, node), at, stop))
 
     def rest(self, head: RayHead, node: str) -> Iterator[bytes]:
-        """Yield what is there now, without what was given before."""
+        """Yield what is in the log now, without what was yielded before."""
         log, at = log_of(head, node), self._given_of(log_of(head, node))
         return self._noted(log, at, _file(head, node).rest(at))
 
     def rest_of_copy(self, kept: bytes) -> bytes:
-        """Return what was not given of the storage's copy of the log."""
+        """Return what was not yielded yet of the storage's copy of the log."""
         return kept[self._given_of("") :]
 
     def _noted(self, log: str, at: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -162,10 +163,10 @@ class _Reader:
             yield chunk
 
     def _given_of(self, log: str) -> int:
-        """Return how many bytes at the beginning of a log were given, by whichever head; "" is the storage's copy."""
+        """Return how many bytes from a log's beginning were yielded, from any head; "" is the storage's copy."""
         if log == self._log or not self._log:
             return self._at
-        # Of the run's own output: Ray's lines before it are of another length in each log.
+        # Only the run's own output is counted: Ray's lines before it differ in length from log to log.
         own = max(0, self._at - _number(self.told, self._log, "log_starts_at", self._at))
         if not log:
             return own

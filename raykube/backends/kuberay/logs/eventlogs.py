@@ -1,4 +1,4 @@
-"""What KubeRay and Kubernetes note about a run: the events of its RayJob, clusters, pods and claims, a line each."""
+"""What KubeRay and Kubernetes note about a run: one line per event of its RayJob, clusters, pods and claims."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from raykube.backends.kubernetes.fields import Object, claims_of, moment, times
 from raykube.backends.kubernetes.watching import Watching
 from raykube.errors import NotFound, Unreachable
 
-#: So much of a cluster's name, or of it and a group's, KubeRay puts before the names of its pods.
+#: How many characters of a cluster's name, or of cluster and group, KubeRay puts at the start of a pod's name.
 _POD_PREFIX = 50
-#: What Kubernetes puts behind the name of a Job or of a group of a cluster, for a pod of it.
+#: What Kubernetes appends to the name of a Job, or of a cluster's group, to name one of its pods.
 _RANDOM = "[bcdfghjklmnpqrstvwxz2456789]{5}"
 
 
 def lines(look: Look, *, follow: bool) -> Iterator[str]:
-    """Yield a line an event, the oldest first; with `follow` each as it comes first, until the run has ended."""
+    """Yield one line per event, oldest first; with `follow` yield new events too, until the run has ended."""
     spec = _spec(look)
     shown: set[str] = set()
     try:
@@ -50,7 +50,7 @@ def _followed(look: Look) -> Iterator[Iterable[Object]]:
 
 
 def _spec(look: Look) -> Object:
-    """Return the spec of a run's cluster; empty when that cluster is gone."""
+    """Return the spec of a run's cluster; empty when the cluster is gone."""
     try:
         return rayhead.cluster_spec(look.kube, look.job)
     except NotFound:
@@ -58,7 +58,7 @@ def _spec(look: Look) -> Object:
 
 
 def ours(job: Object, spec: Object, events: Iterable[Object]) -> list[Object]:
-    """Return the events about a run's objects: those about its RayJob name the clusters that it has had."""
+    """Return the events about a run's objects; its clusters are found in the events about its RayJob."""
     events = list(events)
     own = [event for event in events if event["involvedObject"].get("uid") == job["metadata"]["uid"]]
     clusters, claims = _clusters(job, own), _claims(spec)
@@ -85,21 +85,21 @@ def _submitter(job: Object) -> str:
 def _pods(job: Object, spec: Object, cluster: str) -> str:
     """Return a pattern for the names of a cluster's pods.
 
-    A run's own cluster has a random end, which is no other's. The name of one that stays may begin those of other
-    clusters, of runs and of their pods: there the groups tell, as long as there is somebody to tell of them.
+    The name of a run's own cluster ends in random characters, so it is unique. The name of a long-lived cluster may be
+    the beginning of others' (clusters, runs, their pods), so its groups' names must match too, while its spec is known.
     """
     if not spec or not selected(job):
         return f"{re.escape(f'{cluster}-'[:_POD_PREFIX])}.*"
     groups = [f"{cluster}-{group['groupName']}" for group in spec.get("workerGroupSpecs") or []]
     workers = [f"{re.escape(group[:_POD_PREFIX].lower())}-worker-{_RANDOM}" for group in groups]
-    # An operator may be told to give heads no random end.
+    # An operator can be configured to give heads no random ending.
     return "|".join([f"{re.escape(cluster[:_POD_PREFIX])}-head(?:-{_RANDOM})?", *workers])
 
 
 def _clusters(job: Object, own: Iterable[Object]) -> set[str]:
-    """Return the names of a run's clusters; of those that are gone KubeRay's words tell: "Created … team/a-x1".
+    """Return the names of a run's clusters; KubeRay's messages name those that are gone: "Created … team/a-x1".
 
-    The run's own name, which such words tell of its submitter, is that of no cluster unless its status says so.
+    Such messages also name the run itself, for its submitter; that is a cluster's name only if the status says so.
     """
     named = re.compile(rf"\b{re.escape(job['metadata']['namespace'])}/([a-z0-9.-]*[a-z0-9])")
     found = {name for event in own for name in named.findall(event.get("message") or "")}
@@ -115,12 +115,12 @@ def _fresh(events: Iterable[Object], shown: set[str]) -> Iterator[str]:
 
 
 def _order(event: Object) -> tuple[float, str]:
-    """Return by what events are ordered: their time and, within a second, what their names end with, a finer one."""
+    """Return the sort key of an event: its time and, within a second, the end of its name, which is a finer time."""
     return moment(event), event["metadata"]["name"].rpartition(".")[2]
 
 
 def line_of(event: Mapping[str, Any]) -> str:
-    """Return an event as one line, with how often it came when that was more than once."""
+    """Return an event as one line, with the count if it came more than once."""
     about, count = event["involvedObject"], times(event)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment(event)))
     what = f"{about.get('kind', '').lower()}/{about.get('name')}"

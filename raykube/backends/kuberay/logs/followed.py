@@ -14,25 +14,25 @@ from raykube.errors import BackendError, Forbidden, NotFound
 
 
 def log_of(head: RayHead, node: str) -> str:
-    """Return what tells a driver's log from those of other heads and tries."""
+    """Return a key that distinguishes a driver's log from those of other heads and tries."""
     return f"{node}/{head.log_file}"
 
 
 def learn(known: dict[str, Mapping[str, Any]], name: str, head: RayHead, node: str) -> None:
-    """Ask what the run's pod tells of this log, unless that is known: it tells it a second after its start."""
+    """Ask what the run's pod tells of this log, unless that is known; the pod tells it a second after its start."""
     log = log_of(head, node)
     if log not in known and (told := head.told(name, node)):
         known[log] = told
 
 
 class Followed:
-    """The run as its log's reader sees it: where it runs now, and whether it has ended. Kept current by a thread."""
+    """Where a run is now, and whether it has ended, for the reader of its log; a thread keeps this current."""
 
     def __init__(self, look: Look) -> None:
         self._look = look
         self.head: RayHead | None = None
         self.details: Mapping[str, Any] = {}
-        #: What the run's pod tells, of each log: where its own output begins there, and how much of that is a copy.
+        #: By log, what the run's pod tells: where the run's own output begins, and how much of that output is a copy.
         self.told: dict[str, Mapping[str, Any]] = {}
         self.ended = threading.Event()
         self.error: BackendError | None = None
@@ -47,18 +47,18 @@ class Followed:
         return self._look.job
 
     def stream(self) -> Stop:
-        """Return what ends a stream: the end of the run does, and so does another head."""
+        """Return a new stop for one stream; it is set when the run ends or is on another head."""
         self._stream = Stop()
         if self.ended.is_set():
             self._stream.set()
         return self._stream
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop following the run."""
         self._close.set()
 
     def check(self) -> None:
-        """Raise what ended the look at the run, as Forbidden; that it is gone is no error."""
+        """Raise the error that ended the following, such as Forbidden; a run that is gone is no error."""
         if self.error and not isinstance(self.error, NotFound):
             raise self.error
 
@@ -76,7 +76,7 @@ class Followed:
         self._stream.set()
 
     def _take(self) -> None:
-        """Learn where the run is now. Raises Forbidden: its head may not be asked, so nothing would be read of it."""
+        """Learn where the run is now. Raises Forbidden if its head may not be asked: nothing could be read from it."""
         try:
             self._ask(self._look.head())
         except Forbidden:
@@ -95,5 +95,5 @@ class Followed:
             learn(self.told, self._look.name, head, node)
 
     def refresh(self) -> None:
-        """Ask again where the driver is: its head may have been replaced."""
+        """Have it asked again where the driver is: its head may have been replaced."""
         self.details = {}

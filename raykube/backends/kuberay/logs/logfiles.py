@@ -1,7 +1,7 @@
-"""Log files of Ray's nodes that grow, all read at once through the head of their cluster.
+"""Growing log files on Ray's nodes, all read at the same time through the head of their cluster.
 
-Each file is a stream of its own. One that breaks is opened again, and what was given already is skipped: a line is
-neither lost nor doubled. Files that are new are found while it goes on.
+Each file has its own stream. A broken stream is reopened, and what was already yielded is skipped: no line is lost or
+doubled. New files are found as they appear.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAUSE_S = 0.3
 
 @dataclass(frozen=True)
 class LogFile:
-    """A file in the log folder of a node of a cluster, and who hands it out."""
+    """A file in the log folder of a cluster's node, and the API that serves it."""
 
     cluster: str
     node: str
@@ -35,27 +35,27 @@ class LogFile:
     api: RayApi = field(repr=False, compare=False)
 
     def rest(self, skip: int) -> Iterator[bytes]:
-        """Yield what is in it now after its first `skip` bytes, as it comes. Raises NotFound."""
+        """Yield what is in the file now, after its first `skip` bytes. Raises NotFound."""
         return _after(self.api.log_parts(self.node, self.path), skip)
 
     def lines(self) -> list[str]:
-        """Return its lines; none when it is not there."""
+        """Return the file's lines; empty when there is no such file."""
         with contextlib.suppress(NotFound):
             return lines_of(self.api.log(self.node, self.path))
         return []
 
 
 def chunks(kube: Kube, file: LogFile, skip: int, stop: Stop) -> Iterator[bytes]:
-    """Yield what is in a file after its first `skip` bytes, and what comes, until `stop`.
+    """Yield what is in a file after its first `skip` bytes, and what is appended to it, until `stop`.
 
     Raises:
-        NotFound: it is not there any more, nor may its node be.
-        Unreachable: no answer; Ray begins none before the file has something in it.
+        NotFound: the file is gone, and its node may be gone, too.
+        Unreachable: there is no answer; Ray does not begin one while the file is empty.
     """
     path, options = file.api.log_path(file.node, file.path)
     try:
         with kube.growing(path, stop, **options) as response:
-            # What comes after that is read by itself, from where this ends.
+            # What is written after `stop` is read by another request, from where this one ends.
             yield from _after(itertools.takewhile(lambda _: not stop.is_set(), response.iter_raw()), skip)
     except BackendError as error:
         if tells_of_none(error.why):
@@ -71,15 +71,16 @@ def _after(parts: Iterable[bytes], skip: int) -> Iterator[bytes]:
             yield fresh
 
 
-#: Returns the files that there are now, and whether no more will be written.
+#: Returns the files that exist now, and whether nothing more will be written.
 Find = Callable[[], tuple[list[LogFile], bool]]
 
 
 class Following:
-    """Streams files to their ends. One thread looks for files, each file has one that reads it.
+    """Streams files to their ends. One thread looks for files, and each file has a thread that reads it.
 
-    `find` is asked every second until it says that this was all. It may raise ConfigError, which ends the lines; where
-    it raises BackendError it is asked again, for ten minutes. A refusal before any answer, or one that lasts, is meant.
+    `find` is called every second until it says that nothing more will be written. If it raises ConfigError, the lines
+    end; if it raises BackendError, it is called again, for ten minutes. A refusal is final if nothing was allowed
+    before, or if it lasts.
     """
 
     def __init__(self, kube: Kube, find: Find) -> None:
@@ -90,16 +91,16 @@ class Following:
         self._readers: dict[LogFile, threading.Thread] = {}
         self._away_since: float | None = None
         self._refusals = Refusals()
-        # What ends the lines: None when all was read, else the error that did.
+        # The last item ends the lines: None when all was read, else the error that ended them.
         self._lines: queue.Queue[str | RaykubeError | None] = queue.Queue(maxsize=10_000)
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of all files as they come.
 
         Raises:
-            ConfigError: that of `find`.
+            ConfigError: `find` raised it.
             Forbidden: this user may not look for files.
-            BackendError: no answer was to be had for ten minutes.
+            BackendError: there was no answer for ten minutes.
         """
         threading.Thread(target=self._look, daemon=True, name="raykube-logs").start()
         try:
@@ -124,7 +125,7 @@ class Following:
         self._put([end])
 
     def _put(self, lines: Sequence[str | RaykubeError | None]) -> None:
-        """Wait until there is room for each line; once nobody reads any more they are dropped."""
+        """Queue each line once there is room; drop the lines once nobody reads any more."""
         for line in lines:
             while not self._closed:
                 with contextlib.suppress(queue.Full):
@@ -132,7 +133,7 @@ class Following:
                     break
 
     def _found_all(self) -> bool:
-        """Have new files read; a head or API server that is away is waited for. Raises what ends the lines."""
+        """Start reading new files; return whether there will be no more. Raises the error that ends the lines."""
         try:
             files, last = self._find()
         except BackendError as error:
@@ -157,12 +158,12 @@ class Following:
                 for chunk in chunks(self._kube, file, given, self._over):
                     given += len(chunk)
                     self._put(made.take(chunk))
-            except NotFound:  # its node has gone, or its cluster
+            except NotFound:  # its node or its cluster is gone
                 break
             except BackendError:
                 pass
             self._over.wait(_PAUSE_S)
-        with contextlib.suppress(BackendError):  # where it cannot be read any more, that was all
+        with contextlib.suppress(BackendError):  # what can no longer be read is left out
             if not self._closed:
                 for chunk in file.rest(given):
                     self._put(made.take(chunk))

@@ -1,6 +1,6 @@
-"""What one training worker of a run on KubeRay prints: two files on its node, read through the head.
+"""The output of one training worker of a run on KubeRay: two files on its node, read through the head.
 
-Once node or cluster are gone, the copy in the run's storage is read.
+Once the node or the cluster is gone, the copy in the run's storage is read.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _whole(look: Look, rank: int) -> Iterator[str]:
 
 
 def _kept(look: Look, rank: int, gone: sources.Gone) -> list[str]:
-    """Return the lines that the run's storage has of a rank, none for one that printed nothing.
+    """Return a rank's lines from the run's storage; empty for a rank that printed nothing.
 
     Raises:
-        Gone: that is `gone`, where the storage has nothing of this rank.
-        ConfigError: there was none of this number.
+        Gone: the error `gone`; the storage has nothing of this rank.
+        ConfigError: the run had no such rank.
     """
     text = storage.read_newest(look.kube, look.job, wire.rank_log(rank))
     if text is not None:
@@ -65,7 +65,7 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
         found = sorted(head.api.log_files(node, sources.pattern_of(worker)), reverse=True)
     except (Unreachable, Forbidden):
         raise
-    except BackendError as error:  # a 500 without words, where the node is gone
+    except BackendError as error:  # a 500 without words if the node is gone
         why = f"Ray keeps it there, and says of the node that it knew: {error.why}"
         raise sources.gone(name, rank, "its node", why) from error
     return [LogFile(head.cluster, node, path, head.api) for path in found]
@@ -76,14 +76,14 @@ def _followed(look: Look, rank: int) -> Iterator[str]:
     with contextlib.closing(Followed(look)) as run:
 
         def find() -> tuple[list[LogFile], bool]:
-            ended = run.ended.is_set()  # before the look: what comes with the end is then seen
+            ended = run.ended.is_set()  # asked before the files, so that those of the last moment are found
             try:
                 known[:] = _files(run.head, look.name, run.details, rank)
-            except BackendError:  # none known yet, or its node is gone, and the driver may be on another
+            except BackendError:  # no rank is known yet, or its node is gone and the driver may have moved
                 run.refresh()
             return known, ended
 
         yield from Following(look.kube, find).lines()
         run.check()
-        if not known:  # it says why
+        if not known:  # it raises the reason
             yield from _whole(Look(look.kube, look.name), rank)

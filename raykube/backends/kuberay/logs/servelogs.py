@@ -1,4 +1,4 @@
-"""What Serve logs of the replicas of a service, on all nodes, and what it says where it loads their code."""
+"""What Serve logs of a service's replicas, on all nodes, and of loading their code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import NotFound, Unreachable
 
-#: A file that Serve has put aside because it was full; the higher the number, the older it is.
+#: A log file that Serve rotated because it was full; the higher the number, the older the file.
 _FULL = re.compile(r"(.*\.log)\.(\d+)")
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of a service's replicas, the oldest first; with `follow` new ones until it is taken down."""
+    """Yield the log lines of a service's replicas, oldest first; with `follow` new ones too, until it is taken down."""
     service = objects.found(kube, "RayService", name)
     if follow:
         yield from Following(kube, lambda: _now(kube, name)).lines()
@@ -28,7 +28,7 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
 
 
 def _age(path: str) -> tuple[str, int]:
-    """Return what sorts files so that what was written before what comes before it."""
+    """Return a sort key that puts rotated parts (``x.log.2``, then ``x.log.1``) before ``x.log``."""
     full = _FULL.fullmatch(path)
     return (full[1], -int(full[2])) if full else (path, 0)
 
@@ -42,10 +42,10 @@ def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
 
 
 def _files(kube: Kube, service: Object) -> list[LogFile]:
-    """Return the log files of a service, each once: an app's name may begin another's.
+    """Return the log files of a service, each once: an app's name may be the beginning of another's.
 
     Raises:
-        Unreachable: its head does not answer; why its pod does not run is for `service why` to say.
+        Unreachable: its head does not answer; `service why` tells why its pod does not run.
     """
     head = servelook.serve_head(kube, service)
     if head is None:

@@ -1,1 +1,1 @@
-"""RayJobs: started, looked at, stopped and removed."""
+"""RayJobs: starting, observing, stopping and removing them."""

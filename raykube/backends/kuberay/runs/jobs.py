@@ -31,14 +31,14 @@ def start(kube: Kube, plan: Plan) -> None:
     """Create a plan's objects. The same name and plan is the same run; one that failed or was stopped starts again.
 
     Raises:
-        Conflict: a service or a cluster has that name, a run of that name came from another plan (the difference is
-            told), or something else holds the name of its code.
-        ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing is left of it.
+        Conflict: the name belongs to a service or a cluster, or to a run of another plan (the error lists the
+            differences); or the name of the run's code is taken; or others create and delete the run at the same time.
+        ManifestError, Forbidden: the server refused the run, or something that it needs; nothing is left behind.
     """
     *code, job = plan.body
     objects.check_free(kube, job)
     for _ in range(_TRIES):
-        largecode.before(kube, plan)  # again, where one of that name has gone meanwhile with all that it kept
+        largecode.before(kube, plan)  # in each try: a run removed meanwhile took its stored code with it
         made = owner = objects.created(kube, job)
         if owner is None:
             owner, attempt = _there(kube, plan)
@@ -46,7 +46,7 @@ def start(kube: Kube, plan: Plan) -> None:
                 job = again(plan.body[-1], attempt)
         if owner:
             with objects.needed_by(kube, owner, is_new=made is not None):
-                for part in code:  # owned by the run: it goes when that does
+                for part in code:  # owned by the run, so it is deleted with it
                     objects.claim(kube, part, owner)
                 largecode.after(kube, plan, owner)
             return
@@ -54,9 +54,9 @@ def start(kube: Kube, plan: Plan) -> None:
 
 
 def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
-    """Return the run that has the plan's name: it is joined. None with the next attempt's number once it is removed.
+    """Return the run of the plan's name, to be joined; or None and the number of the next attempt, 0 for a new run.
 
-    A run that goes on or went well is joined, one that failed or was stopped makes room for its next attempt.
+    A run that goes on or succeeded is joined. One that failed or was stopped is removed for its next attempt.
     """
     known = same(kube, plan.body[-1])
     if known is None:
@@ -72,10 +72,10 @@ def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
 
 
 def same(kube: Kube, wanted: Object) -> tuple[Object, Status] | None:
-    """Return the run that has the name of the one that is wanted; None where there is none, or it is leaving.
+    """Return the existing run of the wanted one's name, and its status; None when it is absent or being deleted.
 
     Raises:
-        Conflict: it is another one.
+        Conflict: it is a run of another plan or, if it failed or was stopped, of another work.
     """
     known = kube.find("RayJob", name_of(wanted))
     if known is None or is_leaving(known):
@@ -88,7 +88,7 @@ def same(kube: Kube, wanted: Object) -> tuple[Object, Status] | None:
 
 
 def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Object], *labels: str) -> None:
-    """Refuse what has none of these labels as it is wanted; a run that has ended may go on as other plans' work."""
+    """Raise Conflict, with the differences, unless at least one of these labels has the wanted value."""
     theirs, ours = labels_of(known), wanted["metadata"]["labels"]
     if any(theirs.get(label) == ours[label] for label in labels):
         return
@@ -102,7 +102,7 @@ def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Obje
 
 
 def _differences(theirs: Object, ours: Object) -> Iterator[str]:
-    """Yield in what two RayJobs differ; KubeRay, when it changes one, leaves out what is false or empty."""
+    """Yield the differences of two RayJobs; false or empty fields may be absent, as KubeRay drops them on a change."""
     said = {"labels": {}, "annotations": {}, **theirs["metadata"]}
     yield from differences.of_objects(ours["metadata"], said, "metadata", omits=True)
     yield from differences.of_objects(spec_of(ours), spec_of(theirs), "spec", omits=True)
@@ -112,7 +112,7 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
     """Return the RayJob for a later attempt of the same run."""
     later: dict[str, Any] = copy.deepcopy(dict(job))
     environment = runtime_env.of_rayjob(later)
-    if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a RayJob that somebody has written asks for none
+    if wire.ATTEMPT in (environment.get("env_vars") or {}):  # a hand-written RayJob does not have it
         environment["env_vars"][wire.ATTEMPT] = str(attempt)
         later["spec"]["runtimeEnvYAML"] = as_yaml(environment, sort_keys=True)
     later["metadata"].setdefault("annotations", {})[marks.ATTEMPT] = str(attempt)
@@ -120,12 +120,12 @@ def again(job: Mapping[str, Any], attempt: int) -> dict[str, Any]:
 
 
 def stop(look: Look) -> None:
-    """Ask for a run's end: Ray's job is stopped; one that is not there yet will not be started.
+    """Ask for a run's end: stop its job in Ray or, if Ray does not have the job yet, keep it from starting.
 
     Raises:
-        Unreachable: the head of a job that runs does not answer.
-        BackendError: a cluster that stays is about to run it, which nothing but its deletion prevents; or Kueue has it
-            in its queue, and this user cannot take it off that.
+        Unreachable: the head of a running job does not answer.
+        BackendError: the run is for a long-lived cluster, or waits to be submitted by hand (InteractiveMode), and only
+            its deletion keeps it from starting; or this user cannot take it off Kueue's queue.
     """
     head = look.head()
     if head and _is_in_ray(head, look.job):
@@ -136,7 +136,7 @@ def stop(look: Look) -> None:
             f"run {look.name} is not in Ray yet, and KubeRay cannot hold back what is for a cluster that stays",
             next_step=f"stop it once it runs, or: raykube job delete {look.name}",
         )
-    if rayjobs.deployment(look.job) == "Waiting":  # which it leaves only for Ray's job
+    if rayjobs.deployment(look.job) == "Waiting":  # KubeRay leaves this state only once Ray has the job
         raise BackendError(
             f"run {look.name} waits to be submitted by hand (InteractiveMode), and KubeRay does not suspend it then",
             next_step=f"end it: raykube job delete {look.name}",
@@ -160,7 +160,7 @@ def _hold_back(look: Look) -> None:
     if kueue.take_off(look.kube, look.job):
         look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return
-    # What keeps its cluster KubeRay does not suspend: it takes the whole RayJob for invalid, for good.
+    # KubeRay does not suspend a RayJob that keeps its cluster: it calls the whole RayJob invalid, for good.
     spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
     look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
 
@@ -172,13 +172,13 @@ def remove(kube: Kube, job: Object) -> None:
 
 
 def forget(kube: Kube, job: Object) -> None:
-    """Remove a RayJob and all that was made with it: also its code where kubectl applied that, and nobody owns it."""
+    """Remove a RayJob and all that was made with it, even a ConfigMap of code that kubectl applied and nobody owns."""
     remove(kube, job)
     name = CODE_NAME.format(job["metadata"]["name"])
     with contextlib.suppress(Forbidden, NotFound, Conflict):
         code = kube.get("ConfigMap", name)
         if _is_left_of(job, code):
-            # Of this version: a run that was sent meanwhile may have made it its own.
+            # Only this version: a run that was submitted meanwhile may have taken it over.
             same = {key: code["metadata"].get(key) for key in ("uid", "resourceVersion")}
             kube.delete("ConfigMap", name, preconditions=same)
 

@@ -1,4 +1,4 @@
-"""What Kueue has made of a run, and where that stands in its queue, which Kueue answers on an API of its own."""
+"""Kueue's Workload of a run, and its position in the queue, which Kueue tells through an API of its own."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.errors import BackendError, Forbidden, ManifestError, NotFound
 
 _VISIBILITY = "apis/visibility.kueue.x-k8s.io/v1beta2"
-#: There is no watch on a place in a queue.
+#: Seconds between requests for a queue position, which cannot be watched.
 _EVERY_S = 5.0
 _TIMEOUT_S = 2.0
 
 
 def selectors(job: Object) -> dict[str, str]:
-    """Return what finds the Workload of a RayJob; nothing for one that is in no queue."""
+    """Return the selectors of a RayJob's Workload; empty for a RayJob that is in no queue."""
     in_queue = marks.QUEUE in labels_of(job)
     return {"labelSelector": f"{marks.JOB_UID}={job['metadata']['uid']}"} if in_queue else {}
 
 
 def take_off(kube: Kube, job: Object) -> bool:
-    """Take a run off its queue, if it is on one: it is Kueue that suspends it, and that starts it again.
+    """Take a run off its queue and return whether it was on one: Kueue suspends such a run and starts it again.
 
     Raises:
-        BackendError: it is on one, and this user may not take it off, or there is no Workload of it yet.
+        BackendError: it is on a queue, but this user may not take it off, or it has no Workload yet.
     """
     try:
         if found := _workload(kube, job):
@@ -44,10 +44,10 @@ def take_off(kube: Kube, job: Object) -> bool:
 
 
 def _workload(kube: Kube, job: Object) -> Object | None:
-    """Return what Kueue has made of a run; None where that is in no queue, or there is no Kueue.
+    """Return the Workload of a run; None when the run is in no queue, or there is no Kueue.
 
     Raises:
-        NotFound: there is none, or not yet.
+        NotFound: Kueue has made no Workload of it (yet).
         Forbidden: this user may not see it.
     """
     if not (which := selectors(job)):
@@ -62,7 +62,7 @@ def _workload(kube: Kube, job: Object) -> Object | None:
 
 
 class Place:
-    """The place of one workload, asked for at most every few seconds."""
+    """The position of one Workload in its queue; Kueue is asked at most every ``_EVERY_S`` seconds."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
@@ -70,7 +70,7 @@ class Place:
         self._before: int | None = None
 
     def before(self, workload: Mapping[str, Any]) -> int | None:
-        """Return how many workloads of its queue come first; None when it is not told, or nobody may ask."""
+        """Return how many Workloads of its queue come first; None if Kueue does not say, or this user may not ask."""
         if time.monotonic() - self._asked >= _EVERY_S:
             self._before = self._ask(workload)
             self._asked = time.monotonic()
@@ -79,7 +79,7 @@ class Place:
     def _ask(self, workload: Mapping[str, Any]) -> int | None:
         queue, name = spec_of(workload).get("queueName", ""), name_of(workload)
         path = f"/{_VISIBILITY}/namespaces/{self._kube.namespace}/localqueues/{queue}/pendingworkloads"
-        with contextlib.suppress(BackendError):  # an older Kueue, or this API is off: there is its condition
+        with contextlib.suppress(BackendError):  # Kueue is older, or this API is off: the Workload's condition must do
             items = self._kube.send("GET", path, timeout=_TIMEOUT_S).json()["items"]
             found = (each["positionInLocalQueue"] for each in items if each["metadata"]["name"] == name)
             return next((int(position) for position in found), None)

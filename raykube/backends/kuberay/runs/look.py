@@ -1,4 +1,4 @@
-"""Looks at one run on KubeRay: once, or from now on."""
+"""Observes one run on KubeRay: once, or continuously."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RayPoll = Poll[RayHead, _Told]
 
 
 class Look:
-    """A look at the run `name`; what was seen once is kept."""
+    """Observes the run `name`; keeps its latest RayJob and its head."""
 
     def __init__(self, kube: Kube, name: str) -> None:
         self.kube = kube
@@ -49,10 +49,10 @@ class Look:
         return self._head
 
     def driver(self) -> tuple[RayHead, str]:
-        """Return the head that the run is on, and its driver's node; "" where Ray knows of none.
+        """Return the head that the run is on, and its driver's node; "" when Ray knows of no node.
 
         Raises:
-            NotFound: there is no head to ask, or it does not know the job.
+            NotFound: there is no head to ask, or the head does not know the job.
             Forbidden, BackendError: the head may not be asked, or does not answer.
         """
         head = self.head()
@@ -61,13 +61,13 @@ class Look:
         return head, head.api.job(head.submission_id).get("driver_node_id") or ""
 
     def status(self) -> Status:
-        """Return the status now."""
+        """Return the current status."""
         head = self._askable()
         details, told = _asked(head, self.name)
         return self._status(self._once(details), told, head)
 
     def _askable(self) -> RayHead | None:
-        """Return the head unless this user may not speak to it, or nobody answers: then the RayJob must do."""
+        """Return the head; None if this user may not ask it or nobody answers: the RayJob must do then."""
         with contextlib.suppress(BackendError):
             return self.head()
         return None
@@ -97,13 +97,13 @@ class Look:
         return replace(status, failure=replace(status.failure, tail=tail or status.failure.tail))
 
     def _submitters_tail(self, failure: Failure) -> tuple[str, ...]:
-        """Return the last words of the pod that could not hand the job to Ray: KubeRay tells that, and not why."""
+        """Return the last lines of the pod that failed to submit the job to Ray: KubeRay does not say why it failed."""
         if failure.reason != "SubmissionFailed":
             return ()
         return endings.tail_of(self.submitters_log(tailLines=_TAIL_LINES))
 
     def submitters_log(self, **params: Any) -> str:
-        """Return what the pod printed that handed the job to Ray, and with it the driver's output; "" without one."""
+        """Return the log of the pod that submits the job, which includes the driver's output; "" without such a pod."""
         selectors = _selectors(self.job)
         if "submitter" not in selectors:
             return ""
@@ -119,7 +119,7 @@ class Look:
         try:
             watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
             ray.ask(self._askable())
-            ray.look()  # so that the first answer is not older than Ray's own
+            ray.look()  # so that the first status is not older than Ray's own state
             threading.Thread(target=ray.run, args=(stop,), daemon=True, name="raykube-ray").start()
             yield from self._follow(watching, ray)
         finally:
@@ -142,12 +142,12 @@ class Look:
                 yield Status(self.name, "job", "WAITING", away.what, unreachable(away))
 
     def _is_early(self, watching: Watching) -> bool:
-        """Whether nothing has come of its cluster yet: what is not known yet would seem to be gone."""
+        """Whether the watch on the cluster has yet to answer: a cluster not known yet would seem to be gone."""
         known = watching.of("cluster") is not None or watching.error("cluster")
         return "cluster" in _selectors(self.job) and not known
 
     def _unended(self) -> BackendError:
-        """Nobody will end the run in its time: it would be waited for without an end."""
+        """Return the error that nobody ends an overdue run: waiting for it would never end."""
         limit = spec_of(self.job)["preRunningDeadlineSeconds"]
         return BackendError(
             f"run {self.name} has not begun in its {limit} s, and nobody ends it",
@@ -169,7 +169,7 @@ class Look:
 
 
 def _asked(head: RayHead | None, name: str) -> _Told:
-    """Return Ray's JobDetails and what the run's pod tells; nothing where nobody answers: the RayJob must do."""
+    """Return Ray's JobDetails and the state from the run's pod; both empty if nobody answers: the RayJob must do."""
     with contextlib.suppress(BackendError):
         details = head.details() if head else {}
         node = details.get("driver_node_id")
@@ -178,12 +178,12 @@ def _asked(head: RayHead | None, name: str) -> _Told:
 
 
 def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
-    """Return what else to look at for a RayJob, and how it is found."""
+    """Return the other objects to look at for a RayJob, as key: (kind, selectors)."""
     selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
     if cluster := rayjobs.cluster_name(job):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
         selectors["pods"] = ("Pod", {"labelSelector": f"{marks.CLUSTER}={cluster}"})
-        # Why KubeRay has deleted a pod stands in an event that is no warning.
+        # Why KubeRay deleted a pod is told by an event of type Normal, not Warning.
         about = f"involvedObject.kind=RayCluster,involvedObject.name={cluster},type=Normal"
         selectors["deletions"] = ("Event", {"fieldSelector": about})
     if (spec_of(job).get("submissionMode") or "K8sJobMode") == "K8sJobMode":
@@ -205,7 +205,7 @@ def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
 
 
 def _tail(head: RayHead, details: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the driver's last lines, asked for twice: a busy head that fails to answer once must not cost them."""
+    """Return the driver's last lines; ask twice, since a busy head may fail to answer once."""
     for _ in range(2):
         with contextlib.suppress(BackendError):
             data = head.api.log(details["driver_node_id"] or "", head.log_file, last_lines=_TAIL_LINES)

@@ -9,7 +9,7 @@ from raykube import marks
 from raykube.backends.kubernetes.fields import Object, annotations_of, name_of, seconds, spec_of, status_of
 from raykube.bodies import CODE_FOLDER
 
-#: The operator ends what is overdue at its next look, seconds later.
+#: Seconds past its deadline after which a job is overdue: the operator ends a late job at its next look, seconds later.
 OVERDUE_S = 30.0
 
 _OPERATOR = ("", "ray.io/kuberay-operator")
@@ -18,12 +18,12 @@ _ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
 def deployment(job: Object) -> str:
-    """Return how far KubeRay is with a job, as ``Initializing``; "" before it has begun."""
+    """Return how far KubeRay is with a job, such as ``Initializing``; "" before KubeRay has begun with it."""
     return str(status_of(job).get("jobDeploymentStatus") or "")
 
 
 def has_ended(job: Object) -> bool:
-    """Whether KubeRay is done with a job: of one that was taken back before it began it stays suspended."""
+    """Whether KubeRay is done with a job; a job that was stopped before it began stays suspended."""
     return deployment(job) in _ENDED or (deployment(job) == "Suspended" and is_stopped(job))
 
 
@@ -33,7 +33,7 @@ def cluster_name(job: Object) -> str:
 
 
 def selected(job: Object) -> str:
-    """Return the name of the cluster that stays on which a job is to run; "" for one that gets its own."""
+    """Return the name of the long-lived cluster on which a job is to run; "" for a job with a cluster of its own."""
     return str((spec_of(job).get("clusterSelector") or {}).get(marks.CLUSTER) or "")
 
 
@@ -42,26 +42,26 @@ def service_of(job: Object) -> str:
     status = status_of(job)
     if url := status.get("dashboardURL"):
         return str(url).partition(".")[0]
-    # A job that starts with its head may be over before KubeRay takes the cluster for ready and names the address.
+    # A job that starts with its head may end before KubeRay finds the cluster ready and writes the address.
     head = (status.get("rayClusterStatus") or {}).get("head") or {}
     return str(head.get("serviceName") or "") if is_sidecar(job) else ""
 
 
 def storage_of(owner: Object) -> str:
-    """Return the folder or URI below which a run's files lie, or a service's; "" when its cluster has no storage."""
+    """Return the folder or URI of a run's or service's files; "" when its cluster has no storage."""
     base = annotations_of(owner).get(marks.STORAGE, "")
     return f"{base.rstrip('/')}/{name_of(owner)}" if base else ""
 
 
 def attempt_of(job: Object, told: Mapping[str, Any]) -> int:
-    """Return the number of the attempt: as its pod tells, as was noted when it did, else KubeRay's count of retries."""
+    """Return the attempt's number: as its pod tells, else as noted at its submission, else by KubeRay's retries."""
     failed = int(status_of(job).get("failed") or 0)
     counted = failed if deployment(job) == "Failed" else failed + 1
     return int(told.get("attempt") or annotations_of(job).get(marks.ATTEMPT) or max(1, counted))
 
 
 def is_sidecar(job: Object) -> bool:
-    """Whether a container beside the head hands the job to Ray, as soon as that answers (``SidecarMode``)."""
+    """Whether a container beside the head submits the job to Ray, as soon as Ray answers (``SidecarMode``)."""
     return bool(spec_of(job).get("submissionMode") == "SidecarMode")
 
 
@@ -71,15 +71,15 @@ def has_code_in_head(job: Object) -> bool:
 
 
 def was_in_ray(job: Object) -> bool:
-    """Whether Ray ever had the job: one that was never handed to it, or was too late, has printed nothing."""
+    """Whether Ray ever had the job: one that was never submitted, or came too late, has printed nothing."""
     status = status_of(job)
     return bool(status.get("jobStatus") or status.get("rayJobInfo"))
 
 
 def keeps_nothing(job: Object) -> bool:
-    """Whether a run has nothing in its storage: no code, and no part of it ever had a head to run on.
+    """Whether a run has nothing in its storage: no code, and it never had a head to run on.
 
-    A RayJob that was suspended says nothing of what was before: whether it was is seen by the changes of its spec.
+    The status of a RayJob that was suspended forgets what was before, so a RayJob with a changed spec counts as begun.
     """
     has_begun = service_of(job) or was_in_ray(job) or attempt_of(job, {}) > 1
     was_changed = int(job["metadata"].get("generation") or 1) > 1
@@ -88,25 +88,25 @@ def keeps_nothing(job: Object) -> bool:
 
 
 def is_stopped(job: Object) -> bool:
-    """Whether somebody has asked for the run's end before its job was there to be stopped."""
+    """Whether somebody asked to stop the run before Ray had its job."""
     return marks.STOP in annotations_of(job)
 
 
 def is_suspended(owner: Object) -> bool:
-    """Whether somebody has a job, or a service, wait without a cluster."""
+    """Whether a job or service is suspended: it waits without a cluster."""
     return bool(spec_of(owner).get("suspend")) or deployment(owner) in ("Suspended", "Suspending")
 
 
 def is_tried_again(job: Object) -> bool:
-    """Whether KubeRay will start anew what has failed in Ray: it says so a moment later, with another cluster."""
+    """Whether KubeRay will retry a job that failed in Ray: it says so a moment later, with a new cluster."""
     return int(status_of(job).get("failed") or 0) < int(spec_of(job).get("backoffLimit") or 0)
 
 
 def is_overdue(job: Object, now: float) -> bool:
-    """Whether a job waits for longer than it may: who would end it does not run."""
+    """Whether a job has waited past its deadline, so that the operator, which would end it, must be down."""
     spec, started = spec_of(job), status_of(job).get("startTime")
     limit, state = spec.get("preRunningDeadlineSeconds"), deployment(job)
-    # None, with a start: on the way from a suspension or a try before, whose start that is.
+    # No state but a start time: KubeRay is past a suspension or an earlier try, and the time is still that one's.
     waits = (state in _BEFORE_RUNNING or not (state or started)) and not spec.get("suspend")
     if not (limit and waits and is_kuberays(job)):
         return False
@@ -114,5 +114,5 @@ def is_overdue(job: Object, now: float) -> bool:
 
 
 def is_kuberays(thing: Object) -> bool:
-    """Whether it is KubeRay's operator that works on an object, and not another controller."""
+    """Whether KubeRay's operator, and not another controller, manages an object."""
     return spec_of(thing).get("managedBy", "") in _OPERATOR

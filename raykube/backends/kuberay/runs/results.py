@@ -1,4 +1,4 @@
-"""What a run's script returned, as its head tells or, after that, as its storage holds."""
+"""What a run's script returned: from its head or, once that is gone, from its storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raykube.wire import Result
 
 
 def result(look: Look) -> Result | None:
-    """Return a run's result; None when its script has returned none, or not yet.
+    """Return a run's result; None when its script has not returned one (yet).
 
     Raises:
         Forbidden: this user may not ask the head, and the storage has none.
@@ -20,7 +20,7 @@ def result(look: Look) -> Result | None:
     away, text = None, None
     try:
         text = _told(look)
-    except BackendError as error:  # who may not ask a head may yet have its storage read
+    except BackendError as error:  # a user who may not ask the head may still read the storage
         away = error
     if text is None:
         text = storage.read(look.kube, look.job, wire.RESULT_FILE).decode()
@@ -30,7 +30,7 @@ def result(look: Look) -> Result | None:
 
 
 def _told(look: Look) -> str | None:
-    """Return the result that the run's own pod tells, "" for none yet; None where no pod of the run tells anything.
+    """Return the result in the state that the run's pod leaves, "" for none yet; None when there is no such state.
 
     Raises:
         NotFound: the cluster is gone, or the driver's node.
@@ -42,12 +42,12 @@ def _told(look: Look) -> str | None:
     try:
         return head.state(look.name, node).get("result")
     except NotFound:
-        head.api.log(node, head.log_file, last_lines=1)  # a RayJob of one's own tells nothing, and has a log
+        head.api.log(node, head.log_file, last_lines=1)  # a hand-written RayJob leaves no state, but has a log
         return None
 
 
 def _check(look: Look, away: BackendError) -> None:
-    """Raise if there may be, or have been, a result that cannot be had: what a storage lacks was not returned."""
+    """Raise if there may be a result that cannot be read. If a storage has none, the script returned none."""
     if isinstance(away, Forbidden):
         raise away
     if storage_of(look.job) or not was_in_ray(look.job):

@@ -1,6 +1,6 @@
-"""What the state of a run on KubeRay is. Pure functions of what Kubernetes and Ray say of it.
+"""The state of a run on KubeRay. Pure functions of what Kubernetes and Ray say of it.
 
-Ray's own words come first: the RayJob follows them up to three seconds late.
+Ray's own state takes precedence: the RayJob follows it up to three seconds late.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def status_of(seen: Observed, told: Mapping[str, Any], url: str = "") -> Status:
 
     Args:
         seen: its RayJob and what belongs to it.
-        told: the state that the run's own pod tells (``inside/attempts.py``); empty while it tells none.
+        told: the state that the run's own pod leaves (``inside/attempts.py``); empty while there is none.
         url: of its dashboard.
     """
     job = seen.owner
@@ -88,7 +88,7 @@ def _earlier(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trouble(told: Mapping[str, Any]) -> str:
-    """Return what the attempt that goes on has lost meanwhile, or waits for."""
+    """Return what the current attempt has lost, or waits for."""
     return wire.trouble(str(told.get("trouble") or ""), int(told.get("attempt") or 0))
 
 
@@ -104,13 +104,13 @@ def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
     if state == "WAITING":
         return _waiting(seen)
     if state in ("SUCCEEDED", "STOPPED") and rayjobs.deployment(seen.owner) == _STARTS:
-        # KubeRay 1.6 never sees the end of a job that came before all pods were ready: its issues 4199 and 4945.
+        # KubeRay 1.6 never sees the end of a job that ended before all pods were ready: its issues 4199 and 4945.
         return f"KubeRay does not see that it has ended: its cluster stays until raykube job delete {seen.name}"
     return opening(str(seen.ray.get("message") or fields.status_of(seen.owner).get("message") or ""))
 
 
 def _waiting(seen: Observed) -> str:
-    """Say what a run without a cause for alarm waits for."""
+    """Return what a run waits for when nothing is wrong."""
     deployment = rayjobs.deployment(seen.owner)
     if deployment in ("Suspended", "Suspending", "Retrying"):
         return deployment.lower()
@@ -128,10 +128,10 @@ def _waiting(seen: Observed) -> str:
 
 
 def _stage(pod: fields.Object) -> str:
-    """Return what a pod is at before it is ready; "" once it is."""
+    """Return which stage a pod is in before it is ready; "" once it is ready."""
     if fields.is_ready(pod):
         return ""
-    status, rays = fields.status_of(pod), pod["spec"]["containers"][0]["name"]  # by KubeRay's rule the first
+    status, rays = fields.status_of(pod), pod["spec"]["containers"][0]["name"]  # the first, by KubeRay's rule
     running = {
         kind: {each["name"] for each in status.get(kind) or () if "running" in (each.get("state") or {})}
         for kind in ("containerStatuses", "initContainerStatuses")
@@ -144,7 +144,7 @@ def _stage(pod: fields.Object) -> str:
 
 
 def _moment(seen: Observed, rays: str, kuberays: str) -> float | None:
-    """Return when Ray's job started or ended, in seconds: by Ray, else by what KubeRay has copied."""
+    """Return when Ray's job started or ended, in Unix seconds: from Ray, else from KubeRay's copy."""
     if milliseconds := seen.ray.get(rays):
         return float(milliseconds) / 1000
     info = fields.status_of(seen.owner).get("rayJobInfo") or {}

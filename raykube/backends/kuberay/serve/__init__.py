@@ -1,1 +1,1 @@
-"""RayServices: made, changed in place, looked at and taken down."""
+"""RayServices: making, changing, observing and removing them."""

@@ -1,4 +1,4 @@
-"""The code of a service in its ConfigMap, which all its pods have mounted: new code next to the old."""
+"""The code of a service in its ConfigMap, which all its pods mount: new code is put next to the old."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.bodies import CONFIG_MAP_LIMIT
 from raykube.errors import Forbidden, ManifestError, NotFound
 
-#: A kubelet that nobody told of a change looks at its ConfigMaps so often, and its caches add to that.
+#: Seconds until a kubelet notices a changed ConfigMap by itself: its sync period, and the delay of its caches.
 SYNCED_S = 100.0
 
 _log = logging.getLogger("raykube")
 
 
 def file_of(part: Mapping[str, Any]) -> str:
-    """Return the name of the file that a plan's ConfigMap brings."""
+    """Return the name of the code file in a plan's ConfigMap."""
     return str(next(iter(part["binaryData"])))
 
 
 def carry(kube: Kube, part: Mapping[str, Any] | None, service: Object, wanted: Mapping[str, Any] | None = None) -> None:
-    """Put a plan's code, if any, where the service's pods have it mounted: next to what is in use, if both find room.
+    """Put a plan's code, if any, into the ConfigMap that the service's pods mount, next to the code in use if both fit.
 
-    If they do not, the server first says whether it takes the service that is `wanted` next: were that refused
-    afterwards, the service would go on with code that is gone.
+    If they do not fit, a dry run first checks that the server accepts the service that is `wanted` next: if that were
+    refused afterwards, the service would go on with its code gone.
 
     Raises:
-        Conflict: the name of the ConfigMap is somebody else's.
-        ManifestError: the server refuses what is wanted; the code is as it was.
+        Conflict: the name of the ConfigMap belongs to something else.
+        ManifestError: the server refuses the wanted service; the code is unchanged.
     """
     if part is None:
         return
@@ -50,19 +50,19 @@ def carry(kube: Kube, part: Mapping[str, Any] | None, service: Object, wanted: M
 
 
 def kept(known: Object, part: Mapping[str, Any], service: Object) -> dict[str, str | None]:
-    """Return the change of a ConfigMap that adds code to it, and drops what is not in use or finds no room."""
+    """Return the patch of a ConfigMap's files that adds new code, and drops what is not in use or does not fit."""
     there: dict[str, str] = known.get("binaryData") or {}
     choices = (_in_use(there, service), _named(there, service))
     room = CONFIG_MAP_LIMIT - _size(part["binaryData"].values())
-    # What finds no room is unpacked in the pods that run it, but a pod that starts cannot load it: neither before the
-    # service names the new code, nor on the cluster that serves until a new one does.
+    # Pods that already run the code that does not fit have unpacked it, but a pod that starts cannot load it: neither
+    # before the service names the new code, nor on the cluster that serves until a new one does.
     stays = next((files for files in choices if _size(there[file] for file in files) <= room), [])
     return {**{file: None for file in there if file not in stays}, **part["binaryData"]}
 
 
 def _in_use(there: Iterable[str], service: Object) -> list[str]:
     """Return the files that pods may have to load."""
-    # The cluster that serves until a new one does runs what the service said before that.
+    # While a new cluster is to come, the one that serves runs what an earlier version of the service said.
     return _named(there, service) if servestates.has_one_cluster(service) else [*there]
 
 
@@ -76,7 +76,7 @@ def _size(texts: Iterable[str]) -> int:
 
 
 def hasten(kube: Kube, service: Object, file: str) -> None:
-    """Have the kubelets bring a changed ConfigMap to the service's pods at once: they do for a pod that was changed."""
+    """Change the service's pods, so that the kubelets update a changed ConfigMap in them at once."""
     change = {"metadata": {"annotations": {marks.CODE: f"{file} {time.time():.3f}"}}}
     clusters = ",".join(filter(None, servestates.clusters_of(service)))
     pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER} in ({clusters})") if clusters else ()
@@ -84,5 +84,5 @@ def hasten(kube: Kube, service: Object, file: str) -> None:
         for pod in pods:
             with contextlib.suppress(NotFound):
                 kube.patch("Pod", name_of(pod), change)
-    except (Forbidden, ManifestError) as error:  # a policy of the cluster may be against it, too
+    except (Forbidden, ManifestError) as error:  # or a policy of the cluster refuses it
         _log.warning("new code takes up to %g s to reach the pods: %s", SYNCED_S, error.why or error)

@@ -1,4 +1,4 @@
-"""Looks at one service on KubeRay: once, or from now on."""
+"""Observes one service on KubeRay: once, or continuously."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 
 class ServeHead:
-    """The head of one cluster of a service, which has one by now, reached through the API server."""
+    """The head of one of a service's clusters, reached through the API server; the cluster must have one by now."""
 
     def __init__(self, kube: Kube, cluster: Mapping[str, Any]) -> None:
         self.cluster = name_of(cluster)
@@ -30,9 +30,9 @@ class ServeHead:
         self.api = rayhead.api_of(kube, self.cluster, spec_of(cluster), kube.proxy(head_service(cluster)))
 
     def applications(self) -> Apps | None:
-        """Return the applications as Serve tells of them: none while it does not; None if it may not be asked.
+        """Return the applications as Serve reports them: empty while it does not answer; None if it may not be asked.
 
-        What KubeRay says instead is of seconds ago, and may call an update done that has only begun.
+        KubeRay's copy is seconds old, and may show an update as done that has only begun.
         """
         try:
             found = dict(self.api.serve_status()["applications"])
@@ -57,7 +57,7 @@ def serve_head(kube: Kube, service: Object) -> ServeHead | None:
 
 
 def status(kube: Kube, name: str) -> Status:
-    """Return the status now."""
+    """Return the current status."""
     service = objects.found(kube, "RayService", name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
     seen = _joined(service, things, kube.now())
@@ -79,7 +79,7 @@ def changes(kube: Kube, name: str) -> Iterator[Status]:
 
 
 class _Follower:
-    """Follows one service with watches, and its Serve by asking it."""
+    """Follows one service with watches, and its Serve by polling it."""
 
     def __init__(self, kube: Kube, name: str, watching: Watching, serve: _ServePoll) -> None:
         self._kube = kube
@@ -98,7 +98,7 @@ class _Follower:
                 yield self._told(seen)
 
     def _seen(self, found: list[Object]) -> Observed | None:
-        """Return what the watches know; None until each has told once: what is not known yet would seem to be gone."""
+        """Return what the watches know; None until each has answered: an object not known yet would seem to be gone."""
         if not found:
             raise NotFound(f"service {self._name} was deleted", next_step="see: raykube service list")
         things: dict[str, list[Object]] = {}
@@ -116,20 +116,20 @@ class _Follower:
         return self._last
 
     def _askable(self, cluster: Mapping[str, Any]) -> ServeHead | None:
-        """Return the head of this cluster, made once."""
+        """Return the head of this cluster; the same object each time."""
         if not cluster or not self._head or self._head.cluster != name_of(cluster):
             self._head = _askable(self._kube, cluster, self._later)
         return self._head
 
     def _unseen(self, error: Unreachable) -> Status:
         last = self._last or Status(self._name, "service", "WAITING")
-        # What was true a while ago: that it runs cannot be said of it now.
+        # This was true a while ago. Nobody knows now whether the service still runs.
         state = "PENDING" if last.state == "RUNNING" else last.state
         return replace(last, state=state, detail=error.what, failure=unreachable(error))
 
 
 def _askable(kube: Kube, cluster: Mapping[str, Any], later: Later) -> ServeHead | None:
-    """Return the head of a cluster unless this user may not speak to it, or nobody answers: the RayService must do."""
+    """Return a cluster's head; None if this user may not ask it or nobody answers: the RayService must do then."""
     with contextlib.suppress(BackendError):  # the Secret may not be there yet
         if head_service(cluster):
             return later.asked(name_of(cluster), lambda: ServeHead(kube, cluster))
@@ -137,7 +137,7 @@ def _askable(kube: Kube, cluster: Mapping[str, Any], later: Later) -> ServeHead 
 
 
 def _selectors(service: Object) -> dict[str, dict[str, str]]:
-    """Return what else to look at for a RayService, and how it is found."""
+    """Return the other objects to look at for a RayService, as kind: selectors."""
     selectors = {"Event": {"fieldSelector": "type=Warning"}}
     if cluster := servestates.cluster_of(service):
         selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}

@@ -1,7 +1,7 @@
-"""What the state of a service on KubeRay is. Pure functions of what Kubernetes and Ray Serve say of it.
+"""The state of a service on KubeRay. Pure functions of what Kubernetes and Ray Serve say of it.
 
-Serve's own words come first. The RayService copies them every two seconds, and what it copies in the moment of a change
-are still those on the code before: alone it would call an update done that has not begun.
+Serve's own report takes precedence. The RayService copies it every two seconds, and a copy made at the moment of a
+change still describes the old code: by the copy alone, an update that has not begun would seem done.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
 
     Args:
         seen: its RayService, the cluster that it will be on, and what belongs to them.
-        serve: the applications as the head's Serve tells of them: none while it does not answer; None if it may not be
-            asked, and what the RayService says must do.
+        serve: the applications as the head's Serve reports them: empty while it does not answer; None if it may not be
+            asked, so that the RayService's copy must do.
     """
     apps = applications(seen.owner, serve)
     state = state_of(seen, apps)
@@ -55,7 +55,7 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
 
 
 def state_of(seen: Observed, apps: Apps) -> State:
-    """Return the state: RUNNING when all applications answer, with the code and on the cluster that were sent last."""
+    """Return the state: RUNNING when all applications answer with the latest code on the latest cluster."""
     if is_leaving(seen.owner) or _is_suspended(seen.owner):
         return "STOPPED"
     given_up = has_timed_out(seen.owner) or diagnosis.is_invalid(seen.owner)
@@ -68,24 +68,24 @@ def state_of(seen: Observed, apps: Apps) -> State:
 
 
 def has_timed_out(service: Object) -> bool:
-    """Whether KubeRay has given up on a service: it does not look at it any more, whatever is changed."""
+    """Whether KubeRay has given up on a service: it ignores the service from then on, whatever is changed."""
     return bool(conditions(service).get("Ready", {}).get("reason") == "InitializingTimeout")
 
 
 def clusters_of(service: Object) -> tuple[str, str]:
-    """Return the names of the cluster that serves, and of the one that will once it is ready; "" for none."""
+    """Return the names of the cluster that serves, and of the one that will serve once it is ready; "" for none."""
     told = (status_of(service).get(place) or {} for place in ("activeServiceStatus", "pendingServiceStatus"))
     active, pending = (str(each.get("rayClusterName") or "") for each in told)
     return active, pending
 
 
 def has_one_cluster(service: Object) -> bool:
-    """Whether no other cluster is to take the place of a service's own, as far as KubeRay has seen its last version."""
+    """Whether KubeRay has seen a service's latest version, and no second cluster is to replace the first."""
     return is_current(service) and not all(clusters_of(service))
 
 
 def cluster_of(service: Object) -> str:
-    """Return the name of the cluster that a service will be on: the new one while there are two; "" before any."""
+    """Return the name of the cluster that a service will be on: the new one if there are two; "" if there is none."""
     active, pending = clusters_of(service)
     return pending or active
 
@@ -107,7 +107,7 @@ def serving_cluster(service: Object) -> str:
 
 
 def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any]]:
-    """Return the states of a service's applications, of the code that was sent last: NOT_STARTED before its turn."""
+    """Return the states of a service's applications; NOT_STARTED for one that does not have the latest code yet."""
     found = _copied(service) if serve is None else serve
     return {
         name: dict(found[name]) if name in found and serveapps.is_of(found[name], config) else {"status": "NOT_STARTED"}
@@ -116,7 +116,7 @@ def applications(service: Object, serve: Apps | None) -> dict[str, dict[str, Any
 
 
 def lacks(app: Mapping[str, Any], file: str) -> bool:
-    """Whether an application failed because a file had not come to its pod yet."""
+    """Whether an application failed because a file had not reached its pod yet."""
     words = serveapps.words("", app)
     return serveapps.is_undone(app) and file in words and "No such file" in words
 
@@ -128,7 +128,7 @@ def has_begun(app: Mapping[str, Any]) -> bool:
 
 
 def apps_of(service: Object) -> dict[str, dict[str, Any]]:
-    """Return the configurations of a service's applications by name; none where they cannot be read."""
+    """Return the configurations of a service's applications by name; empty when they cannot be parsed."""
     try:
         config = yaml.safe_load(spec_of(service).get("serveConfigV2") or "") or {}
     except yaml.YAMLError:
@@ -150,7 +150,7 @@ def route_of(service: Object) -> str:
 
 
 def _copied(service: Object) -> dict[str, Any]:
-    """Return the applications as the RayService tells of them; none when they are those of another version of it."""
+    """Return the applications as the RayService copies them; empty when the copy is of another version of it."""
     if not is_current(service):
         return {}
     place = "pendingServiceStatus" if clusters_of(service)[1] else "activeServiceStatus"
@@ -158,23 +158,23 @@ def _copied(service: Object) -> dict[str, Any]:
 
 
 def _is_settled(service: Object) -> bool:
-    """Whether KubeRay has seen the last version, sends requests to its pods, and readies no other cluster."""
+    """Whether KubeRay has seen the latest version, sends requests to its pods, and prepares no other cluster."""
     return is_current(service) and not clusters_of(service)[1] and is_true(service, "Ready")
 
 
 def _is_suspended(service: Object) -> bool:
-    """Whether it is without a cluster until somebody resumes it; once that is done KubeRay has yet to see it."""
+    """Whether a service has no cluster until it is resumed; no longer so if it was, but KubeRay has yet to see that."""
     resumes = not spec_of(service).get("suspend") and not is_current(service)
     return is_true(service, "Suspended") and not resumes
 
 
 def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
-    """Return why it is FAILED, or what keeps it from running."""
+    """Return why the service is FAILED, or what keeps it from running."""
     if state == "RUNNING" or is_leaving(seen.owner):
         return None
     cause = diagnosis.cause(seen)
     undone = any(map(serveapps.is_undone, apps.values()))
-    # Somebody has suspended it; or KubeRay has given it up, or refuses it.
+    # The service is suspended; or KubeRay has given up on it, or refuses it.
     if state == "STOPPED" or (cause and state == "FAILED" and not undone):
         return cause
     goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
@@ -185,12 +185,12 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
 
 
 def _is_replaced(service: Object, state: State) -> bool:
-    """Whether another cluster is to take the place of its own, which answers requests until then."""
+    """Whether a new cluster is to replace the service's current one, which answers requests until then."""
     return state == "PENDING" and all(clusters_of(service)) and is_true(service, "Ready")
 
 
 def _goes_on(service: Object, apps: Apps) -> bool:
-    """Whether what was deployed before an update that failed still serves: its cluster, or its replicas on the same."""
+    """Whether the previous version still serves after a failed update: on its own cluster, or on the same one."""
     failed = [app for app in apps.values() if serveapps.is_undone(app)]
     return all(clusters_of(service)) or all(
         serveapps.runs_of_before(app, app.get("last_deployed_time_s") or 0.0) for app in failed

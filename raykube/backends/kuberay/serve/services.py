@@ -1,8 +1,8 @@
-"""Services on KubeRay: made, changed in place and taken down.
+"""Makes services on KubeRay, changes them in place and takes them down.
 
-A change of code or configuration alone is applied by Serve on the cluster that there is, in seconds: the new code is
-put next to the old in the service's ConfigMap, which all pods have mounted. A change of the cluster itself has KubeRay
-make a second one, and switch over once that serves.
+If only code or configuration changes, Serve applies the change on the existing cluster, in seconds: the new code is put
+next to the old in the service's ConfigMap, which all pods mount. If the cluster itself changes, KubeRay makes a second
+cluster, and switches over once that one serves.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from raykube.yamltext import as_yaml
 
 _SCALES = "enableInTreeAutoscaling"
 _COUNTS = ("replicas", "minReplicas", "maxReplicas", "scaleStrategy")
-#: Of a pod: KubeRay leaves them out of the hash by which it tells one cluster from another.
+#: Fields of a pod that KubeRay leaves out of the hash by which it tells one cluster from another.
 _NOT_HASHED = ("tolerations", "schedulingGates")
 _SERVE_S = 0.3
-#: So long Serve takes, at most, to begin with a change.
+#: Seconds that Serve takes, at most, to begin with a change.
 _BEGUN_S = 15.0
 _TRIES = 5
 
 
 def deploy(kube: Kube, plan: Plan) -> None:
-    """Make the service what its plan says: a new one, or the one of that name, changed in place.
+    """Make the service of a plan, or change the existing one of that name in place.
 
-    The same plan again changes nothing, unless the service has failed: then it is tried again.
+    The same plan again changes nothing, unless the service has failed: then Serve tries again.
 
     Raises:
-        Conflict: a run or a cluster has that name, or a RayService that raykube did not make.
-        ManifestError, Forbidden: the server refused the manifest, or what it needs; nothing new is left of it.
+        Conflict: the name belongs to a run, a cluster or a RayService that raykube did not make; or others deploy and
+            delete the service at the same time.
+        ManifestError, Forbidden: the server refused the service, or something that it needs; nothing new is left.
     """
     *parts, wanted = plan.body
     code = parts[0] if parts else None
@@ -66,11 +67,11 @@ def deploy(kube: Kube, plan: Plan) -> None:
 
 
 def check_change(kube: Kube, wanted: Object) -> None:
-    """Have the server check what is wanted of a service that there is, and change nothing.
+    """Have the server check a change of an existing service, without changing it.
 
     Raises:
-        Conflict: raykube did not make it.
-        ManifestError: the server refuses it.
+        Conflict: raykube did not make the service.
+        ManifestError: the server refuses the change.
     """
     if known := kube.find("RayService", name_of(wanted)):
         _check_ours(known)
@@ -78,11 +79,11 @@ def check_change(kube: Kube, wanted: Object) -> None:
 
 
 def take_down(kube: Kube, name: str) -> None:
-    """Delete a service, what it owns and what a storage holds of its code; wait until its name is free.
+    """Delete a service, what it owns and its code in the storage; wait until its name is free.
 
     Raises:
         NotFound: there is none.
-        BackendError: it is deleted, and its code is still in the storage.
+        BackendError: the service is deleted, but its code is still in the storage.
     """
     service = objects.found(kube, "RayService", name)
     with largecode.removed_with(kube, service):
@@ -91,21 +92,21 @@ def take_down(kube: Kube, name: str) -> None:
 
 
 def _never_came_up(service: Object) -> bool:
-    """Whether a service is to be made anew: KubeRay has given up on it, or has refused it before any of it served.
+    """Whether a service must be made anew: KubeRay has given up on it, or refused it before any cluster served.
 
-    What is corrected in place would still be called invalid until it answers requests.
+    Corrected in place, it would still be called invalid until it answers requests.
     """
     refused = diagnosis.is_invalid(service) and not servestates.clusters_of(service)[0]
     return servestates.has_timed_out(service) or refused
 
 
 def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
-    """Make a service that there is what is wanted."""
+    """Change an existing service into the wanted one."""
     is_other = known["metadata"]["labels"].get(marks.PLAN) != wanted["metadata"]["labels"][marks.PLAN]
     servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
     changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
-    # Even where nothing is new: whoever deployed it last may have been interrupted before this.
+    # Even if nothing is new: the last deployment may have been interrupted before this step.
     _resize(kube, known, changed)
     if undone and not is_other:
         _try_again(kube, known, undone)
@@ -114,10 +115,10 @@ def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: M
 
 
 def _changed(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Mapping[str, Any]) -> Object:
-    """Make a service say what is wanted, and return what it says then: somebody else may have been faster."""
+    """Patch a service into the wanted one, and return it as it is then: somebody else may have changed it since."""
     kube.patch("RayService", name_of(known), objects.difference(known, wanted))
     found = objects.found(kube, "RayService", name_of(known))
-    # Who deployed something else at the same time has dropped the code that the service did not name yet.
+    # A deployment of something else at the same time has dropped this code, if the service did not name it yet.
     servecode.carry(kube, code, found)
     return found
 
@@ -134,12 +135,12 @@ def _check_ours(known: Object) -> None:
 def _arrive(kube: Kube, name: str, file: str) -> None:
     """Wait until Serve has begun with the new code.
 
-    Where the code comes to a pod later than Serve's three attempts of a second each, Serve gives up, and Ray remembers
-    for ten minutes that it did: only another runtime environment is tried again.
+    If the code reaches a pod only after Serve's three attempts of a second each, Serve gives up, and Ray remembers the
+    failure for ten minutes: it tries again only with a different runtime environment.
     """
     begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + servecode.SYNCED_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(Unreachable):  # it may be back in time
+        with contextlib.suppress(Unreachable):  # the server may be back in time
             progress = _progress(kube, name, file)
             if progress == "again":
                 begun = time.monotonic() + _BEGUN_S
@@ -149,9 +150,9 @@ def _arrive(kube: Kube, name: str, file: str) -> None:
 
 
 def _progress(kube: Kube, name: str, file: str) -> Literal["again", "begun", "waits"]:
-    """Return how far Serve is with new code; where that had not come to it, Serve was now told to begin again."""
+    """Return how far Serve is with new code; have Serve begin again if the code had not reached a pod."""
     service = objects.found(kube, "RayService", name)
-    # To a new cluster, as to one without a head, the code comes with its pods.
+    # A new cluster, or one without a head, gets the code with its pods.
     head = None if all(servestates.clusters_of(service)) else _head(kube, service)
     apps = servestates.applications(service, head.applications() if head else None)
     if lacking := [each for each, app in apps.items() if servestates.lacks(app, file)]:
@@ -169,14 +170,14 @@ def _undone(kube: Kube, service: Object) -> list[str]:
 
 
 def _head(kube: Kube, service: Object) -> servelook.ServeHead | None:
-    """Return the head that serves, or will; None when there is none, or none that may be asked."""
+    """Return the head that serves or will serve; None when there is none that answers and may be asked."""
     with contextlib.suppress(BackendError):
         return servelook.serve_head(kube, service)
     return None
 
 
 def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
-    """Have Serve build these applications again, although their configuration is what it was."""
+    """Have Serve build these applications again, although their configuration is unchanged."""
     name, plan = name_of(service), service["metadata"]["labels"].get(marks.PLAN)
     for _ in range(_TRIES):
         if service["metadata"]["labels"].get(marks.PLAN) != plan:
@@ -190,7 +191,7 @@ def _try_again(kube: Kube, service: Object, undone: Collection[str]) -> None:
 
 
 def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -> dict[str, Any]:
-    """Return the service that is wanted with the attempts that its applications have had, one more of each undone."""
+    """Return the wanted service with its applications' numbers of attempts, one higher for those in `undone`."""
     before = list(servestates.apps_of(known).values())
     config = yaml.safe_load(wanted["spec"]["serveConfigV2"])
     config["applications"] = serveapps.retried(config["applications"], before, undone)
@@ -198,10 +199,10 @@ def retried(wanted: Mapping[str, Any], known: Object, undone: Collection[str]) -
 
 
 def _resize(kube: Kube, before: Object, after: Object) -> None:
-    """Bring the counts of workers to the cluster that there is: KubeRay does not, for counts alone.
+    """Apply the worker counts to the existing cluster: KubeRay does not if nothing else has changed.
 
-    Where anything else is new it makes another cluster, and the one that serves until then keeps its workers. What
-    KubeRay has not seen yet of the version before may have it do so, too.
+    If anything else has changed, KubeRay makes another cluster, and the one that serves until then keeps its workers.
+    The same may follow from an earlier version that KubeRay has not seen yet.
     """
     cluster = servestates.cluster_of(before)
     if not (cluster and is_current(before) and _uncounted(before) == _uncounted(after)):
@@ -220,7 +221,7 @@ def _resize_one(kube: Kube, name: str, spec: Mapping[str, Any]) -> None:
         groups = resized(cluster["spec"], spec) if cluster else []
         if cluster is None or groups == (cluster["spec"].get("workerGroupSpecs") or []):
             return
-        # The autoscaler changes the same list, and must not lose what it wrote.
+        # The autoscaler changes the same list, and what it wrote must not be lost.
         version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
         with contextlib.suppress(Conflict):
             kube.patch("RayCluster", name, {"metadata": version, "spec": {"workerGroupSpecs": groups}})
@@ -228,7 +229,7 @@ def _resize_one(kube: Kube, name: str, spec: Mapping[str, Any]) -> None:
 
 
 def _uncounted(service: Object) -> dict[str, Any]:
-    """Return what a service says of its cluster, without what KubeRay makes no other for: counts, and where pods go."""
+    """Return a service's cluster spec without what KubeRay makes no new cluster for: counts, and where pods go."""
     spec = service["spec"]["rayClusterConfig"]
     groups = [_lasting(group) for group in spec.get("workerGroupSpecs") or []]
     return {**spec, "headGroupSpec": _lasting(spec.get("headGroupSpec") or {}), "workerGroupSpecs": groups}
@@ -241,9 +242,9 @@ def _lasting(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resized(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a cluster's worker groups with the counts that are wanted of those of the same name.
+    """Return a cluster's worker groups with the wanted counts of the groups of the same names.
 
-    Where Ray's autoscaler is on, how many there are within the bounds is its own affair.
+    If Ray's autoscaler is on, the number of workers within the bounds is left to it.
     """
     bounds = {group["groupName"]: group for group in wanted.get("workerGroupSpecs") or []}
     groups: list[dict[str, Any]] = copy.deepcopy(spec.get("workerGroupSpecs") or [])
