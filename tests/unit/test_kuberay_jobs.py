@@ -611,7 +611,7 @@ def test_wait_for_a_name_outlives_a_server_that_is_unable_for_a_moment(api):
 def test_wait_for_new_code_outlives_a_server_that_is_unable_for_a_moment(api):
     api.kept[f"{RAY}/rayservices/hello"] = keep({"kind": "RayService", "metadata": {"name": "hello"}, "spec": {}})
     api.unable = 1
-    services._arrive(Kube(), "hello", "new.zip")
+    services._wait_until_begun(Kube(), "hello", "new.zip")
     assert api.unable == 0
 
 

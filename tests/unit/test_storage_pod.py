@@ -126,7 +126,7 @@ def test_service_that_is_deleted_takes_its_code_and_no_more_out_of_the_storage(a
         "metadata": {"name": "digits", "annotations": {"raykube.io/storage": "/shared/", **annotations}},
         "spec": {"rayClusterConfig": {"headGroupSpec": HEAD}},
     }
-    with kubernetes(Noting) as server, largecode.removed_with(Kube(), service):
+    with kubernetes(Noting) as server, largecode.code_removed_with(Kube(), service):
         server.asked.append("deleted")
     assert server.asked == [*words, "deleted"]
 
@@ -168,7 +168,7 @@ def test_run_is_deleted_although_a_policy_allows_no_pod_to_read_its_storage():
     with (
         kubernetes(Refusing),
         pytest.raises(BackendError, match="digits is deleted, but not what it kept") as caught,
-        storage.removed_with(Kube(), STORED),
+        storage.files_removed_with(Kube(), STORED),
     ):
         deleted.append(True)
     assert (deleted, "'pods' denied" in caught.value.why) == ([True], True)
@@ -180,7 +180,7 @@ def test_run_is_deleted_although_its_storage_fails_and_what_is_left_is_named(mon
     with (
         kubernetes(Api),
         pytest.raises(BackendError, match="digits is deleted, but not what it kept in /shared/digits") as caught,
-        storage.removed_with(Kube(), STORED),
+        storage.files_removed_with(Kube(), STORED),
     ):
         deleted.append(True)
     assert (deleted, UNSCHEDULABLE in caught.value.why) == ([True], True)

@@ -158,7 +158,7 @@ class KubeRay:
             )
         # The job may have reached Ray while it was being stopped.
         is_empty = keeps_nothing and not rayjobs.was_in_ray(job)
-        with contextlib.nullcontext() if is_empty else storage.removed_with(self.kube, job):
+        with contextlib.nullcontext() if is_empty else storage.files_removed_with(self.kube, job):
             jobs.forget(self.kube, job)
 
     def names(self, kind: Kind) -> list[str]:

@@ -76,10 +76,10 @@ def differences(known: Object, wanted: Object) -> Iterator[str]:
         for name, value in ours.items():
             if name != marks.PLAN:
                 yield from of_objects(value, theirs.get(name, ABSENT), f"metadata.{key}[{name}]")
-    yield from of_objects(_said(wanted), _said(known), "spec", whole=True)
+    yield from of_objects(_comparable_spec(wanted), _comparable_spec(known), "spec", whole=True)
 
 
-def _said(thing: Object) -> Any:
+def _comparable_spec(thing: Object) -> Any:
     """Return a spec without the fields that the autoscaler writes."""
     spec = copy.deepcopy(dict(fields.spec_of(thing)))
     if spec.get("enableInTreeAutoscaling"):
@@ -212,7 +212,7 @@ def delete(kube: Kube, name: str, *, tell: Callable[[str], None] = lambda _: Non
 
 def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
     """End the runs on a cluster, and have KubeRay note it: else it restarts them on the next cluster of that name."""
-    stopped = [run for job in _unended_on(kube, name) if _was_stopped(kube, run := fields.name_of(job), tell)]
+    stopped = [run for job in _unended_on(kube, name) if _stop_unless_ended(kube, run := fields.name_of(job), tell)]
     left = _noted(kube, name, stopped)
     if ended := [run for run in stopped if run not in left]:
         tell(f"ended with it: {', '.join(ended)}")
@@ -223,7 +223,7 @@ def _end_runs(kube: Kube, name: str, tell: Callable[[str], None]) -> None:
         )
 
 
-def _was_stopped(kube: Kube, run: str, tell: Callable[[str], None]) -> bool:
+def _stop_unless_ended(kube: Kube, run: str, tell: Callable[[str], None]) -> bool:
     """Ask a run to stop unless it has ended; return whether it was asked."""
     try:
         look = Look(kube, run)

@@ -35,7 +35,7 @@ def before(kube: Kube, plan: Plan) -> None:
         return
     work = plan.body[-1]
     if plan.code.way == "cluster":
-        _give(_selected(kube, selected(work)), plan.code.uri, plan.package)
+        _upload(_api_of_cluster(kube, selected(work)), plan.code.uri, plan.package)
     elif plan.code.way == "storage":
         with contextlib.suppress(Conflict):  # an existing object is dealt with when this one is created
             kube.create(work, dry_run=True)  # so that a refused object leaves no code behind
@@ -44,7 +44,7 @@ def before(kube: Kube, plan: Plan) -> None:
         storage.write(kube, work, path, data)
 
 
-def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
+def code_removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManager[None]:
     """Return a block to delete a service in; it first removes all code that the service ever had in its storage.
 
     Only code is removed: a run of the same name, deleted or in another namespace, may keep its files beside it.
@@ -57,7 +57,7 @@ def removed_with(kube: Kube, service: Object) -> contextlib.AbstractContextManag
             # The code is removed first, while the service can own the pod that does it and its name is not free. So ask
             # beforehand: a service that stayed without its code could not start any more replicas.
             kube.delete("RayService", name_of(service), dryRun=["All"])
-        return storage.removed_with(kube, service, bodies.CODE_FOLDER)
+        return storage.files_removed_with(kube, service, bodies.CODE_FOLDER)
     return contextlib.nullcontext()
 
 
@@ -71,10 +71,10 @@ def after(kube: Kube, plan: Plan, owner: Object) -> None:
         return
     planned = plan.body[-1]["spec"]
     spec = planned | dict(owner["spec"])  # the spec of a later attempt has the attempt's number
-    head = _answering(kube, plan.name, float(planned["preRunningDeadlineSeconds"]))
+    head = _wait_for_head(kube, plan.name, float(planned["preRunningDeadlineSeconds"]))
     if head is None or head.details():
         return
-    _give(head.api, plan.code.uri, plan.package)
+    _upload(head.api, plan.code.uri, plan.package)
     environment = runtime_env.of_rayjob({"spec": spec}) | {"working_dir": plan.code.uri}
     body = {"entrypoint": spec["entrypoint"], "submission_id": spec["jobId"], "runtime_env": environment}
     try:
@@ -93,12 +93,12 @@ def _reserved(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value}
 
 
-def _give(api: RayApi, uri: str, code: Package) -> None:
+def _upload(api: RayApi, uri: str, code: Package) -> None:
     # Ray strips no top folder from a package that it holds itself.
     api.upload(uri, package.zipped(code, top=""))
 
 
-def _selected(kube: Kube, name: str) -> RayApi:
+def _api_of_cluster(kube: Kube, name: str) -> RayApi:
     """Return the Ray API of a long-lived cluster."""
     cluster = kube.get("RayCluster", name)
     if not (service := head_service(cluster)):
@@ -107,11 +107,11 @@ def _selected(kube: Kube, name: str) -> RayApi:
     return rayhead.api_of(kube, name, spec_of(cluster), kube.proxy(service))
 
 
-def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:
+def _wait_for_head(kube: Kube, name: str, limit_s: float) -> RayHead | None:
     """Wait until the head of a job's cluster answers, and log why it does not; return None if the run has ended."""
     deadline, told = time.monotonic() + limit_s, ""
     while True:
-        head, status, why = _asked(kube, name)
+        head, status, why = _head_if_answering(kube, name)
         if head or (status and status.is_terminal):
             return head
         if why != told:
@@ -123,7 +123,7 @@ def _answering(kube: Kube, name: str, limit_s: float) -> RayHead | None:
         time.sleep(_POLL_S)
 
 
-def _asked(kube: Kube, name: str) -> tuple[RayHead | None, Status | None, str]:
+def _head_if_answering(kube: Kube, name: str) -> tuple[RayHead | None, Status | None, str]:
     """Return the head of a job's cluster if it answers, the run's status, and what the head or run waits for."""
     try:
         look = Look(kube, name)

@@ -210,13 +210,13 @@ def wait_gone(kube: Kube, kind: str, name: str) -> None:
 def until_gone(left: Callable[[], BackendError | None]) -> None:
     """Wait until `left` returns None, even if the server is away meanwhile; raise what it returns after ``GONE_S``."""
     deadline = time.monotonic() + GONE_S
-    while error := _told(left):
+    while error := _left_or_unreachable(left):
         if time.monotonic() > deadline:
             raise error
         time.sleep(_POLL_S)
 
 
-def _told(left: Callable[[], BackendError | None]) -> BackendError | None:
+def _left_or_unreachable(left: Callable[[], BackendError | None]) -> BackendError | None:
     try:
         return left()
     except Unreachable as error:

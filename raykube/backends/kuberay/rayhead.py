@@ -32,7 +32,7 @@ def token(kube: Kube, cluster: str, spec: Mapping[str, Any]) -> str:
     auth = spec.get("authOptions") or {}
     if auth.get("mode") != "token":
         return ""
-    name = auth.get("secretName") or _checked(cluster)
+    name = auth.get("secretName") or _shortened(cluster)
     held = (kube.get("Secret", name).get("data") or {}).get(KEY)
     try:
         if held:
@@ -56,7 +56,7 @@ def api_of(kube: Kube, cluster: str, spec: Mapping[str, Any], path: str) -> RayA
     return RayApi.behind(kube.http, path, token(kube, cluster, spec))
 
 
-def _checked(name: str) -> str:
+def _shortened(name: str) -> str:
     """Return a cluster's name as KubeRay's ``CheckName`` shortens it: its end, beginning with a letter."""
     end = name[-_CHECKED:]
     return end if end[0].isalpha() else f"r{end[1:]}"

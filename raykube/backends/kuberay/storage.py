@@ -74,7 +74,7 @@ def _data(kube: Kube, job: Object, verb: str, path: str, *more: str) -> bytes | 
 
 
 @contextlib.contextmanager
-def removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
+def files_removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[None]:
     """Remove a run's files, or only its folder `below`, then run the block, which deletes its objects in any case.
 
     Raises:

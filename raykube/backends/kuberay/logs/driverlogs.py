@@ -55,7 +55,7 @@ def _rest(look: Look, reader: _Reader) -> Iterator[bytes]:
         away = error
     except Unreachable as error:
         away = error if started else None
-    yield _kept(look, reader, away, started=started)
+    yield _rest_of_kept(look, reader, away, started=started)
 
 
 def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[bytes, None, bool]:
@@ -68,14 +68,14 @@ def _from_head(look: Look, reader: _Reader, patience_s: float) -> Generator[byte
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return (yield from _asked(look, reader))
+            return (yield from _read_head(look, reader))
         except Unreachable:  # even a running head fails to answer at times
             if time.monotonic() > deadline:
                 raise
         time.sleep(_PAUSE_S)
 
 
-def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
+def _read_head(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
     head, node = look.driver()
     if node:
         learn(reader.told, look.name, head, node)
@@ -83,7 +83,7 @@ def _asked(look: Look, reader: _Reader) -> Generator[bytes, None, bool]:
     return bool(node)
 
 
-def _kept(look: Look, reader: _Reader, away: BackendError | None, *, started: bool) -> bytes:
+def _rest_of_kept(look: Look, reader: _Reader, away: BackendError | None, *, started: bool) -> bytes:
     """Return what a reader has not yielded of the log that outlives the head, in the storage or the submitter's pod.
 
     Empty when no log was kept yet, or there was no driver to write one.
@@ -144,17 +144,17 @@ class _Reader:
 
     def stream(self, head: RayHead, node: str, stop: Stop) -> Iterator[bytes]:
         """Yield the log as it grows, without what was yielded before."""
-        log, at = log_of(head, node), self._given_of(log_of(head, node))
+        log, at = log_of(head, node), self._offset_in(log_of(head, node))
         return self._noted(log, at, logfiles.chunks(self._kube, _file(head, node), at, stop))
 
     def rest(self, head: RayHead, node: str) -> Iterator[bytes]:
         """Yield what is in the log now, without what was yielded before."""
-        log, at = log_of(head, node), self._given_of(log_of(head, node))
+        log, at = log_of(head, node), self._offset_in(log_of(head, node))
         return self._noted(log, at, _file(head, node).rest(at))
 
     def rest_of_copy(self, kept: bytes) -> bytes:
         """Return what was not yielded yet of the storage's copy of the log."""
-        return kept[self._given_of("") :]
+        return kept[self._offset_in("") :]
 
     def _noted(self, log: str, at: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
@@ -162,7 +162,7 @@ class _Reader:
             self._log, self._at = log, at
             yield chunk
 
-    def _given_of(self, log: str) -> int:
+    def _offset_in(self, log: str) -> int:
         """Return how many bytes from a log's beginning were yielded, from any head; "" is the storage's copy."""
         if log == self._log or not self._log:
             return self._at

@@ -30,18 +30,20 @@ def _whole(look: Look, rank: int) -> Iterator[str]:
     head = look.head()
     details = head.details() if head else {}
     if not details and look.status().is_terminal:
-        yield from _kept(look, rank, sources.gone(look.name, rank, "its cluster", "Ray keeps it on the worker's node"))
+        yield from _stored_lines(
+            look, rank, sources.gone(look.name, rank, "its cluster", "Ray keeps it on the worker's node")
+        )
         return
     try:
         files = _files(head, look.name, details, rank)
     except sources.Gone as error:
-        yield from _kept(look, rank, error)
+        yield from _stored_lines(look, rank, error)
         return
     for file in files:
         yield from file.lines()
 
 
-def _kept(look: Look, rank: int, gone: sources.Gone) -> list[str]:
+def _stored_lines(look: Look, rank: int, gone: sources.Gone) -> list[str]:
     """Return a rank's lines from the run's storage; empty for a rank that printed nothing.
 
     Raises:

@@ -21,7 +21,7 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     """Yield the log lines of a service's replicas, oldest first; with `follow` new ones too, until it is taken down."""
     service = objects.found(kube, "RayService", name)
     if follow:
-        yield from Following(kube, lambda: _now(kube, name)).lines()
+        yield from Following(kube, lambda: _files_now(kube, name)).lines()
         return
     files = sorted(_files(kube, service), key=lambda file: _age(file.path))
     yield from sources.by_time(file.lines() for file in files)
@@ -33,7 +33,7 @@ def _age(path: str) -> tuple[str, int]:
     return (full[1], -int(full[2])) if full else (path, 0)
 
 
-def _now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
+def _files_now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
     try:
         service = objects.found(kube, "RayService", name)
     except NotFound:

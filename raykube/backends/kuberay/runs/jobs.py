@@ -41,7 +41,7 @@ def start(kube: Kube, plan: Plan) -> None:
         largecode.before(kube, plan)  # in each try: a run removed meanwhile took its stored code with it
         made = owner = objects.created(kube, job)
         if owner is None:
-            owner, attempt = _there(kube, plan)
+            owner, attempt = _join_or_make_room(kube, plan)
             if attempt:
                 job = again(plan.body[-1], attempt)
         if owner:
@@ -53,7 +53,7 @@ def start(kube: Kube, plan: Plan) -> None:
     raise Conflict(f"others are creating and deleting {plan.name} at the same time", next_step="submit it again")
 
 
-def _there(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
+def _join_or_make_room(kube: Kube, plan: Plan) -> tuple[Object | None, int]:
     """Return the run of the plan's name, to be joined; or None and the number of the next attempt, 0 for a new run.
 
     A run that goes on or succeeded is joined. One that failed or was stopped is removed for its next attempt.

@@ -61,7 +61,7 @@ def _workload(kube: Kube, job: Object) -> Object | None:
     return found[0]
 
 
-class Place:
+class QueuePosition:
     """The position of one Workload in its queue; Kueue is asked at most every ``_EVERY_S`` seconds."""
 
     def __init__(self, kube: Kube) -> None:

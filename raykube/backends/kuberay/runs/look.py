@@ -38,7 +38,7 @@ class Look:
         self._head: RayHead | None = None
         self._head_of = ("", "")
         self._later = Later()
-        self._place = kueue.Place(kube)
+        self._place = kueue.QueuePosition(kube)
 
     def head(self) -> RayHead | None:
         """Return the head that the run is on; None when there is none to ask."""
@@ -63,7 +63,7 @@ class Look:
     def status(self) -> Status:
         """Return the current status."""
         head = self._askable()
-        details, told = _asked(head, self.name)
+        details, told = _ask_ray(head, self.name)
         return self._status(self._once(details), told, head)
 
     def _askable(self) -> RayHead | None:
@@ -77,7 +77,7 @@ class Look:
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
         found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
-        return self._placed(_joined(seen, found))
+        return self._placed(_with_objects(seen, found))
 
     def _placed(self, seen: Observed) -> Observed:
         queued = seen.workload and rayjobs.is_suspended(seen.owner)
@@ -115,7 +115,7 @@ class Look:
     def changes(self) -> Iterator[Status]:
         """Yield the status now, at each change, and every half second."""
         watching, stop = Watching(self.kube), Stop()
-        ray: _RayPoll = Poll(lambda head: _asked(head, self.name), lambda _: ({}, {}), watching.touch)
+        ray: _RayPoll = Poll(lambda head: _ask_ray(head, self.name), lambda _: ({}, {}), watching.touch)
         try:
             watching.watch("RayJob", fieldSelector=f"metadata.name={self.name}")
             ray.ask(self._askable())
@@ -163,12 +163,12 @@ class Look:
     def _seen(self, watching: Watching, ray: _RayPoll, away: Unreachable | None) -> Status:
         found = {key: watching.of(key) or [] for key in _selectors(self.job)}
         (details, told), head = ray.answer()
-        seen = _joined(Observed(owner=self.job, ray=details, now=self.kube.now()), found)
+        seen = _with_objects(Observed(owner=self.job, ray=details, now=self.kube.now()), found)
         status = self._status(seen if away else self._placed(seen), told, head)
         return replace(status, failure=unreachable(away), detail=away.what) if away else status
 
 
-def _asked(head: RayHead | None, name: str) -> _Told:
+def _ask_ray(head: RayHead | None, name: str) -> _Told:
     """Return Ray's JobDetails and the state from the run's pod; both empty if nobody answers: the RayJob must do."""
     with contextlib.suppress(BackendError):
         details = head.details() if head else {}
@@ -193,7 +193,7 @@ def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     return selectors
 
 
-def _joined(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
+def _with_objects(seen: Observed, found: Mapping[str, list[Object]]) -> Observed:
     cluster = next(iter(found.get("cluster") or []), {})
     pods = tuple(found.get("pods") or ())
     workload = next(iter(found.get("workload") or []), {})

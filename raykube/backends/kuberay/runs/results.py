@@ -19,7 +19,7 @@ def result(look: Look) -> Result | None:
     """
     away, text = None, None
     try:
-        text = _told(look)
+        text = _from_head(look)
     except BackendError as error:  # a user who may not ask the head may still read the storage
         away = error
     if text is None:
@@ -29,7 +29,7 @@ def result(look: Look) -> Result | None:
     return Result.from_json(text) if text else None
 
 
-def _told(look: Look) -> str | None:
+def _from_head(look: Look) -> str | None:
     """Return the result in the state that the run's pod leaves, "" for none yet; None when there is no such state.
 
     Raises:

@@ -60,7 +60,7 @@ def status(kube: Kube, name: str) -> Status:
     """Return the current status."""
     service = objects.found(kube, "RayService", name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
-    seen = _joined(service, things, kube.now())
+    seen = _observed(service, things, kube.now())
     head = _askable(kube, seen.cluster, Later())
     return servestates.service_status(seen, head.applications() if head else None)
 
@@ -95,7 +95,7 @@ class _Follower:
             if away:
                 yield self._unseen(away)
             elif service is not None and (seen := self._seen(service)):
-                yield self._told(seen)
+                yield self._status_of(seen)
 
     def _seen(self, found: list[Object]) -> Observed | None:
         """Return what the watches know; None until each has answered: an object not known yet would seem to be gone."""
@@ -108,9 +108,9 @@ class _Follower:
             if told is None and not self._watching.error(kind):
                 return None
             things[kind] = told or []
-        return _joined(found[0], things, self._kube.now())
+        return _observed(found[0], things, self._kube.now())
 
-    def _told(self, seen: Observed) -> Status:
+    def _status_of(self, seen: Observed) -> Status:
         self._serve.ask(self._askable(seen.cluster))
         self._last = servestates.service_status(seen, self._serve.answer()[0])
         return self._last
@@ -151,7 +151,7 @@ def _listed(kube: Kube, kind: str, selectors: Mapping[str, str]) -> list[Object]
     return []
 
 
-def _joined(service: Object, things: Mapping[str, list[Object]], now: float) -> Observed:
+def _observed(service: Object, things: Mapping[str, list[Object]], now: float) -> Observed:
     cluster = next(iter(things.get("RayCluster") or []), {})
     pods = tuple(things.get("Pod") or ())
     events = events_of(things.get("Event") or [], (service, cluster, *pods))

@@ -58,7 +58,7 @@ def deploy(kube: Kube, plan: Plan) -> None:
         known = kube.find("RayService", plan.name)
         if known and not is_leaving(known):
             _check_ours(known)
-            if not _never_came_up(known):
+            if not _must_be_made_anew(known):
                 _change(kube, known, code, wanted)
                 return
             objects.delete(kube, known)
@@ -86,12 +86,12 @@ def take_down(kube: Kube, name: str) -> None:
         BackendError: the service is deleted, but its code is still in the storage.
     """
     service = objects.found(kube, "RayService", name)
-    with largecode.removed_with(kube, service):
+    with largecode.code_removed_with(kube, service):
         objects.delete(kube, service)
         objects.wait_gone(kube, "RayService", name)
 
 
-def _never_came_up(service: Object) -> bool:
+def _must_be_made_anew(service: Object) -> bool:
     """Whether a service must be made anew: KubeRay has given up on it, or refused it before any cluster served.
 
     Corrected in place, it would still be called invalid until it answers requests.
@@ -105,16 +105,16 @@ def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: M
     is_other = known["metadata"]["labels"].get(marks.PLAN) != wanted["metadata"]["labels"][marks.PLAN]
     servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
-    changed = _changed(kube, code, known, retried(wanted, known, undone)) if is_other else known
+    changed = _patch(kube, code, known, retried(wanted, known, undone)) if is_other else known
     # Even if nothing is new: the last deployment may have been interrupted before this step.
     _resize(kube, known, changed)
     if undone and not is_other:
         _try_again(kube, known, undone)
     if code and (undone or is_other):
-        _arrive(kube, name_of(known), servecode.file_of(code))
+        _wait_until_begun(kube, name_of(known), servecode.file_of(code))
 
 
-def _changed(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Mapping[str, Any]) -> Object:
+def _patch(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Mapping[str, Any]) -> Object:
     """Patch a service into the wanted one, and return it as it is then: somebody else may have changed it since."""
     kube.patch("RayService", name_of(known), objects.difference(known, wanted))
     found = objects.found(kube, "RayService", name_of(known))
@@ -132,7 +132,7 @@ def _check_ours(known: Object) -> None:
         )
 
 
-def _arrive(kube: Kube, name: str, file: str) -> None:
+def _wait_until_begun(kube: Kube, name: str, file: str) -> None:
     """Wait until Serve has begun with the new code.
 
     If the code reaches a pod only after Serve's three attempts of a second each, Serve gives up, and Ray remembers the
