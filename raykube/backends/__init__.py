@@ -1,7 +1,6 @@
-"""What a place must be able to do, and the values it answers with.
+"""What a backend must be able to do, and the values it answers with.
 
-A backend sends plans and reads states. It is chosen by name from a lazy table, so that a place that
-is not used costs no import.
+A backend sends plans and reads states. It is imported only when its name is asked for, so an unused one costs nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raykube.errors import Failure
 
-# Only for the annotations: the keeper of a head imports this module too, and need not know of specs.
+# Only for annotations: the keeper of a head imports this module too, and does not need the specs.
 if TYPE_CHECKING:
     from raykube.cluster import Cluster
     from raykube.plans import Plan
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["job", "service"]
 
-#: Ray's five words, and WAITING: the cluster is not up yet.
+#: Ray's five job states, and WAITING: the cluster is not up yet.
 State = Literal["WAITING", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 TERMINAL: frozenset[State] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
@@ -34,18 +33,18 @@ class Status:
     Attributes:
         name: of the run or service.
         kind: ``"job"`` or ``"service"``.
-        state: one of Ray's five words, or WAITING.
+        state: one of Ray's five job states, or WAITING.
         detail: one line on what is going on.
-        failure: why it ended badly or, before it runs, what keeps it from running; None when all is well.
+        failure: why it failed or, before it runs, what keeps it from running; None when all is well.
         submitted, started, ended: Unix times in seconds; None while unknown.
         attempt: which attempt of the run this is, from 1.
-        progress: the metrics reported last.
-        quiet_s: for how long nothing was reported since, in whole minutes; 0 below one, and while it does not run.
+        progress: the last reported metrics.
+        quiet_s: seconds since the last report, cut to whole minutes; 0 below one minute, and while it does not run.
         url: where to look: the dashboard for a job, the HTTP address for a service.
-        earlier: a line on each attempt before this that is known to have ended, oldest first; none on this machine.
+        earlier: a line on each earlier attempt that is known to have ended, oldest first; always empty on this machine.
         workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
-            that somebody has written.
-        storage: folder or URI that keeps its checkpoints, metrics and logs; empty where they end with its cluster.
+            that raykube did not write.
+        storage: folder or URI that keeps its checkpoints, metrics and logs; empty if they are lost with its cluster.
     """
 
     name: str
@@ -71,37 +70,37 @@ class Status:
 
 
 class Backend(Protocol):
-    """A place. Each method may raise BackendError with the place's own words.
+    """A place that runs jobs and services. Each method may raise BackendError with the place's own words.
 
-    A value: equal ones are the same place, and it can be pickled, as the handles that hold it.
+    A backend is a value: equal ones are the same place, and it can be pickled, as can the handles that hold it.
 
-    A run and a service may come to have one name: on Kubernetes kubectl, or two clients at once, can make both. So
-    `kind` says which is meant, and NotFound is raised where only the other has the name. None takes what there is.
+    A run and a service may have the same name: on Kubernetes, kubectl or two clients at once can create both. `kind`
+    says which is meant; NotFound is raised if only the other one has the name. None takes whichever exists.
     """
 
     def plan(self, work: Job | Service, on: Cluster) -> Plan:
-        """Return exactly what :meth:`start` would send. No network; ConfigError for what cannot work."""
+        """Return exactly what :meth:`start` would send. Use no network. Raises ConfigError for what cannot work."""
 
     def check(self, plan: Plan) -> None:
-        """Ask the place whether it would take the plan. Raises ManifestError, or ConfigError where none can say."""
+        """Ask the place whether it would take the plan. Raises ManifestError, or ConfigError with no server to ask."""
 
     def start(self, plan: Plan) -> str:
         """Send the plan and return the name. The same name with the same plan is the same run.
 
         Raises:
-            Conflict: a run of that name came from another plan.
+            Conflict: a run of that name was started from another plan.
         """
 
     def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
-        """Return what has this name, with no more questions than that takes. Raises NotFound."""
+        """Return whether a job or a service has this name, with as few requests as possible. Raises NotFound."""
 
     def status(self, name: str, kind: Kind | None = None) -> Status:
         """Return the state now. Raises NotFound."""
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
-        """Yield the status now, after each change, and now and then without one, so that a waiter sees its clock.
+        """Yield the status now, after each change, and at intervals without one, so that a caller can keep a deadline.
 
-        It never ends by itself. An answer that stays out is waited for; Unreachable when it does for long.
+        It never ends by itself. A short silence of the place is waited out; a long one raises Unreachable.
         """
 
     def logs(
@@ -113,17 +112,17 @@ class Backend(Protocol):
 
         Raises:
             ConfigError: this place has no such source.
-            NotFound: this run has not, or not yet, and is not followed.
+            NotFound: this run does not have it; without `follow`, also if it does not have it yet.
         """
 
     def result(self, name: str) -> Result | None:
-        """Return what the run's ``train`` or ``sweep`` returned; None when it recorded nothing."""
+        """Return what the run's ``train`` or ``sweep`` returned; None if it recorded nothing."""
 
     def stop(self, name: str, kind: Kind | None = None) -> None:
         """Stop it and keep what it made."""
 
     def delete(self, name: str, kind: Kind | None = None) -> None:
-        """Stop it and remove all that was made for it."""
+        """Stop it and remove everything that was made for it."""
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all runs or services, oldest first."""

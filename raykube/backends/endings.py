@@ -1,4 +1,4 @@
-"""What a run's last words mean: Ray's message of a job that failed, to reason, exit code and tail. Pure functions."""
+"""Why a run failed: reason, exit code and last lines, from Ray's message or the end of its log. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import replace
 from raykube import wire
 from raykube.errors import Failure
 
-#: What is said to who submits a run again that has gone well; its log, which comes then, reads like that of a new one.
+#: Logged when a run that has succeeded is submitted again: its log, which is shown next, looks like that of a new run.
 OVER = "%s has succeeded already; nothing is run again"
-#: How many lines of a log are told.
+#: How many lines at the end of a log a failure shows.
 TAIL_LINES = 20
 _LONGEST = 400
 _KILLED = ": the kernel kills for want of memory, or somebody did"
@@ -29,19 +29,19 @@ _VERSIONS = re.compile(
     r"The cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)\s+"
     r"This process on (.+?) was started with:\s+Ray: (\S+)\s+Python: (\S+)"
 )
-# Its first words are lost where the driver's log is cut to its last lines, so its advice counts as well.
+# The last lines of a driver's log may lack the beginning of this error, so the advice at its end counts as well.
 _OUT_OF_MEMORY = re.compile(
     r"running low on memory|how to address the out of memory issue|exceptions\.OutOfMemoryError"
 )
-# Of PyTorch, on whatever kind of GPU.
+# PyTorch's errors, for any kind of GPU.
 _GPU_MEMORY = re.compile(r"\bOutOfMemoryError: \w+ out of memory\. Tried to allocate |\bCUDA error: out of memory")
-# What it adds to an error of CUDA.
+# Lines that PyTorch adds to a CUDA error.
 _GPU_ADVICE = re.compile(r"\s*(?:Search for `cuda|CUDA kernel errors might|For debugging consider|Compile with `TORCH)")
-# Of code that was uploaded to a head, which alone has it; Ray goes on with advice for uploads that take long.
+# Only the head has the code that was uploaded to it. Ray goes on with advice for slow uploads, which is left out.
 _NO_CODE = re.compile(r"Failed to download runtime_env file package gcs://_ray_pkg_\S+")
 _NEW_HEAD = "the head does not have the code that was uploaded to it, as one that takes the place of a lost head"
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Failed|Interrupt): ")
-#: Ray's words for how a job ended without its entrypoint having said so.
+#: Reasons by Ray's ``error_type``, for jobs whose message and log tell nothing more exact.
 ERROR_TYPES = {
     "RUNTIME_ENV_SETUP_FAILURE": "RuntimeEnvSetupFailed",
     "JOB_ENTRYPOINT_COMMAND_ERROR": "EntrypointFailed",
@@ -51,10 +51,10 @@ ERROR_TYPES = {
     "JOB_SUPERVISOR_ACTOR_DIED": "DriverDied",
 }
 
-#: The one thing to do about a cause that is the same everywhere; `name` is the run's.
+#: What to do about each reason, where that is the same on every backend; `name` is the run's.
 NEXT_STEPS = {
     "EntrypointFailed": "raykube job logs {name}",
-    # Of raykube's own words for how training fails, most come with a step of their own.
+    # raykube's own reasons for failed training; most such failures bring a next step of their own.
     **dict.fromkeys(("LoopFailed", "TrainingFailed", "ControllerDied", "AllTrialsFailed"), "raykube job logs {name}"),
     "RuntimeEnvSetupFailed": "correct the pip packages or runtime_env named above and submit again",
     "CodeLost": "submit it again under the same name, which sends its code again: it resumes, if its script loads its "
@@ -66,12 +66,12 @@ NEXT_STEPS = {
 
 
 def ending(message: str, error_type: str = "", exit_code: int | None = None) -> Failure:
-    """Say why a job failed; the reason is empty where its words say nothing that is known.
+    """Return why a job failed; the reason is empty if nothing known explains it.
 
     Args:
-        message: of Ray's job, which a RayJob repeats.
+        message: of Ray's job; a RayJob repeats it.
         error_type: of Ray's JobDetails.
-        exit_code: of the entrypoint, where Ray tells it by itself.
+        exit_code: of the entrypoint, if Ray gives it in a field of its own.
     """
     found = _EXIT.match(message)
     log = message[found.end() :] if found else message
@@ -87,18 +87,18 @@ def ending(message: str, error_type: str = "", exit_code: int | None = None) -> 
 
 
 def completed(told: Failure, code: int | None, tail: Sequence[str]) -> Failure:
-    """Return what a run's own driver has said of its failure, which knows best, with exit code and tail."""
+    """Return the failure as the run's own driver told it, which knows best, with exit code and tail."""
     return replace(told, message=_short(told.message), exit_code=code, tail=tuple(tail))
 
 
 def tail_of(log: str) -> tuple[str, ...]:
-    """Return the last lines of a log, without Ray's own lines at its beginning and without colours."""
+    """Return the last lines of a log, without colours and without Ray's own lines about starting the job."""
     lines = COLOUR.sub("", log).rstrip().splitlines()
     return tuple(_short(line) for line in lines if not _OF_RAY.search(line))[-TAIL_LINES:]
 
 
 def mismatch(text: str) -> tuple[str, str] | None:
-    """Return reason and words where Ray says that a process has other versions than the cluster."""
+    """Return reason and words if Ray says that a process has other versions than the cluster."""
     found = _VERSIONS.search(text)
     if not found:
         return None
@@ -109,19 +109,19 @@ def mismatch(text: str) -> tuple[str, str] | None:
 
 
 def summary(text: str) -> str:
-    """Return the first line of a message, and the last one where that is another: an exception's own words."""
+    """Return the first line of a message and, if it has several, the last one: an exception's own words."""
     lines = [line.strip() for line in COLOUR.sub("", text).splitlines() if line.strip()]
     ends = dict.fromkeys([*lines[:1], *lines[-1:]])
     return _short(" ... ".join(ends))
 
 
 def opening(text: str) -> str:
-    """Return the first line that says something."""
+    """Return the first line that is not blank."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def first_line(text: str) -> str:
-    """Return the first line that says something, cut where it is long."""
+    """Return the first line that is not blank, cut if it is long."""
     return _short(opening(text))
 
 
@@ -139,7 +139,7 @@ def _code_gone(message: str, _: Sequence[str]) -> str:
 
 
 def last_words(tail: Sequence[str]) -> tuple[str, str] | None:
-    """Return reason and words where the end of a log says more than that its script failed."""
+    """Return reason and words if the end of a log says more than that its script failed."""
     return _meaning(_LAST_WORDS, "\n".join(tail), tail)
 
 
@@ -149,14 +149,14 @@ def _meaning(meanings: _Meanings, message: str, tail: Sequence[str]) -> tuple[st
 
 
 def _out_of_memory(message: str, _: Sequence[str]) -> str:
-    """Return what was said of a kill by Ray's memory monitor, a raised error's own words before a warning's."""
+    """Return the words on a kill by Ray's memory monitor, preferring a raised error's to a warning's."""
     lines = [line.strip() for line in COLOUR.sub("", message).splitlines() if _OUT_OF_MEMORY.search(line)]
     whys = [line.removeprefix("why:").strip() for line in lines if line.startswith("why:")]
     return _short(next(iter([*whys, *lines]), ""))
 
 
 def _gpu_memory(_: str, tail: Sequence[str]) -> str:
-    """Only the error that a script ended with counts: one may look for the largest batch by trying."""
+    """Return the error if a script ended for want of GPU memory; an earlier one may be a try for the largest batch."""
     lines = [line for line in tail if not _GPU_ADVICE.match(line)]
     errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
     own = [line.strip() for line in lines[max(errors, default=0) :]]
@@ -165,7 +165,7 @@ def _gpu_memory(_: str, tail: Sequence[str]) -> str:
 
 
 def _crash(_: str, tail: Sequence[str]) -> str:
-    """The kernel, unlike Ray's memory monitor, kills a worker without a word; only the last line counts, as below."""
+    """Return the last line if a worker crashed: the kernel, unlike Ray's memory monitor, kills without a word."""
     return tail[-1] if tail and tail[-1].startswith("ray.exceptions.WorkerCrashedError: ") else ""
 
 
@@ -175,7 +175,7 @@ def _taken(_: str, tail: Sequence[str]) -> str:
 
 
 def _syntax(_: str, tail: Sequence[str]) -> str:
-    """Only the last line counts: a program may print such words and go on."""
+    """Return the syntax error in the last line, with its place; a program may print an earlier one and go on."""
     if not tail or not _SYNTAX.match(tail[-1]):
         return ""
     places = [found for found in map(_FILE.match, tail) if found]
@@ -188,7 +188,7 @@ def _entrypoint(message: str, _: Sequence[str]) -> str:
 
 
 def _signal(code: int) -> str:
-    """Name the signal that an exit code tells of: a shell adds its number to 128."""
+    """Name the signal behind an exit code, which is its number negated or, from a shell, added to 128."""
     with contextlib.suppress(ValueError):
         name = signal.Signals(-code if code < 0 else code - 128).name
         return f" ({name}{_KILLED if name == 'SIGKILL' else ''})"
@@ -199,7 +199,7 @@ def _head_gone(message: str, _: Sequence[str]) -> str:
     return first_line(message) if re.search(r"head pod.* not found", message, re.IGNORECASE) else ""
 
 
-#: What is looked for at the end of a log, and in which order.
+#: What to look for at the end of a log, in this order.
 _LAST_WORDS: _Meanings = (
     ("OutOfMemory", _out_of_memory),
     ("GpuOutOfMemory", _gpu_memory),
@@ -207,7 +207,7 @@ _LAST_WORDS: _Meanings = (
     ("NameTaken", _taken),
     ("SyntaxError", _syntax),
 )
-#: The same for a failed job's message, which has the end of its log.
+#: The same for a failed job's message, which includes the end of its log.
 _MEANINGS: _Meanings = (
     ("CodeLost", _code_gone),
     ("RuntimeEnvSetupFailed", _runtime_env),

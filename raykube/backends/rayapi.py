@@ -1,7 +1,7 @@
 """Ray's Job API and Serve REST API over HTTP, without importing Ray.
 
-The paths and fields are those of Ray's dashboard (``/api/jobs/``, ``/api/serve/applications/``); the
-same two serve a head on this machine and one behind a Kubernetes API server.
+The paths and fields are those of Ray's dashboard (``/api/jobs/``, ``/api/serve/applications/``). They are the same for
+a head on this machine and for one behind a Kubernetes API server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TIMEOUT = httpx.Timeout(60, connect=5)
 _LOG_INTERVAL_S = 0.2
 _NO_HEAD = (502, 503, 504)
 _LOGS = "/api/v0/logs"
-#: What Ray says of a log: that the file or its node is not there (any more), or that the node does not answer.
+#: What Ray says of a log whose file or node is not there (any more), and of one whose node does not answer.
 _GONE = re.compile(r"Agent for node id: \S+ doesn't exist|A file is not found at")
 _SILENT = re.compile(r"Failed to query the data source|StatusCode\.(UNAVAILABLE|DEADLINE_EXCEEDED)")
 
@@ -39,7 +39,7 @@ class RayApi:
 
     @classmethod
     def at(cls, address: str, token: str) -> RayApi:
-        """Return the API of the head at `address`, as in ``http://127.0.0.1:8265``. Its connections end with it."""
+        """Return the API of the head at `address`, e.g. ``http://127.0.0.1:8265``. Its connections end with it."""
         # trust_env off: a proxy for the internet must not get requests for this head, nor its token.
         # verify only for https: reading the certificates costs more than a dozen requests.
         http = httpx.Client(base_url=address, timeout=_TIMEOUT, trust_env=False, verify=address.startswith("https:"))
@@ -49,8 +49,8 @@ class RayApi:
 
     @classmethod
     def behind(cls, http: httpx.Client, path: str, token: str) -> RayApi:
-        """Return the API of a head that the API server of `http` passes requests on to, below `path`."""
-        # Authorization is for the API server there.
+        """Return the API of a head below `path` of a Kubernetes API server, of which `http` is a client."""
+        # The header Authorization is for the API server.
         return cls(http, path, {"x-ray-authorization": f"Bearer {token}"} if token else {})
 
     def version(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class RayApi:
         """Start a job. `body` is that of ``POST /api/jobs/`` and names its ``submission_id``.
 
         Raises:
-            Conflict: a job of that submission id exists.
+            Conflict: a job with that submission id exists.
         """
         self._json("POST", "/api/jobs/", body)
 
@@ -75,7 +75,7 @@ class RayApi:
         return answer
 
     def nodes(self) -> list[str]:
-        """Return the ids of the nodes that live."""
+        """Return the ids of the live nodes."""
         found = self._json("GET", "/nodes?view=summary")["data"]["summary"]
         return [each["raylet"]["nodeId"] for each in found if each.get("raylet", {}).get("state") == "ALIVE"]
 
@@ -97,7 +97,7 @@ class RayApi:
         self._json("DELETE", "/api/serve/applications/")
 
     def log(self, node_id: str, filename: str, *, last_lines: int = -1) -> bytes:
-        """Return a file of a node's log folder; the last so many lines of it, or all.
+        """Return a file of a node's log folder, or only its last lines; -1 means all.
 
         Raises:
             NotFound: there is no such file or node.
@@ -106,7 +106,7 @@ class RayApi:
         return self._send("GET", f"{_LOGS}/file", params=params).content
 
     def log_parts(self, node_id: str, filename: str) -> Iterator[bytes]:
-        """Yield all of a file of a node's log folder as it comes. Raises NotFound."""
+        """Yield a whole file of a node's log folder in parts, as they arrive. Raises NotFound."""
         params: dict[str, str | int] = {"node_id": node_id, "filename": filename, "lines": -1}
         asked = self._http.stream("GET", f"{self._base}{_LOGS}/file", headers=self._headers, params=params)
         with listening(self._silence), asked as response:
@@ -121,12 +121,12 @@ class RayApi:
         return sorted(file for files in answer["data"]["result"].values() for file in files)
 
     def log_path(self, node_id: str, filename: str) -> tuple[str, dict[str, Any]]:
-        """Return path and options of a request whose answer is a log file that goes on as the file grows."""
+        """Return path and options of a request that follows a log file as it grows."""
         params = {"node_id": node_id, "filename": filename, "lines": -1, "interval": _LOG_INTERVAL_S}
         return f"{self._base}{_LOGS}/stream", {"params": params, "headers": self._headers}
 
     def upload(self, package_uri: str, data: bytes) -> None:
-        """Put a code package where the head hands it to its workers; `package_uri` is ``gcs://_ray_pkg_HASH.zip``."""
+        """Upload a code package, which the head hands to its workers; `package_uri` is ``gcs://_ray_pkg_HASH.zip``."""
         protocol, _, name = package_uri.partition("://")
         self._send("PUT", f"/api/packages/{protocol}/{name}", content=data)
 
@@ -160,7 +160,7 @@ def _object(answer: Any) -> dict[str, Any]:
 
 
 def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
-    """Map an HTTP error to ours, with the last line of the head's words (it sends whole tracebacks)."""
+    """Map an HTTP error to ours, with the last line of the answer (the head sends whole tracebacks)."""
     words = response.text.strip()
     last = _status_message(words) or (words.splitlines()[-1] if words else f"HTTP {response.status_code}")
     what = f"the Ray head refused {method} {path}"
@@ -178,7 +178,7 @@ def _refusal(method: str, path: str, response: httpx.Response) -> BackendError:
 
 
 def _status_message(words: str) -> str:
-    """Return what a Status of Kubernetes says, with which its API server answers for a head that it cannot reach."""
+    """Return the message of a Kubernetes Status, the API server's answer if it cannot reach a head; else ""."""
     with contextlib.suppress(ValueError):
         status = json.loads(words)
         if isinstance(status, dict) and status.get("kind") == "Status":
@@ -187,7 +187,7 @@ def _status_message(words: str) -> str:
 
 
 def _about_a_log(words: str) -> type[BackendError]:
-    """Return what a head means by a plain 500 to a request for a log."""
+    """Return the error that a head means by a plain 500 to a request for a log."""
     if tells_of_none(words):
         return NotFound
     return Unreachable if _SILENT.search(words) else BackendError

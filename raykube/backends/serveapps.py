@@ -1,4 +1,4 @@
-"""What Ray Serve tells of applications, on whatever place: what keeps them from running. Pure functions."""
+"""The state of Ray Serve's applications, and what keeps them from running, on every backend. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from raykube.errors import Failure
 
 Apps = Mapping[str, Mapping[str, Any]]
 
-#: The reason of a failure that leaves what was deployed before as it was.
+#: The reason of a failed update after which the former deployment still serves.
 UPDATE_FAILED = "UpdateFailed"
 GOES_ON = "what was deployed before goes on serving"
-#: Where it does not, as of a single replica, which Serve stops before it starts another.
+#: Said where it does not go on: Serve stops a single replica before it starts the new one.
 _STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
 
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
-_MARK = "Error:\n"  # of a deployment's message that tells of a replica which did not start
+_MARK = "Error:\n"  # in a deployment's message, before the error of a replica that did not start
 _UPDATE = "rolling update"  # before that mark: there were replicas of another version
 _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]")
 
 
 def is_undone(app: Mapping[str, Any]) -> bool:
-    """Whether an application has failed to deploy, or got unwell."""
+    """Whether an application has failed to deploy, or has become unhealthy."""
     return app["status"] in _UNDONE
 
 
 def is_of(app: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether Serve means this configuration; where nothing says, it is taken to."""
+    """Whether Serve's state is of this configuration; assumed if Serve does not say."""
     return "deployed_app_config" not in app or not any(of_objects(config, app["deployed_app_config"], ""))
 
 
 def retried(
     wanted: Iterable[Mapping[str, Any]], before: Iterable[Mapping[str, Any]], undone: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Return configurations of applications that Serve builds again where they are undone, and just there.
+    """Return configurations with which Serve builds the undone applications again, and only those.
 
-    What failed it takes for failed until its runtime environment is another one; an attempt's number makes it one. The
-    numbers of `before` stay: without them what is well would be built anew.
+    Serve builds a failed application again only if its runtime environment has changed, so the attempt's number is put
+    there. Applications that are well keep their numbers of `before`: without them Serve would rebuild these too.
     """
     numbers = {name_of(app): int(_variables(app).get(wire.ATTEMPT, "1")) + (name_of(app) in undone) for app in before}
     return [_numbered(app, numbers.get(name_of(app), 1)) for app in wanted]
@@ -65,11 +65,11 @@ def name_of(app: Mapping[str, Any]) -> str:
 
 
 def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | None:
-    """Return why a service's applications are not up, in the words of Serve; None while it tells of no fault.
+    """Return why a service's applications are not up, in Serve's words; None while it reports no fault.
 
     Args:
         service: its name.
-        apps: its applications, as Serve tells of them.
+        apps: its applications, as Serve reports them.
         goes_on: whether what was deployed before still serves.
     """
     failed = {name: app for name, app in apps.items() if is_undone(app)}
@@ -84,7 +84,7 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
 
 
 def words(name: str, app: Mapping[str, Any]) -> str:
-    """Return what Serve says of an application: of its deployments if it can, else all that is said is which failed."""
+    """Return what Serve says of an application's deployments, else of the application, else just its status."""
     return _of_deployments(app) or str(app.get("message") or "").strip() or f"{name} is {app['status']}"
 
 
@@ -97,7 +97,7 @@ def runs_of_before(app: Mapping[str, Any], since: float) -> bool:
 
 
 def _has_lost_all(app: Mapping[str, Any]) -> bool:
-    """Whether an update that failed has left a deployment of an application without a replica."""
+    """Whether a failed update has left a deployment of an application without a running replica."""
     deployments = (app.get("deployments") or {}).values()
     return any(_UPDATE in str(each.get("message")).partition(_MARK)[0] and not _running(each) for each in deployments)
 
@@ -121,14 +121,14 @@ def _running(deployment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _of_deployments(app: Mapping[str, Any]) -> str:
-    """Return what is said of the deployments that are not well; of others it tells of no fault, as of their number."""
+    """Return the messages of unwell deployments; others' tell of no fault, but e.g. of a number of replicas."""
     deployments = (app.get("deployments") or app.get("serveDeploymentStatuses") or {}).values()
     unwell = [each for each in deployments if each.get("status") in (*_UNDONE, "UPDATING")]
     return "\n".join(text for each in unwell if (text := str(each.get("message") or "").strip()))
 
 
 def _of(reason: str, said: Sequence[str]) -> Failure:
-    """Make a failure of what is said of each application: an exception's own words, and what led to them as tail."""
+    """Return the failure with the exceptions' own words in `said` as its message, and what led to them as its tail."""
     plain = [endings.COLOUR.sub("", text) for text in said]
     parts = [_parted(text) for text in plain]
     message = "\n".join(own for _, own in parts)
@@ -137,7 +137,7 @@ def _of(reason: str, said: Sequence[str]) -> Failure:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """Part a text where an exception's own words begin: at the first line behind a traceback that is not indented."""
+    """Split a text where an exception's own words begin: at the first unindented line after a traceback."""
     lines = text.strip().splitlines()
     frames = max((number for number, line in enumerate(lines) if line.lstrip().startswith('File "')), default=-1)
     begin = next((number for number in range(frames + 1, len(lines)) if lines[number][:1].strip()), 0)

@@ -1,4 +1,4 @@
-"""Whose words of a run are read: the driver's, those of one of its training workers, the autoscaler's, Kubernetes'."""
+"""Sources of a run's logs: its driver, each of its training workers, the autoscaler, and Kubernetes' events."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RAYS = (":job_id:", ":actor_name:", ":task_name:")
 
 
 def rank_of(source: str) -> int | None:
-    """Return which rank a source names; None when it names none.
+    """Return the rank that a source names; None for any other source.
 
     Raises:
-        ConfigError: it is no source at all.
+        ConfigError: there is no such source.
     """
     if found := _RANK.fullmatch(source):
         return int(found.group(1))
@@ -34,17 +34,17 @@ def rank_of(source: str) -> int | None:
 
 
 class Gone(BackendError):
-    """Where Ray kept the output of a rank is not there any more."""
+    """The output of a rank is lost: the node, cluster or head that kept it is gone."""
 
 
 def gone(run: str, rank: int, place: str, why: str) -> Gone:
-    """Return the error that the output of a rank has ended with a place, and says where else to look."""
+    """Return the error for the output of a rank that was lost with `place`; it says where else to look."""
     step = f"the driver's log has what Ray showed there: raykube job logs {run}"
     return Gone(f"the output of rank {rank} of {run} is gone: it was lost with {place}", why=why, next_step=step)
 
 
 def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:
-    """Return node and worker of a rank, of the `ranks` that are known.
+    """Return node and worker of a rank, found in the known `ranks`.
 
     Raises:
         NotFound: none is known.
@@ -66,17 +66,17 @@ def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str
 
 
 def pattern_of(worker: str) -> str:
-    """Return what the names of a worker's two log files match: its standard output, and its standard error."""
+    """Return the glob pattern for a worker's two log files, its standard output and its standard error."""
     return f"worker-{worker}-*"
 
 
 def printed(lines: Iterable[str]) -> Iterator[str]:
-    """Leave out the lines by which Ray marks in a worker's files whose output they hold."""
+    """Leave out the lines with which Ray marks whose output a worker's file holds."""
     return (line for line in lines if not line.startswith(_RAYS))
 
 
 def lines_of(log: bytes) -> list[str]:
-    """Return the lines of a whole log, the same as when it is followed: a progress bar's are one."""
+    """Return the lines of a whole log, split as when it is followed: a progress bar is one line."""
     lines = Lines()
     return [*lines.take(log), *lines.end()]
 
@@ -95,16 +95,16 @@ def _timed(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class Lines:
-    """Makes lines of the bytes of a log as they come; what is not UTF-8 shows as U+FFFD."""
+    """Splits the bytes of a log into lines as they arrive; bytes that are not UTF-8 show as U+FFFD."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def take(self, chunk: bytes) -> list[str]:
-        """Return the lines that end in what comes next."""
+        """Return the lines that `chunk` completes."""
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         return [line.decode("utf-8", "replace") for line in whole]
 
     def end(self) -> list[str]:
-        """Return the last line, if it has no end."""
+        """Return the last line, if no newline ended it."""
         return [self._rest.decode("utf-8", "replace")] if self._rest else []

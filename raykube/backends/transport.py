@@ -1,4 +1,4 @@
-"""What may go wrong between here and a server, told without the secrets that the words of others quote."""
+"""Errors between here and a server, without the secrets that an HTTP library's messages quote."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import httpx
 
 from raykube.errors import BackendError, Unreachable
 
-#: Up to the last @: a password may hold what should have been written otherwise.
+#: Up to the last @: a password may hold an @ that should have been written %40.
 _USER = re.compile(r"(?<=://).*@")
 
 
 def shown(address: str) -> str:
-    """Return an address as it may be shown: without the user and password that it may hold."""
+    """Return an address without the user and password that it may hold, so that it can be shown."""
     return _USER.sub("", address)
 
 
 def sendable(token: str) -> str:
-    """Return a token as a header takes it: a file or an output that it was read from ends in a newline.
+    """Return a token as a header takes it, without the newline at the end of the file or output that it came from.
 
     Raises:
-        ValueError: it cannot stand in a header, which whoever sends it would say with the whole of it.
+        ValueError: it cannot stand in a header. The HTTP library's own error would quote all of it.
     """
     token = token.strip()
     if not token:
@@ -35,16 +35,16 @@ def sendable(token: str) -> str:
 
 @contextlib.contextmanager
 def listening(silence: Callable[[str], Unreachable]) -> Iterator[None]:
-    """Tell that a request was not answered as the error that `silence` makes of the words about it.
+    """Raise the error that `silence` makes of the reason when a request is not answered.
 
     Raises:
-        Unreachable: there was no answer, or not all of it.
-        BackendError: there was no request: HTTP does not allow it.
+        Unreachable: there was no answer, or only a part of one.
+        BackendError: the request was not sent, for HTTP does not allow it.
     """
     try:
         yield
     except httpx.LocalProtocolError:
-        # Its words quote the header, which may be a token, and so would a traceback.
+        # The error quotes the header, which may be a token, and so would a traceback.
         why = "HTTP does not allow what stands in it, as a line break in a header"
         raise BackendError("a request could not be sent", why=why) from None
     except (httpx.TransportError, httpx.StreamError) as error:

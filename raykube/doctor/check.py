@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""One thing that was looked at, and what errors mean as such a thing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Check:
 
 
 def looked(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """Yield what `look` finds; where it is refused, that is what was found, and the next look can go on."""
+    """Yield what `look` finds; if it fails, yield its error as what was found, so that the next look can go on."""
     try:
         yield from look()
     except RaykubeError as error:
@@ -30,7 +30,7 @@ def looked(name: str, look: Callable[[], Iterable[Check]]) -> Iterator[Check]:
 
 
 def refused(name: str, error: RaykubeError) -> Check:
-    """Return an error as a check: what this user may not see is unknown, and not wrong."""
+    """Return an error as a check; what this user may not see is unknown, not wrong."""
     parts = (error.what, error.why, *(error.problems if isinstance(error, ConfigError) else ()))
     text = ": ".join(str(part) for part in parts if part)
     return Check(name, None if isinstance(error, Forbidden) else False, text, error.next_step or "see what it says")

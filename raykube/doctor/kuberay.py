@@ -17,7 +17,7 @@ _RAY = "/apis/ray.io/v1"
 _KINDS = ("rayjobs", "rayclusters", "rayservices")
 _DEPLOYMENTS = "/apis/apps/v1/deployments"
 _LEASES = "/apis/coordination.k8s.io/v1/leases"
-# Of KubeRay's own manifests, and of its Helm chart.
+# The labels of KubeRay's own manifests, and of its Helm chart.
 _OPERATOR = {"labelSelector": "app.kubernetes.io/name in (kuberay,kuberay-operator)"}
 _LEASE = {"fieldSelector": "metadata.name=ray-operator-leader"}
 _NEWEST_FIELD = "preRunningDeadlineSeconds"
@@ -45,7 +45,7 @@ def checks(kube: Kube) -> Iterator[Check]:
 
 
 def kinds(told: Mapping[str, Any]) -> Check:
-    """Say whether the server knows the kinds that raykube makes."""
+    """Look whether the server knows the kinds that raykube makes."""
     known = {each["name"] for each in told["resources"]}
     if missing := [kind for kind in _KINDS if kind not in known]:
         return Check("kuberay kinds", False, f"ray.io/v1 has no {', '.join(missing)}", _INSTALL)
@@ -53,10 +53,10 @@ def kinds(told: Mapping[str, Any]) -> Check:
 
 
 def _schema(kube: Kube) -> Iterator[Check]:
-    """Have a small RayJob checked and thrown away, then one with a typing error, which has to be found."""
+    """Have a small RayJob checked by a dry run, then one with a typing error, which must be found."""
     try:
         kube.create(_tiny(**{_NEWEST_FIELD: 60}), dry_run=True)
-    except Denied as error:  # what a user sends may have what the webhook asks for
+    except Denied as error:  # a user's own jobs may have what the webhook asks for
         yield dataclasses.replace(refused("kuberay schema", error), ok=None, next_step=_COMPLY)
         return
     except ManifestError as error:
@@ -86,7 +86,7 @@ def _tiny(**spec: Any) -> Object:
 
 
 def installed(found: list[Object], namespace: str) -> Iterator[Check]:
-    """Say which operators there are, whether they run and watch a namespace, and what their settings cost."""
+    """Look which operators there are, whether they run and watch a namespace, and what their settings cost."""
     if not found:
         yield Check("operator", None, "no Deployment of its usual name", _INSTALL)
     for deployment in found:
@@ -100,7 +100,7 @@ def installed(found: list[Object], namespace: str) -> Iterator[Check]:
 
 
 def settings(container: Mapping[str, Any], where: str, namespace: str) -> Iterator[Check]:
-    """Say what an operator's settings cost; raykube's jobs and clusters have probes of their own, so its cost none."""
+    """Look what an operator's settings cost. Its probes cost nothing: raykube's jobs and clusters have their own."""
     env = {each["name"]: each.get("value", "") for each in container.get("env") or []}
     args = dict(_options(container.get("args") or []))
     watched = [each for each in args.get(_WATCHED, "").split(",") if each]
@@ -116,7 +116,7 @@ def settings(container: Mapping[str, Any], where: str, namespace: str) -> Iterat
 
 
 def _options(args: list[str]) -> Iterator[tuple[str, str]]:
-    """Read ``--a=b`` and ``--a b``."""
+    """Yield options and their values, from ``--a=b`` and ``--a b``."""
     for word, following in zip(args, [*args[1:], ""], strict=False):
         key, equals, value = word.partition("=")
         if key.startswith("-"):
@@ -124,7 +124,7 @@ def _options(args: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _alive(kube: Kube) -> Check:
-    """Look at the lease that a working operator renews every few seconds; else at what it did here."""
+    """Look at the lease that a working operator renews every few seconds, or else at what it did here."""
     try:
         found = kube.json("GET", _LEASES, params=_LEASE)["items"]
     except Forbidden:
@@ -135,19 +135,19 @@ def _alive(kube: Kube) -> Check:
 
 
 def newest_lease(found: list[Object]) -> Mapping[str, Any]:
-    """Return the lease that was renewed last: an operator that was moved leaves its old one behind."""
+    """Return the lease that was renewed last: an operator that was moved leaves an old one behind."""
     return max((dict(lease["spec"]) for lease in found), key=lambda spec: seconds(spec.get("renewTime")))
 
 
 def leased(lease: Mapping[str, Any], now: float) -> Check:
-    """Say what a lease tells about the operator that holds it."""
+    """Return whether the operator is alive, by the lease that it holds."""
     silent = now - seconds(lease.get("renewTime"))
     alive = bool(lease.get("holderIdentity")) and silent < _RENEWED_S
     return Check("operator alive", alive, f"it renewed its lease {max(0, silent):.0f} s ago", f"start it; {_ASK}")
 
 
 def noticed(things: list[Object], now: float) -> Check:
-    """Say whether the operator has seen what is in the namespace: it writes a status at once."""
+    """Return whether the operator has seen what is in the namespace: it writes a status at once."""
     waits = [each for each in things if not each.get("status") and not spec_of(each).get("suspend")]
     for each in waits:
         age = now - seconds(each["metadata"]["creationTimestamp"])

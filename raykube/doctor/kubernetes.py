@@ -1,4 +1,4 @@
-"""Whether a Kubernetes can do what raykube will ask of it. Nothing is made there."""
+"""Whether a Kubernetes can do what raykube will ask of it. Nothing is created there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from raykube.errors import ConfigError
 
 
 def checks(place: Callable[[], Cluster], otherwise: Callable[[], Cluster]) -> Iterator[Check]:
-    """Look at everything, what the rest needs first.
+    """Look at everything, beginning with what the rest depends on.
 
     Args:
-        place: the cluster that is meant.
-        otherwise: Kubernetes alone, to look at when the manifest of `place` cannot be read.
+        place: gives the cluster to look at.
+        otherwise: gives the Kubernetes alone, to look at if the manifest of `place` cannot be read.
     """
     try:
         cluster = place()

@@ -49,7 +49,7 @@ def checks() -> Iterator[Check]:
 
 
 def gpus(devices: Path = Path("/dev")) -> Check:
-    """Look for NVIDIA's GPUs, whether PyTorch can use them, and whether a training on this machine does."""
+    """Look for NVIDIA GPUs, whether PyTorch can use them, and whether training on this machine does."""
     count, why = _cuda(len([*devices.glob("nvidia[0-9]*"), *devices.glob("dxg")]))
     if why:
         step = "install a driver and a build of PyTorch that fit: https://pytorch.org/get-started/locally"
@@ -71,10 +71,10 @@ def gpus(devices: Path = Path("/dev")) -> Check:
 
 
 def _cuda(devices: int) -> tuple[int, str]:
-    """Return how many GPUs PyTorch can use, and why it can use none of those that there are."""
+    """Return how many GPUs PyTorch can use, and why it can use none although there are some."""
     if not devices or not _version("torch"):
         return devices, ""
-    # Not in this process: a GPU that does not answer would keep it, whatever the signal.
+    # Not in this process: a GPU that does not answer would block it, and no signal would end it.
     command = [sys.executable, "-c", _CUDA]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_CUDA_S, check=False)
@@ -87,14 +87,14 @@ def _cuda(devices: int) -> tuple[int, str]:
 
 
 def bytecode(packages: Sequence[str] = ("ray", "torch", "pandas", "mlflow")) -> Iterator[Check]:
-    """Look for large packages that Python compiles anew in each of Ray's processes, where it may not keep that.
+    """Look for large packages that each of Ray's processes compiles again, as Python may not save the bytecode.
 
-    A worker imports for twice as long then. pip compiles what it installs, uv only where it is told to.
+    A worker then takes twice as long to import them. pip compiles what it installs, uv only if it is told to.
     """
     lacking = {name: Path(path) for name in packages if (path := _source(name)) and not _is_compiled(path)}
     shut = [path.parent for path in lacking.values() if not os.access(path.parent, os.W_OK)]
     if not lacking or not (sys.dont_write_bytecode or shut):
-        return  # if need be, the first import keeps it
+        return  # if anything is lacking, the first import saves it
     why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{shut[0]} may not be written"
     folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in lacking.values()))
     found = f"each of Ray's processes compiles {', '.join(lacking)} anew, as {why}"

@@ -14,15 +14,15 @@ from raykube.cluster import Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
 
-#: What adding up in binary loses of tenths.
+#: The relative error of adding up tenths in binary.
 _ROUNDED = 1e-9
-#: What KubeRay gives its autoscaler where the manifest does not say.
+#: What KubeRay gives its autoscaler if the manifest does not say.
 _AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
-#: What becomes of pods whose manifest names what is not there, and whether that is wrong.
+#: If something that a manifest names is not there: whether that is wrong, and what becomes of the pods.
 _WAITS = (False, "pods would wait for it")
 _PULLS = (None, "nodes pull images without it, which is enough for public ones")
 _WORDS = {"PersistentVolumeClaim": "claim", "ConfigMap": "configmap", "Secret": "secret"}
-#: Where a pod names other objects: the keys on the way to the name, the name's own, and the kind.
+#: Where a pod names other objects: the key on the way to the name, the name's own key in volumes, and the kind.
 _IN_VOLUMES = (
     ("persistentVolumeClaim", "claimName", "PersistentVolumeClaim"),
     ("configMap", "name", "ConfigMap"),
@@ -49,7 +49,7 @@ def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
 
 
 def storage(cluster: Cluster) -> Check:
-    """Say where runs keep what must outlive their cluster."""
+    """Look where runs keep what must outlive their cluster."""
     if bare := "".join(notes.of_storage(cluster.manifest)):
         return Check("storage", None, bare, "add a volume to each template, and its volumeMount to the first container")
     if cluster.storage:
@@ -61,7 +61,7 @@ def storage(cluster: Cluster) -> Check:
 
 
 def images(spec: Mapping[str, Any]) -> Iterator[Check]:
-    """Say where no image is named, and what each costs at the start of a pod; no registry is asked for it."""
+    """Look where no image is named, and what each one costs at the start of a pod; no registry is asked."""
     first = [container for pod in _pods(spec) for container in pod["containers"][:1]]
     for name in (container.get("name") for container in first if not container.get("image")):
         yield Check("image", False, f"container {name!r} has none: its pod would be refused", "give it one with Ray")
@@ -85,7 +85,7 @@ def references(spec: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 def pull_secrets(spec: Mapping[str, Any]) -> set[str]:
-    """Return the Secrets with which nodes pull the images of a cluster: a node tries without, too."""
+    """Return the Secrets with which nodes pull the images of a cluster; a node also tries without them."""
     named = [each.get("name") for pod in _pods(spec) for each in pod.get("imagePullSecrets") or []]
     return {name for name in named if name}
 
@@ -116,18 +116,18 @@ def _there(kube: Kube, kind: str, name: str, otherwise: tuple[bool | None, str])
         found = f"is not in {kube.namespace}: {then}"
         yield Check(title, ok, found, f"create it, or correct its name in the manifest: {look}")
     except Forbidden:
-        # A job that waits for it says so itself.
+        # A job that waits for it will say so itself.
         yield Check(title, None, "you may not see whether it is there", f"an administrator sees it: {look}")
 
 
 def bound(title: str, thing: Object, namespace: str) -> Check:
-    """Say of a claim whether it has a volume that many pods may write; anything else is enough by being there."""
+    """Look whether a claim has a volume that many nodes can mount; for any other object it is enough to exist."""
     phase, modes = (thing.get("status") or {}).get("phase"), (thing.get("spec") or {}).get("accessModes") or []
     if thing["kind"] != "PersistentVolumeClaim":
         return Check(title, True, "is there")
     if phase != "Bound":
         step = f"see why no volume is bound: kubectl -n {namespace} describe pvc {thing['metadata']['name']}"
-        # One whose class waits for its first pod is bound by the first job.
+        # If its class waits for a first pod, the first job gets it bound.
         return Check(title, False if phase == "Lost" else None, f"is {phase}", step)
     if not any(mode.endswith("Many") for mode in modes):
         step = "make a claim with accessModes: [ReadWriteMany]"
@@ -136,7 +136,7 @@ def bound(title: str, thing: Object, namespace: str) -> Check:
 
 
 def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
-    """Compare what a cluster asks for with what is left in each quota that counts all pods."""
+    """Compare what a cluster asks for with what is left of each quota that counts all pods."""
     for each in quotas:
         if each["spec"].get("scopes") or each["spec"].get("scopeSelector"):
             continue
@@ -153,7 +153,7 @@ def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
 
 
 def asked(spec: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a cluster's pods ask for, under the names that a quota has for it."""
+    """Return what a cluster's pods ask for, under the names that a quota uses."""
     total: defaultdict[str, float] = defaultdict(float)
     for group in manifests.groups(spec):
         pod, count = group["template"]["spec"], manifests.pods(group)
@@ -182,7 +182,7 @@ def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
 
 
 def quantity(value: Any) -> float:
-    """Read a Kubernetes quantity; what is none counts as nothing, for the server refuses it anyway."""
+    """Return a Kubernetes quantity as a number; 0 for an invalid one, which the server refuses anyway."""
     try:
         return manifests.quantity(value)
     except ValueError:

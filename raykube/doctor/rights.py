@@ -1,6 +1,6 @@
-"""What raykube asks of Kubernetes, and whether this user may do it: asked one by one, because that answer is exact.
+"""The rights that raykube needs in Kubernetes. Each one is asked for by itself, because that answer is exact.
 
-The server's own list of a user's rights may leave some out, and says nothing of webhooks that grant more.
+The server's own list of a user's rights may leave some out, and tells nothing of webhooks that grant more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of a Role, and what does not work without it."""
+    """A rule of a Role, and what it is needed for."""
 
     group: str
     resources: tuple[str, ...]
@@ -56,12 +56,12 @@ RULES = (
 
 
 def checks(kube: Kube) -> Iterator[Check]:
-    """Ask for each right, and tell those that are missing, a resource at a time."""
+    """Ask for each right; yield one check if there are all, else one for each resource that lacks some."""
     wanted = [(rule, resource, verb) for rule in RULES for resource in rule.resources for verb in rule.verbs]
     try:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             allowed = list(pool.map(lambda each: kube.may(each[2], each[1], each[0].group), wanted))
-    except Forbidden as error:  # all whom the server knows may ask this
+    except Forbidden as error:  # every user whom the server knows may ask this
         yield Check(
             "rights", False, f"this user may not even ask for them: {error.why}", "log in, or take another --context"
         )
@@ -73,7 +73,7 @@ def checks(kube: Kube) -> Iterator[Check]:
 
 
 def lacking(missing: Iterable[tuple[Rule, str, str]]) -> Iterator[Check]:
-    """Yield a check for each resource of which rights are missing, with the rule to ask for."""
+    """Yield a check for each resource that lacks rights, with the rule to ask for."""
     for (rule, resource), found in itertools.groupby(missing, key=lambda each: each[:2]):
         verbs = [verb for _, _, verb in found]
         words = ", ".join(f'"{verb}"' for verb in verbs)

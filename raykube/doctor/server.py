@@ -14,18 +14,18 @@ from raykube.backends.kubernetes.refusals import NoApiServer, UnknownKind
 from raykube.doctor.check import Check, refused
 from raykube.errors import Forbidden, Unreachable
 
-#: Ages are told by this machine's clock, and credentials end by it.
+#: How many seconds this machine's clock may be off: ages are told by it, and credentials expire by it.
 _CLOCK_S = 5.0
-#: The oldest that KubeRay 1.6 is tested on by its makers.
+#: The oldest Kubernetes on which KubeRay's makers test 1.6.
 _OLDEST = (1, 29)
 _ADDRESS = "see that its address in the kubeconfig is right and that this machine's network reaches it (VPN, proxy)"
 
 
 def checks(kube: Kube) -> Iterator[Check]:
-    """Look at the server; when it does not answer, or not to this user, the check ``server`` is the last one."""
+    """Look at the server; if it does not answer, or not to this user, the check ``server`` is the last one."""
     yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
     try:
-        kube.send("GET", "/version")  # takes longer: a connection is made, a plugin may ask for a login
+        kube.send("GET", "/version")  # not timed: it connects, and a plugin may ask for a login
         begun = time.time()
         answer = kube.send("GET", "/version")
         told = kube.object_of(answer)
@@ -35,7 +35,7 @@ def checks(kube: Kube) -> Iterator[Check]:
     except UnknownKind as error:  # every API server has a version
         yield Check("server", False, f"{kube.server} is no Kubernetes API server: {error.why}", _ADDRESS)
         return
-    except Forbidden as error:  # even this it tells only to whom it knows
+    except Forbidden as error:  # it tells even its version only to users whom it knows
         yield dataclasses.replace(refused("server", error), ok=False)
         return
     ended = time.time()
@@ -46,7 +46,7 @@ def checks(kube: Kube) -> Iterator[Check]:
 
 
 def unreachable(error: Unreachable) -> Check:
-    """Say what is between here and the server."""
+    """Return why the server cannot be reached, as a check."""
     if "CERTIFICATE_VERIFY_FAILED" in error.why or "certificate" in error.why.lower():
         step = "name the server's own authority in the kubeconfig: certificate-authority-data of the cluster"
         return Check("server", False, f"{error.what}: its certificate is not trusted: {error.why}", step)
@@ -73,7 +73,7 @@ def _version(told: dict[str, str]) -> Check:
 
 
 def clock(date: str, here: float) -> Check:
-    """Compare the ``Date`` of an answer with the time at which it was made."""
+    """Compare the ``Date`` of an answer with this machine's time `here` when it was made."""
     ahead = here - clock_of(date)
     if abs(ahead) <= _CLOCK_S:
         return Check("clock", True, "as the server's, within a second" if abs(ahead) <= 1 else f"{ahead:+.0f} s")

@@ -1,1 +1,1 @@
-"""Kubernetes' REST API: who asks, what is refused and why, watches, port-forwards. Knows nothing of Ray."""
+"""Kubernetes' REST API: credentials, refusals and their reasons, watches, port-forwards. Knows nothing of Ray."""

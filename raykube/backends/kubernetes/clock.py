@@ -1,4 +1,4 @@
-"""The clock of an API server, as its answers tell it: what stands in objects is by that."""
+"""The clock of an API server, read from its answers: times in Kubernetes objects are by that clock."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import httpx
 
 from raykube.backends.kubernetes.refusals import is_passed_on
 
-#: Two clocks that differ by less are taken for the same: answers tell theirs in whole seconds, and take time.
+#: Clocks that differ by less count as the same: answers tell the time in whole seconds, and take time to arrive.
 _SAME_CLOCK_S = 2.0
 
 
 def clock_of(date: str) -> float:
-    """Return the ``Date`` of an answer, which is cut to whole seconds, as the likeliest Unix time."""
+    """Return the likeliest Unix time for the ``Date`` of an answer, which is cut to whole seconds."""
     return parsedate_to_datetime(date).timestamp() + 0.5
 
 
 class Clock:
-    """Tells the server's time. It does not know the client whose hook it is: that would never be collected then."""
+    """The server's time. Does not refer to the client whose hook it is, which then would never be collected."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -31,6 +31,6 @@ class Clock:
     def compare(self, response: httpx.Response) -> None:
         """Take the time from an answer."""
         date = response.headers.get("date")
-        if date and not is_passed_on(response.request.url.path):  # there a pod tells its own
+        if date and not is_passed_on(response.request.url.path):  # there a pod answers, by its own clock
             ahead = clock_of(date) - time.time()
             self._ahead = ahead if abs(ahead) > _SAME_CLOCK_S else 0.0

@@ -1,4 +1,4 @@
-"""What goes with each request to say who asks, renewed as it has to be while a wait goes on for hours."""
+"""Credentials of each request, renewed when needed: a wait may go on for hours."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _Flow = Generator[httpx.Request, httpx.Response, None]
 
 
 class NoCredential(Unreachable):
-    """What was to say who asks said nothing, this time; a wait tries again."""
+    """The token file or plugin gave no credential this time; a wait tries again."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How a plugin is to be asked, of which lightkube knows nothing.
+    """How to run an exec plugin: the settings that lightkube does not read.
 
     Attributes:
-        interactive_mode: ``Never``, ``IfAvailable`` or ``Always``: whether it may, or must, have the terminal.
-        cluster: what it is told of the cluster; None where the kubeconfig does not want that.
+        interactive_mode: ``Never``, ``IfAvailable`` or ``Always``: whether the plugin may, or must, use the terminal.
+        cluster: what the plugin is told of the cluster; None if the kubeconfig does not ask for that.
     """
 
     interactive_mode: str = "IfAvailable"
@@ -43,7 +43,7 @@ class Manner:
 
 
 def auth_of(user: User, tls: ssl.SSLContext, manner: Manner = Manner()) -> httpx.Auth | None:
-    """Return what signs requests for a user; a client certificate of a plugin is put into `tls`.
+    """Return what signs a user's requests; the client certificate of a plugin is put into `tls`.
 
     Raises:
         ValueError: the user's token cannot be sent.
@@ -56,9 +56,9 @@ def auth_of(user: User, tls: ssl.SSLContext, manner: Manner = Manner()) -> httpx
 
 
 class TokenFile(httpx.Auth):
-    """The token in a file that somebody replaces, as a kubelet does hourly with that of a service account.
+    """A token in a file that is replaced at times, as a kubelet does hourly with that of a service account.
 
-    Read for each request, which costs microseconds: a server may take an old one for long, and counts who sends it.
+    Read for each request, which costs microseconds: a server may accept old tokens for long, but notes who sends them.
     """
 
     def __init__(self, path: str) -> None:
@@ -78,7 +78,7 @@ class TokenFile(httpx.Auth):
 class Plugin(httpx.Auth):
     """An exec plugin (``client.authentication.k8s.io``), which gives a token, a client certificate, or both.
 
-    It is asked at the first request, and again once its answer has expired or the server no longer takes it.
+    It is run at the first request, and again once its answer has expired or the server no longer accepts it.
     """
 
     def __init__(self, plugin: UserExec, tls: ssl.SSLContext, manner: Manner) -> None:
@@ -96,7 +96,7 @@ class Plugin(httpx.Auth):
             yield _signed(request, self._current(refused=given))
 
     def _current(self, refused: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        with self._lock:  # those who wait meanwhile take the same answer
+        with self._lock:  # threads that wait meanwhile use the same answer
             if self._given is None or self._given is refused or _is_over(self._given):
                 self._given = self._asked()
             return self._given
@@ -121,7 +121,7 @@ class Plugin(httpx.Auth):
         return given
 
     def _interactive(self) -> bool:
-        """Whether it has the terminal, to ask whoever sits there."""
+        """Whether the plugin gets the terminal, to ask its user. Raises NoCredential if it must and there is none."""
         terminal, mode = os.isatty(0), self._manner.interactive_mode
         if mode == "Always" and not terminal:
             what = f"{self._plugin.command}, which the kubeconfig names to log in, has to ask somebody"
@@ -131,9 +131,9 @@ class Plugin(httpx.Auth):
 
 
 def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) -> bytes:
-    """Return what a command prints; of one that fails only the status, for an argument may be a secret.
+    """Return what a command prints; tell only the exit status if it fails, for an argument may be a secret.
 
-    What it says on stderr is for whoever sits there: "open this address to log in".
+    Its stderr goes to the user's terminal, e.g. "open this address to log in".
     """
     done = subprocess.run(words, env=environ, stdin=stdin, stdout=subprocess.PIPE, check=False)
     if done.returncode:
@@ -142,7 +142,7 @@ def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) ->
 
 
 def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a plugin gave. Raises ValueError where its token cannot be sent, or its end is no time."""
+    """Return what a plugin gave. Raises ValueError if its token cannot be sent, or its expiration is no time."""
     _is_over(given)
     return {**given, "token": sendable(str(given["token"]))} if given.get("token") else given
 
@@ -151,7 +151,7 @@ def _signed(request: httpx.Request, given: Mapping[str, Any]) -> httpx.Request:
     if token := given.get("token"):
         request.headers["Authorization"] = f"Bearer {token}"
     if "clientCertificateData" in given and "upgrade" not in request.headers:
-        # A connection keeps the certificate that it was made with: none may outlive that.
+        # A connection keeps the certificate that it was opened with: it is not kept, lest it outlast the certificate.
         request.headers["Connection"] = "close"
     return request
 
@@ -162,7 +162,7 @@ def _is_over(given: Mapping[str, Any]) -> bool:
 
 
 def _load(tls: ssl.SSLContext, pem: str) -> None:
-    """Have new connections show a certificate; ssl reads it, and its key, from a file alone."""
+    """Have new connections show a certificate; ssl reads it and its key only from a file."""
     with tempfile.NamedTemporaryFile("w", prefix="raykube-", suffix=".pem") as file:  # made with mode 0600
         file.write(pem)
         file.flush()

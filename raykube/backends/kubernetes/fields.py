@@ -1,4 +1,4 @@
-"""What stands in Kubernetes objects, as the API server gives them. Pure functions."""
+"""Fields of Kubernetes objects, as the API server gives them. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
-#: Of a second; Python 3.10 takes six digits of it, where Go writes as many as there are.
+#: The fraction of a second: Go writes as many digits as there are, Python 3.10 needs six.
 _FRACTION = re.compile(r"\.(\d{1,6})\d*")
 
 
@@ -33,7 +33,7 @@ def seconds(stamp: str | None) -> float:
 
 
 def name_of(thing: Object) -> str:
-    """Return an object's name; empty for what is not there."""
+    """Return an object's name; empty for an object that is not there."""
     return str(thing.get("metadata", {}).get("name", ""))
 
 
@@ -44,7 +44,7 @@ def status_of(thing: Object) -> Object:
 
 
 def spec_of(thing: Object) -> Object:
-    """Return what an object is to be; empty where it does not say: KubeRay's definitions do not ask for it."""
+    """Return an object's spec; empty if it has none, for KubeRay's definitions do not require it."""
     found: Object = thing.get("spec") or {}
     return found
 
@@ -78,7 +78,7 @@ def is_current(thing: Object) -> bool:
 
 
 def changed(thing: Object) -> float:
-    """Return when somebody last changed what an object is to be, in Unix seconds; 0 where nobody notes that."""
+    """Return when an object was last changed, other than its status, in Unix seconds; 0 if nobody notes that."""
     fields = thing.get("metadata", {}).get("managedFields") or ()
     return max((seconds(each.get("time")) for each in fields if not each.get("subresource")), default=0.0)
 
@@ -90,12 +90,12 @@ def claims_of(pod: Object) -> list[str]:
 
 
 def times(event: Object) -> int:
-    """Return how often an event has come."""
+    """Return how often an event has occurred."""
     return int(event.get("count") or (event.get("series") or {}).get("count") or 1)
 
 
 def moment(event: Object) -> float:
-    """Return when an event came last, in Unix seconds."""
+    """Return when an event last occurred, in Unix seconds."""
     series = event.get("series") or {}
     stamps = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return max(seconds(stamp) for stamp in stamps)

@@ -1,7 +1,9 @@
-"""Kubernetes' REST API with plain dicts. Only kubeconfig.py and credentials.py know that there is a Kubernetes client.
+"""Kubernetes' REST API with plain dicts, over httpx.
 
-lightkube reads what says where the server is and who asks. Its typed calls are not used: they have neither strict
-field validation nor a place for fields that a newer server knows.
+lightkube's typed calls are not used: they have neither strict field validation nor a place for fields that a newer
+server knows. Only kubeconfig.py and credentials.py use lightkube: its classes for clusters and users, a pod's service
+account, TLS contexts, and fixed tokens and passwords. Joined kubeconfigs, token files, exec plugins and proxies are
+raykube's own.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from raykube.names import is_namespace, is_object_name
 Object = dict[str, Any]
 
 _KUEUE = "apis/kueue.x-k8s.io"
-#: The versions of a group that are known here, the newest first; what is asked is the same in all.
+#: The versions of a group that raykube knows, newest first; its requests are the same in all of them.
 _VERSIONS = {_KUEUE: ("v1beta2", "v1beta1")}  # before 0.15 Kueue has only the second
 _PATHS = {
     "RayJob": ("apis/ray.io/v1", "rayjobs"),
@@ -46,12 +48,12 @@ _PATHS = {
 _REVIEWS = "authorization.k8s.io/v1"
 _MANAGER = "raykube"
 _TIMEOUT = httpx.Timeout(30, connect=5)
-#: A server that has too many requests is asked again after these seconds; it tells 1 itself.
+#: Pauses in seconds before a server with too many requests is asked again; it proposes 1 itself.
 _BUSY_S = (1.0, 1.0, 2.0, 4.0)
 #: The server sends a bookmark about every minute; a watch that is silent for longer has lost its connection.
 _WATCH_TIMEOUT = httpx.Timeout(90, connect=5)
-#: A log may be silent for days: so many seconds after its last word the kernel asks whether the other side is there,
-#: again and again, and then gives up. macOS has its own default for the first.
+#: A log may be silent for days. After so many seconds of silence the kernel probes the other side, at this interval and
+#: so many times before it gives up. macOS lacks the first option, and uses its own default.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
@@ -61,12 +63,12 @@ class Kube:
     Every method may raise Unreachable, Forbidden, or another BackendError with the server's own words.
 
     Args:
-        config: what the context says, where that has been read already.
+        config: the configuration of the context, if it has been read already.
     """
 
     def __init__(self, context: str = "", namespace: str = "", config: kubeconfig.Config | None = None) -> None:
         config = config or kubeconfig.load(context)
-        #: As it may be shown.
+        #: Its address, without user and password, so that it can be shown.
         self.server: str = shown(config.cluster.server)
         self.context = config.context
         self.namespace: str = _checked(namespace or config.namespace)
@@ -79,7 +81,7 @@ class Kube:
 
     @property
     def http(self) -> httpx.Client:
-        """The client of this process: a child of a fork would read its parent's answers from connections of both."""
+        """The client of this process: a forked child must not read its parent's answers from shared connections."""
         pid = os.getpid()
         if pid not in self._clients:
             self._clients[pid] = self._client()
@@ -88,8 +90,8 @@ class Kube:
     def _client(self) -> httpx.Client:
         made = kubeconfig.client(self._config, _TIMEOUT)
         made.event_hooks = {"response": [self._clock.compare]}
-        # Handles are thrown away without a word; their connections are not to wait for the interpreter's end.
-        # Nor to be closed at it, under threads that are still at work: they would say so in tracebacks.
+        # Nobody closes a Kube, so its connections are closed when it is collected. Not when the interpreter ends:
+        # threads that still use them would print tracebacks.
         weakref.finalize(self, made.close).atexit = False
         return made
 
@@ -98,7 +100,7 @@ class Kube:
         return self.json("GET", self._one(kind, name))
 
     def find(self, kind: str, name: str) -> Object | None:
-        """Return one object, or None when it is not there."""
+        """Return one object, or None if it is not there."""
         try:
             return self.get(kind, name)
         except NotFound:
@@ -112,7 +114,7 @@ class Kube:
         """Create an object.
 
         Raises:
-            Conflict: one of that name exists.
+            Conflict: an object of that name exists.
             ManifestError: a field is unknown or invalid; nothing was created.
         """
         return self.json("POST", self._path(thing["kind"]), thing, params=_strict(dry_run=dry_run))
@@ -123,7 +125,7 @@ class Kube:
         return self.json("PATCH", self._one(kind, name), change, params=_strict(dry_run=dry_run), headers=headers)
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
-        """Ask for an object's end; `options` are those of DeleteOptions. Raises NotFound."""
+        """Have an object deleted; `options` are those of DeleteOptions. Raises NotFound."""
         self.json("DELETE", self._one(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
     def pod_log(self, name: str, **params: Any) -> str:
@@ -132,7 +134,7 @@ class Kube:
         return response.content.decode("utf-8", "replace")
 
     def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
-        """Yield the lines that a container of a pod prints as they come, until it ends or `stop` is set."""
+        """Yield the lines that a container of a pod prints, as they arrive, until it ends or `stop` is set."""
         path, params = f"{self._one('Pod', name)}/log", {"follow": "true", **params}
         with self.growing(path, stop, params=params) as response:
             yield from _lines(response)
@@ -142,7 +144,7 @@ class Kube:
         return f"{self._one('Service', service)}:dashboard/proxy"
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
-        """Return whether this user may do something here, to a resource such as ``pods`` or ``pods/log``."""
+        """Whether this user may do `verb` in this namespace, to a resource such as ``pods`` or ``pods/log``."""
         name, _, part = resource.partition("/")
         asked = {"namespace": self.namespace, "verb": verb, "group": group, "resource": name, "subresource": part}
         body = {"apiVersion": _REVIEWS, "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": asked}}
@@ -150,8 +152,8 @@ class Kube:
 
     @contextlib.contextmanager
     def stream(self, path: str, stop: Stop | None = None, **options: Any) -> Iterator[httpx.Response]:
-        """Open a response that is read while it comes; `stop` ends it from another thread."""
-        # `stop` has the connection for good: once this has ended nobody else may get it.
+        """Open a response that is read as it arrives; `stop` ends it from another thread."""
+        # `stop` keeps the connection and may still shut it down after this, so no other request may use it.
         options["headers"] = {"connection": "close", **(options.get("headers") or {})}
         with listening(self._silence), self.http.stream("GET", path, **options) as response:
             if response.is_error:
@@ -165,14 +167,14 @@ class Kube:
 
     @contextlib.contextmanager
     def growing(self, path: str, stop: Stop, **options: Any) -> Iterator[httpx.Response]:
-        """Open the response that a growing log is, which may be silent for days once it has begun.
+        """Open a response that is a growing log: it may be silent for days once it has begun.
 
         Raises:
-            Unreachable: it has not begun in the time of other answers; it may be empty so far.
+            Unreachable: it did not begin within the usual timeout. The log may just be empty so far.
         """
         limits = _TIMEOUT.as_dict()
         with self.stream(path, stop, extensions={"timeout": limits}, **options) as response:
-            limits["read"] = None  # looked up again where the body is read
+            limits["read"] = None  # looked up again when the body is read
             yield response
 
     def watch(self, kind: str, version: str, stop: Stop, **selectors: str) -> Iterator[Object]:
@@ -180,11 +182,11 @@ class Kube:
 
         Raises:
             Gone: the version is too old, or newer than the server; list again.
-            BackendError: the server has ended it with an error, or says what is no change.
+            BackendError: the server ended it with an error, or sent something that is no change.
         """
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, **selectors}
         with self.stream(self._path(kind), stop, params=params, timeout=_WATCH_TIMEOUT) as response:
-            # The first says no more than that the server answers.
+            # Only shows that the server answers.
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
             for line in _lines(response):
                 if stop.is_set():
@@ -192,38 +194,38 @@ class Kube:
                 yield _change(line)
 
     def snapshot(self, kind: str, **selectors: str) -> tuple[list[Object], str]:
-        """Return the objects of a kind, and the version from which on a watch tells what changed."""
+        """Return the objects of a kind, and the version after which a watch is to start."""
         answer = self.json("GET", self._path(kind), params=selectors)
         return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
 
     def json(self, method: str, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> Object:
-        """Send a request and return the JSON that answers it."""
+        """Send a request and return the JSON object of its answer."""
         return self.object_of(self.send(method, path, json=body, **options))
 
     def object_of(self, response: httpx.Response) -> Object:
-        """Return the JSON object that an answer is. Raises NoApiServer, for something else has answered."""
+        """Return the JSON object of an answer. Raises Unreachable if it is none, as something else has answered."""
         with contextlib.suppress(ValueError):
             if isinstance(answer := response.json(), dict):
                 return answer
         raise no_api_server(self.server, response)
 
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request and return what answers it; the errors of the API server are raised."""
+        """Send a request and return its answer; raise the errors of the API server."""
         for wait_s in (*_BUSY_S, None):
             with listening(self._silence):
                 response = self.http.request(method, path, **options)
             if wait_s is None or response.status_code != httpx.codes.TOO_MANY_REQUESTS or is_passed_on(path):
                 break
-            time.sleep(wait_s)  # it has done nothing yet
+            time.sleep(wait_s)  # the server has done nothing yet
         if response.is_error:
             raise refusal(method, path, response)
         return response
 
     def _version(self, group: str) -> str:
-        """Return the newest version of a group that both speak. Raises UnknownKind where the server lacks it."""
+        """Return the newest version of a group that both sides know. Raises UnknownKind if the server has none."""
         if group not in self._versions:
             served: set[str] = set()
-            with contextlib.suppress(Forbidden):  # who may not ask takes the newest
+            with contextlib.suppress(Forbidden):  # a user who may not ask gets the newest
                 served = {each["version"] for each in self.json("GET", f"/{group}").get("versions") or ()}
             self._versions[group] = next((each for each in _VERSIONS[group] if each in served), _VERSIONS[group][0])
         return self._versions[group]
@@ -231,7 +233,7 @@ class Kube:
     def _one(self, kind: str, name: str) -> str:
         if not name:
             raise ConfigError(f"the name of a {kind} is empty", why="that would address all of them")
-        # Whoever wrote an object that names another may have written a path: into another namespace, to another kind.
+        # A name that came from some object may really be a path, into another namespace or to another kind.
         if not is_object_name(name):
             raise NotFound(f"there is no {kind} {name!r} there", why="names are of a-z, 0-9, '-' and '.'")
         return f"{self._path(kind)}/{name}"
@@ -260,7 +262,7 @@ def _checked(namespace: str) -> str:
 
 
 def _have_asked(connection: socket.socket) -> None:
-    """Have the kernel find out when nobody is left at the other end, of whom a reader alone would never hear."""
+    """Have the kernel find out when nobody is left at the other end: a mere reader would never notice."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):
@@ -268,7 +270,7 @@ def _have_asked(connection: socket.socket) -> None:
 
 
 def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """Yield whole lines: the last one of a stream that breaks off is none."""
+    """Yield whole lines, without an unfinished last one of a stream that broke off."""
     rest = b""
     for chunk in response.iter_bytes():
         *whole, rest = (rest + chunk).split(b"\n")
@@ -276,7 +278,7 @@ def _lines(response: httpx.Response) -> Iterator[bytes]:
 
 
 class Stop:
-    """Ends streams that other threads read: set once, for good."""
+    """Ends streams that other threads read. Once set, it stays set."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -285,28 +287,28 @@ class Stop:
         self._others: list[Stop] = []
 
     def take(self, connection: socket.socket) -> None:
-        """Take a connection to end later, or now when it is too late."""
+        """Take a connection to end when this is set; at once if it already is."""
         with self._lock:
             self._sockets = [known for known in self._sockets if known.fileno() >= 0] + [connection]
         if self._event.is_set():
             self.set()
 
     def chain(self, other: Stop) -> None:
-        """Set another one with this."""
+        """Have another Stop set together with this one."""
         with self._lock:
             self._others.append(other)
         if self._event.is_set():
             other.set()
 
     def set(self) -> None:
-        """End them all."""
+        """End all connections, and set the chained ones."""
         self._event.set()
         for other in self._others:
             other.set()
         with self._lock:
             for connection in self._sockets:
-                # Not close: only a shutdown wakes the thread that waits for data. It may be closed already. Not that of
-                # an SSLSocket either: it forgets its key, and what comes after is read as it is, encrypted.
+                # Not close(): only a shutdown wakes a thread that waits for data. Not SSLSocket.shutdown() either: it
+                # drops the TLS state, so data that still arrives is read encrypted. OSError: it is closed already.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
@@ -315,7 +317,7 @@ class Stop:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until it is set; return whether it is."""
+        """Wait until it is set, at most so many seconds; return whether it is."""
         return self._event.wait(seconds)
 
 

@@ -1,7 +1,7 @@
 """Which Kubernetes, as whom, and in which namespace: read as kubectl reads it.
 
 ``KUBECONFIG`` (several files are joined, the first to name something wins), else ``~/.kube/config``, else the service
-account of the pod that this runs in. lightkube reads what users and clusters are, and makes TLS of it.
+account of the pod that this runs in. lightkube turns their entries into users, clusters and TLS contexts.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from raykube.names import nearest
 
 _REQUIRED = ("command", "apiVersion")
 _SEE = "see: kubectl config get-contexts"
-#: What a plugin is told of its cluster where it wants that, by the keys of the kubeconfig.
+#: The keys of a cluster's entry that its plugin is told, if it asks for that.
 _TOLD = (
     *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.AUTHORITY}-data"),
     *("proxy-url", "disable-compression"),
 )
 _MODES = ("Never", "IfAvailable", "Always")
-#: Logs, watches and forwarded ports each keep a connection for as long as they go on, and none may starve the others.
+#: Each log, watch and forwarded port holds a connection while it lasts, and none may starve the others.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-#: What is read from a file or from the text itself: its key, and lightkube's.
+#: What a kubeconfig holds as a file's path or as data: its key there, and its attribute in lightkube.
 _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
     Cluster: {kubefiles.AUTHORITY: "certificate_auth"},
     User: {"client-certificate": "client_cert", "client-key": "client_key"},
@@ -46,27 +46,27 @@ _CERTIFICATES: Mapping[type, Mapping[str, str]] = {
 
 
 class NotConfigured(ConfigError):
-    """Nothing on this machine speaks of a Kubernetes."""
+    """This machine has neither a kubeconfig nor a pod's service account."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a context says.
+    """The configuration of one context.
 
     Attributes:
         context: its name; ``default`` in a pod that has no kubeconfig.
-        namespace: that it names, else ``default``; in a pod that of the pod.
+        namespace: the one that it names, else ``default``; in a pod, the pod's.
         cluster: address and certificates of the API server.
-        user: who asks, and by what.
-        proxy: address of a proxy on the way to the server; "" for that of the environment, if any.
-        server_name: that the server's certificate must be for; "" for that of its address.
-        manner: in which the user's plugin is asked.
-        impersonated: headers that have the server take requests for those of another user (``as`` and its like).
+        user: who asks, and with which credentials.
+        proxy: address of a proxy before the server; "" for the one of the environment, if any.
+        server_name: the name that the server's certificate must be for; "" for the one in its address.
+        manner: how to run the user's plugin.
+        impersonated: headers with which the server takes requests for another user's (``as`` and the like).
     """
 
     context: str
     namespace: str
-    cluster: Cluster = field(repr=False)  # its address may hold a password, as that of a proxy may
+    cluster: Cluster = field(repr=False)  # its address may hold a password, and so may a proxy's
     user: User = field(repr=False)
     proxy: str = field(default="", repr=False)
     server_name: str = ""
@@ -102,7 +102,7 @@ def load(context: str = "") -> Config:
         namespace=chosen.get("namespace") or "default",
         cluster=Cluster.from_dict(cluster, lazy=False),  # type: ignore[no-untyped-call]
         user=User.from_dict(user, lazy=False),  # type: ignore[no-untyped-call]
-        # lightkube knows nothing of these.
+        # lightkube does not read these.
         proxy=cluster.get("proxy-url") or "",
         server_name=cluster.get("tls-server-name") or "",
         manner=_manner(plugin, cluster),
@@ -111,14 +111,14 @@ def load(context: str = "") -> Config:
 
 
 def _lacking(plugin: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is to be said of a plugin and is not."""
+    """Yield the required keys that a plugin's entry lacks."""
     yield from (f"exec.{key}" for key in _REQUIRED if not plugin.get(key))
     for index, entry in enumerate(plugin.get("env") or ()):
         yield from (f"exec.env[{index}].{key}" for key in ("name", "value") if key not in entry)
 
 
 def _of_pod(context: str) -> Config:
-    """Return what the service account of the pod says that this runs in."""
+    """Return the configuration from the service account of the pod that this runs in."""
     try:
         found = KubeConfig.from_service_account()
     except (LightkubeError, OSError, KeyError) as error:
@@ -132,7 +132,7 @@ def _of_pod(context: str) -> Config:
 
 
 def _entry(joined: Mapping[str, Any], kind: str, name: str, missing: str) -> Mapping[str, Any]:
-    """Return the first entry of that name; `missing` says that there is none."""
+    """Return the first entry of that name; `missing` is the error's text if there is none."""
     entries = joined[f"{kind}s"]
     found: Mapping[str, Any] | None = next((each[kind] for each in entries if each["name"] == name), None)
     if found is None:
@@ -141,7 +141,7 @@ def _entry(joined: Mapping[str, Any], kind: str, name: str, missing: str) -> Map
 
 
 def _impersonated(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the headers that have the server take a user's requests for those of somebody else."""
+    """Yield the headers with which the server takes a user's requests for somebody else's."""
     for key, header in (("as", "Impersonate-User"), ("as-uid", "Impersonate-Uid")):
         if user.get(key):
             yield header, str(user[key])
@@ -163,7 +163,7 @@ def _manner(plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> Manner:
         return Manner(mode)
     told = {key: cluster[key] for key in _TOLD if cluster.get(key)}
     if (authority := cluster.get(kubefiles.AUTHORITY)) and f"{kubefiles.AUTHORITY}-data" not in told:
-        with contextlib.suppress(OSError):  # which client() tells
+        with contextlib.suppress(OSError):  # client() reports it
             told[f"{kubefiles.AUTHORITY}-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
     for each in cluster.get("extensions") or ():
         if each.get("name") == "client.authentication.k8s.io/exec" and "extension" in each:
@@ -175,7 +175,7 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
     """Return an HTTP client of the API server, which sends the user's credentials with each request.
 
     Raises:
-        ConfigError: a certificate cannot be read, or something is asked for that is not known here.
+        ConfigError: a certificate cannot be read, or the kubeconfig asks for something that is not supported.
     """
     if problems := [*_certificate_problems(config.cluster), *_certificate_problems(config.user)]:
         raise ConfigError.of(f"context {config.context} of the kubeconfig cannot be used", problems)
@@ -194,7 +194,7 @@ def client(config: Config, timeout: httpx.Timeout) -> httpx.Client:
             limits=_LIMITS,
             trust_env=False,
         )
-    except httpx.InvalidURL:  # whose words are a part of it, as of a password
+    except httpx.InvalidURL:  # its words quote a part of the address, perhaps of a password
         why = "the address of its server, or of the proxy on the way there, is no URL"
         raise _unusable(config, f"{why}; a / or # in a password is written %2F or %23") from None
     except (LightkubeError, OSError, ValueError, ImportError) as error:
@@ -209,7 +209,7 @@ def _unusable(config: Config, why: str) -> ConfigError:
 def _as_kubectl(tls: ssl.SSLContext) -> ssl.SSLContext:
     """Have certificates checked as kubectl does.
 
-    Python from 3.13 on refuses authorities as some clusters have made theirs, those of Amazon's EKS among them
+    From 3.13 on, Python refuses the authorities that some clusters have made, Amazon's EKS among them
     (github.com/kubernetes-client/python/issues/2394).
     """
     tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -224,7 +224,7 @@ def _trusted(proxy: str) -> httpx.Proxy:
 def _proxy_of(config: Config) -> str | None:
     """Return the proxy on the way to the server: the kubeconfig's own, else that of the environment.
 
-    httpx would look there too, but takes no networks in ``NO_PROXY``: it misses some and breaks on others.
+    httpx reads the environment too, but cannot handle networks in ``NO_PROXY``: it misses some and fails on others.
     """
     if config.proxy:
         return config.proxy
@@ -236,11 +236,11 @@ def _proxy_of(config: Config) -> str | None:
 
 
 def _is_direct(host: str, port: int, said: str) -> bool:
-    """Whether a host is this machine, or ``NO_PROXY`` names it, its domain or, if it is an address, a network of it."""
+    """Whether a host is this machine, or ``NO_PROXY`` (`said`) names it, its domain or, for an address, its network."""
     entries = [each.strip() for each in said.split(",")]
     if "*" in entries or host == "localhost" or proxy_bypass(host if ":" in host else f"{host}:{port}"):
         return True
-    with contextlib.suppress(ValueError):  # a name
+    with contextlib.suppress(ValueError):  # a name, not an address
         address = ip_address(host)
         return address.is_loopback or any(address in network for network in _networks(entries))
     return False
@@ -248,12 +248,12 @@ def _is_direct(host: str, port: int, said: str) -> bool:
 
 def _networks(entries: list[str]) -> Iterator[IPv4Network | IPv6Network]:
     for entry in entries:
-        with contextlib.suppress(ValueError):  # a name
+        with contextlib.suppress(ValueError):  # a name, not a network
             yield ip_network(entry, strict=False)
 
 
 def _expect(tls: ssl.SSLContext, name: str) -> None:
-    """Have a server's certificate be for `name`, whatever its address; httpx cannot say so behind a proxy."""
+    """Require a server's certificate to be for `name`, whatever its address; httpx cannot do so behind a proxy."""
 
     def named(wrap: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *words, **options: wrap(*words, **{**options, "server_hostname": name})

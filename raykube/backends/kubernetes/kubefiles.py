@@ -16,7 +16,7 @@ from raykube.errors import ConfigError, Problem
 AUTHORITY = "certificate-authority"
 _USER_FILES = ("client-certificate", "client-key", "tokenFile")
 _FILES = (AUTHORITY, *_USER_FILES)
-#: What YAML quotes of a file, in words about it: an unknown tag or alias is the beginning of a value.
+#: What a YAML error quotes from the file: an unknown tag or alias may be the beginning of a secret value.
 _QUOTED = re.compile(r"'(?!<).{2,}'")
 _LISTS = {"clusters": "cluster", "contexts": "context", "users": "user"}
 _EXEC: Mapping[str, Any] = {
@@ -27,14 +27,14 @@ _EXEC: Mapping[str, Any] = {
 _CLUSTER_TEXTS = ("server", "proxy-url", "tls-server-name", AUTHORITY, f"{AUTHORITY}-data")
 _USER_TEXTS = (*_USER_FILES, "token", "username", "password", "client-certificate-data", "client-key-data")
 _CLUSTER = {"extensions": [{"name": ""}], **dict.fromkeys(_CLUSTER_TEXTS, "")}
-_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}  # and each of these a list
+_ACTING = {"as": "", "as-uid": "", "as-groups": [""], "as-user-extra": {}}  # its values are lists
 _SHAPE = {
     "current-context": "",
     "clusters": [{"name": "", "cluster": _CLUSTER}],
     "contexts": [{"name": "", "context": {"cluster": "", "user": "", "namespace": ""}}],
     "users": [{"name": "", "user": dict.fromkeys(_USER_TEXTS, "") | _ACTING | {"exec": _EXEC}}],
 }
-#: Why a file cannot be read that YAML breaks on: its own words may show a value.
+#: What is said of a file on which the YAML parser itself breaks: its own words may show a value.
 _BROKEN: Mapping[type, str] = {
     ValueError: "a value looks like a number or a date, and is none",
     RecursionError: "it is nested too deeply",
@@ -42,18 +42,18 @@ _BROKEN: Mapping[type, str] = {
 
 
 def paths() -> list[Path]:
-    """Return the files that are there. Raises ConfigError where one is in nobody's home folder."""
+    """Return the files that are there. Raises ConfigError if the ``~`` of one is nobody's home folder."""
     return [path for path in map(wire.expanded, named()) if _is_there(path)]
 
 
 def named() -> list[str]:
-    """Return the files to look for."""
+    """Return the names of the files to look for."""
     said = os.environ.get("KUBECONFIG", "")
     return [path for path in said.split(os.pathsep) if path] or ["~/.kube/config"]
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is such a file; one that was named and may not be looked for is, and reading it will tell."""
+    """Whether a file is there. One of ``KUBECONFIG`` that may not be looked at counts: reading it raises the error."""
     try:
         return path.is_file()
     except PermissionError:
@@ -61,7 +61,7 @@ def _is_there(path: Path) -> bool:
 
 
 def joined(files: list[Path]) -> dict[str, Any]:
-    """Join several files to one: of two entries of one name the first counts, as for kubectl."""
+    """Join several files into one; of entries with the same name the first counts, as for kubectl."""
     found: dict[str, Any] = {key: [] for key in _LISTS}
     for path in files:
         config = _read(path)
@@ -98,17 +98,17 @@ def _loaded(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or _BROKEN.get(type(error), type(error).__name__)
         where = str(path)
-    # Outside of `except`, for a traceback of what YAML said would show the line: it may be a token's.
+    # Outside of `except`: a traceback with the YAML error would show the line, which may hold a token.
     why = _QUOTED.sub("'…'", str(why))
     raise ConfigError(f"the kubeconfig {where} cannot be read", why=why, next_step="correct it, or name another")
 
 
 def _absolute(entry: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:
-    """Return an entry whose files are named from the root: in a kubeconfig they are named from its own folder."""
-    # What stands there itself comes before a file, and nothing is what is not there.
+    """Return an entry with the absolute paths of its files; a kubeconfig names them relative to its own folder."""
+    # Data in the entry itself comes before a file, and a null counts as absent.
     said = {key: value for key, value in (entry[kind] or {}).items() if value is not None}
     inner = {key: value for key, value in said.items() if not (key in _FILES and said.get(f"{key}-data"))}
-    # A context that was only begun hurts nobody who chooses another.
+    # A context without a cluster is no error for whoever chooses another.
     inner = ({"cluster": ""} if kind == "context" else {}) | inner
     inner |= {key: str(path.parent / inner[key]) for key in _FILES if inner.get(key)}
     if os.sep in (command := inner.get("exec", {}).get("command") or ""):  # else it is looked for on PATH

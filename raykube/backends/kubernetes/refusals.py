@@ -1,4 +1,4 @@
-"""What the API server says no with, as errors of raykube: the server's own words, and what to do about them."""
+"""The API server's refusals as errors of raykube: the server's own words, and what to do about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raykube.errors import BackendError, Conflict, Forbidden, ManifestError, Not
 
 _UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 _FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)"(?: in API group "([^"]*)")?')
-#: What of the words of a webhook is its own; before them Kubernetes says that it is forbidden, as a missing right is.
+#: A webhook's name and own words. Kubernetes puts "forbidden" before them, as it does for a missing right.
 _DENIED = re.compile(r'admission webhook "([^"]+)" denied the request(?:: )?(.*)', re.DOTALL)
 _TAGS = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 _WRITES = ("POST", "PATCH")
@@ -24,7 +24,7 @@ class UnknownKind(BackendError):
 
 
 class Gone(BackendError):
-    """The version that a watch should go on from is too old for the server (410), or too new (504)."""
+    """The version from which a watch should go on is too old for the server (410), or too new (504)."""
 
 
 class NoApiServer(Unreachable):
@@ -32,28 +32,28 @@ class NoApiServer(Unreachable):
 
 
 class Unable(Unreachable):
-    """The API server itself answers, and cannot do now what it is asked: it is busy, or has lost what it needs."""
+    """The API server itself answers that it cannot do this now: it is busy, or has lost what it needs."""
 
 
 class Lacking(Forbidden):
-    """The user lacks a right; what else is forbidden, as what a quota leaves no room for, is so to everybody."""
+    """The user lacks a right. Anything else that is forbidden, e.g. by a quota, is forbidden to everybody."""
 
 
 class Denied(ManifestError):
-    """A webhook of the cluster has refused what was sent, by rules that are the cluster's own."""
+    """A webhook of the cluster has refused what was sent, by the cluster's own rules."""
 
 
 def is_passed_on(path: str) -> bool:
-    """Whether the API server passes on what is sent to a path: then a pod answers."""
+    """Whether the API server passes requests to this path on, so that a pod answers."""
     return "/proxy/" in path
 
 
 def no_api_server(server: str, response: httpx.Response) -> Unreachable:
-    """Return what an answer without a JSON object means; one of a pod's proxy comes by way of a true API server."""
+    """Return the error for an answer without a JSON object; below a proxy path, a pod sent it, not the API server."""
     path, words = response.request.url.path, " ".join(_TAGS.sub(" ", response.text).split())[:200]
     if is_passed_on(path):
         return Unreachable(f"what the API server passed on from {path} is no JSON object", why=words)
-    # Not its query: it may hold what a login is about.
+    # Without the query, which may hold a login's secrets.
     whither = f" to {response.headers.get('location', '').partition('?')[0]}" if response.is_redirect else ""
     step = "see that the kubeconfig has the server's own address, and that no proxy asks for a login on the way"
     why = f"HTTP {response.status_code}{whither}: {words}".rstrip(": ")
@@ -69,10 +69,10 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
     if method in _WRITES and (refused := _refused_write(path, code, named, words, details)):
         return refused
     if code in _UNAVAILABLE:
-        # Of a server whose store was put back to an earlier state.
+        # A version is too new if the server's store was put back to an earlier state.
         kind = Gone if _TOO_NEW in words else Unreachable
         return kind(f"no answer by way of the API server to {method} {path}", why=words)
-    # What it has passed on is an answer of a pod, which says it in words of its own.
+    # Below a proxy path only a Status is the API server's own answer, anything else is the pod's.
     if code in _UNABLE and (not is_passed_on(path) or status.get("kind") == "Status"):
         return Unable(f"the API server cannot do {method} {path} now", why=words, next_step="try it again later")
     if code == httpx.codes.NOT_FOUND and " " not in named:
@@ -99,7 +99,7 @@ def _not_found(named: str, words: str) -> BackendError:
 
 
 def _unnamed(method: str, path: str, words: str) -> BackendError:
-    """Return what a 404 without an object's name means: a pod's own answer, or that the server lacks the kind."""
+    """Return the error for a 404 without an object's name: a pod's own answer, or the server lacks the kind."""
     if is_passed_on(path):
         return _passed_on(method, path, words)
     if "/ray.io/" in path:
@@ -136,7 +136,7 @@ def lacks(verb: str, resource: str, group: str = "", *, why: str) -> Lacking:
 
 
 def _refused_write(path: str, code: int, named: str, words: str, details: Mapping[str, Any]) -> ManifestError | None:
-    """Return what is wrong with what was sent; None where it is not that."""
+    """Return the error in what was sent; None if the refusal is about something else."""
     if code == httpx.codes.FORBIDDEN and (denied := _DENIED.search(words)):
         return _denied(named, *denied.groups())
     return _refused_manifest(path, named, words, details) if code in (400, 422) else None
@@ -157,7 +157,7 @@ def _refused_manifest(path: str, named: str, words: str, details: Mapping[str, A
 
 
 def _denied(named: str, webhook: str, words: str) -> Denied:
-    """Return what a webhook of the cluster means by its refusal: its rules are about what is sent, not about rights."""
+    """Return the error for the refusal of a webhook: its rules are about what is sent, not about rights."""
     step = "change what it names, or ask who runs that webhook in this cluster"
     what = f"the cluster's admission webhook {webhook} refused {named or 'it'}"
     return Denied.of(what, [Problem("", words.strip() or "it does not say why")], next_step=step)
@@ -176,7 +176,7 @@ def _gone(_named: str, words: str) -> BackendError:
     return Gone("the API server no longer knows the version that was asked for", why=words)
 
 
-#: With too many requests, and with a store that changes its leader or a webhook that does not answer.
+#: 429: too many requests. 500: its store is changing its leader, or a webhook does not answer.
 _UNABLE = (429, 500)
 _UNAVAILABLE = (502, 503, 504)
 _REFUSALS: Mapping[int, Callable[[str, str], BackendError]] = {

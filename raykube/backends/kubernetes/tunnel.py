@@ -3,7 +3,7 @@
 Each message begins with the byte of its channel: 0 for data, 1 for an error in words. The first message of each channel
 only repeats the port. The protocol cannot say that one side ended while the other goes on.
 
-One thread carries a connection in both directions, by sockets that do not block: two threads must not use one TLS
+One thread carries a connection in both directions, over sockets that do not block: two threads must not use one TLS
 connection at once.
 """
 
@@ -40,20 +40,20 @@ _PORT_BYTES = 2
 _GREETING_S = 10.0
 #: Many proxies end a connection that is silent for a minute.
 _PING_S = 25.0
-#: How long a caller that has said all waits for an answer, and for more of one.
+#: How long to wait for an answer to a caller that sends no more, and then for the rest of the answer.
 _ANSWER_S, _REST_S = 60.0, 1.0
 _ORDERLY = (CloseReason.NORMAL_CLOSURE, CloseReason.NO_STATUS_RCVD)
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-#: In the words of containerd and CRI-O, when nobody listened and so nothing was received.
+#: Words of containerd and CRI-O that say that nobody listened, so that nothing was received.
 _NOBODY = ("failed to connect", "refused", "not found", "not running")
 
 
 @contextlib.contextmanager
 def opened(kube: Kube, pod: str, port: int, stop: Stop) -> Iterator[Any]:
-    """Open the stream at the other end of which a port of a pod is, for a :class:`Tunnel`.
+    """Open a stream to a port of a pod, for a :class:`Tunnel`.
 
     Raises:
-        BackendError: the API server opens none, or what it opens can carry nothing.
+        BackendError: the API server opens none, or an https proxy keeps it from carrying anything.
     """
     path = f"/api/v1/namespaces/{kube.namespace}/pods/{pod}/portforward"
     with kube.stream(path, stop, params={"ports": port}, headers=_handshake(), timeout=_TIMEOUT) as response:
@@ -78,7 +78,7 @@ def _handshake() -> dict[str, str]:
 
 
 def _check_socket(response: httpx.Response) -> None:
-    """Refuse TLS inside TLS: what its socket carries is not what was sent."""
+    """Refuse TLS inside TLS: data sent on its socket would bypass the inner TLS."""
     if isinstance(response.extensions["network_stream"].get_extra_info("ssl_object"), ssl.SSLObject):
         raise BackendError(
             "a port cannot be carried through a proxy that is itself reached by https",
@@ -105,11 +105,11 @@ class Caller:
         self._sent = bytearray()
 
     def again(self) -> bytes:
-        """Return what was sent to a far end that did not get it."""
+        """Return what is to be sent again, for the far end did not get it."""
         return bytes(self._sent)
 
     def receive(self) -> bytes:
-        """Return what it sent since; nothing when there is nothing."""
+        """Return what it has sent since the last call, or nothing."""
         if self.has_ended or self.is_gone:
             return b""
         try:
@@ -124,7 +124,7 @@ class Caller:
         return data
 
     def send(self, data: bytearray) -> bool:
-        """Send it as much as it takes, which leaves `data`; return whether it took something."""
+        """Send it as much of `data` as it takes, and remove that from `data`; return whether it took any."""
         self._forget()
         try:
             taken = self.socket.send(data)
@@ -137,7 +137,7 @@ class Caller:
         return taken > 0
 
     def finish(self) -> None:
-        """End in order: say so, and read what still comes, because an end with unread data is a reset."""
+        """Close in order: send the end and read what still comes, because closing with unread data is a reset."""
         deadline = time.monotonic() + _REST_S
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
@@ -146,12 +146,12 @@ class Caller:
                 pass
 
     def reset(self) -> None:
-        """End so that it sees that its connection broke: an answer that was cut must not look whole."""
+        """Have the close break the connection visibly: an answer that was cut off must not look complete."""
         with contextlib.suppress(OSError):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def settle(self) -> None:
-        """What it sent may have been received: never send that again."""
+        """Never send again what it sent so far, for the far end may have received it."""
         if self._sent:
             self._forget()
 
@@ -170,7 +170,7 @@ class Tunnel:
     """The far end: a port of a pod, at the end of a WebSocket that was just opened.
 
     Attributes:
-        data: what came and was not taken yet.
+        data: what has arrived and was not taken yet.
         has_ended: no more will come.
     """
 
@@ -183,7 +183,7 @@ class Tunnel:
         self._message: bytearray | None = None
         self._greeted: set[int] = set()
         try:
-            # Not from the socket: the HTTP client may hold what came right after the handshake.
+            # Not from the socket: the HTTP client may hold what arrived right after the handshake.
             self._take(stream.read(_CHUNK, _GREETING_S))
         except (httpcore.NetworkError, httpcore.TimeoutException) as error:
             raise _broken(repr(error)) from error
@@ -191,28 +191,28 @@ class Tunnel:
 
     @property
     def is_full(self) -> bool:
-        """Whether more should not be sent now."""
+        """Whether nothing more should be sent now."""
         return self.has_ended or len(self._unsent) >= _BUFFERED
 
     @property
     def wants(self) -> int:
-        """What to wait for before going on, as for ``poll``."""
+        """The events to wait for before going on, as for ``poll``."""
         if self.has_ended:
             return 0
         reads = select.POLLIN if len(self.data) < _BUFFERED else 0
         return reads | (select.POLLOUT if self._unsent else 0)
 
     def send(self, data: bytes) -> None:
-        """Have data sent; :meth:`flush` sends it."""
+        """Add data to what :meth:`flush` sends."""
         if data:
             self._unsent += self._frames.send(BytesMessage(bytes([_DATA]) + data))
 
     def ping(self) -> None:
-        """Show those between here and there that the connection is in use."""
+        """Add a ping to what :meth:`flush` sends: it shows proxies in between that the connection is in use."""
         self._unsent += self._frames.send(Ping())
 
     def flush(self) -> bool:
-        """Send what can be sent now; return whether that was something."""
+        """Send what can be sent now; return whether anything was."""
         if self.has_ended or not self._unsent:
             return False
         try:
@@ -225,7 +225,7 @@ class Tunnel:
         return sent > 0
 
     def receive(self) -> bool:
-        """Take what came; return whether that was something.
+        """Take what has arrived; return whether anything had.
 
         Raises:
             Unreachable: the other side said why it ends, or the connection broke.
@@ -242,7 +242,7 @@ class Tunnel:
         return True
 
     def close(self) -> None:
-        """Say the end, if that can be said at once."""
+        """Tell the far end that this is the end, if that can be sent at once."""
         with contextlib.suppress(OSError, ProtocolError):
             self.socket.send(self._frames.send(CloseConnection(code=1000)))
 
@@ -281,7 +281,7 @@ class Tunnel:
 
 
 class Refused(Unreachable):
-    """The kubelet's side gave up a connection, in its own words."""
+    """The kubelet's side has given up a connection, and says why."""
 
     @property
     def is_unheard(self) -> bool:
@@ -293,7 +293,7 @@ def carry(caller: Caller, tunnel: Tunnel, wake: socket.socket) -> None:
     """Carry a connection until either side ends it, or until `wake` can be read.
 
     Raises:
-        Unreachable: it broke. The caller is fresh then if it can be carried again.
+        Unreachable: it broke. If it can be carried again, the caller is still fresh.
     """
     try:
         _carry(caller, tunnel, wake)
@@ -316,7 +316,7 @@ def _carry(caller: Caller, tunnel: Tunnel, wake: socket.socket) -> None:
             caller.finish()
             return
         if said or given:
-            # An end after an answer is the end of both; one after a question may wait for its answer.
+            # A caller that ends after an answer is done; one that ends after a question may wait for its answer.
             last, patience = time.monotonic(), _REST_S if given else _ANSWER_S
         elif caller.has_ended and time.monotonic() - last > patience:
             return
@@ -332,7 +332,7 @@ def _wait(caller: Caller, tunnel: Tunnel, wake: socket.socket) -> bool:
     wanted[caller.socket] = reads | (select.POLLOUT if tunnel.data else 0)
     poll = select.poll()
     for each, events in wanted.items():
-        if events:  # without, poll would still tell of an end, again and again
+        if events:  # with none, poll would still report a closed end, again and again
             poll.register(each, events)
     found = poll.poll(1000 * (_REST_S if caller.has_ended else _PING_S))
     if not found and not caller.has_ended:

@@ -1,9 +1,9 @@
 """Current copies of Kubernetes objects, kept by watches: one list each, then only what changes.
 
-A watch goes on after dropped connections and restarts of the API server where it stopped. Only a version that the
-server does not know (410), or an error in the watch itself, makes it list again. A server that has just started refuses
-what it allows: it answers before it has read all its roles. So a refusal ends a watch only when it is the first answer,
-or lasts.
+After a dropped connection or a restart of the API server, a watch goes on where it stopped. It lists again only after
+an error in the watch itself, or when the server does not know its version (410). A server that has just started answers
+before it has read all its roles, and so refuses what it allows. So a refusal ends a watch only when it is the first
+answer, or lasts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-#: For so long what was allowed before may be refused by a server that starts; one on a full machine took 5 s.
+#: How long a starting server may refuse what it allowed before; one on a busy machine took 5 s.
 STARTING_S = 30.0
 _REFUSED = (Forbidden, NotFound, UnknownKind)
 _Answer = TypeVar("_Answer")
@@ -35,7 +35,7 @@ class Watching:
         self._kept: dict[str, _Kept] = {}
 
     def touch(self) -> None:
-        """Wake who waits: something else has changed."""
+        """Wake whoever waits: something that is not watched has changed."""
         self._changed.set()
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Watching:
         self._stop.set()
 
     def watch(self, kind: str, *, key: str = "", **selectors: str) -> None:
-        """Watch a kind from now on, under a key (by default the kind); other selectors take the first ones' place."""
+        """Watch a kind from now on, under a key (by default the kind); new selectors replace earlier ones."""
         key = key or kind
         known = self._kept.get(key)
         if known and known.selectors == selectors:
@@ -54,11 +54,11 @@ class Watching:
         threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{key}").start()
 
     def of(self, key: str) -> list[Object] | None:
-        """Return the objects under a key; None until they were listed once."""
+        """Return the objects under a key; None until they have been listed once."""
         return self._kept[key].objects() if key in self._kept else None
 
     def error(self, key: str) -> BackendError | None:
-        """Return why nothing is known under a key now, None when all is well."""
+        """Return why nothing is known under a key now; None if all is well."""
         return self._kept[key].error if key in self._kept else None
 
     def wait(self, seconds: float) -> bool:
@@ -69,31 +69,31 @@ class Watching:
 
 
 class Refusals:
-    """Whether they are meant: a server that starts refuses for a while what it has allowed before."""
+    """Decides whether a refusal is final: a starting API server refuses what it allowed before."""
 
     def __init__(self) -> None:
         self._allowed = False
         self._since: float | None = None
 
     def are_meant(self) -> bool:
-        """Note one; return whether it is meant: it was never allowed, or is refused again and again."""
+        """Note a refusal; return whether it is final: never allowed before, or refused for over ``STARTING_S``."""
         now = time.monotonic()
         self._since = self._since or now
         return not self._allowed or now - self._since > STARTING_S
 
     def end(self) -> None:
-        """Note that the server allows it."""
+        """Note that the server allows it now."""
         self._allowed, self._since = True, None
 
 
 class Later:
-    """Puts off what was refused: who looks again and again would be refused each time, without an end."""
+    """Remembers the last refusal for a while, so that whoever looks again and again is not refused each time."""
 
     def __init__(self) -> None:
         self._refused: tuple[object, Forbidden, float] | None = None
 
     def asked(self, key: object, ask: Callable[[], _Answer]) -> _Answer:
-        """Return what `ask` does, unless it was just refused under this key.
+        """Return what `ask` returns, unless it was just refused under this key.
 
         Raises:
             Forbidden: it is refused, or was in the last ``STARTING_S`` seconds.
@@ -108,7 +108,7 @@ class Later:
 
 
 class _Kept:
-    """The objects of one kind, and the thread that keeps them."""
+    """The objects of one kind, and what keeps them current in a thread."""
 
     def __init__(self, kube: Kube, kind: str, selectors: dict[str, str], changed: Callable[[], None]) -> None:
         self.selectors = selectors
@@ -128,7 +128,7 @@ class _Kept:
             return None if self._objects is None else list(self._objects.values())
 
     def run(self, end: Stop) -> None:
-        """Keep the objects current until one of the two stops is set."""
+        """Keep the objects current until `end` or its own stop is set."""
         end.chain(self.stop)
         pause = _FIRST_PAUSE_S
         while not self.stop.is_set():
@@ -138,10 +138,10 @@ class _Kept:
             except Gone:
                 self._version = ""
             except BackendError as error:
-                if isinstance(error, _REFUSED) and self._refusals.are_meant():  # the rest is told without it
+                if isinstance(error, _REFUSED) and self._refusals.are_meant():  # other kinds are still watched
                     self._say(error)
                     return
-                if not isinstance(error, (Unreachable, *_REFUSED)):  # the server itself will not go on from here
+                if not isinstance(error, (Unreachable, *_REFUSED)):  # the server cannot go on from this version
                     self._version, self._answered = "", False
                 if not self.stop.is_set():
                     self._lost(error)
@@ -149,8 +149,8 @@ class _Kept:
             self.stop.wait(pause)
 
     def _lost(self, error: BackendError) -> None:
-        """Say that nothing is known now, unless it is only a connection that was dropped after it had answered."""
-        if isinstance(error, _REFUSED):  # by a server that starts
+        """Report that nothing is known now, unless it is only a connection that was dropped after an answer."""
+        if isinstance(error, _REFUSED):  # by a starting server
             return
         passing = error if isinstance(error, Unreachable) else Unreachable(error.what, why=error.why)
         self._say(None if self._answered else passing)

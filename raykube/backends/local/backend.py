@@ -1,7 +1,7 @@
 """The local backend: the jobs and services of this machine, on one Ray head that raykube owns.
 
 A client writes a record, sends the job and may then die: the record, the head's keeper and Ray go on.
-Everything can be asked again from another process by name, also after the head is gone.
+Another process can ask for everything by name, even after the head is gone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _log = logging.getLogger("raykube")
 _POLL_S = 0.1
 _LOOK_S = 0.2
 _STOP_TIMEOUT_S = 30.0  # more than its keeper waits for Ray
-#: Sources of logs that only Kubernetes has: what, why, and what to do instead.
+#: Sources of logs that only Kubernetes has: what to say, why, and what to do instead.
 _NOT_HERE = {
     sources.AUTOSCALER: (
         "there is no autoscaler on this machine",
@@ -71,7 +71,7 @@ class Local:
         return Plan(work.name, "local", (bodies.localjob(work, on, uri, code),), code)
 
     def check(self, plan: Plan) -> None:
-        """Refuse: what a plan for this machine can be asked is asked when it is made."""
+        """Refuse: there is no server to ask, and a local plan was fully checked when it was made."""
         raise ConfigError(f"there is no server to ask about {plan.name}", next_step="write --dry-run=client")
 
     def start(self, plan: Plan) -> str:
@@ -87,22 +87,22 @@ class Local:
         return plan.name
 
     def kind_of(self, name: str, kind: Kind | None = None) -> Kind:
-        """Return what the record of this name is of."""
+        """Return whether the record of this name is of a job or a service."""
         return _load(name, kind).kind
 
     def status(self, name: str, kind: Kind | None = None) -> Status:
-        """Return the state now; of a run that has ended, the state it ended in."""
+        """Return the state now; for a run that has ended, the state in which it ended."""
         record = _load(name, kind)
         if record.kind == "service":
             return services.status(record)
         if ended := records.final(name):
             return ended
         starting.keep_watched()
-        # Read anew: it may have been sent again since, on another head, which is why there is no end of it any more.
+        # Read the record again: a run that was sent again meanwhile, to another head, has no end any more.
         return jobs.live_status(_load(name, "job"))
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
-        """Yield the status again and again; a head that gives no answer is asked for a while, its last one told."""
+        """Yield the status again and again; while the head does not answer, repeat the last one for a while."""
         last = Status(name, kind or "job", "WAITING", "its head on this machine does not answer")
         for status in following.answers(lambda: self.status(name, kind)):
             last = status or last
@@ -112,7 +112,7 @@ class Local:
     def logs(
         self, name: str, kind: Kind | None = None, *, follow: bool, source: str = sources.DRIVER
     ) -> Generator[str, None, None]:
-        """Yield the driver's output, of all attempts in turn; or that of a training worker."""
+        """Yield the output of the driver (of all attempts in turn), a training worker, or a service's replicas."""
         rank, record = sources.rank_of(source), _load(name, kind)
         if source in _NOT_HERE:
             what, why, step = _NOT_HERE[source]
@@ -157,7 +157,7 @@ class Local:
         starting.keep_watched()
         records.request_stop(name)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        # What was sent by this name since has not been asked to stop.
+        # A run that was sent under this name since has not been asked to stop.
         while observe.is_current(record) and not (status := self.status(name)).is_terminal:
             if time.monotonic() > deadline:
                 raise BackendError(
@@ -170,20 +170,20 @@ class Local:
             time.sleep(_POLL_S)
 
     def delete(self, name: str, kind: Kind | None = None) -> None:
-        """Stop it and remove its record, its logs, code of nobody else's and, for a job, what its storage has."""
+        """Stop it; remove its record and logs, code that nothing else uses and, for a job, its stored files."""
         record = None
         try:
             record = self._ended(name, kind)
         except records.Unreadable as error:
             _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
-        with head.lock():  # nothing is sent by this name meanwhile
+        with head.lock():  # nothing is sent under this name meanwhile
             if record:
                 _remove_storage(record)
             records.remove(name)
             zips.remove_unused()
 
     def _ended(self, name: str, kind: Kind | None) -> Record:
-        """Stop it, and return its record once nothing of it runs any more."""
+        """Stop it, wait for a while until Ray says so too, and return its record."""
         record = _load(name, kind)
         self.stop(name)
         if record.kind == "job":
@@ -196,7 +196,7 @@ class Local:
 
 
 def _load(name: str, kind: Kind | None) -> Record:
-    """Read a record, of this kind if one is meant. Raises NotFound, Unreadable."""
+    """Read a record, of this kind if one is given. Raises NotFound, Unreadable."""
     record = records.load(name)
     if kind in (None, record.kind):
         return record
@@ -208,7 +208,7 @@ def _load(name: str, kind: Kind | None) -> Record:
 
 
 def _remove_storage(record: Record) -> None:
-    """Remove what a job has kept. The caller holds the lock. Raises NotFound when another has its name by now."""
+    """Remove a job's stored files. The caller holds the lock. Raises NotFound if its name is another's by now."""
     if not observe.is_current(record):
         raise NotFound(
             f"{record.kind} {record.name} was deleted or sent again meanwhile; what has that name now is left alone",

@@ -1,4 +1,4 @@
-"""What this machine can never run is refused when it is planned, instead of waited for."""
+"""Checks of plans: what this machine can never run is refused at once, instead of waited for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def refuse_impossible(work: Job | Service, on: Cluster) -> None:
     """Refuse what cannot run here.
 
     Raises:
-        ConfigError: more CPUs than there are, a storage that is no folder, a model that is not there; all at once.
+        ConfigError: it needs a queue, too many CPUs, a storage that is no folder, or a missing model; names them all.
     """
     problems = []
     if "://" in on.storage:
@@ -55,7 +55,7 @@ def _too_many_cpus(job: Job, on: Cluster) -> Iterator[Problem]:
 
 
 def with_absolute_models(service: Service) -> Service:
-    """Return a service whose models' paths are absolute: its replicas work in a folder of their own."""
+    """Return the service with absolute paths of models, as its replicas run in a folder of their own."""
     return service.model_copy(
         update={"apps": tuple(app.model_copy(update={"model": _absolute(app.model)}) for app in service.apps)}
     )
@@ -71,7 +71,7 @@ def _is_path(reference: str) -> bool:
 
 
 def _missing_model(reference: str, storage: Path) -> tuple[str, str] | None:
-    """Say what is wrong with a model reference, and what to do, as far as this machine's folders tell."""
+    """Return what is wrong with a model reference, and what to do; None if this machine's folders show no fault."""
     is_run = reference.startswith("run:")
     if not reference or not (is_run or _is_path(reference)):
         return None

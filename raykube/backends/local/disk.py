@@ -15,10 +15,10 @@ from typing import BinaryIO
 from raykube import wire
 from raykube.errors import BackendError, ConfigError
 
-#: How often a folder is removed anew, which somebody writes to meanwhile, and with what pause.
+#: How often to try to remove a folder that somebody still writes to, and the pause between tries.
 _TRIES = 50
 _PAUSE_S = 0.1
-#: What helps with a file that a run has left in its storage and that cannot be read.
+#: The next step for a file in a run's storage that cannot be read.
 CHECK_STORAGE = "check that it is a file, as the run left it, and its permissions"
 
 
@@ -35,9 +35,9 @@ def errors(doing: str = "write", where: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(where: Path, next_step: str = "") -> Iterator[None]:
-    """Turn errors of the disk into BackendError, but not that nothing is there: this may be the answer.
+    """Turn errors of the disk into BackendError, except FileNotFoundError, which may be the answer.
 
-    Without a next step it is what helps with a file below raykube's folder.
+    The default next step is for a file below raykube's folder.
     """
     try:
         yield
@@ -49,20 +49,20 @@ def reading(where: Path, next_step: str = "") -> Iterator[None]:
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """Say what helps: more room on a full disk, else `otherwise`."""
+    """Return the next step: free space if the disk is full, else `otherwise`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "free some disk space, or set RAYKUBE_HOME to a folder on another disk" if full else otherwise
 
 
 def own_home() -> Path:
-    """Return raykube's own folder, made if need be, closed to others unless its user has named it and made it.
+    """Return raykube's own folder, made if need be; closed to others unless ``RAYKUBE_HOME`` names an existing one.
 
     Raises:
-        ConfigError: it is another user's, who could have this one run what they want.
+        ConfigError: it belongs to another user, who could have this one run anything.
         OSError: it cannot be made.
     """
     home = wire.home()
-    # Its owner's alone: records hold the environment of jobs, where people put passwords.
+    # Closed to others: records hold the environment of jobs, where people put passwords.
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = home.stat()
     if is_foreign(found.st_uid, os.geteuid()):
@@ -74,18 +74,18 @@ def own_home() -> Path:
 
 
 def is_foreign(owner: int, user: int) -> bool:
-    """Whether a folder's owner has no say in what a user runs. Root may be given any folder, as in a container."""
+    """Whether a folder's owner is neither root nor the user. Root may use anybody's folder, as in a container."""
     return owner not in (0, user) and user != 0
 
 
 def beside(path: Path) -> Path:
-    """Return a name in the same folder that nobody else uses, for a file in the making."""
+    """Return an unused name in the same folder, for a file that is being written."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Give a file that gets the name `path` when the block has written it: a reader sees the old file or the new one.
+    """Open a file that becomes `path` once the block has written it: readers see the old file or the new one.
 
     Raises:
         OSError: the disk is full or not writable. Nothing is left behind.
@@ -96,7 +96,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             yield file
         draft.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # it has its name, or was never made
+        with contextlib.suppress(OSError):  # it was renamed, or never made
             draft.unlink()
 
 
@@ -111,21 +111,21 @@ def write(path: Path, text: str) -> None:
 
 
 def link(draft: Path, path: Path) -> None:
-    """Give a finished file its name, unless somebody else was first; the draft is gone afterwards."""
+    """Give a finished draft its name, unless somebody else was first; remove the draft."""
     try:
         os.link(draft, path)
     except FileExistsError:
         pass
-    except OSError:  # a disk that knows no links
+    except OSError:  # a file system without hard links
         draft.replace(path)
     draft.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it, whatever vanishes from it or appears in it meanwhile; fine when it is gone.
+    """Remove a folder and all in it, even if its content changes meanwhile; do nothing if it is gone.
 
     Raises:
-        BackendError: it may not be removed, or somebody goes on writing to it.
+        BackendError: it may not be removed, or somebody keeps writing to it.
     """
     with errors("remove", path):
         for _ in range(_TRIES):
@@ -137,7 +137,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _is_removed(path: Path) -> bool:
-    """Remove a folder, and say whether it is gone: what changes in it meanwhile may keep it."""
+    """Try to remove a folder; return whether it is gone, as a change in it meanwhile may keep it."""
     try:
         shutil.rmtree(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What goes on, followed: a state asked for again and again, and files read while they grow."""
+"""Following a run or service: asking for its state again and again, and reading files while they grow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
-    """Ask again and again; yield what is answered, and None for no answer: the head may be about to be found dead.
+    """Ask again and again; yield each answer, or None for no answer: the head may soon turn out to be dead.
 
     Raises:
-        Unreachable: it has given none for a while.
+        Unreachable: there was no answer for over ``PATIENCE_S``.
     """
     silent_since: float | None = None
     while True:
@@ -43,9 +43,9 @@ def answers(ask: Callable[[], _Answer]) -> Iterator[_Answer | None]:
 def goes_on(
     ask: Callable[[], Status], is_open: Callable[[Status], bool], *, follow: bool, every_s: float = 0.1
 ) -> Iterator[bool]:
-    """Yield, after a short wait each, whether more lines are to be expected: what gives no answer may print more.
+    """Yield, after a short wait each time, whether more lines may come; without an answer they may.
 
-    It is asked once where nobody follows, too: whoever asks first after a head has died has its logs kept.
+    Even without `follow`, ask once: the first status request after a head dies is what saves its logs.
     """
     pause = every_s if follow else 0
     time.sleep(pause)
@@ -59,8 +59,8 @@ def goes_on(
 def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
     """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
 
-    It is asked after each look that found nothing new, and once it says so one more look is taken. `paths` is asked
-    before each look; a file that it named once is read to its end.
+    `is_open` is asked after each look that found nothing new; after its False, there is one last look. `paths` is
+    called before each look; a file that it named once is read to its end.
     """
     files: dict[Path, _Growing] = {}
     going = True
@@ -88,7 +88,7 @@ class _Growing:
         self.lines = sources.Lines()
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield what is new in it, a part at a time; from its start where another one has taken its place."""
+        """Yield what is new in it, in parts; from its start if it is shorter now, so another file took its place."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < self._offset:

@@ -1,8 +1,8 @@
 """The one Ray head that raykube owns on this machine: its state, its token, its lock, its processes.
 
 The head has its own token, free ports and folder, so another Ray on the machine is neither used nor
-disturbed. The state file names its processes by pid *and* by when they were born, so a stale one is recognised
-after a crash or a reboot. starting.py starts and ends it, keeper.py looks after it.
+disturbed. The state file names its processes by pid *and* by when they were born, so a stale file is recognised
+after a crash or a reboot. starting.py starts and ends the head, keeper.py looks after it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Head:
     """A head that answered once.
 
     Attributes:
-        id: a random word, also in the environment of all its processes.
+        id: a random word, which is also in the environment of all its processes.
         keeper_pid, keeper_born, ray_pid, ray_born: its two main processes, and what :func:`born` says of them.
-        address: of the dashboard, as in ``http://127.0.0.1:38265``.
-        folder: made for this head, and closed to all but its owner.
+        address: of the dashboard, e.g. ``http://127.0.0.1:38265``.
+        folder: made for this head, closed to all but its owner.
         session_dir: Ray's own folder within it; ``logs/`` below it.
         serve_port: where Serve listens once something is deployed.
         python: the interpreter that runs it.
         started: Unix time in seconds.
-        host: where it runs, as :func:`here` has it.
+        host: where it runs, as :func:`here` returns it.
     """
 
     id: str
@@ -92,12 +92,12 @@ def token() -> str:
 
 
 def born(pid: int) -> str:
-    """Return what tells a living process from all others that had or will have its pid; "" when none has it.
+    """Return what tells a living process from all others that had or will have its pid; "" if no process has it.
 
-    Its place in time since the boot, and which boot: the time of day of its start moves when the clock is set.
+    On Linux this is the boot and the time from boot to start: a start as time of day moves when the clock is set.
 
     Raises:
-        ConfigError: what tells it is not installed.
+        ConfigError: psutil is not installed.
     """
     try:
         import psutil
@@ -120,24 +120,24 @@ def born(pid: int) -> str:
 
 
 def here() -> str:
-    """Return what tells this machine, and a container on it, from others that see the same folder of raykube."""
+    """Return what tells this machine or container from others that share raykube's folder."""
     with contextlib.suppress(OSError):  # only Linux has namespaces
         return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
     return socket.gethostname()
 
 
 def alive(pid: int, birth: str) -> bool:
-    """Whether exactly that process runs: a pid alone may have been given to another one since."""
+    """Whether exactly this process runs: its pid alone may have been given to another one since."""
     return bool(birth) and born(pid) == birth
 
 
 def read_state() -> Head | None:
-    """Return what the state file says, alive or not. Raises BackendError where it may not be read."""
+    """Return what the state file says, alive or not. Raises BackendError if it may not be read."""
     path = home() / "state.json"
     try:
         with disk.reading(path):
             said = json.loads(path.read_text())
-        # What the state of older versions does not say.
+        # Older versions did not write these two.
         return Head(**{"folder": str(Path(said["session_dir"]).parent), "host": here()} | said)
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):  # none, torn, or of another kind
         return None
@@ -158,7 +158,7 @@ class Starting:
 
 
 def write_starting(starting: Starting | None) -> None:
-    """Publish that a head is about to start; None takes it back."""
+    """Publish that a head is about to start; None withdraws that."""
     path = home() / "starting.json"
     if starting:
         disk.write(path, json.dumps(asdict(starting)))
@@ -181,7 +181,7 @@ def current() -> Head | None:
     """Return the head that runs now, if its Ray is alive.
 
     Raises:
-        Unreachable: it runs where its processes cannot be seen from here: it must not be taken for dead.
+        Unreachable: it runs on a machine or in a container whose processes cannot be seen; it may well be alive.
     """
     head = read_state()
     if head is None or alive(head.ray_pid, head.ray_born):
@@ -192,26 +192,26 @@ def current() -> Head | None:
 
 
 def seen() -> Head | None:
-    """Return the head that runs now, if that is here: its files are of no other place."""
+    """Return the head that runs now, if it runs here; the files of one elsewhere cannot be read."""
     with contextlib.suppress(Unreachable):
         return current()
     return None
 
 
 def of(head_id: str) -> Head | None:
-    """Return the head of this id if it runs now; that of a service that was taken down is "". Raises Unreachable."""
+    """Return the head with this id if it runs now; a service taken down has the id "". Raises Unreachable."""
     running = current()
     return running if running and running.id == head_id else None
 
 
 def keep() -> None:
-    """Show that the head has a keeper for as long as this process lives, also to those who cannot see it."""
-    with contextlib.suppress(OSError):  # who adopts a head may come while its keeper still ends, or locks are not known
+    """Lock a file while this process lives, which shows that the head has a keeper even where it cannot be seen."""
+    with contextlib.suppress(OSError):  # the former keeper is just ending, or the disk knows no locks
         fcntl.flock(os.open(home() / "kept", os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_kept() -> bool:
-    """Whether a keeper lives, wherever; where nobody can tell it is taken to."""
+    """Whether a keeper lives, on whatever machine; True if that cannot be told."""
     try:
         with (home() / "kept").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,7 +235,7 @@ def _elsewhere(head: Head) -> Unreachable:
 
 
 def touch() -> None:
-    """Note that the head was used: it ends after having been idle."""
+    """Note that the head was used, as it ends after having been idle."""
     (home() / "used").touch()
 
 
@@ -244,18 +244,18 @@ def api(head: Head) -> RayApi:
     return _client(head.address, token())
 
 
-# One, of the head that there is: connections are kept open between the looks of a wait, which come several a second.
+# One client is kept, with open connections: a wait looks at the head several times a second.
 _client = functools.lru_cache(maxsize=1)(RayApi.at)
-# A child of a fork would read answers to its parent's requests from connections that both have.
+# A forked child would read answers to its parent's requests from connections that both have.
 os.register_at_fork(after_in_child=_client.cache_clear)
 
 
 @contextlib.contextmanager
 def lock() -> Iterator[None]:
-    """Hold the lock that guards starting, submitting and ending; waits for whoever holds it.
+    """Hold the lock that guards starting, submitting and ending; wait for whoever holds it.
 
     Raises:
-        BackendError: it cannot be made, as on a disk that is only read.
+        BackendError: its file cannot be made, e.g. on a read-only disk.
         ConfigError: raykube's folder is another user's.
     """
     with contextlib.ExitStack() as held:
@@ -264,15 +264,15 @@ def lock() -> Iterator[None]:
             home().mkdir(exist_ok=True, mode=0o700)
             file = held.enter_context((home() / "lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-        # Closing it is not enough: a process that was forked meanwhile has it open too, and so the lock.
+        # Closing the file is not enough: a process forked meanwhile has it open too, and so holds the lock.
         held.callback(fcntl.flock, file, fcntl.LOCK_UN)
         yield
 
 
 def temp_dir(folder: str) -> str:
-    """Return where Ray keeps its files, its sockets and logs among them, below a folder that is its owner's alone.
+    """Return the folder for Ray's files, sockets and logs, inside one that is closed to all but its owner.
 
-    Ray opens what it is given, and all that it makes there, to every user of the machine.
+    Ray opens the folder that it is given, and all that it makes there, to every user of the machine.
     """
     return f"{folder}/r"
 
@@ -286,22 +286,22 @@ def free_port() -> int:
 
 
 def remove_files(head: Head) -> None:
-    """Remove the head's folder with what Ray left in it; the logs of runs have been kept by then.
+    """Remove the head's folder with what Ray left in it; the logs of runs were copied before.
 
     Raises:
-        BackendError: it may not be removed, or somebody goes on writing to it.
+        BackendError: it may not be removed, or somebody keeps writing to it.
     """
     disk.remove_tree(Path(head.folder))
 
 
 def kill_processes(head: Head) -> None:
     """SIGKILL every process of a head at once; Ray's own SIGTERM drains for up to 30 s."""
-    is_anothers = born(head.ray_pid) not in ("", head.ray_born)  # somebody else has that number by now
+    is_anothers = born(head.ray_pid) not in ("", head.ray_born)  # another process has that pid by now
     kill_marked(head.id, None if is_anothers else head.ray_pid)
 
 
 def kill_marked(head_id: str, session: int | None = None) -> None:
-    """SIGKILL every process of a session, and those with the head's id in their environment.
+    """SIGKILL every process of a session, and every process with the head's id in its environment.
 
     Both are needed: a job's driver leads a session of its own, and Ray's workers overwrite the memory
     that holds their environment when they set their titles.
@@ -310,7 +310,7 @@ def kill_marked(head_id: str, session: int | None = None) -> None:
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            # The kernel's own are of session 0, and those that a container was entered with.
+            # Session 0 is not ours: it has the kernel's own processes, and those that entered a container from outside.
             ours = os.getsid(process.pid) == (session or None) or process.environ().get("RAYKUBE_HEAD_ID") == head_id
             if ours and process.pid != os.getpid():
                 process.kill()

@@ -1,4 +1,4 @@
-"""The jobs of this machine: sent, sent again, and looked at by those who ask."""
+"""The jobs of this machine: sending them, sending them again, and their status for whoever asks."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def submit(plan: Plan) -> None:
 
 
 def _difference(known: Record, plan: Plan, but: re.Pattern[str]) -> str:
-    """Say in what a plan is another one than that of a run or service: of code, in which files."""
+    """Return how a plan differs from that of a run or service; for code, in which files."""
     texts = differences.of_texts(known.plan_yaml, plan.yaml(), but)
     texts = texts and f"- is the {known.kind} that there is, + is this one:\n{texts}"
     if known.kind == "service":
         return texts
     uris = [body.get("runtime_env", {}).get("working_dir", "") for body in (known.body, plan.body[0])]
     files = ""
-    with contextlib.suppress(OSError, BadZipFile):  # there is none, or none any more
+    with contextlib.suppress(OSError, BadZipFile):  # no zip, or it is gone
         files = differences.of_files(*(package.contents(zips.folder() / PurePosixPath(uri).name) for uri in uris))
     return f"{texts}\nin the code: {files}" if files else texts
 
 
 def _is_same(known: Record, plan: Plan, *, limits_too: bool) -> bool:
-    """Tell whether a plan is that of a run; one that has ended may go on within other limits."""
+    """Whether a plan is that of a run; a run that is sent again may have other limits."""
     return known.plan_hash == plan.hash or (not limits_too and sameness.work((known.body,)) == sameness.work(plan.body))
 
 
@@ -78,7 +78,7 @@ def _record(plan: Plan) -> Record:
 
 
 def _send(record: Record, attempt: int) -> None:
-    """Start the first attempt of a submission. Its record is written first: the keeper sends what we could not."""
+    """Start the first attempt of a submission. Write its record first, so that the keeper sends what we cannot."""
     running = starting.ensure()
     record = replace(record, head=running.id, first=attempt)
     records.save(record)
@@ -90,7 +90,7 @@ def _send(record: Record, attempt: int) -> None:
 
 
 def live_status(record: Record) -> Status:
-    """Return the status of a run that has not ended, or see its end."""
+    """Return the status of a run whose end is not noted yet; note it if it has ended."""
     running = head.of(record.head)
     if running is None:
         return _lost_status(record)
@@ -118,7 +118,7 @@ def live_status(record: Record) -> Status:
 
 
 def _ended(record: Record, ended: Status, running: head.Head) -> Status:
-    """Note the end of a run; what cannot be written is only told."""
+    """Note the end of a run and return it; it is returned even if it cannot be written."""
     try:
         return observe.settle(record, ended, running)
     except (BackendError, OSError) as error:
@@ -127,7 +127,7 @@ def _ended(record: Record, ended: Status, running: head.Head) -> Status:
 
 
 def _lost_status(record: Record) -> Status:
-    """Note that a run's head is gone, and clean up what the head left; what cannot be written is only told."""
+    """Note that a run's head is gone, and clean up what it left; return the end even if it cannot be written."""
     gone = head.read_state()
     left = gone if gone and gone.id == record.head else None
     try:
@@ -140,7 +140,7 @@ def _lost_status(record: Record) -> Status:
 
 
 def wait_for_ray(record: Record, patience_s: float) -> None:
-    """Wait, for a while, until Ray too says that a run has ended: its end may be noted while it still writes files."""
+    """Wait for a while until Ray too says that a run has ended: it may still write files after its end is noted."""
     deadline = time.monotonic() + patience_s
     while (running := head.seen()) and running.id == record.head and time.monotonic() < deadline:
         if not observe.is_running(record, head.api(running)):

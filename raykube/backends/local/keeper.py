@@ -23,11 +23,11 @@ from raykube.errors import BackendError, Unreachable
 from raykube.settings import setting
 
 _TICK_S = 1.0
-#: A head of which nobody can tell whether it is idle is ended after so many idle timeouts, and no fewer seconds.
+#: A head that does not say whether it is idle is ended after so many idle timeouts, and at least so many seconds.
 _SILENT_TIMES = 10
 _SILENT_S = 600.0
-# Ray's command line loads those of Serve, Jobs and the state API (2 s of pandas and fastapi), none of which
-# `ray start` uses. A name that stands for None in sys.modules fails to import, which Ray takes for "not installed".
+# Ray's command line imports those of Serve, Jobs and the state API (2 s for pandas and fastapi), which `ray start` does
+# not use. A module that is None in sys.modules fails to import, which Ray takes for "not installed".
 _RAY = """
 import sys
 for name in ("ray.serve.scripts", "ray.dashboard.modules.job.cli", "ray.util.state.state_cli"):
@@ -59,13 +59,13 @@ def main(arguments: list[str]) -> None:
 
 
 def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
-    """Return the command that starts Ray; every port is free or chosen by Ray, none is a default."""
+    """Return the command that starts Ray; every port is a free one or chosen by Ray, none is a default."""
     return [
         *(sys.executable, "-c", _RAY, "start", "--head", "--block"),
         *("--port=0", f"--num-cpus={head.cpu_count()}", f"--temp-dir={temp_dir}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", "--dashboard-agent-listen-port=0"),
         *(f"--ray-client-server-port={head.free_port()}", "--min-worker-port=0", "--max-worker-port=0"),
-        # There is nothing to autoscale on one machine: one process fewer.
+        # One process fewer: there is nothing to autoscale on one machine.
         *("--no-monitor", "--disable-usage-stats"),
     ]
 
@@ -73,7 +73,7 @@ def ray_command(dashboard_port: int, temp_dir: str) -> list[str]:
 def ray_environ(head_id: str) -> dict[str, str]:
     """Return the environment of Ray and so of every job on it.
 
-    The token goes by the path of its file: neither a process list nor an environment dump shows it.
+    The token is passed as the path of its file, so that neither a process list nor an environment dump shows it.
     """
     # Addresses of another Ray, and a token that Ray would prefer to the head's own.
     foreign = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
@@ -85,16 +85,16 @@ def ray_environ(head_id: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(head.home() / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A job's own runtime environment needs workers of its own; those started ahead would only take CPU.
+        # Workers started ahead would only take CPU: a job's own runtime environment needs workers of its own.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
-        # A pipe would make Python hold back a script's output in blocks of 8 KiB.
+        # Into a pipe or file, Python would otherwise hold back a script's output in blocks of 8 KiB.
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def _start(head_id: str) -> head.Head:
-    """Start Ray and wait until it takes jobs; anew when it gave up, as it does after 30 s on a busy machine."""
+    """Start Ray and wait until it takes jobs; retry twice, as Ray gives up after 30 s on a busy machine."""
     head.write_starting(head.Starting(head_id, os.getpid(), head.born(os.getpid())))
     for tries_left in (2, 1, 0):
         port = head.free_port()
@@ -110,7 +110,7 @@ def _start(head_id: str) -> head.Head:
 
 def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[bytes], str]:
     """Start Ray's processes in a session of their own and a new folder."""
-    # Short, because Ray's sockets below it may have paths of no more than 107 bytes.
+    # A short path: those of Ray's sockets below it may have no more than 107 bytes.
     folder = tempfile.mkdtemp(prefix=f"raykube-{head_id}-", dir="/tmp")
     with (head.home() / "ray.log").open("wb") as log:
         ray = subprocess.Popen(
@@ -126,7 +126,7 @@ def _spawn_ray(head_id: str, dashboard_port: int) -> tuple[subprocess.Popen[byte
 
 
 def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) -> Path | None:
-    """Return Ray's session folder once the dashboard answers and its job agent has a port; None when Ray ended."""
+    """Return Ray's session folder once the dashboard answers and its job agent has a port; None if Ray ended."""
     while ray.poll() is None:
         with contextlib.suppress(Unreachable):
             session_dir = Path(temp_dir) / str(api.version()["session_name"])
@@ -162,7 +162,7 @@ def _adopt() -> head.Head:
 
 
 def _is_idle(started: head.Head, api: RayApi) -> bool:
-    """Whether nothing has run on the head for as long as the setting allows, or it was silent for far longer."""
+    """Whether nothing has run on the head for the idle timeout, or it has given no answer for far longer."""
     if not (head.home() / "used").exists():
         return True  # raykube's folder was removed: nobody can find this head any more
     unused_s = time.time() - (head.home() / "used").stat().st_mtime
@@ -170,7 +170,7 @@ def _is_idle(started: head.Head, api: RayApi) -> bool:
     if unused_s <= limit:
         return False
     busy = _is_busy(started, api)
-    if busy is None:  # as at each look since the limit was over: an answer ends the head, or is noted as a use
+    if busy is None:  # nor since the limit was over: an answer ends the head, or counts as a use
         return unused_s > max(_SILENT_TIMES * limit, _SILENT_S)
     if busy:
         with contextlib.suppress(OSError):  # the folder was removed just now
@@ -179,16 +179,16 @@ def _is_idle(started: head.Head, api: RayApi) -> bool:
 
 
 def _is_busy(started: head.Head, api: RayApi) -> bool | None:
-    """Whether anything runs on the head, sent by raykube or not; None where its dashboard does not say."""
+    """Whether anything runs on the head, sent by raykube or not; None if its dashboard does not say."""
     try:
         records.check_all()
-    except records.Unreadable:  # it may be of something that runs here
+    except records.Unreadable:  # its run may be on this head
         return True
     if records.unfinished(started.id):
         return True
     try:
         return any(job["status"] in ("PENDING", "RUNNING") for job in api.jobs())
-    except BackendError:  # that Ray has died is found by the loop
+    except BackendError:  # if Ray has died, the loop finds out
         return None
 
 
@@ -200,26 +200,26 @@ def _tick(started: head.Head, api: RayApi) -> None:
             try:
                 _look_after(record, started, api)
             except (BackendError, OSError, ValueError) as error:
-                # Ray died (the loop's own check finds out), its answer failed or the disk is full (it is tried
-                # again), the run was deleted while we looked, or something of it that nobody foresaw: the others go on.
+                # Ray died (the loop finds out), its answer failed or the disk is full (the next tick tries again), the
+                # run was deleted meanwhile, or something unforeseen: the other runs go on in any case.
                 with contextlib.suppress(OSError):  # the log is on the same disk
                     sys.stderr.write(f"{record.name}: {error}\n")
 
 
 def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
-    """Do what is due for one run."""
+    """Do whatever is due for one run."""
     status, known = observe.status(record, started, api)
     if not observe.is_current(record):  # deleted, or sent again, since the tick began
         return
     ending, now = records.ending(record.name), time.time()
     action = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
     if action.do == "send":
-        if action.attempt != status.attempt:  # one that is sent again has been waiting since it was noted
+        if action.attempt != status.attempt:  # an attempt that is sent again has waited since it was noted
             records.set_attempt(record.name, action.attempt)
         observe.send(record, action.attempt, started, api)
     elif action.do == "stop":
-        # The reason first: whoever sees the job stopped without one takes it for stopped by somebody. What Ray does not
-        # know yet, for it is being sent, it was not asked to stop.
+        # Note the reason first: a job that is seen stopped without one is taken for stopped by a user. `since` stays
+        # None while Ray does not know the job, which is still being sent: Ray cannot have been asked to stop it.
         if ending is None or (known and ending.since is None):
             records.set_ending(record.name, records.Ending(action.failure, now if known else None))
         observe.stop(record, status.attempt, api)

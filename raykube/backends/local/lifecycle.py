@@ -1,7 +1,7 @@
 """What a local run's state is, and what its keeper should do next. Pure functions.
 
 The keeper is to a local run what the KubeRay operator is to a RayJob: it retries, and ends what
-exceeds its deadline. The words for reasons are KubeRay's where it has one.
+exceeds its deadline. Reasons have KubeRay's names where it has one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from raykube.backends import State, Status, endings
 from raykube.backends.local.records import Ending, Record
 from raykube.errors import Failure
 
-#: How long an attempt may stand without a job on the head: until then it may be under way. After that its sender has
-#: died, and the keeper sends it, or ends the run if that is to end.
+#: How long an attempt may lack a job on the head, as it may be on its way there. After that its sender must have died:
+#: the keeper sends it, or ends the run if it is to end.
 ORPHAN_AFTER_S = 5.0
-#: How long Ray may take to stop a job before its end is noted all the same: it kills it 3 s after it asked it to end.
+#: How long Ray may take to stop a job before its end is noted all the same; Ray kills it 3 s after asking it to end.
 STOPS_WITHIN_S = 20.0
-#: The same for a job that waits: Ray stops none before it has begun.
+#: The same for a pending job: Ray stops no job before it has begun.
 _CANCELLED_WITHIN_S = 2.0
 
 _SAME_VERSIONS = (
@@ -54,9 +54,14 @@ def status_of(
     tail: Sequence[str] = (),
     told: Failure | None = None,
 ) -> Status:
-    """Return a run's status from Ray's JobDetails (None: the head does not know it yet), its log's tail and its word.
+    """Return a run's status.
 
-    That, `told`, is what its script has left of the failure that ended it.
+    Args:
+        record: what was sent.
+        attempt: the current one.
+        job: Ray's JobDetails; None while the head does not know the job yet.
+        tail: the last lines of its log.
+        told: the failure that ended its script, as the script itself noted it.
     """
     status = replace(_begun(record, attempt), detail="not on the head yet")
     if job is None:
@@ -75,7 +80,7 @@ def status_of(
 
 
 def failure_of(name: str, job: Mapping[str, Any], tail: Sequence[str], told: Failure | None = None) -> Failure:
-    """Say why Ray's job failed, as its script has told, or from its error type, exit code and message."""
+    """Return why Ray's job failed: as its script told, or from its log, error type, exit code and message."""
     found = endings.ending(job.get("message") or "", job.get("error_type") or "", job.get("driver_exit_code"))
     if told and found.exit_code == told.exit_code:
         step = told.next_step or next_step(told.reason, name)
@@ -90,7 +95,7 @@ def lost(record: Record, attempt: int, tail: Sequence[str], now: float) -> Statu
 
 
 def refused(record: Record, attempt: int, words: str, now: float) -> Status:
-    """Return the last status of a run that its head does not take."""
+    """Return the last status of a run that its head has refused."""
     return _failed(record, attempt, "Refused", words, (), now)
 
 
@@ -100,7 +105,7 @@ def _failed(record: Record, attempt: int, reason: str, words: str, tail: Sequenc
 
 
 def _begun(record: Record, attempt: int) -> Status:
-    """Return what is known of a run's attempt from its record alone."""
+    """Return the status of an attempt as far as the record alone tells."""
     return Status(
         record.name,
         record.kind,
@@ -113,13 +118,13 @@ def _begun(record: Record, attempt: int) -> Status:
 
 
 def cut_short(status: Status, failure: Failure | None, now: float) -> Status:
-    """Return the last status of a run that was ended before its time: for a deadline, or because somebody asked."""
+    """Return the last status of a run that was ended early: for a deadline, or because somebody asked."""
     state: State = "FAILED" if failure else "STOPPED"
     return replace(status, state=state, failure=failure, detail=failure.message if failure else "", ended=now)
 
 
 def judged(status: Status, ending: Ending | None, now: float) -> Status:
-    """Say of an attempt that Ray was asked to stop for a deadline that it has failed: Ray itself calls it stopped."""
+    """Return the status as failed if the attempt was stopped for a deadline: Ray itself calls it stopped."""
     if ending is None or ending.failure is None or status.state not in ("FAILED", "STOPPED"):
         return status
     return cut_short(status, ending.failure, status.ended or now)
@@ -131,7 +136,7 @@ def next_step(reason: str, name: str) -> str:
 
 
 def has_retry(record: Record, status: Status, ending: Ending | None) -> bool:
-    """Whether this ended attempt is to be followed by another."""
+    """Whether another attempt is to follow this one, which has ended."""
     is_last = status.attempt >= record.first + record.max_retries
     return status.state == "FAILED" and not ending and not is_last
 
@@ -145,7 +150,7 @@ def action_of(
         record: what was sent.
         status: of the current attempt.
         known: whether the head has a job for this attempt.
-        ending: why the run is to end before its time, if it is.
+        ending: why the run is to end early, if it is.
         noted: Unix time in seconds when the current attempt was noted.
         now: Unix time in seconds.
     """
@@ -162,12 +167,12 @@ def action_of(
 
 
 def _is_unsent(noted: float, now: float) -> bool:
-    """Whether an attempt that the head does not know will not come any more; until then it may be under way."""
+    """Whether an attempt that the head does not know was noted too long ago to be still on its way."""
     return now - noted > ORPHAN_AFTER_S
 
 
 def _has_had_its_time(status: Status, ending: Ending, now: float) -> bool:
-    """Whether Ray was asked to stop a job so long ago that nothing is to be waited for any more."""
+    """Whether Ray was asked to stop a job so long ago that waiting is over."""
     limit = _CANCELLED_WITHIN_S if status.state == "PENDING" else STOPS_WITHIN_S
     return ending.since is not None and now - ending.since > limit
 
@@ -175,7 +180,7 @@ def _has_had_its_time(status: Status, ending: Ending, now: float) -> bool:
 def _overrun(record: Record, status: Status, noted: float, now: float) -> Failure | None:
     """Return the deadline that a live run has exceeded, if any.
 
-    A run's time is that of all its attempts; each may wait as long as the first, whether Ray knows it yet or not.
+    All attempts share the run's time. Each may be pending as long as the first, whether Ray knows it yet or not.
     """
     bounds = [(record.timeout_s, record.submitted, "DeadlineExceeded", "did not end within")]
     if status.state == "PENDING":

@@ -1,4 +1,4 @@
-"""One local run on its head: sent, stopped, looked at; its state, logs and end. For its keeper and all who ask."""
+"""One local run on its head: sending and stopping it, its state, logs and end. For its keeper and all who ask."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
     failed = job if job and job["status"] == "FAILED" else None
     last_words = tail(record, attempt, head) if failed else []
     found = lifecycle.status_of(record, attempt, job, last_words, _told(record, attempt, failed) if failed else None)
-    # Read after Ray was asked: why it is to end was noted before it was.
+    # Read after Ray's answer: if Ray has stopped it, the reason was noted before.
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
 
 def is_current(record: Record) -> bool:
-    """Whether a record that was read still is that of its name: what was deleted or sent anew since is another's."""
+    """Whether a record that was read is still the one of its name, not deleted or sent again since."""
     with contextlib.suppress(NotFound):
         now = records.load(record.name)
         return (now.nonce, now.submitted) == (record.nonce, record.submitted)
@@ -45,25 +45,25 @@ def is_current(record: Record) -> bool:
 
 
 def settle(record: Record, ended: Status, head: Head) -> Status:
-    """Keep the logs of a run that has ended for good, and then its last status."""
+    """Copy the logs of a run that has ended for good, and then note its last status."""
     for attempt in range(1, ended.attempt + 1):
         _keep_log(record, attempt, head)
     return _note(record, replace(ended, progress=last_report(record).get("metrics", {})))
 
 
 def _note(record: Record, ended: Status) -> Status:
-    """Note the end of a run, unless its name is another's by now."""
+    """Note the end of a run, unless its name is another run's by now."""
     return records.set_final(ended) if is_current(record) else ended
 
 
 def settle_lost(record: Record, head: Head | None) -> Status:
-    """Note that a run's head is gone; `head` is where its logs may still lie."""
+    """Note that a run's head is gone; `head` is that head, if its files may still hold logs."""
     ended = lost(record, head)
     return settle(record, ended, head) if head else _note(record, ended)
 
 
 def lost(record: Record, left: Head | None) -> Status:
-    """Return how a run has ended whose head is gone; `left` is that, if its logs may still lie there."""
+    """Return the end of a run whose head is gone; `left` is that head, if its files may still hold logs."""
     attempt, now = records.attempt(record.name), time.time()
     ended = lifecycle.lost(record, attempt, tail(record, attempt, left), now)
     if (ending := records.ending(record.name)) and ending.since:  # Ray was stopping it
@@ -72,7 +72,7 @@ def lost(record: Record, left: Head | None) -> Status:
 
 
 def _keep_log(record: Record, attempt: int, head: Head) -> None:
-    """Copy a driver's log to the record, once."""
+    """Copy a driver's log to the record's folder, once."""
     kept = _kept_log(record, attempt)
     source = head.driver_log(record.submission_id(attempt))
     if source.exists() and not kept.exists() and is_current(record):
@@ -86,7 +86,7 @@ def _kept_log(record: Record, attempt: int) -> Path:
 
 
 def log_path(record: Record, attempt: int, head: Head | None) -> Path:
-    """Return the file that holds an attempt's output: kept with the record, else where Ray writes it."""
+    """Return the file that holds an attempt's output: the copy with the record, else the one that Ray writes."""
     kept = _kept_log(record, attempt)
     if kept.exists() or head is None:
         return kept
@@ -104,10 +104,10 @@ def tail(record: Record, attempt: int, head: Head | None) -> list[str]:
 
 
 def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
-    """Send one attempt of a run. Two senders at once are one: the submission id names the attempt.
+    """Send one attempt of a run. Two senders at once start it once: the submission id names the attempt.
 
     Raises:
-        Unreachable: the head does not take it now; to be tried again.
+        Unreachable: the head does not take it now; try again.
         BackendError: the head refused it; the run has then failed.
     """
     try:
@@ -119,10 +119,10 @@ def send(record: Record, attempt: int, head: Head, api: RayApi) -> None:
     except BackendError as error:
         settle(record, lifecycle.refused(record, attempt, error.why, time.time()), head)
         raise
-    except ValueError as error:  # a text that cannot be sent, in what an earlier version of raykube took
+    except ValueError as error:  # text that cannot be sent, which an earlier version of raykube accepted
         settle(record, lifecycle.refused(record, attempt, str(error), time.time()), head)
         raise BackendError(f"{record.name} cannot be sent", why=str(error), next_step="correct its text") from error
-    if not is_current(record) or records.final(record.name):  # it was ended while this was under way
+    if not is_current(record) or records.final(record.name):  # it was ended while this was being sent
         stop(record, attempt, api)
 
 
@@ -133,14 +133,14 @@ def stop(record: Record, attempt: int, api: RayApi) -> None:
 
 
 def is_running(record: Record, api: RayApi) -> bool:
-    """Whether Ray says that the current attempt runs; it does not where Ray gives no answer."""
+    """Whether Ray says that the current attempt runs; False if Ray does not answer."""
     with contextlib.suppress(BackendError):
         return bool(api.job(record.submission_id(records.attempt(record.name)))["status"] == "RUNNING")
     return False
 
 
 def body_of(record: Record, attempt: int) -> dict[str, Any]:
-    """Return the POST body of one attempt: its submission id and ``RAYKUBE_ATTEMPT`` differ."""
+    """Return the POST body of one attempt: only submission id and ``RAYKUBE_ATTEMPT`` are its own."""
     body: dict[str, Any] = copy.deepcopy(record.body)
     body["submission_id"] = record.submission_id(attempt)
     body["runtime_env"].setdefault("env_vars", {})[wire.ATTEMPT] = str(attempt)
@@ -148,23 +148,23 @@ def body_of(record: Record, attempt: int) -> dict[str, Any]:
 
 
 def last_report(record: Record) -> Mapping[str, Any]:
-    """Return the row that the run reported last; empty when there is none to be seen from here."""
+    """Return the row that the run reported last; empty if none can be read from here."""
     return wire.last_report(Path(record.storage) / record.name)
 
 
 def quiet_s(report: Mapping[str, Any], started: float | None, now: float) -> float:
-    """Return for how long an attempt has reported nothing since, by this machine's clock; 0 before a first report."""
+    """Return the seconds since an attempt's last report or start, in whole minutes; 0 before a first report."""
     reported = report.get("time")
     return wire.quiet_s(now - max(reported, started or 0.0)) if isinstance(reported, (int, float)) else 0.0
 
 
 def trouble(record: Record, attempt: int) -> str:
-    """Return what an attempt has lost last, or waits for; empty when nothing."""
+    """Return what an attempt lost last, or waits for; empty if nothing."""
     return wire.trouble(_text(record, wire.TROUBLE_FILE), attempt)
 
 
 def _told(record: Record, attempt: int, job: Mapping[str, Any]) -> Failure | None:
-    """Return what the script of an attempt that has failed, Ray's `job`, has left of why."""
+    """Return why an attempt failed, as its script noted it; `job` is Ray's."""
     return wire.failure(_text(record, wire.FAILURE_FILE), attempt, (job.get("start_time") or 0) / 1000)
 
 

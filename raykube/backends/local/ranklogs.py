@@ -1,4 +1,4 @@
-"""What one training worker of a run on this machine prints: two files in the log folder of the head, then its copy."""
+"""The output of one training worker of a local run: two files of its head, then a copy in its storage."""
 
 from __future__ import annotations
 

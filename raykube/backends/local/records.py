@@ -3,9 +3,9 @@
 ::
 
     HOME/records/NAME/record.json    what was sent: plan, kind, time, retries and deadlines
-    HOME/records/NAME/attempt        the attempt that runs now; written by the keeper
-    HOME/records/NAME/stop           present when it is to end before its time: why, and since when
-    HOME/records/NAME/final.json     the last status; written once an attempt, by whoever sees its end first
+    HOME/records/NAME/attempt        the current attempt; written by a client that submits or the keeper that retries
+    HOME/records/NAME/stop           present when the run is to end early: why, and since when Ray is stopping it
+    HOME/records/NAME/final.json     the last status; written once per attempt, by whoever sees its end first
     HOME/records/NAME/driver-N.log   the driver's log of attempt N, copied when it ended
 """
 
@@ -30,16 +30,16 @@ from raykube.backends.local import disk
 from raykube.errors import BackendError, ConfigError, Failure, NotFound
 from raykube.names import asked_for, is_object_name
 
-#: Bytes that must be free before anything is started: records, a token and logs of a run's beginning.
+#: Bytes that must be free before anything is started, for records, a token and a run's first logs.
 _ROOM = 1 << 20
-#: Longer than two changes may have the same time, also on a disk that counts in seconds.
+#: Changes further apart than this have different times, even on a disk that counts in whole seconds.
 _MOMENT_S = 3.0
 _Kind = TypeVar("_Kind")
 _log = logging.getLogger("raykube")
 
 
 class Unreadable(BackendError):
-    """A file of a record may not be read, is torn, as a full disk leaves one, or of another version of raykube."""
+    """A file of a record may not be read, is torn (as by a full disk), or is of another version of raykube."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Record:
     Attributes:
         name, kind: of the run or service.
         plan_hash: content hash of the plan; equal hashes mean the same run.
-        plan_yaml: the plan as text, to name the difference when another one wants the name.
-        body: what the head got: the job's POST body, or the list of Serve applications.
+        plan_yaml: the plan as text, to show the difference when another plan wants the name.
+        body: what the head got, the job's POST body or the list of Serve applications.
         storage: where the run keeps its results.
         submitted: Unix time in seconds.
-        nonce: tells apart two runs of one name, the first of which was deleted.
-        head: id of the head that it was sent to.
+        nonce: tells a run from a deleted one of the same name.
+        head: id of the head that it was sent to; "" for a service that was taken down.
         first: the first attempt of this submission, from which its retries are counted.
         max_retries, timeout_s, pending_timeout_s: from the Job.
     """
@@ -108,7 +108,7 @@ def folder(name: str) -> Path:
     """Return the folder of one record; it need not exist.
 
     Raises:
-        ConfigError: nothing can be called so. With "" or ".." it would be the folder of all records, or of more.
+        ConfigError: the name is not allowed. "" or ".." would be the folder of all records, or the one above.
     """
     return wire.home() / "records" / asked_for(name)
 
@@ -124,7 +124,7 @@ def load(name: str) -> Record:
 
     Raises:
         NotFound: there is none of that name.
-        Unreadable: it is no record, or no longer.
+        Unreadable: its file cannot be read, or does not hold a record.
     """
     path = folder(name) / "record.json"
     try:
@@ -138,7 +138,7 @@ def load(name: str) -> Record:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a file holds instead of what it should, and that it may not be read, into Unreadable."""
+    """Raise Unreadable if a file may not be read or has the wrong content; a missing one stays FileNotFoundError."""
     try:
         with disk.reading(path):
             yield
@@ -151,13 +151,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _made(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
-    """Make it of what was written, without fields that only a later version knows."""
+    """Make a value of what was written, without fields that only a later version knows."""
     known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{key: value for key, value in said.items() if key in known})
 
 
 def texts() -> Iterator[str]:
-    """Yield each record as it is written, what cannot be read as a record too."""
+    """Yield the text of each record, even of one that cannot be parsed."""
     for path in _files():
         with contextlib.suppress(FileNotFoundError), disk.reading(path):  # deleted since it was listed
             yield path.read_text(encoding="utf-8", errors="replace")
@@ -170,12 +170,12 @@ def every(kind: Kind | None = None) -> list[Record]:
 
 
 def unfinished(head: str) -> list[Record]:
-    """Return the records on that head that have not ended. Ended ones are not read anew: they may be thousands."""
+    """Return the records on that head that have not ended. Ended ones, maybe thousands, are not read again."""
     return [record for record in _present(ended=False) if record.head == head]
 
 
 def check_all() -> None:
-    """Raise Unreadable where a record cannot be read."""
+    """Raise Unreadable if any record cannot be read."""
     for path in _files():
         with contextlib.suppress(NotFound):
             load(path.parent.name)
@@ -193,10 +193,10 @@ def _folders() -> list[os.DirEntry[str]]:
 
 
 def _has_ended(entry: os.DirEntry[str]) -> bool:
-    """Whether the last status in a record's folder is of its current attempt: one of an earlier attempt may be left.
+    """Whether a record's folder has the last status of its current attempt, not just one of an earlier attempt.
 
-    A folder is looked into once for each change of its files, which all are written whole; one that changed just now
-    may change again by the same time.
+    The answer is cached until the folder's time changes, as it does whenever a file is replaced. It is not cached for
+    a folder that changed just now, which may change again without a new time.
     """
     found = entry.stat()
     if time.time() - found.st_mtime < _MOMENT_S:
@@ -210,7 +210,7 @@ def _had_ended(path: str, *_: int) -> bool:
 
 
 def _present(*, ended: bool) -> Iterator[Record]:
-    """Load records, leaving out those that are deleted meanwhile or cannot be read, and, if asked to, ended ones."""
+    """Load records, without those that are deleted meanwhile or cannot be read; ended ones only if `ended`."""
     found = (_found(entry, ended=ended) for entry in _folders())
     yield from (record for record in found if record)
 
@@ -220,7 +220,7 @@ def _found(entry: os.DirEntry[str], *, ended: bool) -> Record | None:
     try:
         if _has_ended(entry):
             return load(name) if ended else None
-        attempt(name), ending(name)  # these would stop whoever looks after it
+        attempt(name), ending(name)  # unreadable ones would fail whoever looks after the run
         return load(name)
     except (NotFound, FileNotFoundError):
         return None
@@ -231,7 +231,7 @@ def _found(entry: os.DirEntry[str], *, ended: bool) -> Record | None:
 
 @functools.cache
 def _warn(words: str) -> None:
-    """Warn once, for a keeper looks every second."""
+    """Warn once, as a keeper looks every second."""
     _log.warning(words)
 
 
@@ -251,7 +251,7 @@ def set_attempt(name: str, number: int) -> None:
 
 
 def noted(record: Record) -> float:
-    """Return when the current attempt was noted: it is sent after that, the first one once the head answers."""
+    """Return when the current attempt was noted, which is just before it is sent to a head that answers."""
     with contextlib.suppress(FileNotFoundError):
         return (folder(record.name) / "attempt").stat().st_mtime
     return record.submitted
@@ -259,11 +259,11 @@ def noted(record: Record) -> float:
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a run is to end before its time. It is then not retried.
+    """Why a run is to end early. It is then not retried.
 
     Attributes:
         failure: the deadline that it has exceeded; None when somebody asked to stop it.
-        since: Unix time in seconds when its keeper first asked Ray, which knew it, to stop it; None before that.
+        since: Unix time in seconds when its keeper first asked Ray to stop a job that Ray knew; None before that.
     """
 
     failure: Failure | None = None
@@ -271,7 +271,7 @@ class Ending:
 
 
 def ending(name: str) -> Ending | None:
-    """Return why the run is to end before its time; None when it is not."""
+    """Return why the run is to end early; None if it is not."""
     path = folder(name) / "stop"
     try:
         with _reading(path):
@@ -301,7 +301,7 @@ def final(name: str) -> Status | None:
 
 
 def _last_status(path: Path) -> Status | None:
-    """Read a last status, of whatever attempt; None when there is none."""
+    """Read a last status, of whatever attempt; None if there is none."""
     try:
         with _reading(path):
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -313,15 +313,15 @@ def _last_status(path: Path) -> Status | None:
 
 def reopen(name: str, number: int) -> None:
     """Let attempt `number` of an ended run begin."""
-    # In this order: a stop must not reach the later attempt, and the end of an earlier one counts for nothing as soon
-    # as the later one is noted.
+    # In this order: an old stop must not reach the new attempt, and an earlier end no longer counts once that is
+    # noted.
     (folder(name) / "stop").unlink(missing_ok=True)
     set_attempt(name, number)
     (folder(name) / "final.json").unlink(missing_ok=True)
 
 
 def set_final(status: Status) -> Status:
-    """Record the end of a run. The first to see the end of an attempt wins; its word is returned."""
+    """Record the end of a run, and return it as recorded: the first to record the end of an attempt wins."""
     path = folder(status.name) / "final.json"
     temporary = disk.beside(path)
     disk.write(temporary, json.dumps(asdict(status)))
@@ -331,7 +331,7 @@ def set_final(status: Status) -> Status:
 
 
 def _remove_earlier(path: Path, number: int) -> None:
-    """Remove the last status of an attempt before `number`, which a slow writer or a killed `reopen` has left."""
+    """Remove the last status of an attempt before `number`, left by a slow writer or a killed `reopen`."""
     known = _last_status(path)
     if known is None or known.attempt >= number:
         return

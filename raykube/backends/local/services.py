@@ -17,14 +17,14 @@ from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
 
-#: Serve is asked so often whether a followed service goes on.
+#: How often to ask Serve whether a followed service goes on.
 _ASK_S = 0.2
 
 
 def deploy(plan: Plan) -> None:
     """Make the service what the plan says, next to the others. The caller holds the head's lock.
 
-    What of it has failed is tried again, even by the same plan.
+    Applications that have failed are tried again, even if the plan is the same.
 
     Raises:
         Conflict: a job has that name, or another service has one of its application names or routes.
@@ -44,14 +44,14 @@ def deploy(plan: Plan) -> None:
         submitted=time.time(),
         head=running.id,
     )
-    # Saved first: applications that no record knows would be removed by the next deploy, without a word.
+    # Saved first: the next deploy would silently remove applications that no record knows.
     records.save(record)
     try:
         _apply([*others, record], running)
-    except Unreachable:  # nobody knows whether Serve has taken it
+    except Unreachable:  # Serve may have taken it
         raise
     except BackendError:
-        # A record of what Serve refuses would have it refuse every other service, too: it is sent all of them at once.
+        # Serve is sent all services at once: with this record it would refuse every other service too.
         _put_back(plan.name, former)
         raise
 
@@ -74,7 +74,7 @@ def _undone(former: Record | None, running: Head) -> list[str]:
 
 
 def _applications(record: Record, running: Head) -> dict[str, Mapping[str, Any]]:
-    """Return the states of a service's applications as they were sent: NOT_STARTED before Serve has them so."""
+    """Return the states of a service's applications; NOT_STARTED until Serve has the configuration that was sent."""
     seen = head.api(running).serve_status()["applications"]
     none = {"status": "NOT_STARTED", "message": ""}
     found = {config["name"]: (seen.get(config["name"], none), config) for config in record.body}
@@ -113,7 +113,7 @@ def status(record: Record) -> Status:
 
 
 def _joined(base: Status, apps: serveapps.Apps, *, goes_on: bool) -> Status:
-    """Join the states of a service's applications to one."""
+    """Combine the states of a service's applications into one."""
     detail, why = serveapps.line(apps), serveapps.failure(base.name, apps, goes_on=goes_on)
     if any(map(serveapps.is_undone, apps.values())):
         detail = f"the update failed; {serveapps.GOES_ON}: {detail}" if goes_on else detail
@@ -127,12 +127,12 @@ def _serves(name: str, app: Mapping[str, Any], record: Record, running: Head) ->
     """Whether replicas of an application that failed to deploy still serve what was deployed before."""
     if app.get("deployments") or app["status"] != "DEPLOY_FAILED":
         return serveapps.runs_of_before(app, record.submitted)
-    # Of code that cannot be loaded Serve has begun nothing, and tells no more what it has; its processes do.
+    # If the code cannot be loaded, Serve starts nothing and no longer lists its replicas; their processes tell.
     return any(title.startswith(f"ray::ServeReplica:{name}:") for title in _titles(running))
 
 
 def _titles(running: Head) -> Iterator[str]:
-    """Yield the titles of a head's processes, which Ray gives its workers."""
+    """Yield the titles of a head's processes; Ray sets those of its workers."""
     import psutil
 
     for process in psutil.process_iter():
@@ -153,7 +153,7 @@ def logs(record: Record, *, follow: bool) -> Iterator[str]:
         name = record.name
         going = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=True, every_s=_ASK_S)
         yield from following.lines(lambda: _replica_logs(record, running), is_open=going)
-    elif running:  # Serve keeps these itself: it need not be asked
+    elif running:  # Serve writes these files itself, so it need not be asked
         yield from sources.by_time(map(_whole, _replica_logs(record, running)))
 
 
@@ -162,12 +162,12 @@ def _whole(path: Path) -> Iterator[str]:
 
 
 def _may_serve(found: Status) -> bool:
-    """Whether anything serves, or may yet: an application that is unwell, or did not come up, may get well."""
+    """Whether anything serves, or may yet: an application that is unhealthy or did not start may recover."""
     return found.state != "STOPPED" and (found.failure is None or found.failure.reason != "HeadDied")
 
 
 def _replica_logs(record: Record, running: Head) -> list[Path]:
-    """Return the files that Serve's replicas of these applications write, oldest first."""
+    """Return the log files of the replicas of a service's applications, oldest first."""
     own = {app["name"] for app in record.body}
     every = own | {app["name"] for other in _services(running) for app in other.body}
     paths = (Path(running.session_dir) / "logs" / "serve").glob("replica_*.log")
@@ -179,7 +179,7 @@ def _services(running: Head) -> list[Record]:
 
 
 def _writer(path: Path, names: Collection[str]) -> str:
-    """Return which of these applications a log is of: the longest, where one's name goes on like another's log."""
+    """Return the application that wrote a log: the longest name that fits, as one may begin like another."""
     return max((name for name in names if path.name.startswith(f"replica_{name}_")), key=len, default="")
 
 
@@ -193,7 +193,7 @@ def _on(running: Head) -> list[Record]:
     """Return the services on a head.
 
     Raises:
-        Unreadable: a record cannot be read: it may be a service's, which Serve would be told to take down.
+        Unreadable: a record cannot be read. It may be a service's, which Serve would then be told to take down.
     """
     records.check_all()
     return _services(running)

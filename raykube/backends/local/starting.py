@@ -1,4 +1,4 @@
-"""Start, adopt and retire the local head. Everybody but its keeper goes through here."""
+"""Starting, adopting and retiring the local head: the way to it for everybody but its keeper."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from raykube.backends.local.head import Head
 from raykube.errors import BackendError, ConfigError, Unreachable, install
 from raykube.settings import setting
 
-START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started anew
+START_TIMEOUT_S = 180.0  # Ray gives up after 30 s on a busy machine, and is then started again
 _PAUSE_S = 0.2
 
-#: The keepers that this process started and that go on. They outlive it on purpose; of one forgotten Python warns.
+#: The running keepers that this process started. They outlive it on purpose; Python warns of one that is dropped.
 _keepers: list[subprocess.Popen[bytes]] = []
 _log = logging.getLogger("raykube")
 
@@ -34,7 +34,7 @@ def ensure() -> Head:
     Raises:
         BackendError: it did not start; the end of its own log says why.
         ConfigError: the Serve port asked for is taken, or Ray is not installed.
-        Unreachable: it lives and gives no answer; it is left alone, for runs on it may be well.
+        Unreachable: it lives but does not answer; it is left alone, as runs on it may be well.
     """
     adopt_if_orphaned()
     running = head.current()
@@ -51,14 +51,14 @@ def ensure() -> Head:
 
 
 def adopt_if_orphaned() -> None:
-    """Give a living head whose keeper was killed a new one. The caller holds the head's lock."""
+    """Give a living head a new keeper if its keeper was killed. The caller holds the head's lock."""
     running = head.current()
     if running and not head.alive(running.keeper_pid, running.keeper_born):
         _spawn_keeper(running.id, "--adopt")
 
 
 def keep_watched() -> None:
-    """See to it that the head has a keeper: without one nothing is retried and no deadline kept."""
+    """Make sure that the head has a keeper: without one nothing is retried and no deadline enforced."""
     running = head.current()
     if running and not head.alive(running.keeper_pid, running.keeper_born):
         with head.lock():
@@ -68,7 +68,7 @@ def keep_watched() -> None:
 def retire(gone: Head) -> None:
     """End a head with all that runs on it: note the end of its runs, keep their logs, leave nothing behind.
 
-    For a dead head this cleans up what it left. Two who do it at once do no harm.
+    For a dead head this cleans up what it left. Two processes at once do no harm.
     """
     if gone.keeper_pid != os.getpid() and head.alive(gone.keeper_pid, gone.keeper_born):
         os.kill(gone.keeper_pid, signal.SIGKILL)
@@ -83,7 +83,7 @@ def retire(gone: Head) -> None:
 
 
 def end_head() -> bool:
-    """End the head and note the end of what ran on it; False when none runs. The caller holds the lock."""
+    """End the head and note the end of what ran on it; return False if none runs. The caller holds the lock."""
     running = head.current()
     if running:
         retire(running)
@@ -91,7 +91,7 @@ def end_head() -> bool:
 
 
 def _answers(running: Head) -> bool:
-    """Whether a head answers, now or before long; False when its Ray has ended. Raises Unreachable."""
+    """Whether a head answers, now or before long; False if its Ray has ended. Raises Unreachable."""
     try:
         for answer in following.answers(lambda: head.api(running).version()):
             if answer is not None:
@@ -107,7 +107,7 @@ def _answers(running: Head) -> bool:
 
 
 def _check_can_start() -> None:
-    """Refuse what is sure to fail before starting anything."""
+    """Refuse what is sure to fail, before anything is started."""
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("psutil") is None:
         raise ConfigError("running on this machine needs Ray", next_step=install("local"))
     port = int(setting("serve_port").value)
@@ -132,8 +132,8 @@ def _is_free(port: int) -> bool:
 def keeper_environ() -> dict[str, str]:
     """Return the environment of a keeper, and so of its Ray and of every job.
 
-    None of them works in our folder: what pyproject.toml there says reaches them from here, and so does which folder
-    a relative ``RAYKUBE_HOME`` means.
+    They run in other folders than this process. So the settings from pyproject.toml in its folder are passed on, and a
+    relative ``RAYKUBE_HOME`` is made absolute.
     """
     settings = {f"RAYKUBE_{name.upper()}": setting(name).value for name in ("idle_timeout_s", "serve_port")}
     return {**os.environ, **settings, wire.HOME: str(wire.home())}
@@ -154,7 +154,7 @@ def _spawn_keeper(head_id: str, *options: str) -> Head:
             start_new_session=True,
             cwd="/",
         )
-    _keepers[:] = [*(other for other in _keepers if other.poll() is None), keeper]  # poll takes those that have ended
+    _keepers[:] = [*(other for other in _keepers if other.poll() is None), keeper]  # poll() reaps those that have ended
     try:
         return _published(head_id, lambda: keeper.poll() is None, keeper.pid, adopts=bool(options))
     except BackendError:
@@ -181,7 +181,7 @@ def _published(
 
 
 def _not_started(*, adopts: bool) -> BackendError:
-    """Return the error about a head, or about a keeper of one that runs, by the ends of their logs."""
+    """Return the error that a head, or the new keeper of a running one, did not start, with the ends of its logs."""
     what = "the keeper of the Ray head on this machine" if adopts else "the Ray head on this machine"
     names = ("keeper.log",) if adopts else ("ray.log", "keeper.log")
     words = [line for name in names for line in _tail(head.home() / name, 5)]

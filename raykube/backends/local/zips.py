@@ -17,7 +17,7 @@ def folder() -> Path:
 
 
 def path_of(code: Package) -> Path:
-    """Return the zip that the URI of a run or service names; it need not exist."""
+    """Return the zip of some code, which the URI of a run or service names; it need not exist."""
     return folder() / f"{code.hash}.zip"
 
 
@@ -38,7 +38,7 @@ def keep(code: Package) -> None:
 
 
 def remove_unused() -> None:
-    """Remove the zips that no record names. The caller holds the lock, as those do who write both."""
+    """Remove the zips that no record names. The caller holds the lock, as do those who write zips and records."""
     with contextlib.suppress(BackendError):  # a record cannot be read: it may name any of them
         plans_of_all = "".join(records.texts())
         for path in folder().glob("*.zip"):
