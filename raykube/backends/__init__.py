@@ -131,7 +131,7 @@ class Backend(Protocol):
 _BACKENDS = {"local": "raykube.backends.local.backend:Local", "kuberay": "raykube.backends.kuberay.backend:KubeRay"}
 
 
-def _made(name: str, **where: str) -> Backend:
+def _import_backend(name: str, **where: str) -> Backend:
     module, _, attribute = _BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), attribute)(**where)
     return backend
@@ -140,11 +140,11 @@ def _made(name: str, **where: str) -> Backend:
 def backend_of(plan: Plan) -> Backend:
     """Return the backend that a plan was made for."""
     where = {} if plan.backend == "local" else {"context": plan.context, "namespace": plan.namespace}
-    return _made(plan.backend, **where)
+    return _import_backend(plan.backend, **where)
 
 
 def backend_for(cluster: Cluster) -> Backend:
     """Return the backend that runs things on `cluster`."""
     if cluster.is_local:
-        return _made("local")
-    return _made("kuberay", context=cluster.context, namespace=cluster.namespace)
+        return _import_backend("local")
+    return _import_backend("kuberay", context=cluster.context, namespace=cluster.namespace)

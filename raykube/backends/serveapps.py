@@ -74,13 +74,13 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
     """
     failed = {name: app for name, app in apps.items() if is_undone(app)}
     if failed:
-        found = _of(UPDATE_FAILED if goes_on else "DeployFailed", [words(*each) for each in failed.items()])
+        found = _failure_from(UPDATE_FAILED if goes_on else "DeployFailed", [words(*each) for each in failed.items()])
         if all(app["status"] == "UNHEALTHY" for app in failed.values()):  # else its replicas have logged nothing
             return replace(found, next_step=f"raykube service logs {service}")
         is_lost = not goes_on and any(map(_has_lost_all, failed.values()))
         return replace(found, next_step=f"{found.next_step}; {_STOPPED}") if is_lost else found
     tries = [text for app in apps.values() if app["status"] == "DEPLOYING" and _MARK in (text := _of_deployments(app))]
-    return _of("ReplicaFailed", tries) if tries else None
+    return _failure_from("ReplicaFailed", tries) if tries else None
 
 
 def words(name: str, app: Mapping[str, Any]) -> str:
@@ -127,7 +127,7 @@ def _of_deployments(app: Mapping[str, Any]) -> str:
     return "\n".join(text for each in unwell if (text := str(each.get("message") or "").strip()))
 
 
-def _of(reason: str, said: Sequence[str]) -> Failure:
+def _failure_from(reason: str, said: Sequence[str]) -> Failure:
     """Return the failure with the exceptions' own words in `said` as its message, and what led to them as its tail."""
     plain = [endings.COLOUR.sub("", text) for text in said]
     parts = [_parted(text) for text in plain]

@@ -33,14 +33,14 @@ def rank_of(source: str) -> int | None:
     raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
 
 
-class Gone(BackendError):
+class OutputLost(BackendError):
     """The output of a rank is lost: the node, cluster or head that kept it is gone."""
 
 
-def gone(run: str, rank: int, place: str, why: str) -> Gone:
+def output_lost(run: str, rank: int, place: str, why: str) -> OutputLost:
     """Return the error for the output of a rank that was lost with `place`; it says where else to look."""
     step = f"the driver's log has what Ray showed there: raykube job logs {run}"
-    return Gone(f"the output of rank {rank} of {run} is gone: it was lost with {place}", why=why, next_step=step)
+    return OutputLost(f"the output of rank {rank} of {run} is gone: it was lost with {place}", why=why, next_step=step)
 
 
 def place_of(ranks: Sequence[tuple[str, str]], rank: int, run: str) -> tuple[str, str]:

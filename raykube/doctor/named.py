@@ -42,9 +42,9 @@ def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
     yield storage(cluster)
     yield from images(spec)
     for kind, name in sorted(needed := references(spec)):
-        yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_there, kube, kind, name, _WAITS))
+        yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_existence, kube, kind, name, _WAITS))
     for name in sorted(pull_secrets(spec) - {name for kind, name in needed if kind == "Secret"}):
-        yield from looked(f"secret {name}", functools.partial(_there, kube, "Secret", name, _PULLS))
+        yield from looked(f"secret {name}", functools.partial(_existence, kube, "Secret", name, _PULLS))
     yield from looked("quota", lambda: quota(kube.listed("ResourceQuota"), asked(spec)))
 
 
@@ -106,7 +106,7 @@ def _references(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield kind, inner.get("name", "")
 
 
-def _there(kube: Kube, kind: str, name: str, otherwise: tuple[bool | None, str]) -> Iterator[Check]:
+def _existence(kube: Kube, kind: str, name: str, otherwise: tuple[bool | None, str]) -> Iterator[Check]:
     title = f"{_WORDS[kind]} {name}"
     look = f"kubectl -n {kube.namespace} get {kind.lower()}s"
     try:

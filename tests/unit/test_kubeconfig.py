@@ -12,7 +12,7 @@ import pytest
 
 from raykube.backends.kubernetes import kubeapi, kubeconfig
 from raykube.backends.kubernetes.credentials import auth_of
-from raykube.backends.kubernetes.refusals import Denied, Gone, Unable, UnknownKind, refusal
+from raykube.backends.kubernetes.refusals import Denied, Unable, UnknownKind, VersionGone, refusal
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, ConfigError, Conflict, Forbidden, ManifestError, NotFound, Unreachable
 
@@ -240,7 +240,7 @@ def test_unknown_field_is_a_matter_of_kuberay_in_its_objects_alone(path, is_kube
         (404, {}, UnknownKind, "KubeRay's definitions are not installed"),
         (401, {}, Forbidden, "does not know who asks"),
         (409, {"kind": "rayjobs", "name": "a"}, Conflict, "exists already"),
-        (410, {}, Gone, "no longer knows the version"),
+        (410, {}, VersionGone, "no longer knows the version"),
         (503, {}, Unreachable, "no answer by way of the API server"),
         (500, {}, Unable, "the API server cannot do"),
         (429, {}, Unable, "the API server cannot do"),

@@ -31,7 +31,7 @@ def test_retry_whose_sending_failed_is_sent_again_and_has_waited_since_it_was_no
     ray = Ray(takes=False)
     for _ in range(2):
         with pytest.raises(Unreachable):
-            keeper._look_after(record, running, ray)
+            keeper.look_after(record, running, ray)
     assert ray.asked == ["submit a-n-2"] * 2
     assert (records.final("a"), records.noted(record)) == (None, noted)
 
@@ -41,16 +41,16 @@ def test_run_that_is_to_end_while_it_is_being_sent_is_stopped_in_ray(record, run
     def end():
         if limit is None:
             records.request_stop("a")
-        keeper._look_after(late, running, ray)  # Ray does not know it yet
+        keeper.look_after(late, running, ray)  # Ray does not know it yet
 
     late, ray = replace(record, submitted=time.time() - 2, timeout_s=limit), Learning(end)
     records.save(late)
     monkeypatch.setattr(lifecycle, "STOPS_WITHIN_S", -1)  # the POST takes longer than that
     records.set_attempt("a", 1)
     observe.send(late, 1, running, ray)
-    keeper._look_after(late, running, ray)
+    keeper.look_after(late, running, ray)
     assert (ray.asked, records.final("a")) == (["submit a-n-1", "stop a-n-1"], None)
-    keeper._look_after(late, running, ray)
+    keeper.look_after(late, running, ray)
     assert records.final("a").state == ("FAILED" if limit else "STOPPED")
 
 
@@ -58,7 +58,7 @@ def test_run_that_is_to_end_while_it_is_being_sent_is_stopped_in_ray(record, run
 def test_keeper_leaves_alone_what_was_sent_anew_since_it_read_the_record(record, running, first, state):
     ray = Learning(a_n_1=state)
     sent_anew(record, first)
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert (ray.asked, records.final("a"), records.attempt("a")) == ([], None, first)
 
 
@@ -101,11 +101,11 @@ def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(recor
     ray, log = Ray({"status": "RUNNING"}), running.driver_log("a-n-1")
     log.write_text("started\n")
     records.request_stop("a")
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert (ray.asked, records.final("a")) == (["stop a-n-1"], None)
     log.write_text("started\nlast words\n")
     ray.details = {"status": "STOPPED"}
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert records.final("a").state == "STOPPED"
     assert observe.log_path(record, 1, None).read_text() == "started\nlast words\n"
 
@@ -113,14 +113,14 @@ def test_stopped_run_ends_once_ray_has_stopped_it_with_all_that_it_printed(recor
 def test_stop_that_ray_does_not_heed_is_timed_from_when_ray_was_first_asked(record, running):
     ray, before = Ray({"status": "PENDING"}), time.time()
     records.request_stop("a")
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     since = records.ending("a").since
     assert since is not None
     assert since >= before
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert (records.ending("a").since, records.final("a")) == (since, None)
     records.set_ending("a", records.Ending(since=since - 60))
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert records.final("a").state == "STOPPED"
 
 
@@ -205,10 +205,10 @@ def test_head_is_idle_where_its_folder_was_removed(unused):
 def test_deadline_is_the_reason_whichever_keeper_sees_the_run_stopped_for_it(record, running):
     late = replace(record, timeout_s=1)
     ray = Ray({"status": "RUNNING"})
-    keeper._look_after(late, running, ray)
+    keeper.look_after(late, running, ray)
     assert (ray.asked, records.final("a")) == (["stop a-n-1"], None)
     ray.details = {"status": "STOPPED"}
-    keeper._look_after(late, running, ray)  # nothing but the record is left of the first look
+    keeper.look_after(late, running, ray)  # nothing but the record is left of the first look
     assert (records.final("a").state, records.final("a").failure.reason) == ("FAILED", "DeadlineExceeded")
 
 
@@ -216,5 +216,5 @@ def test_time_that_ray_has_to_stop_a_run_counts_from_when_it_was_first_asked(rec
     asked = records.Ending(since=time.time() - 5)
     records.set_ending("a", asked)
     ray = Ray({"status": "RUNNING"})
-    keeper._look_after(record, running, ray)
+    keeper.look_after(record, running, ray)
     assert (ray.asked, records.ending("a")) == (["stop a-n-1"], asked)

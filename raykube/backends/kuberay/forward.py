@@ -135,7 +135,7 @@ class Forward:
     def _may_pass(self, error: BackendError) -> bool:
         """Whether it may work a moment after this error."""
         if isinstance(error, Forbidden):
-            return not self._refusals.are_meant()
+            return not self._refusals.is_final()
         return isinstance(error, (Unreachable, NotFound))
 
     def _tell(self, text: str) -> None:

@@ -98,10 +98,10 @@ class Plugin(httpx.Auth):
     def _current(self, refused: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         with self._lock:  # threads that wait meanwhile use the same answer
             if self._given is None or self._given is refused or _is_over(self._given):
-                self._given = self._asked()
+                self._given = self._run_plugin()
             return self._given
 
-    def _asked(self) -> Mapping[str, Any]:
+    def _run_plugin(self) -> Mapping[str, Any]:
         plugin, interactive = self._plugin, self._interactive()
         told = {} if self._manner.cluster is None else {"cluster": self._manner.cluster}
         spec = {"interactive": interactive} | told
@@ -111,7 +111,7 @@ class Plugin(httpx.Auth):
         try:
             words = [plugin.command, *(plugin.args or ())]
             stdin = None if interactive else subprocess.DEVNULL
-            given = _checked(json.loads(_printed(words, environ, stdin))["status"])
+            given = _valid_credential(json.loads(_output_of(words, environ, stdin))["status"])
             if "clientCertificateData" in given:
                 _load(self._tls, given["clientCertificateData"] + "\n" + given["clientKeyData"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,7 +130,7 @@ class Plugin(httpx.Auth):
         return terminal and mode != "Never"
 
 
-def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) -> bytes:
+def _output_of(words: list[str], environ: Mapping[str, str], stdin: int | None) -> bytes:
     """Return what a command prints; tell only the exit status if it fails, for an argument may be a secret.
 
     Its stderr goes to the user's terminal, e.g. "open this address to log in".
@@ -141,7 +141,7 @@ def _printed(words: list[str], environ: Mapping[str, str], stdin: int | None) ->
     return done.stdout
 
 
-def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _valid_credential(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a plugin gave. Raises ValueError if its token cannot be sent, or its expiration is no time."""
     _is_over(given)
     return {**given, "token": sendable(str(given["token"]))} if given.get("token") else given

@@ -22,7 +22,7 @@ import httpx
 
 from raykube.backends.kubernetes import kubeconfig
 from raykube.backends.kubernetes.clock import Clock
-from raykube.backends.kubernetes.refusals import Gone, is_passed_on, no_api_server, refusal
+from raykube.backends.kubernetes.refusals import VersionGone, is_passed_on, no_api_server, refusal
 from raykube.backends.transport import listening, shown
 from raykube.errors import BackendError, ConfigError, Forbidden, NotFound, Unreachable
 from raykube.names import is_namespace, is_object_name
@@ -71,7 +71,7 @@ class Kube:
         #: Its address, without user and password, so that it can be shown.
         self.server: str = shown(config.cluster.server)
         self.context = config.context
-        self.namespace: str = _checked(namespace or config.namespace)
+        self.namespace: str = _valid_namespace(namespace or config.namespace)
         self._config = config
         self._clock = Clock()
         #: The time by the server's clock, in Unix seconds.
@@ -97,7 +97,7 @@ class Kube:
 
     def get(self, kind: str, name: str) -> Object:
         """Return one object. Raises NotFound."""
-        return self.json("GET", self._one(kind, name))
+        return self.json("GET", self._object_path(kind, name))
 
     def find(self, kind: str, name: str) -> Object | None:
         """Return one object, or None if it is not there."""
@@ -122,26 +122,28 @@ class Kube:
     def patch(self, kind: str, name: str, change: Mapping[str, Any], *, dry_run: bool = False) -> Object:
         """Merge a change into an object (``application/merge-patch+json``). Raises NotFound, ManifestError."""
         headers = {"content-type": "application/merge-patch+json"}
-        return self.json("PATCH", self._one(kind, name), change, params=_strict(dry_run=dry_run), headers=headers)
+        return self.json(
+            "PATCH", self._object_path(kind, name), change, params=_strict(dry_run=dry_run), headers=headers
+        )
 
     def delete(self, kind: str, name: str, **options: Any) -> None:
         """Have an object deleted; `options` are those of DeleteOptions. Raises NotFound."""
-        self.json("DELETE", self._one(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+        self.json("DELETE", self._object_path(kind, name), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
     def pod_log(self, name: str, **params: Any) -> str:
         """Return what a container of a pod printed; bytes that are not UTF-8 show as U+FFFD."""
-        response = self.send("GET", f"{self._one('Pod', name)}/log", params=params)
+        response = self.send("GET", f"{self._object_path('Pod', name)}/log", params=params)
         return response.content.decode("utf-8", "replace")
 
     def pod_log_lines(self, name: str, stop: Stop, **params: Any) -> Iterator[bytes]:
         """Yield the lines that a container of a pod prints, as they arrive, until it ends or `stop` is set."""
-        path, params = f"{self._one('Pod', name)}/log", {"follow": "true", **params}
+        path, params = f"{self._object_path('Pod', name)}/log", {"follow": "true", **params}
         with self.growing(path, stop, params=params) as response:
             yield from _lines(response)
 
     def proxy(self, service: str) -> str:
         """Return the path below which the API server passes requests on to a head's dashboard. Raises NotFound."""
-        return f"{self._one('Service', service)}:dashboard/proxy"
+        return f"{self._object_path('Service', service)}:dashboard/proxy"
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
         """Whether this user may do `verb` in this namespace, to a resource such as ``pods`` or ``pods/log``."""
@@ -160,7 +162,7 @@ class Kube:
                 response.read()
                 raise refusal("GET", path, response)
             connection = response.extensions["network_stream"].get_extra_info("socket")
-            _have_asked(connection)
+            _keep_alive(connection)
             if stop:
                 stop.take(connection)
             yield response
@@ -181,7 +183,7 @@ class Kube:
         """Yield the changes after a version, as ``{"type": "MODIFIED", "object": …}``, until the server ends it.
 
         Raises:
-            Gone: the version is too old, or newer than the server; list again.
+            VersionGone: the version is too old, or newer than the server; list again.
             BackendError: the server ended it with an error, or sent something that is no change.
         """
         params = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, **selectors}
@@ -230,7 +232,7 @@ class Kube:
             self._versions[group] = next((each for each in _VERSIONS[group] if each in served), _VERSIONS[group][0])
         return self._versions[group]
 
-    def _one(self, kind: str, name: str) -> str:
+    def _object_path(self, kind: str, name: str) -> str:
         if not name:
             raise ConfigError(f"the name of a {kind} is empty", why="that would address all of them")
         # A name that came from some object may really be a path, into another namespace or to another kind.
@@ -251,7 +253,7 @@ class Kube:
         )
 
 
-def _checked(namespace: str) -> str:
+def _valid_namespace(namespace: str) -> str:
     if is_namespace(namespace):
         return namespace
     raise ConfigError(
@@ -261,7 +263,7 @@ def _checked(namespace: str) -> str:
     )
 
 
-def _have_asked(connection: socket.socket) -> None:
+def _keep_alive(connection: socket.socket) -> None:
     """Have the kernel find out when nobody is left at the other end: a mere reader would never notice."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
@@ -337,5 +339,5 @@ def _change(line: bytes) -> Object:
 
 
 def _watch_error(status: Object) -> BackendError:
-    kind = Gone if status.get("code") == httpx.codes.GONE else BackendError
+    kind = VersionGone if status.get("code") == httpx.codes.GONE else BackendError
     return kind("the API server ended a watch", why=str(status.get("message", "")))

@@ -23,7 +23,7 @@ class UnknownKind(BackendError):
     """The cluster has no such kind of objects."""
 
 
-class Gone(BackendError):
+class VersionGone(BackendError):
     """The version from which a watch should go on is too old for the server (410), or too new (504)."""
 
 
@@ -70,7 +70,7 @@ def refusal(method: str, path: str, response: httpx.Response) -> BackendError | 
         return refused
     if code in _UNAVAILABLE:
         # A version is too new if the server's store was put back to an earlier state.
-        kind = Gone if _TOO_NEW in words else Unreachable
+        kind = VersionGone if _TOO_NEW in words else Unreachable
         return kind(f"no answer by way of the API server to {method} {path}", why=words)
     # Below a proxy path only a Status is the API server's own answer, anything else is the pod's.
     if code in _UNABLE and (not is_passed_on(path) or status.get("kind") == "Status"):
@@ -173,7 +173,7 @@ def _conflict(named: str, words: str) -> BackendError:
 
 
 def _gone(_named: str, words: str) -> BackendError:
-    return Gone("the API server no longer knows the version that was asked for", why=words)
+    return VersionGone("the API server no longer knows the version that was asked for", why=words)
 
 
 #: 429: too many requests. 500: its store is changing its leader, or a webhook does not answer.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.refusals import Gone, UnknownKind
+from raykube.backends.kubernetes.refusals import UnknownKind, VersionGone
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 _FIRST_PAUSE_S = 0.1
@@ -32,7 +32,7 @@ class Watching:
         self._kube = kube
         self._stop = Stop()
         self._changed = threading.Event()
-        self._kept: dict[str, _Kept] = {}
+        self._watched: dict[str, _WatchedKind] = {}
 
     def touch(self) -> None:
         """Wake whoever waits: something that is not watched has changed."""
@@ -45,21 +45,21 @@ class Watching:
     def watch(self, kind: str, *, key: str = "", **selectors: str) -> None:
         """Watch a kind from now on, under a key (by default the kind); new selectors replace earlier ones."""
         key = key or kind
-        known = self._kept.get(key)
+        known = self._watched.get(key)
         if known and known.selectors == selectors:
             return
         if known:
             known.stop.set()
-        self._kept[key] = kept = _Kept(self._kube, kind, selectors, self._changed.set)
-        threading.Thread(target=kept.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{key}").start()
+        self._watched[key] = watched = _WatchedKind(self._kube, kind, selectors, self._changed.set)
+        threading.Thread(target=watched.run, args=(self._stop,), daemon=True, name=f"raykube-watch-{key}").start()
 
     def of(self, key: str) -> list[Object] | None:
         """Return the objects under a key; None until they have been listed once."""
-        return self._kept[key].objects() if key in self._kept else None
+        return self._watched[key].objects() if key in self._watched else None
 
     def error(self, key: str) -> BackendError | None:
         """Return why nothing is known under a key now; None if all is well."""
-        return self._kept[key].error if key in self._kept else None
+        return self._watched[key].error if key in self._watched else None
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has changed, at most so long; return whether something did."""
@@ -75,7 +75,7 @@ class Refusals:
         self._allowed = False
         self._since: float | None = None
 
-    def are_meant(self) -> bool:
+    def is_final(self) -> bool:
         """Note a refusal; return whether it is final: never allowed before, or refused for over ``STARTING_S``."""
         now = time.monotonic()
         self._since = self._since or now
@@ -86,7 +86,7 @@ class Refusals:
         self._allowed, self._since = True, None
 
 
-class Later:
+class RefusalCache:
     """Remembers the last refusal for a while, so that whoever looks again and again is not refused each time."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Later:
             raise
 
 
-class _Kept:
+class _WatchedKind:
     """The objects of one kind, and what keeps them current in a thread."""
 
     def __init__(self, kube: Kube, kind: str, selectors: dict[str, str], changed: Callable[[], None]) -> None:
@@ -135,27 +135,27 @@ class _Kept:
             self._answered = False
             try:
                 self._follow()
-            except Gone:
+            except VersionGone:
                 self._version = ""
             except BackendError as error:
-                if isinstance(error, _REFUSED) and self._refusals.are_meant():  # other kinds are still watched
-                    self._say(error)
+                if isinstance(error, _REFUSED) and self._refusals.is_final():  # other kinds are still watched
+                    self._report(error)
                     return
                 if not isinstance(error, (Unreachable, *_REFUSED)):  # the server cannot go on from this version
                     self._version, self._answered = "", False
                 if not self.stop.is_set():
-                    self._lost(error)
+                    self._report_lost(error)
             pause = _FIRST_PAUSE_S if self._answered else min(2 * pause, _LONGEST_PAUSE_S)
             self.stop.wait(pause)
 
-    def _lost(self, error: BackendError) -> None:
+    def _report_lost(self, error: BackendError) -> None:
         """Report that nothing is known now, unless it is only a connection that was dropped after an answer."""
         if isinstance(error, _REFUSED):  # by a starting server
             return
         passing = error if isinstance(error, Unreachable) else Unreachable(error.what, why=error.why)
-        self._say(None if self._answered else passing)
+        self._report(None if self._answered else passing)
 
-    def _say(self, error: BackendError | None) -> None:
+    def _report(self, error: BackendError | None) -> None:
         self.error = error
         self._changed()
 
@@ -166,7 +166,7 @@ class _Kept:
             self._answered = True
             with self._lock:
                 self._objects = {each["metadata"]["uid"]: each for each in listed}
-            self._say(None)
+            self._report(None)
         for change in self._kube.watch(self._kind, self._version, self.stop, **self.selectors):
             self._refusals.end()
             self._answered = True
@@ -182,4 +182,4 @@ class _Kept:
                 objects[thing["metadata"]["uid"]] = thing
             self._objects = objects
         if kind != "BOOKMARK" or self.error:
-            self._say(None)
+            self._report(None)

@@ -173,7 +173,7 @@ class Local:
         """Stop it; remove its record and logs, code that nothing else uses and, for a job, its stored files."""
         record = None
         try:
-            record = self._ended(name, kind)
+            record = self._stop_and_wait(name, kind)
         except records.Unreadable as error:
             _log.warning("%s: %s; what it may have left on the head or in its storage stays", error.what, error.why)
         with head.lock():  # nothing is sent under this name meanwhile
@@ -182,7 +182,7 @@ class Local:
             records.remove(name)
             zips.remove_unused()
 
-    def _ended(self, name: str, kind: Kind | None) -> Record:
+    def _stop_and_wait(self, name: str, kind: Kind | None) -> Record:
         """Stop it, wait for a while until Ray says so too, and return its record."""
         record = _load(name, kind)
         self.stop(name)

@@ -103,13 +103,13 @@ def live_status(record: Record) -> Status:
     ending, now = records.ending(record.name), time.time()
     due = lifecycle.action_of(record, status, known=known, ending=ending, noted=records.noted(record), now=now)
     if due.do == "end":
-        return _ended(record, lifecycle.cut_short(status, due.failure, now), running)
+        return _note_end(record, lifecycle.cut_short(status, due.failure, now), running)
     if status.is_terminal and due.do == "send":
         return replace(
             status, state="PENDING", failure=None, detail="the attempt failed; the next one is about to start"
         )
     if status.is_terminal:
-        return _ended(record, status, running)
+        return _note_end(record, status, running)
     report = observe.last_report(record)
     if status.state == "RUNNING":
         detail = observe.trouble(record, status.attempt) or status.detail
@@ -117,7 +117,7 @@ def live_status(record: Record) -> Status:
     return replace(status, progress=report.get("metrics", {}), url=running.address)
 
 
-def _ended(record: Record, ended: Status, running: head.Head) -> Status:
+def _note_end(record: Record, ended: Status, running: head.Head) -> Status:
     """Note the end of a run and return it; it is returned even if it cannot be written."""
     try:
         return observe.settle(record, ended, running)

@@ -101,7 +101,7 @@ def _start(head_id: str) -> head.Head:
         ray, folder = _spawn_ray(head_id, port)
         session_dir = _wait_until_ready(ray, RayApi.at(f"http://127.0.0.1:{port}", head.token()), head.temp_dir(folder))
         if session_dir:
-            return _published(head_id, ray.pid, port, folder, session_dir)
+            return _new_head(head_id, ray.pid, port, folder, session_dir)
         head.kill_marked(head_id, ray.pid)
         shutil.rmtree(folder)
         sys.stderr.write(f"ray start ended with exit code {ray.returncode}; tries left: {tries_left}\n")
@@ -136,7 +136,7 @@ def _wait_until_ready(ray: subprocess.Popen[bytes], api: RayApi, temp_dir: str) 
     return None
 
 
-def _published(head_id: str, ray_pid: int, port: int, folder: str, session_dir: Path) -> head.Head:
+def _new_head(head_id: str, ray_pid: int, port: int, folder: str, session_dir: Path) -> head.Head:
     return head.Head(
         id=head_id,
         keeper_pid=os.getpid(),
@@ -198,7 +198,7 @@ def _tick(started: head.Head, api: RayApi) -> None:
         head.touch()
         if record.kind == "job":
             try:
-                _look_after(record, started, api)
+                look_after(record, started, api)
             except (BackendError, OSError, ValueError) as error:
                 # Ray died (the loop finds out), its answer failed or the disk is full (the next tick tries again), the
                 # run was deleted meanwhile, or something unforeseen: the other runs go on in any case.
@@ -206,7 +206,7 @@ def _tick(started: head.Head, api: RayApi) -> None:
                     sys.stderr.write(f"{record.name}: {error}\n")
 
 
-def _look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
+def look_after(record: records.Record, started: head.Head, api: RayApi) -> None:
     """Do whatever is due for one run."""
     status, known = observe.status(record, started, api)
     if not observe.is_current(record):  # deleted, or sent again, since the tick began

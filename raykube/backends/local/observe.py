@@ -31,7 +31,9 @@ def status(record: Record, head: Head, api: RayApi) -> tuple[Status, bool]:
         job = api.job(record.submission_id(attempt))
     failed = job if job and job["status"] == "FAILED" else None
     last_words = tail(record, attempt, head) if failed else []
-    found = lifecycle.status_of(record, attempt, job, last_words, _told(record, attempt, failed) if failed else None)
+    found = lifecycle.status_of(
+        record, attempt, job, last_words, _noted_failure(record, attempt, failed) if failed else None
+    )
     # Read after Ray's answer: if Ray has stopped it, the reason was noted before.
     return lifecycle.judged(found, records.ending(record.name), time.time()), job is not None
 
@@ -163,7 +165,7 @@ def trouble(record: Record, attempt: int) -> str:
     return wire.trouble(_text(record, wire.TROUBLE_FILE), attempt)
 
 
-def _told(record: Record, attempt: int, job: Mapping[str, Any]) -> Failure | None:
+def _noted_failure(record: Record, attempt: int, job: Mapping[str, Any]) -> Failure | None:
     """Return why an attempt failed, as its script noted it; `job` is Ray's."""
     return wire.failure(_text(record, wire.FAILURE_FILE), attempt, (job.get("start_time") or 0) / 1000)
 

@@ -34,7 +34,7 @@ def lines(record: Record, rank: int, *, follow: bool, is_open: Iterator[bool]) -
 
 
 def _files(record: Record, rank: int) -> list[Path]:
-    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, OutputLost."""
     path = Path(record.storage) / record.name / wire.RANKS_FILE
     ranks: Any = []
     with contextlib.suppress(FileNotFoundError), disk.reading(path, disk.CHECK_STORAGE):
@@ -44,5 +44,5 @@ def _files(record: Record, rank: int) -> list[Path]:
     if running is None or running.id != record.head:
         if kept := wire.newest(path.parent, wire.rank_log(rank)):
             return [kept]
-        raise sources.gone(record.name, rank, "the head that ran it", "Ray keeps it with the head's own files")
+        raise sources.output_lost(record.name, rank, "the head that ran it", "Ray keeps it with the head's own files")
     return sorted((Path(running.session_dir) / "logs").glob(sources.pattern_of(worker)), reverse=True)

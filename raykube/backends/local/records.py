@@ -129,7 +129,7 @@ def load(name: str) -> Record:
     path = folder(name) / "record.json"
     try:
         with _reading(path):
-            return _made(Record, json.loads(path.read_text(encoding="utf-8")))
+            return _value_of(Record, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise NotFound(
             f"nothing is called {name!r} here", next_step="raykube job list; raykube service list"
@@ -150,7 +150,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise Unreadable(f"cannot read {path}", why=why, next_step=step) from error
 
 
-def _made(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
+def _value_of(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
     """Make a value of what was written, without fields that only a later version knows."""
     known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{key: value for key, value in said.items() if key in known})
@@ -277,7 +277,7 @@ def ending(name: str) -> Ending | None:
         with _reading(path):
             fields = json.loads(path.read_text(encoding="utf-8") or "{}")
             failure = fields.get("failure")
-            why = _made(Failure, failure | {"tail": tuple(failure["tail"])}) if failure else None
+            why = _value_of(Failure, failure | {"tail": tuple(failure["tail"])}) if failure else None
             return Ending(why, fields.get("since"))
     except FileNotFoundError:
         return None
@@ -305,8 +305,8 @@ def _last_status(path: Path) -> Status | None:
     try:
         with _reading(path):
             fields = json.loads(path.read_text(encoding="utf-8"))
-            failure = _made(Failure, fields["failure"]) if fields["failure"] else None
-            return _made(Status, fields | {"earlier": tuple(fields["earlier"]), "failure": failure})
+            failure = _value_of(Failure, fields["failure"]) if fields["failure"] else None
+            return _value_of(Status, fields | {"earlier": tuple(fields["earlier"]), "failure": failure})
     except FileNotFoundError:
         return None
 

@@ -109,10 +109,10 @@ def status(record: Record) -> Status:
     apps = _applications(record, running)
     failed = {name: app for name, app in apps.items() if serveapps.is_undone(app)}
     goes_on = bool(failed) and all(_serves(*each, record, running) for each in failed.items())
-    return replace(_joined(unknown, apps, goes_on=goes_on), url=_url(record, running))
+    return replace(_combined_status(unknown, apps, goes_on=goes_on), url=_url(record, running))
 
 
-def _joined(base: Status, apps: serveapps.Apps, *, goes_on: bool) -> Status:
+def _combined_status(base: Status, apps: serveapps.Apps, *, goes_on: bool) -> Status:
     """Combine the states of a service's applications into one."""
     detail, why = serveapps.line(apps), serveapps.failure(base.name, apps, goes_on=goes_on)
     if any(map(serveapps.is_undone, apps.values())):

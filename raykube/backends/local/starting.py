@@ -44,7 +44,7 @@ def ensure() -> Head:
     if stale := head.read_state():
         retire(stale)
     if starting := head.read_starting():  # whoever started it was killed meanwhile
-        return _published(starting.id, lambda: head.read_starting() is not None)
+        return _wait_until_published(starting.id, lambda: head.read_starting() is not None)
     _check_can_start()
     _log.info("starting a Ray head on this machine")
     return _spawn_keeper(secrets.token_hex(4))
@@ -156,7 +156,7 @@ def _spawn_keeper(head_id: str, *options: str) -> Head:
         )
     _keepers[:] = [*(other for other in _keepers if other.poll() is None), keeper]  # poll() reaps those that have ended
     try:
-        return _published(head_id, lambda: keeper.poll() is None, keeper.pid, adopts=bool(options))
+        return _wait_until_published(head_id, lambda: keeper.poll() is None, keeper.pid, adopts=bool(options))
     except BackendError:
         keeper.kill()
         if not options:  # an adopted head is not ours to end
@@ -164,7 +164,7 @@ def _spawn_keeper(head_id: str, *options: str) -> Head:
         raise
 
 
-def _published(
+def _wait_until_published(
     head_id: str, goes_on: Callable[[], bool], keeper_pid: int | None = None, *, adopts: bool = False
 ) -> Head:
     """Wait until a keeper has published the head that it starts, or that it adopts."""

@@ -76,7 +76,7 @@ def _followed(look: Look) -> Iterator[str]:
                 if pod:  # a log without new lines is no refusal
                     refusals.end()
             except BackendError as error:  # the pod is not there yet, or the server is away
-                if isinstance(error, Forbidden) and refusals.are_meant():
+                if isinstance(error, Forbidden) and refusals.is_final():
                     raise
             run.ended.wait(_PAUSE_S)
         run.check()

@@ -80,7 +80,7 @@ class Followed:
         try:
             self._ask(self._look.head())
         except Forbidden:
-            if self._refusals.are_meant():
+            if self._refusals.is_final():
                 raise
         except BackendError:
             pass

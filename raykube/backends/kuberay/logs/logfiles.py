@@ -138,7 +138,7 @@ class Following:
             files, last = self._find()
         except BackendError as error:
             self._away_since = self._away_since or time.monotonic()
-            refused = isinstance(error, Forbidden) and self._refusals.are_meant()
+            refused = isinstance(error, Forbidden) and self._refusals.is_final()
             if refused or time.monotonic() - self._away_since > GIVE_UP_S:
                 raise
             return False

@@ -31,23 +31,23 @@ def _whole(look: Look, rank: int) -> Iterator[str]:
     details = head.details() if head else {}
     if not details and look.status().is_terminal:
         yield from _stored_lines(
-            look, rank, sources.gone(look.name, rank, "its cluster", "Ray keeps it on the worker's node")
+            look, rank, sources.output_lost(look.name, rank, "its cluster", "Ray keeps it on the worker's node")
         )
         return
     try:
         files = _files(head, look.name, details, rank)
-    except sources.Gone as error:
+    except sources.OutputLost as error:
         yield from _stored_lines(look, rank, error)
         return
     for file in files:
         yield from file.lines()
 
 
-def _stored_lines(look: Look, rank: int, gone: sources.Gone) -> list[str]:
+def _stored_lines(look: Look, rank: int, gone: sources.OutputLost) -> list[str]:
     """Return a rank's lines from the run's storage; empty for a rank that printed nothing.
 
     Raises:
-        Gone: the error `gone`; the storage has nothing of this rank.
+        OutputLost: the error `gone`; the storage has nothing of this rank.
         ConfigError: the run had no such rank.
     """
     text = storage.read_newest(look.kube, look.job, wire.rank_log(rank))
@@ -59,7 +59,7 @@ def _stored_lines(look: Look, rank: int, gone: sources.Gone) -> list[str]:
 
 
 def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: int) -> list[LogFile]:
-    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, Gone."""
+    """Return the files of a rank, standard output first. Raises NotFound, ConfigError, OutputLost."""
     driver = details.get("driver_node_id")
     node, worker = sources.place_of(head.ranks(name, driver) if head and driver else [], rank, name)
     assert head
@@ -69,7 +69,7 @@ def _files(head: RayHead | None, name: str, details: Mapping[str, Any], rank: in
         raise
     except BackendError as error:  # a 500 without words if the node is gone
         why = f"Ray keeps it there, and says of the node that it knew: {error.why}"
-        raise sources.gone(name, rank, "its node", why) from error
+        raise sources.output_lost(name, rank, "its node", why) from error
     return [LogFile(head.cluster, node, path, head.api) for path in found]
 
 

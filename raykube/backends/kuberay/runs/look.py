@@ -18,7 +18,7 @@ from raykube.backends.kuberay.runs import kueue, rayjobs, runstates
 from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
 from raykube.backends.kubernetes.refusals import UnknownKind
-from raykube.backends.kubernetes.watching import Later, Watching
+from raykube.backends.kubernetes.watching import RefusalCache, Watching
 from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
 
 _TAIL_LINES = 40  # some of them are Ray's own
@@ -37,7 +37,7 @@ class Look:
         self.job = objects.found(kube, "RayJob", name)
         self._head: RayHead | None = None
         self._head_of = ("", "")
-        self._later = Later()
+        self._later = RefusalCache()
         self._place = kueue.QueuePosition(kube)
 
     def head(self) -> RayHead | None:

@@ -17,7 +17,7 @@ from raykube.backends.kuberay.serve import servestates
 from raykube.backends.kuberay.serve.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.watching import Later, Refusals, Watching
+from raykube.backends.kubernetes.watching import RefusalCache, Refusals, Watching
 from raykube.errors import BackendError, Forbidden, NotFound, Unreachable
 
 
@@ -37,7 +37,7 @@ class ServeHead:
         try:
             found = dict(self.api.serve_status()["applications"])
         except Forbidden:
-            return None if self._refusals.are_meant() else {}
+            return None if self._refusals.is_final() else {}
         except BackendError:
             return {}
         self._refusals.end()
@@ -61,7 +61,7 @@ def status(kube: Kube, name: str) -> Status:
     service = objects.found(kube, "RayService", name)
     things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
     seen = _observed(service, things, kube.now())
-    head = _askable(kube, seen.cluster, Later())
+    head = _askable(kube, seen.cluster, RefusalCache())
     return servestates.service_status(seen, head.applications() if head else None)
 
 
@@ -87,7 +87,7 @@ class _Follower:
         self._watching = watching
         self._serve = serve
         self._head: ServeHead | None = None
-        self._later = Later()
+        self._later = RefusalCache()
         self._last: Status | None = None
 
     def follow(self) -> Iterator[Status]:
@@ -128,7 +128,7 @@ class _Follower:
         return replace(last, state=state, detail=error.what, failure=unreachable(error))
 
 
-def _askable(kube: Kube, cluster: Mapping[str, Any], later: Later) -> ServeHead | None:
+def _askable(kube: Kube, cluster: Mapping[str, Any], later: RefusalCache) -> ServeHead | None:
     """Return a cluster's head; None if this user may not ask it or nobody answers: the RayService must do then."""
     with contextlib.suppress(BackendError):  # the Secret may not be there yet
         if head_service(cluster):
