@@ -1,4 +1,4 @@
-"""The tree of errors, for both planes; a module that tells one of its own apart has a subclass of it.
+"""The tree of errors, for both planes; modules subclass these for errors that they must tell apart.
 
 ::
 
@@ -10,7 +10,7 @@
      |   + Conflict                the name is taken by something else
      |   + Forbidden               refused for lack of rights
      |   + Unreachable             no answer
-     |   + ServiceFailed           the place took a service, which did not come up
+     |   + ServiceFailed           the place took a service, but it did not come up
      + RunError                    a run did not end well
          + RunFailed               reason, exit_code, evidence, tail
          + RunStopped              somebody stopped it
@@ -106,7 +106,7 @@ class Unreachable(BackendError):
 
 
 class ServiceFailed(BackendError):
-    """A service was deployed and is not up, as a run that was submitted and failed; ``why`` holds Serve's own words."""
+    """A service was deployed but is not up, like a run that failed; ``why`` holds Serve's own words."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class RunError(RaykubeError):
 
 
 def install(extra: str) -> str:
-    """Return the next step where the packages of an extra are missing; raykube is on no package index yet."""
+    """Return the next step when an extra's packages are missing; raykube is on no package index yet."""
     return f"in a clone of raykube: pip install '.[{extra}]'"
 
 
 def tail_title(tail: Sequence[str]) -> str:
-    """Return the line above the last lines of a log."""
+    """Return the heading above the last lines of a log."""
     return f"last {len(tail)} lines of its log:" if len(tail) > 1 else "last line of its log:"
 
 

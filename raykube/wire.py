@@ -10,15 +10,15 @@ A run's folder, below the place's storage::
     STORAGE/RUN/result.json              the last stage's Result; its presence means "that stage ended well"
     STORAGE/RUN/attempts.jsonl           on a cluster: a row for each attempt's start, and one for its end
     STORAGE/RUN/driver.log               on a cluster: what the entrypoint printed, in all attempts
-    STORAGE/RUN/ranks.json               of the training that began last: [Ray's node id, its worker id] of each rank
-    STORAGE/RUN/trouble.json             {"time", "attempt", "message", "waits"} of the worker lost last, or of a wait
-    STORAGE/RUN/failure.json             {"time", "attempt", "reason", "message", "next_step"} of the last train
-                                         or sweep whose failure ended a script, if one did
+    STORAGE/RUN/ranks.json               of the last training: [Ray's node id, Ray's worker id] of each rank
+    STORAGE/RUN/trouble.json             {"time", "attempt", "message", "waits"}: the last lost worker, or a wait
+    STORAGE/RUN/failure.json             {"time", "attempt", "reason", "message", "next_step"}: the last train
+                                         or sweep whose failure ended a script, if any
     STORAGE/RUN/.code/HASH.zip           on a cluster: code that is too large for a ConfigMap
-    STORAGE/RUN/STAGE/metrics.jsonl      one row a report: {"time", "attempt", "metrics", "checkpoint"}
-    STORAGE/RUN/STAGE/metrics.jsonl.plain  the same of plain ray.train.report
+    STORAGE/RUN/STAGE/metrics.jsonl      one row per report: {"time", "attempt", "metrics", "checkpoint"}
+    STORAGE/RUN/STAGE/metrics.jsonl.plain  the same for plain ray.train.report
     STORAGE/RUN/STAGE/rank-N.log         what the worker of that rank printed, over all its starts
-    STORAGE/RUN/STAGE/work.json          whose stage it is: {"work", "attempt", "process"}
+    STORAGE/RUN/STAGE/work.json          which call the stage belongs to: {"work", "attempt", "process"}
     STORAGE/RUN/STAGE/result.json        that stage's Result
     STORAGE/RUN/STAGE/checkpoint_*/      Ray Train's checkpoints
 
@@ -54,14 +54,14 @@ TRACKING = "RAYKUBE_TRACKING"
 GIT_COMMIT = "RAYKUBE_GIT_COMMIT"
 MAX_FAILURES = "RAYKUBE_MAX_FAILURES"
 
-#: Key of Ray's job metadata: a hash of a run's command and code, which tells it from another of its name.
+#: Key in Ray's job metadata. Its value, a hash of a run's command and code, tells the run from others of its name.
 WORK_KEY = "raykube.work"
-#: What a run says that finds another's folder in its storage.
+#: What a run says when its folder in the storage belongs to another run.
 NAME_TAKEN = "is of another run of this name, with other code or another command"
 
 RESULT_FILE = "result.json"
 WORK_FILE = "work.json"
-#: Of a stage: what ``raykube.report`` is told, and, written by another process, what plain ``ray.train.report`` is.
+#: A stage's rows from ``raykube.report`` and, written by another process, those from plain ``ray.train.report``.
 METRICS_FILE, PLAIN_METRICS_FILE = "metrics.jsonl", "metrics.jsonl.plain"
 METRICS_FILES = (METRICS_FILE, PLAIN_METRICS_FILE)
 ATTEMPTS_FILE = "attempts.jsonl"
@@ -69,16 +69,16 @@ LOG_FILE = "driver.log"
 RANKS_FILE = "ranks.json"
 TROUBLE_FILE = "trouble.json"
 FAILURE_FILE = "failure.json"
-#: How Python ends for an exception that nobody caught. With another code something else has ended an entrypoint.
+#: Python's exit code after an uncaught exception; any other code means that something else ended the entrypoint.
 UNCAUGHT = 1
 #: Ray hands on the last 20,000 characters of a log, and the line with the message is to be read there from its start.
 _LONGEST = 4000
 _TOLD = ("reason", "message", "next_step")
 _FAILED = re.compile(r"raykube: attempt \d+ failed: (\w+): (.*?)(?: \(next: ((?:(?! \(next: ).)*)\))?")
 
-#: So many bytes of the end of a metrics file are read, the more where they hold no whole row.
+#: Bytes read from the end of a metrics file; the larger number only if the smaller part holds no whole row.
 _TAILS = (65_536, 2**20)
-#: Silence is told in whole steps, so that what is told of a run does not change with each look.
+#: Silence is rounded down to whole steps, so that a run's status does not change with each look.
 _QUIET_STEP_S = 60.0
 
 
@@ -88,10 +88,10 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with the home folder that a ``~`` at its beginning stands for.
+    """Return a path with a leading ``~`` or ``~user`` replaced by that home folder.
 
     Raises:
-        ConfigError: it stands for none.
+        ConfigError: there is no such home folder.
     """
     try:
         return Path(path).expanduser()
@@ -101,38 +101,38 @@ def expanded(path: str | Path) -> Path:
 
 
 def default_storage(environ: Mapping[str, str] = os.environ) -> str:
-    """Return where runs are kept when nothing else was said: a folder on this machine."""
+    """Return where runs are kept by default: a folder on this machine."""
     return str(home(environ) / "runs")
 
 
 def state_file(run: str) -> str:
-    """Return the name, in the log folder of the driver's node, of the file that tells the state of a run."""
+    """Return the name of a run's state file, which lies in Ray's log folder on the driver's node."""
     return f"raykube-{run}.json"
 
 
 def rank_log(rank: int) -> str:
-    """Return the name of the file, in a stage's folder, that keeps what the worker of a rank printed."""
+    """Return the name of a rank's log, which lies in the stage's folder and keeps what that worker printed."""
     return f"rank-{rank}.log"
 
 
 def ranks_file(run: str) -> str:
-    """Return the name, in the same folder, of the copy of a run's ``ranks.json``."""
-    return f"raykube-{run}.ranks.json"  # no name of a run has a dot
+    """Return the name of the copy of a run's ``ranks.json`` in Ray's log folder on the driver's node."""
+    return f"raykube-{run}.ranks.json"  # not the name of a state file, as no run's name has a dot
 
 
-# The smallest part of a resource that Ray keeps count of.
+# The smallest amount of a resource that Ray counts.
 _LEAST = 1e-4
 #: How many GPUs a worker may have, in words.
 GPU_SHARE = "0, a part of one as in 0.5, or a whole number"
 
 
 def is_cpu_share(number: float) -> bool:
-    """Tell whether a worker may have so many CPUs."""
+    """Whether a worker may have this many CPUs."""
     return _LEAST <= number < float("inf")
 
 
 def is_gpu_share(number: float) -> bool:
-    """Tell whether Ray gives a worker so many GPUs: of more than one, it gives no parts."""
+    """Whether Ray gives a worker this many GPUs; above one, only whole numbers."""
     return number == 0 or _LEAST <= number < 1 or (1 <= number < float("inf") and number == int(number))
 
 
@@ -176,18 +176,18 @@ def parse_workers(text: str) -> int | tuple[int, int]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one ``train`` or ``sweep`` ended with. Written inside, read anywhere.
+    """The outcome of one ``train`` or ``sweep``; written inside, read anywhere.
 
     Attributes:
         kind: ``"train"`` or ``"sweep"``.
         run: the run's name.
         path: folder (or URI) of the stage that made it; holds the checkpoints and the metric history.
-        metrics: of `checkpoint`; the last ones reported where there is none.
-        checkpoint: path or URI of the best checkpoint by the metric asked for, of the last one where none was; None
-            when the loop reported none.
-        params: the config of the loop; of the best trial for a sweep.
+        metrics: those reported with `checkpoint`; without a checkpoint, the last ones reported.
+        checkpoint: path or URI of the best checkpoint by the requested metric, or of the last one if no metric was
+            requested or no checkpoint has it; None when the loop reported no checkpoint.
+        params: the loop's config; for a sweep, that of the best trial.
         model_uri: MLflow's ``models:/NAME/VERSION`` when the model was registered, else None.
-        trials: one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial; empty for ``train``.
+        trials: one ``{"trial", "params", "metrics", "checkpoint", "error"}`` per trial; empty for ``train``.
         notes: what did not work but was not worth failing for, such as an unreachable tracking server.
     """
 
@@ -204,7 +204,7 @@ class Result:
     def history(self) -> list[dict[str, Any]]:
         """Return every reported row, oldest first: ``{"time", "attempt", "metrics", "checkpoint"}``.
 
-        Only where `path` is a folder that this machine can read, as in the script itself; else there are none.
+        Empty unless `path` is a folder that this machine can read, as in the script itself.
         """
         files = (Path(self.path) / name for name in METRICS_FILES)
         rows = (row for file in files for row in read_rows(file) if isinstance(row.get("time"), (int, float)))
@@ -216,10 +216,10 @@ class Result:
 
     @staticmethod
     def from_json(text: str) -> Result:
-        """Read what :meth:`to_json` wrote, without fields that only a later version knows.
+        """Read what :meth:`to_json` wrote, and ignore fields that only a later version knows.
 
         Raises:
-            BackendError: it is torn, or no result.
+            BackendError: the text is torn, or is not a result.
         """
         try:
             fields = {key: value for key, value in json.loads(text).items() if key in Result.__dataclass_fields__}
@@ -233,7 +233,8 @@ class Result:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file; none when it does not exist.
 
-    A last line without its newline is left out: its writer is still at it, or was killed there. So is what is no row.
+    A last line without a newline is skipped, because its writer is still at work or was killed; so is any line that
+    is not a row.
     """
     if not path.exists():
         return
@@ -242,7 +243,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def row_of(line: str | bytes) -> dict[str, Any]:
-    """Return the row that a line holds; empty where it holds none, as after a power failure or by somebody else."""
+    """Return the row in a line; empty if there is none, as after a power failure or in somebody else's file."""
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(line)
         return found if isinstance(found, dict) else {}
@@ -250,15 +251,15 @@ def row_of(line: str | bytes) -> dict[str, Any]:
 
 
 def quiet_s(silence: float) -> float:
-    """Return for how long a run has reported nothing, in whole minutes; 0 below one."""
+    """Return for how many seconds a run has reported nothing, rounded down to whole minutes."""
     return max(0.0, silence // _QUIET_STEP_S * _QUIET_STEP_S)
 
 
 def last_report(folder: Path) -> dict[str, Any]:
-    """Return the row reported last below a run's folder, by a stage or a trial; empty when there is none.
+    """Return the last row that a stage or a trial reported below a run's folder; empty if there is none.
 
-    Ray Train deletes superseded checkpoints while this looks, so they are not entered (a worker's
-    half-written files are no reports either), and what is gone at the second look is no error.
+    Ray Train deletes superseded checkpoints meanwhile, so their folders are not entered (a worker's
+    half-written files are no reports either), and a file that is gone at the second look is no error.
     """
     path = newest(folder, METRICS_FILE)
     if path is None:
@@ -273,9 +274,9 @@ def last_report(folder: Path) -> dict[str, Any]:
 
 
 def last_row(data: bytes) -> dict[str, Any]:
-    """Return the row in the last whole line of the end of a metrics file; empty when there is none.
+    """Return the row in the last whole line of `data`, the end of a metrics file; empty if there is none.
 
-    Nor is it an error when the line cannot be read: another program's file may have that name.
+    An unreadable line is no error either: another program's file may have that name.
     """
     lines = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
     with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -285,7 +286,7 @@ def last_row(data: bytes) -> dict[str, Any]:
 
 
 def newest(folder: Path, name: str) -> Path | None:
-    """Return the file written last, below a run's folder, whose name begins with `name`; by a stage or a trial."""
+    """Return the newest file of a stage or trial below a run's folder whose name begins with `name`; None if none."""
     return max(_named(folder, name), default=(0.0, None))[1]
 
 
@@ -301,7 +302,7 @@ def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
 
 
 def trouble(text: str, attempt: int) -> str:
-    """Read a run's trouble file: what its attempt `attempt` has lost last, or waits for, and when; "" for nothing."""
+    """Return what a run's attempt last lost or waits for, and when, from its trouble file; "" for nothing."""
     note = row_of(text)
     if note.get("attempt") != attempt:
         return ""
@@ -311,13 +312,13 @@ def trouble(text: str, attempt: int) -> str:
 
 
 def failure(text: str, attempt: int, since: float) -> Failure | None:
-    """Read a run's failure file: why its attempt `attempt`, which has begun at `since`, was ended; None for no reason.
+    """Return why the attempt that began at `since` ended, from a run's failure file; None if that does not say.
 
-    An earlier run of this name, whose folder was left, may have had an attempt of that number.
+    The number of the attempt is not enough: an earlier run of this name, whose folder was left, may have had it too.
     """
     note = row_of(text)
     with contextlib.suppress(LookupError, TypeError, AttributeError, StopIteration):  # it is somebody else's file
-        # An error may name a file whose name is no Unicode.
+        # An error may quote a file name that is not Unicode.
         reason, message, step = (note[key].encode(errors="replace").decode() for key in _TOLD)
         words = next(line.strip() for line in message.splitlines() if line.strip())
         if note["attempt"] == attempt and note["time"] >= since:
@@ -326,19 +327,19 @@ def failure(text: str, attempt: int, since: float) -> Failure | None:
 
 
 def failure_line(attempt: int, failure: Failure) -> str:
-    """Return the line that the log of a run on a cluster ends with, after `raykube: `, whose last attempt failed so."""
+    """Return the last line, after `raykube: `, of the log of a run on a cluster whose last attempt failed this way."""
     step = f" (next: {failure.next_step})" if failure.next_step else ""
     return f"attempt {attempt} failed: {failure.reason}: {failure.message}{step}"
 
 
 def failure_of(line: str) -> Failure | None:
-    """Read the last line of a log as :func:`failure_line` makes it; None for any other."""
+    """Parse a log's last line as made by :func:`failure_line`; None for any other line."""
     found = _FAILED.fullmatch(line)
     return Failure(found[1], found[2], UNCAUGHT, next_step=found[3] or "") if found else None
 
 
 def finite(value: Any) -> Any:
-    """Return a value with None in place of each number that is not finite: JSON has none."""
+    """Return a value with None in place of each number that is not finite: JSON has no such numbers."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where runs are kept and where MLflow is, as the environment says; what of such an address may be shown."""
+"""Where the environment says that runs and MLflow are, and how such addresses are shown without secrets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def base(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def tracking(path: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return MLflow's tracking URI: its own variable, else a database beside the runs; empty if neither can be."""
+    """Return MLflow's tracking URI: its own variable, else a database beside the runs; empty if those are at a URI."""
     return environ.get("MLFLOW_TRACKING_URI") or ("" if storage.is_uri(path) else database(path))
 
 
 def registry(uri: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the URI of MLflow's registry, where runs are tracked at `uri`."""
+    """Return the URI of MLflow's registry: its own variable, else the tracking URI `uri`."""
     return environ.get("MLFLOW_REGISTRY_URI") or uri
 
 
@@ -31,9 +31,9 @@ def database(path: str) -> str:
 
 
 def shown(text: str, *uris: str) -> str:
-    """Return `text` without the user and password in `uris`, and in whatever else it has of this kind."""
+    """Return `text` without the users and passwords in `uris`, or in any other URI or password parameter in it."""
     for uri in uris:
-        if found := re.match(r"[\w.+-]+://([^/:]*(?::.*)?@)", uri):  # one that holds a slash is known by this alone
+        if found := re.match(r"[\w.+-]+://([^/:]*(?::.*)?@)", uri):  # only this finds a password with a slash
             text = text.replace(found[1], "")
     text = re.sub(r"(\w://)[^/\s]*@", r"\1", text)
     return re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)

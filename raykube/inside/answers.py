@@ -1,4 +1,4 @@
-"""What a replica answers: a request's instances read, a prediction made of each, and told as JSON."""
+"""How a replica answers: it reads a request's instances, makes a prediction for each, and replies as JSON."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any
 
 from raykube import wire
 
-# `raykube service logs` shows what goes there.
+# `raykube service logs` shows this logger's lines.
 _serve_log = logging.getLogger("ray.serve")
 Predict = Callable[[Any, list[Any]], Sequence[Any]]
 
 _BAD_INPUT = (ValueError, TypeError, LookupError)
 _UNWRITABLE = (TypeError, ValueError, RecursionError)
-#: So many instances at fault are told of one request.
+#: How many bad instances of one request its answer names at most.
 _TOLD = 5
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An instance that `predict` could not take, why, and the HTTP status that says whose fault that is."""
+    """Why `predict` could not take an instance, and the HTTP status that says whose fault that is."""
 
     reason: str
     status: int = 400
 
 
 def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
-    """Return one prediction an instance, or :class:`Refused` for those that it fails on alone."""
+    """Return a prediction for each instance, or :class:`Refused` for each that fails even on its own."""
     try:
         found = predict(model, instances)
-        found = list(found) if isinstance(found, Iterator) else found  # a generator has not run before
-    except Exception as error:  # noqa: BLE001 - PyTorch says a wrong shape by RuntimeError, others by their own
-        if len(instances) == 1 or isinstance(error, OSError):  # what does not answer would not for each of them
+        found = list(found) if isinstance(found, Iterator) else found  # a generator runs only here
+    except Exception as error:  # noqa: BLE001 - PyTorch raises RuntimeError for a wrong shape, others their own
+        if len(instances) == 1 or isinstance(error, OSError):  # what is unreachable stays so for each instance
             return [_refused(error)] * len(instances)
         # The batch holds instances of several requests: find the bad one, answer the others.
         return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
@@ -47,23 +47,23 @@ def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any
 
 
 def predict_parts(predict: Predict, model: Any, parts: list[list[Any]]) -> list[list[Any]]:
-    """Return :func:`predict_each` of the parts of several requests, predicted together, for each part."""
+    """Predict the parts of several requests together; return each part's outcomes as :func:`predict_each` does."""
     found = iter(predict_each(predict, model, [instance for part in parts for instance in part]))
     return [list(itertools.islice(found, len(part))) for part in parts]
 
 
 def size_of(parts: Sequence[Sequence[Any]]) -> int:
-    """Return how many instances are in parts."""
+    """Return how many instances the parts hold."""
     return sum(map(len, parts))
 
 
 def _one_each(found: Any, count: int) -> list[Any]:
-    """Return what `predict` gave as a list.
+    """Return the predictions that `predict` gave as a list.
 
     Raises:
-        RuntimeError: it is not one prediction an instance, in their order.
+        RuntimeError: they are not one prediction per instance, in order.
     """
-    # To go through these gives the names of columns, or letters; a set has no order.
+    # Iterating over these gives keys, column names or letters; a set has no order.
     if isinstance(found, Mapping | AbstractSet | str | bytes) or hasattr(found, "columns"):
         raise RuntimeError(f"predict gave one {type(found).__name__}, not a list with a prediction for each instance")
     try:
@@ -77,13 +77,13 @@ def _one_each(found: Any, count: int) -> list[Any]:
 
 def _refused(error: Exception) -> Refused:
     bad_input = isinstance(error, _BAD_INPUT)
-    if not bad_input:  # it may as well be the model's fault: whoever serves it needs to see where
+    if not bad_input:  # perhaps the model's fault: whoever serves it needs the traceback
         _serve_log.error("predict failed on an instance", exc_info=error)
     return Refused(f"{type(error).__name__}: {error}", 400 if bad_input else 500)
 
 
 def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
-    """Return what a request is answered, for the outcome of each of its instances, and the HTTP status."""
+    """Return a request's answer and HTTP status, given the outcome of each of its instances."""
     refused = [(index, one) for index, one in enumerate(found) if isinstance(one, Refused)]
     if refused:
         said = "; ".join(f"instances[{index}]: {one.reason}" for index, one in refused[:_TOLD])
@@ -92,7 +92,7 @@ def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
 
 
 def reply(found: Sequence[Any]) -> tuple[bytes, int]:
-    """Return :func:`answer` as JSON text, and the HTTP status; what JSON cannot hold is an error of `predict`."""
+    """Return :func:`answer` as JSON, and the HTTP status; a prediction that JSON cannot hold is `predict`'s error."""
     body, status = answer(found)
     try:
         return as_text(body), status
@@ -112,12 +112,12 @@ def _written(prediction: Any) -> Any:
 def as_text(body: Any) -> bytes:
     """Return the JSON text of an answer.
 
-    A number that JSON has not, as NaN, is null, as JavaScript and pandas write it: what else the answer holds is sound,
-    and ``NaN`` as it is would make the whole of it unreadable for strict readers.
+    NaN and infinities become null, as in JavaScript and pandas: the rest of the answer is sound, and a bare ``NaN``
+    would make all of it unreadable for strict readers.
     """
     try:
         return _dump(body)
-    except ValueError:  # looked for only then: most answers have none, and may be large
+    except ValueError:  # look for NaN only now: most answers have none, and may be large
         return _dump(wire.finite(json.loads(json.dumps(body, default=_listed))))
 
 
@@ -126,7 +126,7 @@ def _dump(body: Any) -> bytes:
 
 
 def _listed(value: Any) -> Any:
-    """Return a value of numpy or PyTorch that lies within a prediction as JSON has it."""
+    """Convert a numpy or PyTorch value within a prediction to what JSON can hold."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"it knows no {type(value).__name__}")
     return value.tolist()
@@ -136,7 +136,7 @@ def read_instances(body: bytes) -> list[Any]:
     """Return the instances of a request's body.
 
     Raises:
-        ValueError: it is not ``{"instances": [...]}``.
+        ValueError: the body is not ``{"instances": [...]}``.
     """
     try:
         found = json.loads(body)

@@ -4,21 +4,21 @@
 
     python -m raykube.inside.attempts RETRIES 'python -m jobs.digits --epochs 20'
 
-What the keeper does for a run on one machine, this does in the head's pod, next to the driver:
+This does, in the head's pod and next to the driver, what the keeper does for a run on one machine:
 
-- an entrypoint that fails is started again on the same cluster, in seconds and not after a new one has come up;
-- KubeRay starts a job again, in silence, when its head was lost. The run's storage tells that from a first start: it
-  counts as an attempt, and beyond RETRIES it is refused instead of doing all the work twice. What had ended well by
-  then has ended well;
-- of two attempts that both believe to be the run's, as when a node comes back, the older one is ended;
-- a deadline ends the entrypoint: KubeRay only calls the RayJob failed then, and on a cluster that stays Ray goes on;
-- the output goes to the storage too, and what a reader asks for most (attempt, metrics, result; where the output of
-  each rank is) to small files in Ray's log folder, which the dashboard hands out.
+- a failed entrypoint is started again on the same cluster within seconds, without waiting for a new cluster;
+- KubeRay silently starts a job again when its head was lost. The run's storage tells that from a first start: it counts
+  as an attempt, and beyond RETRIES it is refused instead of doing all the work twice. A run that had already ended well
+  stays so;
+- when two attempts run at once, as after a lost node comes back, the older one is ended;
+- the deadline ends the entrypoint: KubeRay would only call the RayJob failed, and Ray goes on if the cluster stays;
+- the output is also copied to the storage; what readers ask for most (attempt, metrics, result, where each rank's
+  output is) goes to small files in Ray's log folder, which the dashboard serves.
 
-A storage that cannot be used when the run begins is refused: the run could keep nothing. From then on it may fail for a
-moment: what was not written is written later, and neither the exit code nor the attempts left depend on it.
+If the storage cannot be used when the run begins, the run is refused: it could keep nothing. After that the storage may
+fail for a while: what was not written is written later, and neither the exit code nor the attempts left depend on it.
 
-Only the standard library is imported: it must start fast, and on any image.
+It imports only the standard library, because it must start fast, and on any image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _REMOTE_S = 15.0
 _END_S = 5.0
 _JOIN_S = 60.0
 _TAKEN_OVER = 75
-_TIMED_OUT = 124  # as timeout(1) says it
+_TIMED_OUT = 124  # the exit code of timeout(1)
 
 
 class Attempts:
@@ -80,9 +80,10 @@ class Attempts:
             return self._leave_done()
         if self.attempt > self._run.first + self._run.retries:
             return self._refuse()
-        # Raises, as all before it: from here on nothing that is written may.
+        # This write may still raise, like all before it; later ones must not.
         self._run.note(self._run.start(self.attempt))
-        if any("message" in row for row in rows):  # else one that prints nothing would seem to have failed as that did
+        # Without this line, an attempt that prints nothing would seem to have failed as the one before it did.
+        if any("message" in row for row in rows):
             outputs.say(f"attempt {self.attempt} begins")
         watcher = threading.Thread(target=self._look_after, daemon=True)
         for thread in (watcher, self._limit):
@@ -109,21 +110,21 @@ class Attempts:
     def _once(self, command: str) -> int:
         environ = {**os.environ, wire.ATTEMPT: str(self.attempt)}
         began = time.time()
-        # A shell, as Ray itself runs an entrypoint.
+        # In a shell, as Ray itself runs an entrypoint.
         self._process = subprocess.Popen(command, shell=True, env=environ)  # noqa: S602
         code = self._process.wait()
         code = code if code >= 0 else 128 - code
-        if self._is_last(code):  # before the storage is asked, which may give no answer
+        if self._is_last(code):  # before asking the storage, which may not answer
             self._limit.cancel()
         if not self._stopped:
             self._kept.note(noted.end(self.attempt, code, *self._why(code, began)))
         return code
 
     def _why(self, code: int, began: float) -> tuple[str, str]:
-        """Return reason and words for how an attempt has ended: those of `train` or `sweep`, if that ended it.
+        """Return the reason and the message of an attempt's end: those of `train` or `sweep`, if that failed.
 
-        Of the last attempt they are the log's last line. So they are in what Ray tells of the job, and KubeRay copies,
-        and are known also when the cluster is gone.
+        For the last attempt, print them as the log's last line: that is in Ray's message about the job, which KubeRay
+        copies, and so is known even after the cluster is gone.
         """
         if code != wire.UNCAUGHT:
             return ("EntrypointFailed" if code else ""), ""
@@ -150,7 +151,7 @@ class Attempts:
         return 1
 
     def _stop(self, *_: object) -> None:
-        """Take the signal of ``ray job stop``, which the entrypoint gets too: what follows is no failure."""
+        """Handle the signal of ``ray job stop``: the entrypoint gets it too, and its end is then no failure."""
         self._stopped = True
 
     def _look_after(self) -> None:
@@ -167,13 +168,13 @@ class Attempts:
                 return
 
     def _overtaken(self) -> bool:
-        """Tell whether a later attempt has begun; not while the storage cannot tell."""
+        """Whether a later attempt has begun; False while the storage cannot be read."""
         with contextlib.suppress(*UNUSABLE):
             return any(row["attempt"] > self.attempt for row in self._run.rows())
         return False
 
     def _time_out(self) -> None:
-        """End the run at its deadline, in a thread that waits for no storage: that of a run may give no answer."""
+        """End the run at its deadline, in a thread of its own: a storage that gives no answer must not delay that."""
         words = f"attempt {self.attempt} ends after {self._run.timeout_s:g} s (timeout_s)"
         self._cut(words, _TIMED_OUT, noted.end(self.attempt, _TIMED_OUT, "DeadlineExceeded"))
 
@@ -183,21 +184,21 @@ class Attempts:
         self._stopped, self._cut_short = True, code
         noting = threading.Thread(target=self._kept.note, args=ends, daemon=True)
         noting.start()
-        noting.join(INSIST_S)  # before the signals: where Ray runs us, the last of them ends us too
+        noting.join(INSIST_S)  # before the signals: under Ray, SIGKILL ends this process too
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
             if self._ended.wait(_END_S):
                 return
 
     def _signal(self, number: signal.Signals) -> None:
-        """Signal the entrypoint with all that it has started; Ray gives each job a session of its own."""
+        """Signal the entrypoint and, under Ray, which gives each job its own session, all that it has started."""
         if os.getpgrp() == os.getsid(0):
             os.killpg(0, number)
         elif self._process:
             self._process.send_signal(number)
 
     def _wind_up(self, watcher: threading.Thread) -> None:
-        """Write what is still due once the watcher has left the log: both at once would write it twice."""
+        """Write what is still due, once the watcher has stopped: two at once would copy the log twice."""
         self._ended.set()
         watcher.join(_JOIN_S)
         if watcher.is_alive():

@@ -1,4 +1,4 @@
-"""How a search began: after an interruption Tune goes on with it as it was, whatever it is given then."""
+"""What a search began with; a resumed sweep keeps these values, whatever Tune is given then."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SEARCH_FILE = "search.json"
 
 
 def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) -> tuple[int, int, tuple[str, ...]]:
-    """Return how many trials are tried, how many at once, and notes of what is otherwise now.
+    """Return the number of trials, how many run at once, and notes on what has changed since the search began.
 
-    `fit` is how many the cluster has room for.
+    A new search records its values; one that `goes_on` keeps them. `fit` is how many trials the cluster fits at once.
     """
     path = storage.join(stage.path, _SEARCH_FILE)
     now = {"trials": trials, "at_once": min(trials, fit), "space": described(task.config)}
@@ -27,7 +27,7 @@ def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) 
     if not begun:
         storage.write_text(path, json.dumps(now))
         return trials, min(trials, fit), ()
-    at_once = begun.get("at_once", min(begun["trials"], fit))  # an older raykube has not noted it
+    at_once = begun.get("at_once", min(begun["trials"], fit))  # an older raykube did not note it
     notes = tuple(filter(None, (_unheeded(begun, now), _other_room(at_once, begun["trials"], fit))))
     for note in notes:
         log.warning("%s", note)
@@ -35,7 +35,7 @@ def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) 
 
 
 def _unheeded(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what was changed in the script since; "" if nothing was but the order of keys."""
+    """Return a note on what the script has changed since; "" if nothing but the order of keys."""
 
     def told(search: Mapping[str, Any], name: str) -> str:
         return json.dumps(search[name], sort_keys=True)

@@ -20,24 +20,24 @@ log = logging.getLogger("raykube")
 STATE_FILE = "state.pt"
 _DRAFT = ".draft"
 _OURS = re.compile(r"checkpoint_\d{8}-\d{6}-\d{6}$")
-_LIST = "checkpoint_manager_snapshot.json"  # of Ray, in the stage
+_LIST = "checkpoint_manager_snapshot.json"  # Ray's list of checkpoints, in the stage
 
 
 def new_name(now: float) -> str:
-    """Return a name that no other checkpoint of this stage has, and that says that its row is recorded."""
+    """Return a new name for a checkpoint of a stage; its form says that the checkpoint's row is recorded."""
     return f"checkpoint_{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{int(now % 1 * 1e6):06d}"
 
 
 def is_ours(name: str) -> bool:
-    """Tell the folder of a checkpoint that ``raykube.report`` has named."""
+    """Whether ``raykube.report`` named this checkpoint folder."""
     return bool(_OURS.match(name))
 
 
 def require_whole(state: Mapping[str, Any]) -> None:
-    """Refuse a state that lies in parts on the workers: only rank 0 saves, and so its own part.
+    """Refuse a state with tensors that are spread over the workers: rank 0 would save only its own part.
 
     Raises:
-        ConfigError: it holds such tensors.
+        ConfigError: the state holds such tensors.
     """
     if parts := list(_spread(state, "", set())):
         more = f" and {len(parts) - 1} more" if parts[1:] else ""
@@ -55,9 +55,9 @@ def _spread(state: Any, path: str, seen: set[int]) -> Iterator[str]:
         yield path
     if id(state) in seen or not isinstance(state, Mapping | list | tuple):
         return
-    seen.add(id(state))  # it may hold itself
+    seen.add(id(state))  # a state may contain itself
     for name, value in state.items() if isinstance(state, Mapping) else enumerate(state):
-        if type(value) in PLAIN:  # of which there may be very many
+        if type(value) in PLAIN:  # there may be very many of these
             continue
         yield from _spread(value, f"{path}.{name}".lstrip("."), seen)
 
@@ -65,8 +65,8 @@ def _spread(state: Any, path: str, seen: set[int]) -> Iterator[str]:
 def save(state: Mapping[str, Any], directory: str | Path) -> Path:
     """Write `state` (names to tensors, ``state_dict()``s, numbers) into `directory` and return the file.
 
-    A writer that is killed leaves no half checkpoint: the file, and a folder that is new, get their
-    names when they are complete.
+    A killed writer leaves no half checkpoint: the file, and a new folder, get their names only when
+    they are complete.
     """
     import torch
 
@@ -86,22 +86,22 @@ def save(state: Mapping[str, Any], directory: str | Path) -> Path:
 
 
 def remove_drafts(stage: str) -> None:
-    """Remove the checkpoints of a stage that a killed writer left unfinished."""
+    """Remove the unfinished checkpoints that a killed writer left in a stage."""
     if not storage.is_uri(stage):
         for draft in Path(stage).glob(f".checkpoint_*{_DRAFT}"):
             shutil.rmtree(draft, ignore_errors=True)
 
 
 def remove_unheard(stage: str, goes_on: str) -> None:
-    """Remove the checkpoints of a stage that a worker wrote and, killed, did not bring to the ears of Ray's controller.
+    """Remove checkpoints that Ray's controller never heard of, because the worker was killed after it wrote them.
 
-    Nobody would remove them later; those of a training that begins again, without a checkpoint, stay. All that is there
-    when rank 0 starts is of an earlier start: it has named none yet.
+    Nobody would remove them later. If a training begins again without a checkpoint, they stay. All checkpoints that are
+    there when rank 0 starts are from an earlier start, since this one has named none yet.
 
     Args:
-        stage: its folder or URI.
-        goes_on: the name of the checkpoint that this start goes on from, which Ray's controller has listed last. A list
-            without it cannot be read, or is an old one as a network file system may show: nothing is removed by that.
+        stage: the stage's folder or URI.
+        goes_on: the name of the checkpoint that this start goes on from, the last in the list of Ray's controller. A
+            list without it is unreadable, or an old one as a network file system may show; then nothing is removed.
     """
     try:
         listed = storage.read_from(storage.join(stage, _LIST)).decode()
@@ -110,7 +110,7 @@ def remove_unheard(stage: str, goes_on: str) -> None:
         for name in storage.folders(stage):
             if is_ours(name) and name not in listed:
                 storage.remove(storage.join(stage, name))
-    except (OSError, ValueError) as error:  # they take room, no more: the training goes on
+    except (OSError, ValueError) as error:  # they only take up room: the training goes on
         log.warning("checkpoints of killed workers may be left in %s: %s", stage, error)
 
 
@@ -121,11 +121,11 @@ def load(checkpoint: Any, map_location: str = "cpu", *, trusted: bool = False) -
         checkpoint: a folder, a URI, or a ``ray.train.Checkpoint``.
         map_location: the device on which tensors are put.
         trusted: also read pickled objects other than tensors and plain values. They can run code, so
-            say this only of checkpoints of your own.
+            set this only for checkpoints of your own.
 
     Raises:
         NotFound: there is no such checkpoint, or it was not written by :func:`save`.
-        ConfigError: it holds other objects and is not `trusted`.
+        ConfigError: it holds such objects, and is not `trusted`.
     """
     if hasattr(checkpoint, "as_directory"):
         with checkpoint.as_directory() as folder:

@@ -19,7 +19,7 @@ from raykube.inside.troubles import Troubles
 
 try:
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-except ImportError:  # an inner place of Ray, which may move; nobody then knows where the output of a rank is
+except ImportError:  # an internal module of Ray, which may move; then nobody knows where a rank's output is
     WorkerGroupCallback = UserCallback
 
 log = logging.getLogger("raykube")
@@ -29,10 +29,10 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
     """Records rows of plain ``ray.train.report``, notes lost workers, and ends a run whose loop has a bug.
 
     Args:
-        stage: its folder or URI. Rows go to a file beside its metrics file: two writers of one object overwrite each
-            other, and so may two machines that append to one file of a network file system.
-        attempt: of the run.
-        troubles: where it is noted what keeps the run.
+        stage: the stage's folder or URI. Rows go to a file beside its metrics file, because two writers of one object
+            overwrite each other, as may two machines that append to one file on a network file system.
+        attempt: the run's attempt.
+        troubles: where lost workers are noted.
         metric: by which the best checkpoint is chosen, if any.
     """
 
@@ -44,8 +44,8 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         self._recorder: Recorder | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # We are in the controller now. Stopping a trial early ends its workers before their backend, which Ray
-        # reports with a traceback that says of itself that it is expected.
+        # This runs in the controller. Stopping a trial early ends its workers before their backend; Ray logs that with
+        # a traceback that says of itself that it is expected.
         logging.getLogger("ray.train.v2._internal.callbacks.backend_setup").setLevel(logging.ERROR)
         self.__dict__.update(state)
         deaths.heed_memory_kills()
@@ -69,7 +69,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         """End the run at once when a retry would only raise the same again.
 
         Raises:
-            LoopError: always then; Ray retries no error of a callback.
+            LoopError: in that case; Ray does not retry after an error in a callback.
         """
         del run_context
         self._note(worker_exceptions)
@@ -77,30 +77,30 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             raise LoopError(worker_exceptions)
 
     def _note(self, failures: Mapping[int, BaseException]) -> None:
-        """Leave word of a lost worker for those who ask what a run that goes on is at."""
+        """Note a lost worker, for whoever asks for the status of the run while it goes on."""
         if losses := {rank: error for rank, error in failures.items() if is_loss(error)}:
             self._troubles.note(describe(*worst(losses)))
 
 
 class Workers(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
-    """Notes workers whose node is taken away, and takes back what is noted of a wait for workers once they start."""
+    """Notes workers whose node is taken away, and removes the note of a wait for workers once they start."""
 
     def __init__(self, troubles: Troubles) -> None:
         self._troubles = troubles
         self._told: list[int] = []
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """See that no wait is told of any more."""
+        """Remove the note of a wait."""
         del worker_group
         self._told = []
         self._troubles.wait_is_over()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Leave word of workers that Ray is about to end and replace: often no exception tells of them later."""
+        """Note workers that Ray is about to end and replace: often no exception reports them later."""
         try:
             leaving = worker_group_status.get_preemption_info()
             ranks = leaving.preempted_ranks if leaving else []
-        except AttributeError:  # inner parts of Ray, which may move
+        except AttributeError:  # internals of Ray, which may move
             return
         if ranks and ranks != self._told:
             self._told = ranks
@@ -112,25 +112,25 @@ class Ranks(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has n
     """Notes where Ray keeps the output of each rank, whenever workers are started.
 
     Args:
-        path: the file; what is there is of an earlier start.
+        path: the file, which each start overwrites.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Ask the workers and write what they say. A note that cannot be written is not worth a training."""
+        """Ask the workers and write their answers; a failure to do so must not end the training."""
         import ray
 
         try:
             found = ray.get([worker.execute_async(_whereabouts) for worker in worker_group.get_workers()])
             storage.write_text(self._path, json.dumps([where for _, *where in sorted(found)]))
-        except (AttributeError, OSError) as error:  # of Ray's inner objects, or of the disk
+        except (AttributeError, OSError) as error:  # Ray's internals have moved, or the disk fails
             log.warning("the output of single ranks will not be found: %s", error)
 
 
 def _whereabouts() -> tuple[int, str, str]:
-    """Return this worker's rank, Ray's id of its node, and of its process, which is in the names of its log files."""
+    """Return this worker's rank, its node id and its worker id; the last is in the names of its log files."""
     import ray.train
 
     context = ray.get_runtime_context()

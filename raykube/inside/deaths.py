@@ -1,15 +1,15 @@
-"""What Ray leaves undone about processes of a run that are killed. Imported only where Ray is.
+"""What Ray leaves undone after a process of a run is killed. Imported only where Ray is.
 
-Three things in Ray 2.60, each of which leaves CPUs taken by nobody, for which a search then waits for ever:
+Three flaws of Ray 2.60, each of which leaves CPUs reserved for nobody, so that a search waits for them for ever:
 
-- An actor that the memory monitor killed answers with an error that is no ``RayActorError``. Train's controller gives
-  up over it without giving its placement group back, and Tune ends with all trials: ``heed_memory_kills``.
+- A call to an actor that the memory monitor killed raises an error that is no ``RayActorError``. Train's controller
+  then gives up without returning its placement group, and Tune ends with all trials: ``heed_memory_kills``.
 - A worker that dies while its group starts leaves the group's placement group behind, or is replaced without a
   limit: ``clean_up_failed_starts``.
-- The placement group of a controller that was killed stays for as long as the job, unless an actor that Ray starts
-  beside the controller knows of it, and lives; ours start none (``spared``): ``orphans_removed``.
+- The placement group of a killed controller stays as long as the job, unless an actor that Ray starts beside the
+  controller knows of it, and lives; our trainings start none (``spared``): ``orphans_removed``.
 
-Inner parts of Ray may move; where they have, Ray is left as it is.
+This uses internals of Ray, which may move; if they have, Ray is left as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOOK_S = 2.0
 
 
 class MemoryKill(OutOfMemoryError, RayActorError):  # type: ignore[misc] # Ray's base classes have no types
-    """The memory monitor killed the process; unlike Ray's own error, this one is the death of an actor, too."""
+    """The memory monitor killed the process; unlike Ray's own error, this also counts as an actor's death."""
 
     def __init__(self, message: str) -> None:
         RayActorError.__init__(self, None, message)
@@ -38,7 +38,7 @@ class MemoryKill(OutOfMemoryError, RayActorError):  # type: ignore[misc] # Ray's
 
 
 def heed_memory_kills() -> None:
-    """Have this process be told of the memory monitor's kills by ``MemoryKill``."""
+    """Make the memory monitor's kills raise ``MemoryKill`` in this process."""
     from ray._private import serialization
 
     if hasattr(serialization, "OutOfMemoryError"):
@@ -46,9 +46,9 @@ def heed_memory_kills() -> None:
 
 
 def clean_up_failed_starts(note: Callable[[Mapping[int, BaseException]], None]) -> None:
-    """Have the controller in this process give back all that a group of workers has taken that cannot start.
+    """Make the controller in this process release all that a group of workers holds when it cannot start.
 
-    A death at the start then counts as one that a run survives ``RAYKUBE_MAX_FAILURES`` times, and is noted.
+    A death at the start then counts as one that a run survives ``RAYKUBE_MAX_FAILURES`` times, and `note` is told.
     """
     try:
         from ray.train import WorkerGroupError
@@ -62,7 +62,7 @@ def clean_up_failed_starts(note: Callable[[Mapping[int, BaseException]], None]) 
             try:
                 super()._start()
             except Exception as error:
-                if self.has_started():  # Ray cleans up before that
+                if self.has_started():  # before that, Ray cleans up itself
                     self.get_worker_group_state().shutdown()
                 if (death := _death_in(error)) is None:
                     raise
@@ -80,7 +80,7 @@ def _death_in(error: BaseException | None) -> BaseException | None:
 
 @contextmanager
 def orphans_removed() -> Iterator[None]:
-    """Remove, for the length of the block, placement groups of this job whose controller is dead."""
+    """While the block runs, remove placement groups of this job whose controller is dead."""
     end = threading.Event()
 
     def run() -> None:
@@ -105,15 +105,15 @@ def _remove_orphans() -> None:
         for group in map(PlacementGroupTableData.FromString, gcs.get_placement_group_table()):
             if _is_ours(group) and (made_by := gcs.get_actor_info(ray.ActorID(group.creator_actor_id))):
                 controller = ActorTableData.FromString(made_by)
-                # The group's own word on that is missing where it was registered while its controller was ended.
+                # The group itself does not say so if it was registered while its controller was being ended.
                 if controller.class_name == "TrainController" and controller.state == ActorTableData.DEAD:
                     _remove(group.placement_group_id)
-    except Exception:  # whatever inner names answer when they have moved, or Ray when it ends: a training goes on
+    except Exception:  # whatever moved internals raise, or Ray when it ends: the training goes on
         log.debug("no look at placement groups now", exc_info=True)
 
 
 def _is_ours(group: Any) -> bool:
-    """Whether a placement group is of this job, which keeps it when who made it is dead."""
+    """Whether a placement group is of this job, not detached, and not removed yet."""
     ours: bool = group.creator_job_id == bytes.fromhex(ray.get_runtime_context().get_job_id())
     return ours and not group.is_detached and group.state != group.REMOVED
 

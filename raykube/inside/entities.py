@@ -1,4 +1,4 @@
-"""What MLflow gets, as it takes it: tags, params, the numbers of rows."""
+"""What MLflow is sent, in the form that it accepts: tags, params, and the numbers in rows."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def params(values: Mapping[Any, Any]) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as text that can be sent: of a file's name that is no UTF-8, Python has halves of characters."""
+    """Return a value as text that can be sent, without the lone surrogates of a file name that is not UTF-8."""
     return str(value)[:_VALUE_MAX].encode(errors="replace").decode()
 
 
 def points(found: Sequence[Row], before: int, names: Names) -> Iterator[Any]:
-    """Yield the numbers in rows as MLflow's metrics, at :func:`steps`."""
+    """Yield the numbers in rows as MLflow's metrics, each at its row's step (:func:`steps`)."""
     from mlflow.entities import Metric
 
     for row, step in zip(found, steps(found, before), strict=True):
@@ -57,7 +57,7 @@ def points(found: Sequence[Row], before: int, names: Names) -> Iterator[Any]:
 
 
 def steps(found: Sequence[Row], before: int) -> list[int]:
-    """Return the step of each row: one that tells none comes after the highest so far, which was `before` at first.
+    """Return the step of each row; a row without one comes after the highest so far, which is `before` at first.
 
     MLflow shows the value of the highest step as the final one.
     """
@@ -74,10 +74,10 @@ def _numbers(row: Row) -> dict[str, Any]:
 
 
 def unsent(files: Sequence[str], attempt: int, run: Any, names: Names) -> list[Row]:
-    """Return the rows of earlier attempts that MLflow's run has not: those after the last that it shows.
+    """Return the rows of earlier attempts that MLflow's run lacks: those after the last that it shows.
 
-    It shows the value of the highest step, so some that it has may be sent again, which changes nothing there.
-    `names` learns under which ones they were sent.
+    MLflow shows the value of the highest step, so rows that it has may be sent again, which changes nothing there.
+    `names` learns the names under which earlier rows were sent.
     """
     last = max((metric.timestamp for metric in run.data.to_proto().metrics), default=0)
     earlier = sorted((row for file in files for row in _sound(file) if row["attempt"] < attempt), key=_milliseconds)
@@ -87,7 +87,7 @@ def unsent(files: Sequence[str], attempt: int, run: Any, names: Names) -> list[R
 
 
 def _sound(file: str) -> list[Row]:
-    with contextlib.suppress(ValueError):  # a damaged line is not worth the rows of this attempt
+    with contextlib.suppress(ValueError):  # a damaged line must not cost the rows of this attempt
         return rows(file)
     return []
 
@@ -99,22 +99,22 @@ def _milliseconds(row: Row) -> int:
 def _is_finite(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # of a whole number beyond what a float can hold
+    except OverflowError:  # a whole number too large for a float
         return False
 
 
 class Names:
-    """Names that MLflow allows: of a call with one that it does not, it takes nothing.
+    """Names that MLflow allows; it refuses a whole call for one other name.
 
-    Names that it allows stay as they are. Where another becomes the same, a number is put behind the later one. What
-    was given once has the same name from then on, so that two never share a history.
+    Allowed names stay as they are. If a changed name equals another, a number is appended to the later one. A name that
+    was given once stays the same from then on, so that two metrics never share a history.
     """
 
     def __init__(self) -> None:
         self._sent: dict[Any, str] = {}
 
     def named(self, values: Mapping[Any, Any]) -> dict[str, Any]:
-        """Return `values` under such names."""
+        """Return `values` under allowed names."""
         fresh = [given for given in values if given not in self._sent]
         for given in sorted(fresh, key=lambda given: _allowed(given) != given):
             self._sent[given] = self._free(_allowed(given))
@@ -127,12 +127,12 @@ class Names:
 
 
 def folder(experiment: str) -> str:
-    """Return the name of an experiment's folder; what lies there has names of its own, so two may share one."""
+    """Return the name of an experiment's folder; two may share one, since what lies there has unique names."""
     return re.sub(r"^\.+|[^\w.\- ]", "_", experiment)[:_FOLDER_MAX]
 
 
 def _allowed(name: Any) -> str:
-    """Return a name by MLflow's rule: made of these characters and, read as a path, of one spelling and not above."""
+    """Return a name that MLflow allows: only these characters and, as a path, normalized, relative and not upward."""
     text = re.sub(r"[^/\w.\- :]", "_", str(name))[:_NAME_MAX]
     if posixpath.normpath(text) != text or text == "." or text.startswith(("..", "/")):
         text = re.sub(r"^\.+|/", "_", text)

@@ -1,4 +1,4 @@
-"""Why training failed: Ray's nested exceptions read back to the one that a person needs to see."""
+"""Why training failed: finds in Ray's nested exceptions the one that a person needs to see."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Mapping
 
 from raykube.errors import ConfigError, Failure
 
-#: Instead of the rank of a worker that died before it had one.
+#: Stands for the rank of a worker that died before it had one.
 STARTING = -1
 _TAIL = 20
 _TRACEBACK = "raykube_traceback"
 _OUT_OF_MEMORY = "running low on memory"
-# In the words of Ray, of its process and of its node.
+# Ray's words for a dead process and for a dead node.
 _DEAD = ("is dead because", "died because its node has died")
-#: What to do about a bug in a loop, where the error is shown with its traceback.
+#: What to do about a bug in a loop, when the error is shown with its traceback.
 TRACEBACK_STEP = "read the traceback below; it is the loop's own"
 #: What to do about the memory monitor's kills.
 MEMORY_STEP = "load less at a time, run fewer workers at once, or give their machine or pod more memory"
 #: What to do about a GPU whose memory does not suffice.
 GPU_MEMORY_STEP = "use a smaller batch or model, or a GPU with more memory"
-# Exceptions that the same code on the same data raises again. Torch, NCCL, gloo and CUDA speak RuntimeError.
+# Exceptions that the same code on the same data raises again. RuntimeError is not one of them: Torch, NCCL, gloo and
+# CUDA raise it for failures that a retry may survive.
 _BUGS = (
     ArithmeticError,
     AssertionError,
@@ -47,7 +48,7 @@ class LoopError(Exception):
 
 
 class StandIn(Exception):
-    """What an exception of a loop said, where pickle does not bring it itself to the driver."""
+    """Stands in, with the same words, for a loop's exception that pickle cannot bring to the driver."""
 
     def __init__(self, said: str, *, bug: bool = False) -> None:
         super().__init__(said)
@@ -55,9 +56,9 @@ class StandIn(Exception):
 
 
 def brought(error: BaseException) -> BaseException:
-    """Return a marked exception of a loop, or what stands for it where pickle does not bring it to the driver.
+    """Return a loop's marked exception, or a :class:`StandIn` if pickle cannot bring it to the driver.
 
-    Ray takes a worker whose exception it cannot read for a dead one.
+    Ray takes a worker for dead if it cannot read the worker's exception.
     """
     from ray import cloudpickle
 
@@ -71,13 +72,13 @@ def brought(error: BaseException) -> BaseException:
 
 
 def said(failure: BaseException) -> str:
-    """Return the kind and the words of an exception; of a bug in a task of Ray, those of the task's own."""
+    """Return the type and the message of an exception; for a failed Ray task, those of the exception in the task."""
     own = _own(failure)
     return str(own) if isinstance(own, StandIn) else f"{type(own).__name__}: {own}"
 
 
 def _own(failure: BaseException) -> BaseException:
-    """Return what a task of Ray raised that a loop has called; else the exception itself."""
+    """Return the exception that a Ray task called by a loop raised, else the exception itself."""
     while _is_of_task(failure) and isinstance(cause := getattr(failure, "cause", None), BaseException):
         failure = cause
     return failure
@@ -88,37 +89,37 @@ def _is_of_task(failure: BaseException) -> bool:
 
 
 def mark(error: BaseException, text: str) -> None:
-    """Note on an exception of a loop the traceback `text`, which pickle would lose on its way to the driver."""
+    """Attach its traceback `text` to a loop's exception: pickle would lose it on the way to the driver."""
     error.__dict__[_TRACEBACK] = text
 
 
 def is_bug(failure: BaseException) -> bool:
-    """Tell an exception that would come again on a retry from a worker or a device that died."""
+    """Whether an exception would come again on a retry, unlike one from a worker or a device that died."""
     own = _own(failure)
     return isinstance(own, _BUGS) or (isinstance(own, StandIn) and own.bug)
 
 
 def is_device_full(failure: BaseException) -> bool:
-    """Tell that a GPU had no memory left. It is no bug: what a killed worker held there may not be free yet."""
+    """Whether a GPU had no memory left; that is no bug, since what a killed worker held there may not be free yet."""
     kind = type(failure)
     of_torch = kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
     return of_torch or is_gpu_memory(str(failure))
 
 
 def is_gpu_memory(words: str) -> bool:
-    """Tell from the words of PyTorch that a GPU had no memory left: for a tensor, or to be used at all."""
+    """Whether PyTorch's words say that a GPU had no memory left, for a tensor or to be used at all."""
     return "CUDA out of memory" in words or "CUDA error: out of memory" in words
 
 
 def memory_step(words: str) -> str:
-    """Return what to do about memory that ran out, of a machine or of a GPU; "" where the words tell of neither."""
+    """Return what to do if a machine or a GPU ran out of memory; "" if the words tell of neither."""
     if is_memory_kill(words):
         return MEMORY_STEP
     return GPU_MEMORY_STEP if is_gpu_memory(words) else ""
 
 
 def is_loss(failure: BaseException) -> bool:
-    """Tell a worker that went away, of which Ray speaks, from one that raised: itself, or in a task that it called."""
+    """Whether Ray reports that a worker went away, and not that the worker, or a task that it called, raised."""
     of_ray = any(base.__module__.startswith("ray.") for base in type(failure).__mro__)
     return of_ray and not _is_of_task(failure) and _TRACEBACK not in failure.__dict__
 
@@ -127,8 +128,8 @@ def worst(failures: Mapping[int, BaseException]) -> tuple[int, BaseException]:
     """Return (rank, failure) of the exception that explains the others.
 
     A rank that raises leaves the rest with broken connections, so a bug comes before a RuntimeError,
-    and both before a lost worker. One that the memory monitor killed is lost for no other's sake, and so
-    is one whose GPU is full.
+    and both before a lost worker. A worker that the memory monitor killed, or whose GPU is full, did not
+    fail because of another one, so it comes right after a bug.
     """
 
     def order(item: tuple[int, BaseException]) -> tuple[bool, bool, bool, int]:
@@ -151,7 +152,7 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     rank, cause = worst(failures)
     if is_loss(cause):
         return _loss("WorkerDied", describe(rank, cause)), cause
-    told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # which has the task's own
+    told = cause.__dict__.get(_TRACEBACK) or (str(cause) if _is_of_task(cause) else "")  # with the task's traceback
     words, step = _advice(cause, TRACEBACK_STEP if told else "")
     reason = "LoopFailed"
     if is_device_full(cause):
@@ -161,7 +162,7 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
 
 
 def _advice(cause: BaseException, otherwise: str) -> tuple[str, str]:
-    """Return what an exception of a loop said, and what to do: an error of raykube knows."""
+    """Return what a loop's exception said, and what to do: a ConfigError's own next step, else `otherwise`."""
     own = _own(cause)
     if isinstance(own, ConfigError) and own.next_step:
         return ": ".join(filter(None, (own.what, own.why))), own.next_step
@@ -180,14 +181,14 @@ def _loss(reason: str, words: str) -> Failure:
 
 
 def describe(rank: int, loss: BaseException) -> str:
-    """Say in one line which worker was lost, and how."""
+    """Return one line that says which worker was lost, and how."""
     lines = str(loss).strip().splitlines() or [type(loss).__name__]
     who = f"worker {rank}" if rank != STARTING else "a worker, at its start"
     return f"{who}: {death(str(loss)) or lines[0]}"
 
 
 def death(text: str) -> str:
-    """Return the line in which Ray says how a process died; empty where it says nothing of one."""
+    """Return the line in which Ray says how a process died; empty if there is none."""
     told = next((line.strip() for line in text.splitlines() if is_memory_kill(line) or _is_death(line)), "")
     return f"Ray's memory monitor killed it: {told}" if is_memory_kill(told) else told
 
@@ -197,5 +198,5 @@ def _is_death(line: str) -> bool:
 
 
 def is_memory_kill(words: str) -> bool:
-    """Tell from Ray's words a process that its memory monitor killed."""
+    """Whether Ray's words say that its memory monitor killed a process."""
     return _OUT_OF_MEMORY in words

@@ -32,8 +32,8 @@ _UNSENT_MAX = 64 * 1024**2
 class Recorder:
     """Buffers rows in memory and appends them to a metrics file from a thread of its own.
 
-    A row is in the file at most half a second after it was added; :meth:`flush` puts it there now. What
-    the storage does not take, as when it is full, is kept in memory and tried again.
+    A row is in the file at most half a second after it was added (behind a URI, 5 s); :meth:`flush` writes
+    it now. What the storage does not take, as when it is full, is kept in memory, up to 64 MiB, and tried again.
     """
 
     def __init__(self, path: str, attempt: int) -> None:
@@ -70,7 +70,7 @@ class Recorder:
                 self._failing = True
 
     def close(self) -> None:
-        """Write what is left and end the thread; say what is missing."""
+        """Write what is left and end the thread; log what is missing."""
         self._end.set()
         self._thread.join(timeout=_REMOTE_S)
         self.flush()
@@ -99,7 +99,7 @@ class Recorder:
             row = {"time": when, "attempt": self._attempt, "metrics": metrics, "checkpoint": checkpoint}
             try:
                 line = json.dumps(row)
-            except (TypeError, ValueError) as error:  # this row's alone: the others must not be lost for it
+            except (TypeError, ValueError) as error:  # only this row's: the others must not be lost with it
                 if not self._refused:
                     log.warning("a row is left out, it cannot be written: %s", error)
                 self._refused += 1
@@ -107,7 +107,7 @@ class Recorder:
             yield line + "\n"
 
     def _read(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # What the loop itself raises of a GPU that has failed must not be lost for what cannot be read there.
+        # Metrics that a failed GPU does not give back must not hide what the loop itself raises about that GPU.
         done, unread = fetched(found)
         if fresh := sorted(unread.keys() - self._unread):
             why = str(unread[fresh[0]]).partition("\n")[0]
@@ -126,19 +126,19 @@ def heal(path: Path) -> None:
 
 
 def rows(path: str) -> list[Row]:
-    """Return the rows of a metrics file, oldest first; none when it does not exist, and nothing for what is no row."""
+    """Return the rows of a metrics file, oldest first, without lines that are no rows; none if it does not exist."""
     return [row for line in _whole(storage.read_from(path)).splitlines() if (row := wire.row_of(line))]
 
 
 def _whole(data: bytes) -> bytes:
-    """Return the lines that have an end: the writer of the last one is still at it, or was killed there."""
+    """Return the whole lines: the writer of a last one without an end is still at work, or was killed."""
     return data[: data.rfind(b"\n") + 1]
 
 
 class Follower:
     """Reads rows as they arrive in metrics files and hands them on, in a thread of its own.
 
-    A storage that cannot be read for a while is waited for.
+    Rows already in the files when it is made are skipped. While the storage cannot be read, it waits.
 
     Args:
         paths: the files; they may not exist yet.
@@ -158,25 +158,25 @@ class Follower:
 
     @property
     def is_reading(self) -> bool:
-        """Whether it was started, and not stopped since."""
+        """Whether it was started, and neither paused nor stopped since."""
         return self._thread is not None
 
     def start(self) -> None:
-        """Begin to read, or go on where it was stopped."""
+        """Begin to read, or go on where it was paused."""
         if self._thread is None:
             self._end.clear()
             self._thread = threading.Thread(target=self._run, daemon=True, name="raykube-follower")
             self._thread.start()
 
     def pause(self) -> None:
-        """Hand on the rows that are there and end the thread; what cannot be read now is read once it goes on."""
+        """Hand on the rows that are there and end the thread; rows that cannot be read now wait for the next start."""
         self._end.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def stop(self) -> None:
-        """Hand on the rows that are left and end the thread; what cannot be read now is missing."""
+        """Hand on the rows that are left and end the thread; rows that cannot be read now are missing."""
         self.pause()
         if self._failing and not self.troubles:
             self._miss(self._failing)
@@ -208,7 +208,7 @@ class Follower:
     def _read(self) -> None:
         fresh = {path: _whole(storage.read_from(path, offset)) for path, offset in self._offsets.items()}
         found = [json.loads(line) for data in fresh.values() for line in data.splitlines()]
-        found.sort(key=lambda row: row["time"])  # of two files
+        found.sort(key=lambda row: row["time"])  # the rows of two files
         for path, data in fresh.items():
             self._offsets[path] += len(data)
         for sink in self._sinks if found else ():
@@ -217,7 +217,7 @@ class Follower:
 
 @contextmanager
 def following(paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]) -> Iterator[Follower]:
-    """Hand new rows of `paths` to `sinks` for the length of the block, to the last one."""
+    """Hand new rows of `paths` to `sinks` while the block runs, up to the last one."""
     follower = Follower(paths, sinks)
     follower.start()
     try:
@@ -227,7 +227,7 @@ def following(paths: Sequence[str], sinks: Sequence[Callable[[list[Row]], None]]
 
 
 class Narrator:
-    """Logs what a person wants to see of the rows: every checkpoint, and otherwise one row a second."""
+    """Logs the rows that a person wants to see: every checkpoint, and otherwise one row a second."""
 
     def __init__(self, label: str = "") -> None:
         self._label = f"{label} " if label else ""

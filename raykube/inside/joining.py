@@ -1,4 +1,4 @@
-"""How a process comes to Ray, and what it says on the way: the cluster of the job that it is, else a Ray of its own."""
+"""How a process connects to Ray, its job's cluster or else a Ray of its own, and shows its progress."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from raykube.inside.room import head_runs_no_work
 log = logging.getLogger("raykube")
 
 RAY_ENVIRON = {
-    # It logs what a worker prints besides printing it, and so shows every line twice.
+    # Ray would log what a worker prints besides printing it, and so show every line twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # The controller takes one report a poll: at Ray's 2 s every report waits 2 s and a run ends 4 s late.
+    # The controller takes one report per poll: at Ray's default of 2 s, each report waits 2 s and a run ends 4 s late.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Without a limit, ranks that report unequally often wait for each other for ever.
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
-    # Relative paths in a loop mean what they meant in the driver.
+    # Relative paths in a loop mean the same as in the driver.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-_BASE_MAX = 28  # bytes, so that a socket's path of Ray has no more than 107
+_BASE_MAX = 28  # bytes, so that the paths of Ray's sockets have no more than 107
 _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 _lock = threading.Lock()
-#: How many hold a Ray of our own; its folder, and how Ray was asked before it.
+#: How many hold a Ray of our own, its folder, and the authentication variables as they were before it.
 _holders = 0
 _folder: str | None = None
 _before: Mapping[str, str | None] = {}
 
 
 def apply_environ() -> None:
-    """Set the variables of Ray that raykube relies on, unless they are set."""
+    """Set Ray's variables that raykube relies on, unless they are set already."""
     for name, value in RAY_ENVIRON.items():
         os.environ.setdefault(name, value)
 
@@ -63,11 +63,11 @@ def show_progress() -> None:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Hold a connection to Ray: the cluster of the job that we run in, else an instance of our own.
+    """Hold a connection to Ray: to the cluster of the job that we run in, else to an instance of our own.
 
-    The own instance is ended on the way out of the last that holds it, whatever happened: threads may train at once. A
-    Ray that runs on this machine for others is neither used nor touched. What dead controllers have reserved is freed
-    meanwhile.
+    Several threads may train at once, so our own instance ends when its last holder leaves, whatever happened. A Ray
+    that runs on this machine for others is neither used nor touched. Meanwhile, what dead controllers had reserved is
+    freed.
 
     Raises:
         BackendError: Ray cannot be started, or does not answer.
@@ -87,7 +87,7 @@ def connected() -> Iterator[None]:
 
 
 def settle() -> None:
-    """Adjust Ray Train, in this process and in those that it starts, to the connected cluster."""
+    """Adapt Ray Train to the connected cluster, in this process and in those that it starts."""
     import ray
 
     from raykube.inside.deaths import heed_memory_kills
@@ -124,22 +124,22 @@ def _release() -> None:
 
 
 def _auth() -> dict[str, str | None]:
-    """Return the variables that say how Ray is asked, for :func:`_end`."""
+    """Return Ray's authentication variables as they are, for :func:`_end` to restore."""
     return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
 
 
 def check_installed() -> None:
-    """Refuse to go on without Ray, before anything of it is needed.
+    """Refuse to go on without Ray, before it is needed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("train and sweep need Ray, which is not installed", next_step=install("local"))
 
 
 def _start() -> str | None:
-    """Connect to Ray if this process is not; return the folder of an instance of our own where that started one.
+    """Connect to Ray unless connected; return the folder of an instance of our own if this started one, else None.
 
     Raises:
         BackendError: Ray cannot be started, or does not answer.
@@ -147,7 +147,7 @@ def _start() -> str | None:
     early = "ray" not in sys.modules
     joins = bool(os.environ.get("RAY_ADDRESS"))
     if early and not joins:
-        # Ray caches the mode while it is imported; with a token of our own it writes none below HOME.
+        # Ray caches the mode when it is imported; given a token of our own, it writes none below HOME.
         os.environ.setdefault(_AUTH_MODE, "token")
     import ray
 
@@ -157,15 +157,15 @@ def _start() -> str | None:
         _join()
         return None
     os.environ.setdefault(_AUTH_TOKEN, secrets.token_hex(32))
-    # It would warn that a token is now needed, where nobody but this process needs one.
+    # This logger would warn that a token is now needed; nobody but this process needs one.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     return _start_own()
 
 
 def _base() -> Path:
-    """Return the folder where Ray would put its own; a short one, for its sockets' paths have 107 bytes at most."""
+    """Return the folder in which to make Ray's own: by default a short path, as a socket's has 107 bytes at most."""
     usual = os.environ.get("TMPDIR", "") if sys.platform == "linux" else ""
-    if len(os.fsencode(usual)) > _BASE_MAX:  # as those of batch systems; nobody has asked Ray to be there
+    if len(os.fsencode(usual)) > _BASE_MAX:  # as on batch systems; nobody asked for Ray to be there
         usual = ""
     asked = os.environ.get("RAY_TMPDIR") or usual
     return Path(asked or "/tmp").absolute()  # noqa: S108 - what is made there has a name that nobody can foresee
@@ -178,14 +178,14 @@ def _join() -> None:
 
 
 def _start_own() -> str:
-    """Start an instance in a new folder, and return that. Where Ray does not start, it stays for its logs."""
+    """Start an instance in a new folder, and return the folder; if Ray does not start, it stays for the logs."""
     base = _base()
     logs = f"{base}/ray-*/r/session_latest/logs, and RAY_TMPDIR names another place for them"
     with _told("Ray cannot be started on this machine", f"run raykube doctor; Ray's logs are in {logs}"):
         base.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="ray-", dir=base)
-        # Ray opens what it is given, its sockets among it, to every user of the machine: it gets a folder
-        # within the one that is ours alone. Nobody is told of its dashboard, which is one more process to start.
+        # Ray opens its folder, sockets included, to every user of the machine, so it gets one inside a folder
+        # that is ours alone. No dashboard: nobody is told of it, and it is one more process to start.
         _init(address="local", include_dashboard=False, _temp_dir=f"{folder}/r")
     return folder
 
@@ -195,7 +195,7 @@ def _told(what: str, next_step: str) -> Iterator[None]:
     """Turn whatever keeps Ray from starting or answering into a BackendError."""
     try:
         yield
-    except Exception as error:  # Ray's own are of any kind, some bare
+    except Exception as error:  # Ray raises errors of any type, some of them plain
         raise BackendError(what, why=f"{type(error).__name__}: {error}", next_step=next_step) from error
 
 
@@ -206,7 +206,7 @@ def _init(**asked: Any) -> None:
 
 
 def _end(folder: str | None, environ: Mapping[str, str | None]) -> None:
-    """End an instance of our own with its folder, and give the variables in `environ` the values they had before it."""
+    """End our own instance, remove its folder, and set the variables in `environ` back to these values."""
     import ray
 
     ray.shutdown()
@@ -217,7 +217,7 @@ def _end(folder: str | None, environ: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # This process would go on with a token that the processes of its next Ray are not told. The loader is
-    # an inner thing of Ray, which may move; only such a next Ray would miss it.
+    # Otherwise this process would keep a token that the processes of its next Ray do not know. The loader is
+    # an internal of Ray, which may move; only such a next Ray would miss it.
     if loader := getattr(sys.modules.get("ray._raylet"), "AuthenticationTokenLoader", None):
         loader.instance().reset_cache()

@@ -13,14 +13,14 @@ from raykube import wire
 from raykube.inside import outputs, storage
 from raykube.inside.noted import Run
 
-#: What a storage raises that fails, or gives a part of a file.
+#: What a storage raises when it fails, or gives only part of a file.
 UNUSABLE = (OSError, ValueError)
 INSIST_S = 6.0
 _PAUSE_S = 1.0
 
 
 class Kept:
-    """Writes it; what the storage did not take stays owed, and goes along with the next try."""
+    """Writes what a run keeps; what the storage does not take is tried again with the next write."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -36,7 +36,7 @@ class Kept:
         self._output.replay()
 
     def note(self, *rows: dict[str, Any]) -> Exception | None:
-        """Note starts and ends; return why that failed: they stay owed then, and go along with the next try."""
+        """Note starts and ends of attempts; if that fails, return why, and note them with the next call."""
         with self._noting:
             self._owed += rows
             try:
@@ -48,7 +48,7 @@ class Kept:
             return None
 
     def keep(self, attempt: int, *, last: bool = False) -> Exception | None:
-        """Copy the log and tell the state; return why that failed: what was not copied is copied next time."""
+        """Copy the log and write the state; if that fails, return why, and copy the rest with the next call."""
         try:
             self._output.keep(last=last)
             self._tell(attempt)
@@ -57,7 +57,7 @@ class Kept:
         return None
 
     def keep_rest(self, attempt: int) -> None:
-        """Write all that is due, for some seconds if the storage fails, then say so: how the run ended is settled."""
+        """Write all that is due; if the storage fails for some seconds, say so and give up: the run's end stands."""
         until = time.monotonic() + INSIST_S
         while any(errors := [self.note(), self.keep(attempt, last=True)]):
             if time.monotonic() > until:
@@ -67,7 +67,7 @@ class Kept:
             time.sleep(_PAUSE_S)
 
     def _tell(self, attempt: int) -> None:
-        """Write the state of the run, and where its ranks are, where the dashboard hands them out."""
+        """Write the state of the run, and where its ranks are, into the folder that the dashboard serves."""
         report = _last_report(self._run.path)
         state = {
             "attempt": attempt,
@@ -84,13 +84,13 @@ class Kept:
         self._leave(wire.ranks_file(self._run.name), ranks)
 
     def _quiet_s(self, report: dict[str, Any]) -> float:
-        """Return for how long there was no other report: by this clock, for a worker's and a reader's are others."""
+        """Return for how long there was no new report, by the clock of this process: those of others may differ."""
         if (stamp := report.get("time")) != self._report:
             self._report, self._since = stamp, time.monotonic()
         return wire.quiet_s(time.monotonic() - self._since) if stamp else 0.0
 
     def _leave(self, name: str, text: str) -> None:
-        """Write a file into Ray's log folder, when its text has changed."""
+        """Write a file into Ray's log folder if its text has changed."""
         if self._output.folder and text != self._told.get(name):
             storage.write_text(str(self._output.folder / name), text)
             self._told[name] = text

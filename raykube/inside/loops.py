@@ -42,19 +42,19 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
     """Report metrics from a loop, at every step if you like; with a checkpoint, save that too.
 
     Without a checkpoint this appends to a buffer: no file, no network, no wait for other workers.
-    Rank 0's metrics count. With a checkpoint, every rank has to call it equally often, as with
-    ``ray.train.report``, and with one: not ``checkpoint if rank == 0 else None``, as is usual there, by which
+    Rank 0's metrics count. With a checkpoint, every rank has to call this equally often, as with
+    ``ray.train.report``, and has to pass one: with ``checkpoint if rank == 0 else None``, as is usual there,
     rank 0 would wait for the others in vain.
 
     Args:
         metrics: names to numbers, strings, booleans; numpy and torch scalars are fine.
-        checkpoint: a dict of states, which rank 0 saves (straight into a storage that is a folder; to
-            one behind a URI the upload goes on beside training), or a folder, or a
-            ``ray.train.Checkpoint``, in storage when this returns.
+        checkpoint: a dict of states, which rank 0 saves (directly if the storage is a folder; to a URI,
+            the upload goes on beside the training); or a folder or a ``ray.train.Checkpoint``, which is
+            in the storage when this returns.
 
     Raises:
-        ConfigError: called outside of a loop, or a metric is not a single number or string, or its
-            name no text; or the checkpoint is none of these, or its states lie in parts on the workers.
+        ConfigError: this is called outside of a loop; a metric is not a single number or string, or its
+            name is not text; or the checkpoint is none of these, or its tensors are spread over the workers.
     """
     session = _session
     if session is None:
@@ -72,7 +72,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Any = None) -> None:
 
 
 def refuse_within(verb: str) -> None:
-    """Refuse `verb` to a loop: it would take the files of the stage that the loop is of for its own.
+    """Refuse `verb` within a loop, where it would take the files of the loop's stage for its own.
 
     Raises:
         ConfigError: this is a worker that runs a loop.
@@ -91,16 +91,16 @@ def _report_saved(session: _Session, metrics: dict[str, Any], checkpoint: Any) -
     name = checkpoints.new_name(time.time())
     sent = _saved(checkpoint, storage.join(session.path, name), saves=session.recorder is not None)
     if session.recorder is not None:
-        session.recorder.add(metrics, name)  # not before: it might not be saved
-        session.recorder.flush()  # rows of before a checkpoint must not be lost with the worker after it
+        session.recorder.add(metrics, name)  # only now: the checkpoint might not have been saved
+        session.recorder.flush()  # rows up to a checkpoint must survive a worker that dies after it
     ray.train.report(metrics, checkpoint_dir_name=name, **sent)
 
 
 def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
-    """Return as what ``ray.train.report`` takes a checkpoint; one of states is saved before, by rank 0.
+    """Return a checkpoint as arguments of ``ray.train.report``; rank 0 first saves one that is a dict of states.
 
     Raises:
-        ConfigError: it is no checkpoint, or its states lie in parts on the workers.
+        ConfigError: it is no checkpoint, or its tensors are spread over the workers.
     """
     import ray.train
 
@@ -119,15 +119,15 @@ def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
         own = ray.train.Checkpoint(folder)
     return {
         "checkpoint": own,
-        # A folder was written in place, once. Ray then holds one report back until the controller has taken
-        # the one before, so that a loop cannot run far ahead of what would survive its death.
+        # In a folder, the checkpoint is in its place already. Ray then holds one report back until the controller has
+        # taken the one before, so that a loop cannot run far ahead of what would survive its death.
         "checkpoint_upload_mode": mode.ASYNC if uploads else mode.NO_UPLOAD,
         "delete_local_checkpoint_after_upload": uploads,
     }
 
 
 def _folder(given: Any, *, saves: bool) -> str:
-    """Check what is reported as a folder; the other ranks have it perhaps only once Ray has waited for rank 0."""
+    """Return a checkpoint folder's path, checked on rank 0: others may have it only once Ray has waited for rank 0."""
     step = 'report a dict of states, as {"model": model.state_dict()}, or the folder that holds the files'
     if not isinstance(given, str | os.PathLike):
         raise ConfigError(f"a checkpoint is a dict of states or a folder, not {type(given).__name__}", next_step=step)
@@ -144,8 +144,8 @@ class Loop:
 
     Attributes:
         body: the user's function, of no or one argument.
-        stage: its folder or URI.
-        attempt: of the run.
+        stage: the stage's folder or URI.
+        attempt: the run's attempt.
         metric, mode: by which the best checkpoint is chosen, if any.
     """
 
@@ -156,11 +156,12 @@ class Loop:
     mode: str = "min"
 
     def __call__(self, config: dict[str, Any]) -> None:
-        """Run the loop, with its rows recorded to the last one however it ends.
+        """Run the loop; its rows are recorded to the last one, however it ends.
 
-        What it returns stays here: Ray would pickle it, and take a worker whose model or data it cannot for a dead one.
+        What the loop returns stays here: Ray would pickle it, and if it cannot, as with some models or data, take the
+        worker for dead.
         """
-        # What Ray gives its workers is the submission's: that of a later attempt has only its driver.
+        # Ray gives its workers the submission's environment; only the driver has the number of a later attempt.
         os.environ[wire.ATTEMPT] = str(self.attempt)
         with _recording(self.stage, self.attempt), _clean_reports(self.metric, self.mode), _equal_reports():
             try:
@@ -176,24 +177,24 @@ def call(body: Callable[..., Any], config: dict[str, Any]) -> None:
     """Call a loop, with `config` if it takes one.
 
     Raises:
-        ConfigError: it cannot be called so, or the call has not run it: of a wrapped loop only the call tells.
+        ConfigError: it cannot be called so, or the call did not run it; for a wrapped loop, only the call shows that.
     """
     done = body(config) if takes_config(body, config) else body()
     if inspect.iscoroutine(done):
         done.close()  # Python would warn
-    if _session is not None and _session.has_reported:  # it ran, and what it returns is its own
+    if _session is not None and _session.has_reported:  # it ran, and may return what it likes
         return
-    # Not all that can be awaited: a loop may return an ObjectRef of Ray.
+    # Not every awaitable: a loop may return a Ray ObjectRef.
     if inspect.iscoroutine(done) or inspect.isgenerator(done) or inspect.isasyncgen(done):
         raise _not_run(body)
 
 
 def takes_config(body: Callable[..., Any], config: Mapping[Any, Any]) -> bool:
-    """Tell whether a loop is called with `config`: one that may do without it is not with an empty one.
+    """Whether a loop is called with `config`; one that can do without is not called with an empty one.
 
     Raises:
-        ConfigError: it takes more than one argument, or none by its place where there is a config; or it is no
-            function, or one that a call does not run.
+        ConfigError: it needs more than one argument, takes no positional one although there is a config, or has several
+            optional ones for it; or it is no function, or one that a call does not run.
     """
     _runs_when_called(body)
     parameters = _signature(body).parameters.values()
@@ -237,7 +238,7 @@ def _not_run(body: Any) -> ConfigError:
 
 
 def _signature(body: Callable[..., Any]) -> inspect.Signature:
-    """Return what a loop takes: of a decorated one, what its decorator takes, where that tells it."""
+    """Return a loop's signature: that of its wrapper if it is decorated, unless the wrapper takes any arguments."""
     own = inspect.signature(body, follow_wrapped=False)
     any_at_all = own.parameters and all(each.kind in _ANY for each in own.parameters.values())
     return inspect.signature(body) if any_at_all else own
@@ -267,14 +268,14 @@ def _recording(stage: str, attempt: int) -> Iterator[None]:
 
 @contextmanager
 def _clean_reports(metric: str | None, mode: str) -> Iterator[None]:
-    """Have ``ray.train.report``, ours goes through it too, take what Ray's controller is not up to.
+    """Convert the arguments of ``ray.train.report``, which ours calls too, to what Ray's controller can take.
 
-    It dies of numpy and torch scalars, and misjudges checkpoints without `metric`.
+    The controller dies of numpy and torch scalars, and misjudges checkpoints without `metric`.
     """
     try:
         from ray.train.v2._internal.execution import context
         from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
-    except ImportError:  # an inner place of Ray, which may move; loops then have to convert by themselves
+    except ImportError:  # an internal module of Ray, which may move; loops then have to convert by themselves
         yield
         return
     # Named by its file instead of ray.train, this logger escapes Ray Train's own log level.
@@ -297,10 +298,10 @@ def _clean_reports(metric: str | None, mode: str) -> Iterator[None]:
 
 @contextmanager
 def _equal_reports() -> Iterator[None]:
-    """Say in plain words that ranks waited for each other in vain.
+    """Turn Ray's timeout of ranks that waited for each other into an error in plain words.
 
     Raises:
-        ConfigError: then.
+        ConfigError: the ranks waited in vain.
     """
     import ray.exceptions
 

@@ -27,8 +27,8 @@ class Subject:
     Attributes:
         experiment: MLflow's experiment, which also names the registered model.
         path: folder or URI of its stage.
-        params: of the loop.
-        name: of the MLflow run.
+        params: what MLflow shows as params.
+        name: of the MLflow run; empty to use the run's own.
         parent: path of the sweep that a trial belongs to.
         files: its metrics files.
     """
@@ -42,10 +42,10 @@ class Subject:
 
 
 class MlflowRun:
-    """MLflow's run of a subject, which a retry goes on with. What raises may be called again.
+    """MLflow's run of a subject, which a retry continues. A method that raised may be called again.
 
     Raises:
-        MlflowException, OSError: each of its methods, where MLflow refuses or is not there.
+        MlflowException, OSError: from any method, if MLflow refuses or cannot be reached.
     """
 
     def __init__(self, place: Place, subject: Subject, uri: str) -> None:
@@ -62,7 +62,7 @@ class MlflowRun:
         self._ended = 0.0
 
     def send(self, rows: Sequence[Row]) -> None:
-        """Send rows, before them those of earlier attempts that MLflow has not; open the run first."""
+        """Send rows, after those of earlier attempts that MLflow lacks; open the run first."""
         if not self._id:
             self._open()
         if not self._noted:
@@ -76,7 +76,7 @@ class MlflowRun:
         self._earlier = []
 
     def _open(self) -> None:
-        # Its tables are made once, and models of one's own are loaded as they were saved: no news, no danger.
+        # New tables of MLflow's are no news, and models of one's own, loaded as they were saved, are no danger.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("mlflow.pytorch").setLevel(logging.ERROR)
         from mlflow import MlflowClient
@@ -90,30 +90,30 @@ class MlflowRun:
         else:
             tags = entities.tags(self._place, self._subject.path, _run_id(self._subject.parent))
             run = self._client.create_run(experiment, tags=tags, run_name=self._subject.name or self._place.run)
-        # Another attempt may write a value in another way, as an object with its address, which MLflow refuses.
+        # Another attempt may write a value differently, as an object with its address; MLflow refuses a changed one.
         self._params = [each for each in entities.params(self._subject.params) if each.key not in run.data.params]
-        # Rows without a step go on from the last one: MLflow shows the highest as the final one.
+        # Rows without a step go on from the highest one, whose value MLflow shows as the final one.
         self._step = max([0, *(metric.step for metric in run.data.to_proto().metrics)])
         self._earlier = entities.unsent(self._subject.files, self._place.attempt, run, self._names)
         self._id, self._noted = str(run.info.run_id), bool(known)
 
     def _note(self) -> None:
-        """Write down which run this is, before all that can fail: without it the next try makes another."""
+        """Write down MLflow's id of the run before anything else can fail: else the next try would make another run."""
         storage.write_text(storage.join(self._subject.path, RUN_FILE), json.dumps({"run_id": self._id}))
         self._noted = True
 
     def describe(self) -> None:
-        """Send the params, apart from the rows: what MLflow refuses of them must not keep those back."""
+        """Send the params, apart from the rows: one that MLflow refuses must not keep the rows back."""
         while self._params:
             self._client.log_batch(self._id, params=self._params[:_PARAMS_BATCH])
             del self._params[:_PARAMS_BATCH]
 
     def register(self, checkpoint: str, model: Callable[[str], Any]) -> str:
-        """Log and register the model that `model` makes of a checkpoint; return the URI of its version."""
+        """Log and register the model that `model` makes from a checkpoint; return the URI of its version."""
         return registry.register(model, checkpoint, self._subject.experiment, self._id, self._uri)
 
     def close(self, status: str) -> None:
-        """End the run as of its last row, with MLflow's word for how; one that was never opened has no end."""
+        """End the run as of its last row, with MLflow's `status`; do nothing if it was never opened."""
         if self._id:
             self._client.set_terminated(self._id, status, int(self._ended * 1000) or None)
 
@@ -122,7 +122,7 @@ def _experiment(client: Any, name: str, place: Place, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # A server decides by itself where artifacts go; beside the own database they lie beside it.
+    # A server decides by itself where artifacts go; with our own database, they lie beside it.
     own = uri == addresses.database(place.storage)
     location = Path(place.storage, "mlartifacts", entities.folder(name)).as_uri() if own else None
     return str(client.create_experiment(name, artifact_location=location))

@@ -1,6 +1,6 @@
-"""Keeps in the storage what a run's driver and its training workers print: Ray's own files end with their nodes.
+"""Keeps in the storage what a run's driver and its training workers print: Ray's own files go with their nodes.
 
-Only the standard library is imported with it, because the driver's side runs before anything else does.
+It imports only the standard library, because the driver's side runs before anything else does.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _COPY_S = 5.0
 _REMOTE_S = 30.0
 _REPLAY_MAX = 16 * 2**20
 _COPY_AT_ONCE = 2**20
-#: So many bytes a second go to a bucket on average, where a log that has grown is written anew as a whole.
+#: Bytes per second that go to a bucket on average: a log that has grown is written again as a whole.
 _REMOTE_RATE = 4 * 2**20
 _MOST = 16 * 2**20
-_RAYS = (b":job_id:", b":actor_name:", b":task_name:")  # whose output follows
+_RAYS = (b":job_id:", b":actor_name:", b":task_name:")  # Ray's lines that say whose output follows
 _FULL = b"raykube: more than 16 MiB was printed, the rest is not kept\n"
 
 
 def say(text: str, stream: TextIO = sys.stdout) -> None:
-    """Print a line of our own; where it cannot be, as on a full disk below Ray's log folder, that ends nothing."""
+    """Print a line of our own; a failure, as on a full disk below Ray's log folder, ends nothing."""
     with contextlib.suppress(OSError):
-        os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is not owed
+        os.write(stream.fileno(), f"raykube: {text}\n".encode())  # not buffered: what cannot be written is dropped
 
 
 class Driver:
@@ -55,7 +55,7 @@ class Driver:
         return self._source.parent if self._source else None
 
     def replay(self) -> None:
-        """Print what earlier attempts printed, so that one log tells the whole run."""
+        """Print what earlier attempts printed, the last 16 MiB of it, so that one log tells the whole run."""
         earlier = storage.read_from(self._target, max(0, storage.size(self._target) - _REPLAY_MAX))
         sys.stdout.buffer.write(earlier)
         sys.stdout.buffer.flush()
@@ -63,7 +63,7 @@ class Driver:
         self._offset = self.starts_at + self.replayed
 
     def keep(self, *, last: bool = False) -> None:
-        """Copy what was printed since the last time; to a bucket less often the longer it is, but the `last` time."""
+        """Copy what was printed since the last copy; a bucket gets long logs less often, except the `last` time."""
         if self._source is None:
             return
         if storage.is_uri(self._target):
@@ -73,11 +73,11 @@ class Driver:
         with self._source.open("rb") as source, Path(self._target).open("ab", buffering=0) as target:
             source.seek(self._offset)
             while text := source.read(_COPY_AT_ONCE):
-                self._offset += target.write(text)  # a volume that fills up takes a part: only the rest is due then
+                self._offset += target.write(text)  # a volume that fills up takes only a part; the rest stays due
                 source.seek(self._offset)
 
     def _keep_remote(self, source: Path) -> None:
-        """Write the whole log, if it has grown: an object store does not append."""
+        """Write the whole log, if it has grown: an object store cannot append."""
         size = source.stat().st_size - self.starts_at
         if size != self._uploaded:
             self._due = time.monotonic() + size / _REMOTE_RATE
@@ -86,7 +86,7 @@ class Driver:
 
 
 def _parts(path: Path, start: int, size: int) -> Iterator[bytes]:
-    """Yield so many bytes of a file from `start` on: a log may be longer than what the head's memory has room for."""
+    """Yield `size` bytes of a file from `start` on, in parts: a log may be too long for the head's memory."""
     with path.open("rb") as file:
         file.seek(start)
         while size > 0 and (part := file.read(min(size, _COPY_AT_ONCE))):
@@ -95,7 +95,7 @@ def _parts(path: Path, start: int, size: int) -> Iterator[bytes]:
 
 
 def _own_output() -> Path | None:
-    """Return the file that our standard output is; None when it is a pipe or terminal."""
+    """Return the file that is our standard output; None if that is a pipe or a terminal."""
     try:
         path = Path("/proc/self/fd/1").readlink()
     except OSError:
@@ -104,11 +104,11 @@ def _own_output() -> Path | None:
 
 
 class Printed:
-    """Copies what grows in some files to the end of one, whole lines at a time.
+    """Appends what is new in some files to one file, whole lines at a time.
 
     Args:
         sources: the files.
-        target: path or URI; what is there, of an earlier start, stays.
+        target: path or URI; what an earlier start wrote there stays.
     """
 
     def __init__(self, sources: Sequence[Path], target: str) -> None:
@@ -118,13 +118,13 @@ class Printed:
         self._room = _MOST
 
     def copy(self, *, last: bool = False) -> None:
-        """Copy the lines that are new; the `last` time also one without an end."""
+        """Copy the new lines; the `last` time, also one without an end."""
         fresh = {path: self._fresh(path, last=last) for path in self._offsets} if self._room else {}
         lines = (line for text in fresh.values() for line in text.splitlines(keepends=True))
         self._take(b"".join(line for line in lines if not line.startswith(_RAYS)))
         for path, text in fresh.items():
             self._offsets[path] += len(text)
-        # Of one that printed nothing there is a file at the end, so that it is known from one whose output is lost.
+        # A worker that printed nothing has a file at the end, which tells it from one whose output is lost.
         if self._file.due or (last and not storage.exists(self._target)):
             self._file.write()
 
@@ -140,7 +140,7 @@ class Printed:
 
 @contextmanager
 def kept(target: str) -> Iterator[None]:
-    """Copy what this worker prints to `target` for the length of the block, from a thread of its own."""
+    """Copy what this worker prints to `target` while the block runs, in a thread of its own."""
     printed, ended = Printed(_own(), target), threading.Event()
     thread = threading.Thread(target=_copy, args=(printed, ended, target), daemon=True, name="raykube-output")
     thread.start()
@@ -159,7 +159,7 @@ def _copy(printed: Printed, ended: threading.Event, target: str) -> None:
 
 
 def _copied(printed: Printed, target: str, *, failing: bool, last: bool = False) -> bool:
-    """Copy, and return whether that failed: what was not copied goes along with the next time."""
+    """Copy, and return whether that failed; if so, the rest is copied the next time."""
     try:
         printed.copy(last=last)
     except OSError as error:
@@ -177,6 +177,6 @@ def _own() -> list[Path]:
         from ray._private.worker import _global_node
 
         folder = Path(_global_node.get_logs_dir_path())
-    except (ImportError, AttributeError):  # inner places of Ray, which may move; only the copy misses them
+    except (ImportError, AttributeError):  # internals of Ray, which may move; then only the copy is missing
         return []
     return sorted(folder.glob(f"worker-{ray.get_runtime_context().get_worker_id()}-*"), reverse=True)

@@ -33,7 +33,7 @@ class Place:
     Attributes:
         run: the run's name.
         storage: absolute path or URI below which runs keep their files.
-        scale: workers and the resources of one.
+        scale: how many workers, and the resources of one.
         trial_workers: workers of one trial of a sweep.
         attempt: 1 for the first start of this run, more for each retry.
         git_commit: of the code that runs; empty when unknown.
@@ -55,7 +55,7 @@ class Place:
         """Read the place from `environ`; without a run name a new one is made, so nothing resumes by accident.
 
         Raises:
-            ConfigError: variables that do not hold what they should; all of them are listed.
+            ConfigError: variables have values that do not work; all of them are listed.
         """
         problems: list[Problem] = []
         one: int | tuple[int, int] = 1
@@ -99,14 +99,14 @@ class Place:
         """Make the run's folder; behind a URI there is none to make.
 
         Raises:
-            ConfigError: it cannot be made or written to, or the URI is of no kind that is known.
+            ConfigError: it cannot be made or written to, or there is no way to the URI.
         """
         try:
             if storage.is_uri(self.storage):
                 storage.check(self.storage)
                 return
             Path(self.path).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):  # it may be another user's
+            with tempfile.TemporaryFile(dir=self.path):  # the folder may be another user's
                 pass
         except (OSError, ImportError) as error:
             raise ConfigError(
@@ -118,7 +118,7 @@ class Place:
 
 def _new_name(experiment: str) -> str:
     letters = "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
-    # An experiment may be called like a path, and a run's folder is one.
+    # An experiment's name may look like a path, and the run's name is that of its folder.
     experiment = re.sub(r"^\.+|[^\w.\-]", "_", experiment)[:_EXPERIMENT_MAX]
     return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{letters}"
 

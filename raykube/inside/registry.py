@@ -14,12 +14,12 @@ _NAME_MAX = 250
 
 
 def register(model: Callable[[str], Any], checkpoint: str, experiment: str, run_id: str, uri: str) -> str:
-    """Log the ``torch.nn.Module`` that `model` makes of a checkpoint in a run and register it, on the CPU.
+    """Make a ``torch.nn.Module`` from a checkpoint with `model`, and log and register it, moved to the CPU.
 
     Returns:
         The URI of its version.
     """
-    # Of an image without git it says so at length, four times a model; the commit is known from elsewhere.
+    # On an image without git it says so at length, four times per model; the commit is known from elsewhere.
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import mlflow
     import mlflow.pytorch
@@ -28,12 +28,12 @@ def register(model: Callable[[str], Any], checkpoint: str, experiment: str, run_
     name = model_name(experiment)
     with storage.local_copy(checkpoint) as folder:
         module = model(folder).cpu()  # else only a replica with a GPU could read what a driver with one has written
-        with _fluent(uri), mlflow.start_run(run_id=run_id, nested=True):  # beside one of the script's own
+        with _fluent(uri), mlflow.start_run(run_id=run_id, nested=True):  # nested: the script may have its own
             info = mlflow.pytorch.log_model(
                 module,
                 name="model",
                 registered_model_name=name,
-                # Named, because MLflow would find them out by loading the model in a fresh process.
+                # Given, because MLflow would find them out by loading the model in a fresh process.
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
                 serialization_format="pickle",
             )
@@ -41,14 +41,14 @@ def register(model: Callable[[str], Any], checkpoint: str, experiment: str, run_
 
 
 def model_name(experiment: str) -> str:
-    """Return the name of an experiment's registered model: without what MLflow refuses there."""
+    """Return the name of an experiment's registered model, without what MLflow refuses in it."""
     name = re.sub(r"[/:]", "_", experiment)[:_NAME_MAX]
     return re.sub(r"^\.+", "_", name) if name == "." or name.startswith("..") else name
 
 
 @contextmanager
 def _fluent(uri: str) -> Iterator[None]:
-    """Have MLflow's module-wide functions talk to `uri`, and the next training find the environment as it was."""
+    """Make MLflow's module-wide functions talk to `uri`; restore the environment for the next training."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")

@@ -41,7 +41,7 @@ class Replica:
         return await asyncio.to_thread(predict_parts, self._predict, self._model, parts)
 
     async def _each(self, instances: list[Any]) -> list[Any]:
-        """Return the outcome of each instance; many go one batch after another, so that other requests come between."""
+        """Return the outcome of each instance; many go batch by batch, so that other requests come between."""
         begins = range(0, len(instances), self._size)
         return [one for begin in begins for one in await self._together(instances[begin : begin + self._size])]
 
@@ -58,5 +58,5 @@ class Replica:
         return Answer(*reply(await self._each(instances)))
 
 
-# Ray's default of 5 requests at once would be the largest batch; the name is what plans address.
+# Ray's default of 5 requests at once would limit a batch to 5 requests; plans address the deployment by this name.
 Model: Any = serve.deployment(name="Model", max_ongoing_requests=100)(Replica)

@@ -1,4 +1,4 @@
-"""What the connected cluster has, and how many workers that is room for."""
+"""What the connected cluster has, and for how many workers that is enough."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raykube.errors import ConfigError
 log = logging.getLogger("raykube")
 
 _JOINING_S = 60.0
-#: Is handed what a training has to wait for.
+#: Is called with words for what a training has to wait for.
 Tell = Callable[[str], None]
-_FREED_S = 2.0  # in which Ray gives back what the training before this one had
+_FREED_S = 2.0  # for Ray to free what the training before this one held
 
 
 def head_runs_no_work() -> bool:
-    """Tell whether the head has no CPUs for work, so that workers are separate nodes."""
+    """Whether the head has no CPUs for work, so that workers are separate nodes."""
     import ray
 
     heads = [node["Resources"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
@@ -27,7 +27,7 @@ def head_runs_no_work() -> bool:
 
 
 def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
-    """Return how many workers of `scale` fit on `nodes` (as of ``ray.nodes()``) when nothing else runs."""
+    """Return how many workers of `scale` fit on `nodes` (as from ``ray.nodes()``) when nothing else runs."""
     needs = {"CPU": scale.cpus, "GPU": scale.gpus}
     if scale.accelerator:
         needs[f"accelerator_type:{scale.accelerator}"] = 0.001
@@ -37,17 +37,17 @@ def slots(nodes: Sequence[Mapping[str, Any]], scale: wire.Scale) -> int:
 
 
 def _times(name: str, need: float, have: Mapping[str, float]) -> int:
-    """Return how often a need fits: of less than a whole GPU, Ray gives no parts of two."""
+    """Return how often a need fits; a need below one GPU has to fit on a single GPU."""
     if name == "GPU" and need < 1:
         return int(have.get(name, 0)) * int(1 / need + 1e-6)
     return int(have.get(name, 0) / need + 1e-6)
 
 
 def require(scale: wire.Scale, workers: int | tuple[int, int], tell: Tell = lambda _: None) -> int:
-    """Return how many workers of `scale` the connected cluster fits; `tell` of a wait until others have left room.
+    """Return how many workers of `scale` fit the connected cluster; `tell` if they wait for others to leave room.
 
     Raises:
-        ConfigError: fewer than asked for, so that Ray would wait for ever.
+        ConfigError: fewer fit than the fixed number asked for, so that Ray would wait for ever.
     """
     need = workers if isinstance(workers, int) else workers[0]
     fits = _settled_slots(scale, need)
@@ -83,7 +83,7 @@ def _note_idle_gpus(scale: wire.Scale) -> None:
 
 
 def _note_taken(scale: wire.Scale, need: int, tell: Tell) -> None:
-    """Say that a training will wait for CPUs that the cluster has, and others hold."""
+    """Log and `tell` if a training will wait for CPUs that others hold."""
     deadline = time.monotonic() + _FREED_S
     while (free := _free(scale)) < need and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -101,9 +101,9 @@ def _free(scale: wire.Scale) -> int:
 
 
 def room(scale: wire.Scale, need: int, tell: Tell = lambda _: None) -> int:
-    """Return how many workers trials of `need` each may have together; of a cluster that grows, all it may grow to.
+    """Return how many workers trials of `need` each may have together; a cluster that can grow counts at its maximum.
 
-    Nobody asks for the workers of a trial before it runs, so a cluster that begins with none is not waited for.
+    Nobody requests a trial's workers before it runs, so a cluster that begins with none is not waited for.
 
     Raises:
         ConfigError: there is no room for one trial.

@@ -1,4 +1,4 @@
-"""Metrics as JSON scalars, and those of a device read without holding up the loop that goes on using it."""
+"""Metrics as JSON scalars, read from a device without holding up the loop that uses it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
     Args:
         metrics: names to numbers, strings, booleans, None, or one-element numpy or torch values.
-        defer: leave a torch value that is on a device there, so that the caller does not wait for it;
+        defer: leave a torch value on its device, so that the caller does not wait for it;
             :func:`fetched` reads it.
 
     Raises:
-        ConfigError: values that are none of these, or names that are no text; every name is listed.
+        ConfigError: values are none of these, or names are not text; all of them are listed.
     """
     if type(metrics) is not dict and not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics must be a dict of names to numbers, not {type(metrics).__name__}")
@@ -52,7 +52,7 @@ def scalars(metrics: Mapping[str, Any], *, defer: bool = False) -> dict[str, Any
 
 
 def _scalar(value: Any, *, defer: bool) -> Any:
-    if is_spread(value):  # a rank would read its own part of it without a word
+    if is_spread(value):  # a rank would silently read only its own part
         raise TypeError("is spread over the workers: report its full_tensor(), which every worker calls")
     if defer and getattr(value, "is_cpu", True) is False:
         _check_size(value)
@@ -64,7 +64,7 @@ def _scalar(value: Any, *, defer: bool) -> Any:
 
 
 def is_spread(value: Any) -> bool:
-    """Tell a tensor of which a worker holds a part only, as those of FSDP2 are."""
+    """Whether a worker holds only a part of this tensor, as with FSDP2."""
     return (
         hasattr(value, "placements")
         and hasattr(value, "to_local")
@@ -79,7 +79,7 @@ def _item(value: Any) -> Any:
     try:
         return item()
     except (RuntimeError, ValueError):
-        # Not before: a loop reports at every step, where the caches are cold and whatever is looked at costs time.
+        # Only now: a loop reports at every step, with cold caches, and each look at a value costs time.
         _check_size(value)
         raise
 
@@ -92,11 +92,11 @@ def _check_size(value: Any) -> None:
 
 @dataclass(frozen=True)
 class Deferred:
-    """A number that a device has, or will have once it has done what it was told.
+    """A number that a device has, or will have once it has done its queued work.
 
     Attributes:
         value: a tensor of one element that nobody overwrites.
-        known: an event after which it is computed; None where a read waits by itself.
+        known: an event after which it is computed; None if a read waits by itself.
     """
 
     value: Any
@@ -104,26 +104,26 @@ class Deferred:
 
     @classmethod
     def of(cls, value: Any) -> Deferred:
-        """Take a copy of a tensor: the loop may overwrite it before it is read."""
-        own = value.to_local() if hasattr(value, "placements") else value  # all of it, or it was refused
+        """Copy a tensor: the loop may overwrite it before it is read."""
+        own = value.to_local() if hasattr(value, "placements") else value  # all of it: a spread one was refused
         copy = own.detach().clone()
         if copy.device.type != "cuda":
             return cls(copy)
         import torch
 
-        # Not a wait for the whole device later, which would break a capture of a CUDA graph in the loop. The loop may
-        # work on a stream of its own, for which no read waits. Not CUDA's own event: to look up the stream for it, as
-        # Python must, costs more than all the rest.
+        # An event, because a later wait for the whole device would break a capture of a CUDA graph in the loop, and no
+        # read waits for a stream of the loop's own. Not torch.cuda.Event: looking up its stream in Python costs more
+        # than all the rest.
         event = torch.Event(device=copy.device)
         event.record()
         return cls(copy, event)
 
 
 def fetched(found: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Exception]]:
-    """Return what :func:`scalars` left on devices as numbers, and the names of those that cannot be read, with why.
+    """Return rows with numbers for what :func:`scalars` left on devices, and why each unreadable name was left out.
 
-    A loop runs ahead of its device, and reading takes its turn there: whoever reads one value after another falls
-    behind a loop that reports at every step.
+    A loop runs ahead of its device, and each read waits for its turn there. So values are read together: one read per
+    value would fall behind a loop that reports at every step.
     """
     done = [dict(metrics) for metrics in found]
     unread: dict[str, Exception] = {}
@@ -151,18 +151,18 @@ def _numbers(values: list[Deferred]) -> list[Any]:
         with _aside(values[0].value.device):
             for each in values:
                 while each.known is not None and not each.known.query():
-                    time.sleep(_LOOK_S)  # for such an event waits with a core of the loop's that it keeps busy
+                    time.sleep(_LOOK_S)  # the event's own wait would keep a core of the loop's busy
             return list(torch.stack([each.value.reshape(()) for each in values]).tolist())
-    except (RuntimeError, TypeError):  # one of them is of a kind that cannot be put beside others, or the device failed
+    except (RuntimeError, TypeError):  # one of them cannot be stacked with the others, or the device failed
         return [_alone(each.value) for each in values]
 
 
 @contextmanager
 def _aside(device: Any) -> Iterator[None]:
-    """Work beside the loop: on another stream, where a read does not wait for all that it has told the device since.
+    """Work on another stream than the loop, where a read does not wait for all that the loop has queued since.
 
-    While the loop captures a CUDA graph, as ``torch.cuda.graph`` does it, CUDA refuses every other thread what waits
-    or allocates, and the capture fails by it; but not a thread that says that it knows what it does.
+    While the loop captures a CUDA graph in the way of ``torch.cuda.graph``, CUDA refuses other threads' calls that wait
+    or allocate, and the capture fails too, unless such a thread has set the relaxed mode.
     """
     import torch
 
@@ -179,7 +179,7 @@ def _aside(device: Any) -> Iterator[None]:
 
 
 def _exchange_capture_mode(mode: int) -> int:
-    """Set how CUDA takes this thread's calls beside a capture; return how it took them until now."""
+    """Set how CUDA treats this thread's calls during a capture; return the mode until now."""
     import torch
 
     if torch.version.cuda is None:  # ROCm, whose devices are named "cuda", too

@@ -1,25 +1,25 @@
-"""Which metrics can be compared, and what stands for those that cannot where Ray compares them."""
+"""Which metrics can be compared, and which numbers stand for the others where Ray compares them."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-#: Stand for a number that there is not, and for one that is none: beyond what loops report, within what JSON can say.
+#: Stand for a missing number, and for NaN or an infinity: beyond what loops report, within what JSON can say.
 _MISSING, _NO_NUMBER = 1e308, 1.5e308
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a metric can be compared with others: NaN, infinities and what stands for them cannot."""
+    """Whether a metric can be compared with others: NaN, infinities and what stands for them cannot."""
     return isinstance(value, int | float) and -_MISSING < value < _MISSING
 
 
 def scored(metrics: dict[str, Any], metric: str | None, mode: str) -> dict[str, Any]:
-    """Return metrics with a number for `metric`: the worst there is, if they have none.
+    """Return metrics with a number for `metric`: the worst possible one, if they have none.
 
-    Ray takes a checkpoint without it for the best of all where small is good, and deletes the others. NaN and
-    infinities turn into null in its list of checkpoints, and the next attempt dies of that; ASHA lets a trial that has
-    NaN run on.
+    Where small is good, Ray takes a checkpoint without the metric for the best of all, and deletes the others. NaN and
+    infinities become null in Ray's list of checkpoints, and the next attempt dies of that; ASHA lets a trial with NaN
+    run on.
     """
     if metric is None or is_number(metrics.get(metric)):
         return metrics
@@ -28,7 +28,7 @@ def scored(metrics: dict[str, Any], metric: str | None, mode: str) -> dict[str, 
 
 
 def as_reported(metrics: dict[str, Any], metric: str | None) -> dict[str, Any]:
-    """Return `metrics` without what :func:`scored` has put in: with NaN in place of what was a float."""
+    """Return `metrics` without what :func:`scored` put in; what was NaN or an infinity comes back as NaN."""
     value = metrics.get(metric or "")
     if value in (_NO_NUMBER, -_NO_NUMBER):
         return {**metrics, metric or "": math.nan}

@@ -1,4 +1,4 @@
-"""A model reference becomes a Ray Serve application: batched across requests, checked, resolved once."""
+"""Turns a model reference into a Ray Serve application: checked, resolved once, batched across requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULTS: dict[str, Any] = {"model": "", "max_batch_size": 32, "batch_wait_time
 
 
 def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, Any]], Any]:
-    """Return a builder for ``import_path``, of a Serve application with one deployment named ``Model``.
+    """Return a builder, for ``import_path``, of a Serve application with one deployment named ``Model``.
 
     Its ``args``: ``model`` (a reference, see :func:`resolve`), ``max_batch_size`` (instances, 32) and
     ``batch_wait_timeout_s`` (seconds to wait for more of them, 0.005).
@@ -27,10 +27,10 @@ def application(load: tracking.Loader, predict: Predict) -> Callable[[dict[str, 
 
     Args:
         load: makes the model from a checkpoint's folder, which may be gone once it has returned.
-        predict: (model, instances) to a list, or an array, of as many JSON values; raises ValueError, TypeError or
-            LookupError for an instance that it cannot take, which answers that request with HTTP 400, and whatever else
-            with 500; either leaves the others of the batch alone. A prediction that is NaN or infinite is answered as
-            null.
+        predict: takes (model, instances) and returns a list, or an array, of as many JSON values. If it raises
+            ValueError, TypeError or LookupError for an instance, that request is answered with HTTP 400, for any other
+            exception with 500; the other requests of the batch are not affected. A prediction that is NaN or infinite
+            is answered as null.
 
     Raises:
         ConfigError: `predict` is a coroutine function.
@@ -55,7 +55,7 @@ def checked(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the application's `args` with the defaults filled in.
 
     Raises:
-        ConfigError: unknown keys or values that do not work; all are listed.
+        ConfigError: there are unknown keys or values that do not work; all are listed.
     """
     problems = [Problem(f"args.{key}", "is not known", _nearest(key)) for key in args if key not in _DEFAULTS]
     known = _DEFAULTS | dict(args)
@@ -122,19 +122,19 @@ def _registered(reference: str, environ: Mapping[str, str]) -> str:
     try:
         if at:
             version = client.get_model_version_by_alias(name, alias).version
-        elif version.isdecimal():  # else `latest`, or a stage, which MLflow itself reads as it loads
-            # Each replica would find out by itself, and try again, that there is none.
+        elif version.isdecimal():  # else `latest` or a stage, which MLflow resolves as it loads
+            # Otherwise each replica would find that there is none, and try again.
             client.get_model_version(name, version)
     except MlflowException as error:
         why = addresses.shown(str(error), uri)
     else:
         return f"models:/{name}/{version}"
-    # Outside of `except`: a traceback would show what MLflow said with the password of its address.
+    # Outside of `except`: a traceback would show MLflow's message, which has the password of its address.
     raise NotFound(f"no model {reference}", why=why, next_step="see the registry in MLflow")
 
 
 def open_model(resolved: str, load: tracking.Loader, environ: Mapping[str, str] = os.environ) -> Any:
-    """Return the model that :func:`resolve` found: by `load` from a checkpoint, or, on the CPU, from MLflow."""
+    """Load the model that :func:`resolve` found: from a checkpoint by `load`, or from MLflow onto the CPU."""
     if not resolved.startswith("models:/"):
         with storage.local_copy(resolved) as folder:
             return load(folder)

@@ -1,7 +1,7 @@
-"""Has Ray Train write its list of checkpoints whole or not at all. Imported only where Ray is.
+"""Makes Ray Train write its list of checkpoints whole or not at all. Imported only where Ray is.
 
-Ray 2.60 empties the file before it writes it. A controller that is killed just then, or a disk that is full, leaves a
-list that no later attempt can read, and with it the checkpoints that lie there.
+Ray 2.60 empties the file before it writes it. If the controller is killed just then, or the disk is full, no later
+attempt can read the list, nor find the checkpoints in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from raykube.inside import storage
 
 
 def write_whole() -> None:
-    """Replace how the controller in this process writes its list; where Ray's inner parts have moved, it stays."""
+    """Replace how the controller in this process writes its list, unless Ray's internals have moved."""
     try:
         from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
     except ImportError:

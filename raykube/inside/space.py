@@ -1,4 +1,4 @@
-"""What ``sweep`` can search: Ray Tune's domains, where Tune looks for them and as far as Optuna takes them."""
+"""What ``sweep`` can search: Ray Tune's domains, where Tune looks for them and if Optuna takes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DOMAINS = "write tune.choice, uniform, quniform, loguniform, randint, qrandint 
 
 
 def unsearchable(space: Mapping[str, Any]) -> list[Problem]:
-    """Return all that keeps `space` from being searched."""
+    """Return all problems that keep `space` from being searched."""
     found = list(_problems(dict(space), "space"))
     if not found and not _has_domain(dict(space)):
         found.append(Problem("space", "has nothing to search", "give a key a domain: tune.loguniform(1e-4, 1e-1)"))
@@ -19,7 +19,7 @@ def unsearchable(space: Mapping[str, Any]) -> list[Problem]:
 
 
 def described(value: Any) -> Any:
-    """Return a part of a space as JSON has it, and as it is in each process: of what is not plain, its kind only."""
+    """Return a part of a space as JSON, the same in each process: of values that are not plain, only the type."""
     if type(value).__module__ == "ray.tune.search.sample":
         return [type(value).__name__, described(vars(value))]
     if isinstance(value, Mapping):
@@ -32,7 +32,7 @@ def described(value: Any) -> Any:
 def _problems(value: Any, path: str, within: str = "") -> Iterator[Problem]:
     """Yield what is wrong with a value of the space, and with all that it holds.
 
-    `within` says what it is a part of, if that is something in which Tune does not look for domains.
+    `within` names what holds the value, if Tune does not look for domains in that.
     """
     if _is_domain(value):
         yield from _problems_of_domain(value, path, within)
@@ -68,7 +68,7 @@ def _problems_of_mapping(value: Mapping[Any, Any], path: str, within: str) -> It
 
 def _refusal(domain: Any) -> str:
     """Return why Optuna does not take a domain; empty if it does."""
-    import optuna  # noqa: F401 # without it, Ray's own module fails in words that do not name it
+    import optuna  # noqa: F401 # if it is missing, fail here: Ray's own module would not name it
     from ray.tune.search.optuna import OptunaSearch
 
     try:

@@ -1,11 +1,11 @@
-"""Actors that Ray Train 2.60 starts beside each training, and of which ours have no use. Imported only where Ray is.
+"""Spares trainings actors that Ray Train 2.60 starts and ours do not need. Imported only where Ray is.
 
 Each is a process on the head's node that loads all of Ray Train and Ray Data before a worker may begin:
 
-- One hands out the parts of datasets. ``raykube.train`` hands on none, and Ray starts it all the same.
-- One gives back what a killed controller had reserved, if it lives longer. The driver does it (``deaths``).
+- One hands out the parts of datasets. ``raykube.train`` passes none, but Ray starts the actor all the same.
+- One frees what a killed controller had reserved, if it outlives the controller. Here the driver does so (``deaths``).
 
-Inner parts of Ray may move; where they have, Ray is left as it is.
+This uses internals of Ray, which may move; if they have, Ray is left as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class NoDatasets:
     """Stands in a worker for the datasets of a training that has none."""
 
     def get_dataset_shard(self, dataset_info: Any) -> Any:
-        """Refuse, as Ray's own does for a name that it does not know.
+        """Refuse, as Ray's own provider does for an unknown name.
 
         Raises:
             KeyError: always.
@@ -29,7 +29,7 @@ class NoDatasets:
 
 
 def spare_actors() -> None:
-    """Have the controller in this process start none of these actors."""
+    """Keep the controller in this process from starting these actors."""
     _spare_datasets()
     _spare_cleaner()
 

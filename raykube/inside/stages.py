@@ -21,15 +21,15 @@ from raykube.inside.place import Place
 from raykube.inside.troubles import Troubles
 
 log = logging.getLogger("raykube")
-_PROCESS = secrets.token_hex(8)  # what tells this process from another one of the same attempt
+_PROCESS = secrets.token_hex(8)  # tells this process from others of the same attempt
 _UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
 
 def work(kind: str, loop: Callable[..., Any], metric: str | None, mode: str) -> dict[str, Any]:
     """Return what a call of ``train`` or ``sweep`` does, as far as it is the same in all attempts of a run.
 
-    A stage is numbered in its process, so that of a second script has the number of the first one's. The values of
-    the config are no part of it: who goes on with a run by hand may do so with another number of epochs.
+    This tells apart the calls of two scripts, whose stages have the same numbers: each process counts its own. The
+    config's values are left out: whoever goes on with a run by hand may do so with another number of epochs.
     """
     return {"kind": kind, "loop": _name(loop), "metric": metric, "mode": mode}
 
@@ -43,7 +43,7 @@ def _name(loop: Any) -> str:
     while isinstance(loop, functools.partial):
         loop = loop.func
     module = loop.__module__
-    if module == "__main__":  # of every script; where it lies is not the same in each attempt, what it is called is
+    if module == "__main__":  # as in every script; the file's name is the same in all attempts, its folder is not
         main = sys.modules[module]
         spec = getattr(main, "__spec__", None)
         module = spec.name if spec else Path(getattr(main, "__file__", None) or module).stem
@@ -60,10 +60,11 @@ class Stage:
 
     @classmethod
     def next(cls, kind: str, experiment: str) -> Stage:
-        """Return the next stage of this process, its run's folder made.
+        """Return the next stage of this process, and make its run's folder.
 
         Raises:
-            ConfigError: the environment does not hold what it should, or this is called within a loop.
+            ConfigError: the environment has values that do not work, the storage cannot be used, or this is called
+                within a loop.
         """
         refuse_within(kind)
         place = Place.from_environ(experiment)
@@ -82,12 +83,12 @@ class Stage:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Its metrics files: of ``raykube.report``, and the controller's, of what plain ``ray.train.report`` says."""
+        """Its metrics files: that of ``raykube.report``, and the controller's, of plain ``ray.train.report``."""
         return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
 
     @property
     def troubles(self) -> Troubles:
-        """The note of what keeps its run."""
+        """The note of what holds up its run."""
         return Troubles(self.path, self.place.path, self.place.attempt)
 
     def rows(self) -> list[Row]:
@@ -95,14 +96,14 @@ class Stage:
         return sorted((row for path in self.files for row in rows(path)), key=lambda row: row["time"])
 
     def begin(self, work: Mapping[str, Any]) -> wire.Result | None:
-        """Take this stage for `work`; return its result where an earlier attempt of this run ended it well.
+        """Take this stage for `work`; return its result if an earlier attempt of this run ended it well.
 
         Raises:
-            Conflict: the stage is other work's; or it is finished, and this is not a retry but a new run of the same
-                name.
+            Conflict: the stage belongs to other work; or it is finished, and this is not a retry but a new run of the
+                same name; or another process of this attempt had its result.
         """
         path = storage.join(self.path, wire.WORK_FILE)
-        before = json.loads(storage.read_from(path) or "{}")  # none: new, or of an older raykube
+        before = json.loads(storage.read_from(path) or "{}")  # empty if it is new, or of an older raykube
         told = before.get("work", work)
         if told != work:
             raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work)}")
@@ -127,7 +128,7 @@ class Stage:
         return storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
 
     def finished(self) -> wire.Result | None:
-        """Return the result of a stage that an earlier attempt of this run ended well.
+        """Return the result of this stage if an earlier attempt of this run ended it well.
 
         Raises:
             Conflict: the stage is finished, and this is not a retry but a new run of the same name.
@@ -155,7 +156,7 @@ class Stage:
     def conclude(self, result: wire.Result, tracker: tracking.Tracker, model: tracking.Loader | None) -> wire.Result:
         """Write the result, have its model registered, and write it again with what came of that.
 
-        What was trained is kept when the loader of the model, or MLflow, raises.
+        So the result is kept even if the model's loader, or MLflow, raises.
         """
         self.finish(replace(result, notes=(*result.notes, _UNREGISTERED)) if model else result)
         return self.finish(tracker.conclude(result, model))

@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-#: Stores of objects: they have no folders, and to make one all the same is one more request for each level.
+#: Object stores have no folders, and making one all the same is one more request for each level.
 _FLAT = frozenset({"s3", "gcs", "abfs"})
-#: Who sends a file and says nothing for so long makes room for others.
+#: A sender that is silent for so long makes room for others.
 _SILENCE_S = 30.0
 
 
 def is_uri(path: str) -> bool:
-    """Tell ``s3://bucket/key`` from a path on this machine."""
+    """Whether this is a URI, as in ``s3://bucket/key``, and not a path on this machine."""
     return "://" in path
 
 
 def plain(path: str) -> str:
-    """Return `path` with a ``file://`` prefix taken off, absolute if it is a path."""
+    """Return `path` without a ``file://`` prefix, made absolute unless it is a URI."""
     if path.startswith("file:/"):
         path = unquote(path.removeprefix("file:").removeprefix("//localhost"))
         return str(Path("/" + path.lstrip("/")))
@@ -49,13 +49,13 @@ def _remote(uri: str) -> tuple[Any, str]:
 
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (ValueError, NotImplementedError) as error:  # of a kind that it does not know, or was built without
+    except (ValueError, NotImplementedError) as error:  # of a kind that pyarrow does not know, or was built without
         raise OSError(str(error)) from error
     return filesystem, path
 
 
 def check(uri: str) -> None:
-    """Look whether there is a way to what `uri` names; nothing there is read.
+    """Check that there is a way to what `uri` names, without reading anything there.
 
     Raises:
         OSError: there is none, as to a kind of storage that pyarrow does not know.
@@ -65,7 +65,7 @@ def check(uri: str) -> None:
 
 
 def exists(path: str) -> bool:
-    """Tell whether a file or folder is there."""
+    """Whether a file or folder is there."""
     if not is_uri(path):
         return Path(path).exists()
     filesystem, key = _remote(path)
@@ -87,7 +87,7 @@ def read_from(path: str, offset: int = 0) -> bytes:
             with Path(path).open("rb") as file:
                 file.seek(offset)
                 return file.read()
-        except (FileNotFoundError, NotADirectoryError):  # no other: what cannot be read just now is not gone
+        except (FileNotFoundError, NotADirectoryError):  # no others: an unreadable file is not gone
             return b""
     filesystem, key = _remote(path)
     info = filesystem.get_file_info(key)
@@ -122,7 +122,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def upload(uri: str, parts: Iterable[bytes]) -> None:
-    """Write a whole file behind a URI, of parts of which only one at a time is held."""
+    """Write a whole file behind a URI, holding only one of `parts` at a time."""
     filesystem, key = _remote(uri)
     if filesystem.type_name not in _FLAT:
         filesystem.create_dir(key.rpartition("/")[0])
@@ -132,7 +132,7 @@ def upload(uri: str, parts: Iterable[bytes]) -> None:
 
 
 class Growing:
-    """A file that its one writer makes longer; what it does not take now stays `due`, and goes along with the next."""
+    """A file to which one writer appends; what cannot be written now stays `due`, and goes with the next write."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -150,12 +150,12 @@ class Growing:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0, opener=lambda name, how: os.open(name, how, 0o644)) as file:
             while self.due:
-                self.due = self.due[file.write(self.due) :]  # a volume that fills up takes a part
+                self.due = self.due[file.write(self.due) :]  # a volume that fills up takes only a part
 
 
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """Give a folder on this machine that holds what is at `path`: itself if it is one, else a copy, for the block."""
+    """Yield a folder on this machine with what is at `path`: itself if it is one, else a copy, for the block."""
     if not is_uri(path):
         yield path
         return
@@ -168,7 +168,7 @@ def local_copy(path: str) -> Iterator[str]:
 
 @contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Have nobody else in the same block, by a file on this machine."""
+    """Keep everybody else out of the block while it runs, by a lock on a file on this machine."""
     with Path(path).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -186,7 +186,7 @@ def folders(path: str) -> list[str]:
 
 
 def newest(path: str, name: str) -> str:
-    """Return path or URI of the file written last, below `path`, whose name begins with `name`; "" if none does."""
+    """Return the path or URI of the newest file below `path` whose name begins with `name`; "" if there is none."""
     if not is_uri(path):
         found = [(each.stat().st_mtime_ns, str(each)) for each in Path(path).rglob(f"{name}*")]
         return max(found, default=(0, ""))[1]
@@ -217,7 +217,7 @@ def remove(path: str) -> None:
 
 
 def _is_at(path: str, digest: str) -> bool:
-    """Tell whether the file with this SHA-256 is there; what cannot be read is not."""
+    """Whether the file with this SHA-256 is there; one that cannot be read is not."""
     try:
         return _digest(read_from(path)) == digest
     except OSError:
@@ -229,10 +229,10 @@ def _digest(data: bytes) -> str:
 
 
 def receive(path: str, port: int, digest: str) -> None:
-    """Take one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there.
+    """Receive one file over HTTP and write it, whole or not at all; ``GET`` says with 200 or 404 whether it is there.
 
-    Whoever reaches the port may send something, and what is taken is code: it is taken only with this SHA-256. Another
-    is answered with 412, what cannot be written with 507 and the reason; either may be sent again.
+    Whoever reaches the port may send something, and the file is code, so it is taken only with this SHA-256. Another
+    file is answered with 412, one that cannot be written with 507 and the reason; after both, a file may be sent again.
     """
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -245,7 +245,7 @@ def receive(path: str, port: int, digest: str) -> None:
         def do_POST(self) -> None:
             size = int(self.headers["content-length"])
             data = self.rfile.read(size)
-            if len(data) < size:  # who sends it has gone
+            if len(data) < size:  # the sender has gone
                 return
             if _digest(data) != digest:
                 self._answer(412, f"it is not what was announced: its SHA-256 is not {digest}")
@@ -271,14 +271,14 @@ def receive(path: str, port: int, digest: str) -> None:
             server.handle_request()
 
 
-if __name__ == "__main__":  # in a pod that reaches the storage; this file's text is all of raykube that it has
+if __name__ == "__main__":  # in a pod that reaches the storage, and has no more of raykube than this file's text
     import sys
 
     verb, target, *more = sys.argv[1:]
     target = plain(target)
     if verb in ("cat", "newest"):
         found = newest(target, more[0]) if verb == "newest" else target
-        # A pod's log has whatever is printed beside this, and may have lost its beginning.
+        # Marked at both ends: a pod's log has whatever is printed beside this, and may have lost its beginning.
         sys.stdout.write(f"<{base64.b64encode(read_from(found)).decode() if found else '!'}>\n")
     elif verb == "receive":
         receive(target, int(more[0]), more[1])

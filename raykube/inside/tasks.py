@@ -1,4 +1,4 @@
-"""What is trained: a loop, its config and the metric that judges it; a config as JSON and pickle take it."""
+"""What is trained: a loop, its config and the metric that judges it; configs as JSON and pickle take them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def without_metric(self) -> str:
-        """Return the note on a result whose checkpoint was not chosen by the metric."""
+        """The note on a result whose checkpoint was not chosen by the metric."""
         return f"no checkpoint was reported with the metric {self.metric!r}, so this is the last one"
 
     def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
@@ -50,7 +50,7 @@ class Task:
 
 
 def published(config: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a config as JSON has it: all names are text, and what JSON does not know is words."""
+    """Return a config as JSON can hold it: all names are text, and values that JSON does not know become words."""
     return {str(name): _plain(value) for name, value in config.items()}
 
 
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     try:
-        json.dumps(value, skipkeys=True, default=str)  # which finds what holds itself
+        json.dumps(value, skipkeys=True, default=str)  # which raises if a value holds itself
         if isinstance(value, Mapping):
             return published(value)
         if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Return the one number in a value of numpy or PyTorch; of what else there is, its words."""
+    """Return the one number in a numpy or PyTorch value; for any other value, its words."""
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         if hasattr(value, "shape") and hasattr(value, "item") and math.prod(value.shape) == 1:
             found = value.item()
@@ -82,7 +82,7 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config as a dict.
 
     Raises:
-        ConfigError: it is no mapping.
+        ConfigError: it is not a mapping.
     """
     if not isinstance(config, Mapping):
         step = "write vars(config); of a dataclass, dataclasses.asdict(config)"
@@ -92,10 +92,10 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def sent_by_pickle(config: Mapping[str, Any]) -> Iterator[None]:
-    """Name what of a config pickle does not take, where that is why it could not be sent.
+    """Name the values of a config that pickle does not take, if that is why it could not be sent.
 
     Raises:
-        ConfigError: then.
+        ConfigError: there are such values.
     """
     try:
         yield
@@ -112,7 +112,7 @@ def _unsendable(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _refusal(value: Any) -> str:
-    """Return why pickle does not take a value; "" where it does."""
+    """Return why pickle does not take a value; "" if it does."""
     from ray import cloudpickle
 
     try:

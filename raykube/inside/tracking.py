@@ -1,4 +1,4 @@
-"""MLflow, fed from the driver: never on the training thread, and nothing when it is absent or off."""
+"""Feeds MLflow from the driver: never on the training thread, and not at all when MLflow is absent or off."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Tracker:
     """Records nothing: MLflow is absent or off.
 
     Attributes:
-        tried: set once it has tried to open its record, whatever came of that.
-        patience: for how many seconds it is still waited for at its end.
+        tried: set after the first try to open its record, whatever came of that.
+        patience: for how many seconds its end may still be waited for.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Tracker:
         """Take new rows of the metrics file."""
 
     def conclude(self, result: wire.Result, model: Loader | None = None) -> wire.Result:
-        """Log the model if there is one, and return the result with what came of all this."""
+        """Log the model if there is one, and return the result with what came of that."""
         del model
         return result
 
@@ -83,7 +83,7 @@ class MlflowTracker(Tracker):
         self._status = ""
         for name, value in _HTTP.items():
             os.environ.setdefault(name, value)
-        if self._shown(uri) != uri:  # MLflow prints where a run is to be seen: there, with the password
+        if self._shown(uri) != uri:  # MLflow prints a run's address, with the password in it
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._thread = self._start(self._relay)
 
@@ -116,7 +116,7 @@ class MlflowTracker(Tracker):
             self._thread = self._start(self._close)
 
     def wait(self, deadline: float = math.inf) -> None:
-        """Wait for the thread, and say so where it takes too long."""
+        """Wait for the thread, and say so if it takes too long."""
         began = time.monotonic()
         self._thread.join(max(0.0, min(self.patience, deadline - began)))
         self.patience -= time.monotonic() - began
@@ -124,7 +124,7 @@ class MlflowTracker(Tracker):
             self._complain("no answer in time")
 
     def _attempt_to(self, action: Callable[[], Any], missing: str = _RUN) -> Any:
-        """Return what `action` returns; None, and one warning, if MLflow refuses or is not there."""
+        """Return what `action` returns; None, and one warning, if MLflow refuses or cannot be reached."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -152,13 +152,13 @@ class MlflowTracker(Tracker):
         return thread
 
     def _work(self, action: Callable[[], None]) -> None:
-        if sys.platform == "linux":  # where a thread has a niceness of its own: training and its start come first
+        if sys.platform == "linux":  # where each thread has its own niceness: training and its start come first
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         if self._after:
             self._after.wait()
         try:
             action()
-        except BaseException as error:  # noqa: BLE001 - what is no error of MLflow must not go unseen with this thread
+        except BaseException as error:  # noqa: BLE001 - an error that is not MLflow's must not vanish with this thread
             self._complain(f"{type(error).__name__}: {error}")
             log.warning("%s", self._shown(traceback.format_exc()))
         finally:
@@ -203,12 +203,12 @@ class MlflowTracker(Tracker):
 
 
 def start(place: Place, subject: Subject, after: threading.Event | None = None) -> Tracker:
-    """Begin to record `subject`, or not, as the place says.
+    """Begin to record `subject`, if the place says so and MLflow is there.
 
     Args:
         place: of the run.
         subject: what is recorded.
-        after: set once the record of its parent was tried: until then nobody can point at that.
+        after: set once its parent's record was tried: until then, the subject cannot refer to that.
     """
     if not place.tracking or find_spec("mlflow") is None:
         return Tracker()
@@ -221,7 +221,7 @@ def start(place: Place, subject: Subject, after: threading.Event | None = None) 
 
 @contextmanager
 def record(place: Place, subject: Subject) -> Iterator[Tracker]:
-    """Record `subject` for the length of the block; an exception marks it as failed."""
+    """Record `subject` while the block runs; an exception marks it as failed."""
     tracker = start(place, subject)
     try:
         yield tracker
@@ -234,7 +234,7 @@ def record(place: Place, subject: Subject) -> Iterator[Tracker]:
 def end_all(endings: Mapping[Tracker, str], parent: Tracker) -> None:
     """Close the records of trials, each with its status, in the time of one: MLflow may be gone, and each wait long.
 
-    So much less is waited for the record of their sweep.
+    The time that this takes is taken off the wait for the record of their sweep.
     """
     began = time.monotonic()
     for tracker, status in endings.items():

@@ -1,4 +1,4 @@
-"""``train``: a plain Ray Train loop, run with the scale and the storage of wherever this is."""
+"""``train``: a plain Ray Train loop, run with the scale and the storage of the place where it runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from raykube.inside.stages import Stage, work
 from raykube.inside.tasks import Task, as_dict, published, sent_by_pickle
 
 log = logging.getLogger("raykube")
-#: So often a training on a range of workers sees whether it can grow, which is a look at what Ray has reserved for it;
-#: growing is a restart from the last checkpoint. Ray's own is 60 s.
+#: How often a training on a range of workers looks whether it can grow. The look is only at what Ray has reserved for
+#: it; growing is a restart from the last checkpoint. Ray's default is 60 s.
 _RESIZE_S = 5.0
 
 
@@ -44,11 +44,11 @@ def train(
 
     Args:
         loop: a Ray Train loop: a function of its config, or of nothing, that each worker calls.
-        config: handed to the loop, if it is not empty or the loop cannot do without, and recorded as parameters.
-        experiment: under which runs are grouped, and the registered model's name, with _ for / and colons.
+        config: passed to the loop, unless it is empty and the loop can do without; recorded as parameters.
+        experiment: groups runs, and is the registered model's name, with _ for / and colons.
         metric: by which the best checkpoint is chosen; None means the last one.
         mode: whether a small (``"min"``) or large (``"max"``) metric is good.
-        model: makes a ``torch.nn.Module`` from a checkpoint's folder; given it, the best model is
+        model: makes a ``torch.nn.Module`` from a checkpoint's folder; if given, the best model is
             logged and registered in MLflow.
 
     Raises:
@@ -77,11 +77,11 @@ def log_start(stage: Stage) -> None:
 
 
 def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) -> wire.Result:
-    """Run one Ray Train run in the connected cluster, its rows handed to `sinks` as they arrive.
+    """Run one Ray Train run in the connected cluster, and hand its rows to `sinks` as they arrive.
 
     Raises:
         ConfigError: pickle does not take the config.
-        RunFailed: it did not end well.
+        RunFailed: the training did not end well.
     """
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
@@ -116,7 +116,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
             callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE)), Workers(stage.troubles)],
-            # Ray's own lines, several a checkpoint, would bury what a person looks for.
+            # Ray's own lines, several per checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -134,7 +134,7 @@ def _keep(task: Task) -> Any:
 def _backend(scale: wire.Scale) -> Any:
     from ray.train.torch import TorchConfig
 
-    # Two ranks may get parts of one GPU, which NCCL refuses. Else Ray chooses: NCCL on GPUs, gloo without.
+    # Two ranks may get parts of one GPU, which NCCL refuses. Otherwise Ray chooses: NCCL on GPUs, gloo without.
     return TorchConfig(backend="gloo" if 0 < scale.gpus < 1 else None)
 
 
@@ -174,7 +174,7 @@ def last_metrics(stage: Stage) -> dict[str, Any]:
 
 @contextmanager
 def own_signals() -> Iterator[Mapping[int, Any]]:
-    """Give signals back to whoever had them, which Ray Train and Tune keep for themselves after a run; yield those."""
+    """Restore the signal handlers that Ray Train and Tune would replace for good; yield those from before."""
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
@@ -183,6 +183,6 @@ def own_signals() -> Iterator[Mapping[int, Any]]:
         yield handlers
     finally:
         for number, handler in handlers.items():
-            # Not one that nobody took: Python does not know of those that C has set, as faulthandler does.
+            # Only if it was replaced, and Python knows it: None is a handler set in C, as by faulthandler.
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)

@@ -27,11 +27,11 @@ log = logging.getLogger("raykube")
 TRAIN = "train-1"
 CONFIG_FILE = "config.json"
 STARTED_FILE = "started"
-#: Is there once Tune has ended a trial, until it goes on.
+#: Is there from when Tune has ended a trial until the trial goes on.
 ENDED_FILE = "ended"
 #: The metric's name in Tune, whatever its name in the loop.
 METRIC = "metric"
-#: At these counts ASHA compares trials: at its grace period, and at each power of its reduction factor, both 3.
+#: Counts at which ASHA compares trials: its grace period and the powers of its reduction factor, both 3.
 RUNGS = frozenset(3**power for power in range(1, 20))
 _LOOK_S = 0.5
 _REMOTE_S = 5.0
@@ -51,7 +51,7 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     apply_environ()
     stage = stage_of(place, sweep, tune.get_context().get_trial_id())
     folder = stage.parent
-    if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # an attempt before this one began it
+    if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # else an earlier attempt began it
         storage.write_text(stamp, repr(time.time()))
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
     storage.remove(storage.join(folder, ENDED_FILE))
@@ -59,7 +59,7 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     settle()
     fit(stage, task, [relay])
     if relay.silent and (earlier := valid(stage.rows(), task.metric)):
-        tune.report(relay.told(earlier[-1]))  # it was through before the sweep was interrupted, and Tune did not know
+        tune.report(relay.told(earlier[-1]))  # it had ended before the sweep was interrupted, and Tune did not know
     elif relay.silent:
         names = ", ".join(last_metrics(stage)) or "nothing"
         raise ConfigError(
@@ -69,14 +69,14 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
 
 
 def stage_of(place: Place, sweep: str, trial: str) -> Stage:
-    """Return the stage of a trial, which is all that it runs."""
+    """Return the only stage of a trial."""
     return Stage(place, TRAIN, storage.join(sweep, trial))
 
 
 def ends(sweep: str) -> Any:
-    """Return what has Tune note in the folder of each trial that it has ended, which most trials do not themselves.
+    """Return a Tune callback that notes each trial's end in its folder: Tune ends most trials, and they cannot.
 
-    Tune keeps it with the sweep, and has it again when that goes on.
+    Tune saves the callback with the sweep, and restores it when the sweep goes on.
     """
     from ray import tune
 
@@ -90,13 +90,13 @@ def ends(sweep: str) -> Any:
 
 
 def note_end(sweep: str, trial: str) -> None:
-    """Note that a trial has ended; where the storage does not take it, that is no reason to end the sweep."""
+    """Note that a trial has ended; a storage that does not take the note is no reason to end the sweep."""
     with contextlib.suppress(OSError):
         storage.write_text(storage.join(sweep, trial, ENDED_FILE), "")
 
 
 def started(path: str) -> float:
-    """Return when the trial whose folder is `path` began, by the clock; infinity if it never did."""
+    """Return when the trial with the folder `path` began, as of ``time.time()``; infinity if it never did."""
     text = storage.read_from(storage.join(path, STARTED_FILE))
     return float(text) if text else math.inf
 
@@ -104,12 +104,12 @@ def started(path: str) -> float:
 class Relay:
     """Tells Ray Tune, and so ASHA, of the rows that hold the metric.
 
-    Of a row it tells the metric and our own count, no more and under names of our own: Tune ends a trial that reports
-    "done", and knows more such words.
+    It tells only the metric and our own count, under names of our own: Tune ends a trial that reports "done", and has
+    more such reserved names.
 
     Args:
-        task: whose metric it is.
-        count: of rows that hold the metric, at the checkpoint from which this attempt goes on.
+        task: the task with the metric.
+        count: how many rows held the metric up to the checkpoint from which this attempt goes on.
 
     Attributes:
         silent: whether it has told nothing yet.
@@ -129,7 +129,7 @@ class Relay:
             tune.report(told)
 
     def due(self, rows: list[Row]) -> Iterator[dict[str, Any]]:
-        """Yield rows that ASHA compares or with a checkpoint, otherwise the newest: Tune takes few a second."""
+        """Yield what to tell of the newest row, and of those for ASHA or with a checkpoint: Tune takes few a second."""
         found = valid(rows, self._metric)
         for row in found:
             self._count += 1
@@ -137,19 +137,19 @@ class Relay:
                 yield self.told(row)
 
     def told(self, row: Row) -> dict[str, Any]:
-        """Return what Tune is told of a row: Optuna learns nothing of NaN, and ASHA does not end a trial for it."""
+        """Return what Tune is told of a row: no NaN, as Optuna learns nothing from it and ASHA ends no trial for it."""
         return {**scored({METRIC: row["metrics"][self._metric]}, METRIC, self._mode), "training_iteration": self._count}
 
 
 def valid(rows: list[Row], metric: str | None) -> list[Row]:
-    """Return the rows that hold the metric."""
+    """Return the rows that hold a number for the metric."""
     return [row for row in rows if isinstance(row["metrics"].get(metric), int | float)]
 
 
 def reached(rows: list[Row], metric: str | None) -> int:
     """Return how many rows of earlier attempts hold the metric, without those that the next attempt reports again.
 
-    Each attempt goes on from the last checkpoint of those before; without one, it begins again.
+    Each attempt goes on from the last checkpoint of those before it; if there is none, it begins again.
     """
     count = kept = attempt = 0
     for row in rows:
@@ -161,13 +161,13 @@ def reached(rows: list[Row], metric: str | None) -> int:
 
 
 class Trials:
-    """Watches a sweep's folder for trials, and has each one's rows told and tracked.
+    """Watches a sweep's folder for trials, and has each one's rows logged and tracked.
 
-    It goes by the files, not by Tune's callbacks, because a sweep that goes on has those of its first driver.
+    It goes by the files, not by Tune's callbacks, because a sweep that goes on has the callbacks of its first driver.
 
     Attributes:
-        statuses: how MLflow's run of each trial ends; those that are not named were ``KILLED``.
-        troubles: why trials are not told and tracked; empty when they are.
+        statuses: how MLflow's run of each trial ends; ``KILLED`` for trials that are not in it.
+        troubles: why trials were not logged and tracked; empty if they were.
     """
 
     def __init__(self, stage: Stage, experiment: str, sweep: tracking.Tracker) -> None:
@@ -189,7 +189,7 @@ class Trials:
         self._end.set()
         self._thread.join()
         for follower, _tracker in self._followed.values():
-            follower.start()  # where it has been stopped, for what was on its way when Tune ended the trial
+            follower.start()  # if it was paused, for rows that were on their way when Tune ended the trial
             follower.stop()
             self.troubles += follower.troubles
         followed = self._followed.items()
@@ -198,7 +198,7 @@ class Trials:
     def _run(self) -> None:
         try:
             while not self._end.wait(_LOOK_S):
-                with contextlib.suppress(OSError):  # of a storage that cannot be read now
+                with contextlib.suppress(OSError):  # the storage cannot be read now
                     self._look()
             self._look()
         except Exception as error:
@@ -214,12 +214,12 @@ class Trials:
         pause = _REMOTE_S if storage.is_uri(self._stage.path) else 0.0
         now = time.monotonic()
         for trial in self._followed.keys() - self._through:
-            if now - self._asked.get(trial, -math.inf) >= pause:  # each question to a bucket is a request
+            if now - self._asked.get(trial, -math.inf) >= pause:  # each look into a bucket is a request
                 self._asked[trial] = now
                 self._heed(trial)
 
     def _heed(self, trial: str) -> None:
-        """Read a trial's rows until it has ended; one that had ended when this attempt began may yet go on."""
+        """Read a trial's rows until it has ended; a trial that had ended before this attempt may still go on."""
         follower, _ = self._followed[trial]
         if not storage.exists(storage.join(self._stage.path, trial, ENDED_FILE)):
             follower.start()

@@ -1,4 +1,4 @@
-"""What keeps a run that goes on: one note in its folder, the last, for those who ask what the run is at."""
+"""What holds up a run that goes on: the last such note, in its folder, for whoever asks for the run's status."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Troubles:
     """The note, as one stage of a run writes it.
 
     Attributes:
-        stage: its folder or URI.
-        run: the run's.
-        attempt: of the run.
+        stage: the stage's folder or URI.
+        run: the run's folder or URI.
+        attempt: the run's attempt.
     """
 
     stage: str
@@ -28,15 +28,15 @@ class Troubles:
     attempt: int
 
     def note(self, words: str) -> None:
-        """Leave word of what has happened. Where it cannot be written it is logged: the run goes on all the same."""
+        """Note what has happened; if the note cannot be written, log it: the run goes on all the same."""
         self._write(words, waits=False)
 
     def wait(self, words: str) -> None:
-        """Leave word of what the stage waits for, until :meth:`wait_is_over`."""
+        """Note what the stage waits for, until :meth:`wait_is_over`."""
         self._write(words, waits=True)
 
     def wait_is_over(self) -> None:
-        """Take back what :meth:`wait` has left; what was noted since stays."""
+        """Remove the note of :meth:`wait`; one of :meth:`note` since then stays."""
         try:
             if wire.row_of(storage.read_from(self._path)).get("waits"):
                 storage.remove(self._path)

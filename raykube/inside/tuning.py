@@ -41,28 +41,28 @@ def sweep(
     experiment: str = "default",
     model: tracking.Loader | None = None,
 ) -> wire.Result:
-    """Search `space` for the config with the best metric, each trial a full training of the same loop.
+    """Search `space` for the config with the best metric; each trial is a full training of the same loop.
 
     Optuna proposes configs, ASHA ends hopeless trials early. As many trials run at once as the cluster
     fits, with ``RAYKUBE_TRIAL_WORKERS`` workers each. A failed trial does not end the sweep.
 
     ASHA compares trials at their 3rd, 9th, 27th … report that holds `metric`. So report `metric` once an
-    epoch, best with its checkpoint: then counts are epochs, and those of a trial that goes on after the
-    sweep was interrupted count from its checkpoint.
+    epoch, best with its checkpoint: counts are then epochs, and a trial that goes on after the sweep was
+    interrupted counts on from its checkpoint.
 
     Args:
         loop: as for ``train``; it reports `metric` now and then, best with a checkpoint.
         space: config keys to values, or to Ray Tune's domains such as ``tune.loguniform(1e-4, 1e-1)``.
-        trials: how many configs are tried.
+        trials: how many configs to try.
         metric: the name of the reported number to optimise.
         mode: ``"min"`` or ``"max"``.
-        experiment: under which runs are grouped, and the registered model's name, with _ for / and colons.
+        experiment: groups runs, and is the registered model's name, with _ for / and colons.
         model: as for ``train``; the best trial's model is registered.
 
     Raises:
         ConfigError: wrong arguments or environment, no Ray, or one trial does not fit the cluster.
         Conflict: a run of this name has finished, another script searches in it, or it began with another space.
-        RunFailed: every trial failed; the first one's failure.
+        RunFailed: every trial failed; it has the first one's failure.
     """
     joining.check_installed()
     task = Task(loop, as_dict(space), metric, mode)
@@ -77,7 +77,7 @@ def sweep(
 
 
 def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tracking.Loader | None) -> wire.Result:
-    """Search on the cluster that is connected; return what the search found."""
+    """Search on the connected cluster; return what the search found."""
     place, metric, mode = stage.place, task.metric, task.mode
     goes_on = _goes_on(stage)
     fit = room(place.scale, place.trial_workers, stage.troubles.wait) // place.trial_workers
@@ -95,7 +95,7 @@ def _search(tuner: Any, watch: Trials) -> Any:
     """Run the trials, followed by `watch`.
 
     Raises:
-        KeyboardInterrupt: Tune has ended them for Ctrl-C or SIGUSR1, which it keeps for itself, and returns.
+        KeyboardInterrupt: Tune has ended them on Ctrl-C or SIGUSR1; it does not raise, but returns.
     """
     with watch, own_signals() as were:
         grid = tuner.fit()
@@ -107,9 +107,9 @@ def _search(tuner: Any, watch: Trials) -> Any:
 
 
 def _was_interrupted(were: Mapping[int, Any]) -> bool:
-    """Tell whether Tune took a signal: it has its own handler for two, and gives Ctrl-C back when either comes.
+    """Whether Tune took a signal: it has its own handlers for two, and gives Ctrl-C's back when either comes.
 
-    All trials that it then ends count as through, so of those nothing can be told.
+    The trials cannot tell: all that Tune then ends count as complete.
     """
     kept = {number for number, handler in were.items() if signal.getsignal(number) is not handler}
     return kept == {signal.SIGUSR1} and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER") or 0)
@@ -130,7 +130,7 @@ def _check(space: Mapping[str, Any], trials: int, metric: str) -> None:
 
 
 def _goes_on(stage: Stage) -> bool:
-    """Tell whether an earlier attempt has left a search to go on with."""
+    """Whether an earlier attempt has left a search to go on with."""
     from ray import tune
 
     return stage.place.attempt > 1 and bool(tune.Tuner.can_restore(stage.path))
@@ -142,13 +142,13 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool
     from ray.tune.search.optuna import OptunaSearch
 
     place = replace(stage.place, scale=replace(stage.place.scale, workers=stage.place.trial_workers))
-    # Without its space, which Tune sends by itself: what pickle does not take of it is not the loop's fault.
+    # Without its space, which Tune sends by itself: a value there that pickle does not take is not the loop's fault.
     parent, loop = stage.path, replace(task, config={})
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(place, parent, replace(loop, config=config))
 
-    # A trial's own process holds no CPU: those are for its workers, which could not start otherwise.
+    # A trial's own process holds no CPU: its workers need them, and could not start otherwise.
     drivers = tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
     trainable = tune.with_resources(trial, drivers)
     if goes_on:
@@ -172,7 +172,7 @@ def _tuner(stage: Stage, task: Task, trials: int, at_once: int, *, goes_on: bool
 def _restored(stage: Stage, task: Task, trainable: Any) -> Any:
     from ray import tune
 
-    # Without the space, what is not plain in the config of a new trial would be Tune's own placeholder.
+    # Without the space, a new trial's config would have Tune's placeholders for values that are not plain.
     again = {"resume_unfinished": True, "restart_errored": True, "param_space": task.config}
     try:
         return tune.Tuner.restore(stage.path, trainable, **again)
@@ -185,12 +185,12 @@ def _restored(stage: Stage, task: Task, trainable: Any) -> Any:
 
 
 def _hush() -> None:
-    """Keep out of the log what Ray and Optuna say about files that are not theirs here, and about every checkpoint."""
+    """Silence what Ray and Optuna log about files that are not theirs here, and about every checkpoint."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune.tune").setLevel(logging.WARNING)
-    # Trials write raykube's metrics file, not Tune's, which it misses afterwards.
+    # Trials write raykube's metrics file, not Tune's, and Tune would miss its own.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     logging.getLogger("ray.train.v2._internal.execution.checkpoint.checkpoint_manager").setLevel(logging.WARNING)
 
@@ -200,7 +200,7 @@ def _trial_id(trial: Any) -> str:
 
 
 def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
-    """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` a trial, in the order of their start."""
+    """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` per trial, in the order of their start."""
     found = []
     for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
@@ -226,18 +226,18 @@ def _reported(training: Stage, task: Task) -> dict[str, Any]:
 
 
 def _kept(path: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
-    """Return (path, metrics) of the complete checkpoints of a trial, stopped early or not; and the last one's path."""
+    """Return (path, metrics) of each complete checkpoint of a trial, stopped early or not; and the last one's path."""
     from ray.train import Result
 
     try:
         from ray.train.v2._internal.exceptions import RayTrainError
-    except ImportError:  # an inner place of Ray, which may move
+    except ImportError:  # an internal module of Ray, which may move
         RayTrainError = RuntimeError  # noqa: N806
     try:
         outcome = Result.from_path(path)
     except RuntimeError:  # Ray's way to say that no checkpoint was ever complete
         return [], None
-    except RayTrainError as error:  # of a list of checkpoints that was being written when the trial was ended
+    except RayTrainError as error:  # the list of checkpoints was being written when the trial was ended
         log.warning("the checkpoints of %s are not known: %s", path, error)
         return [], None
     kept = [(_within(path, checkpoint), metrics) for checkpoint, metrics in outcome.best_checkpoints or []]
@@ -254,7 +254,7 @@ def _params(stage: Stage, trial: str) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the one line of a trial's error that says why: Tune hands over the traceback of its process."""
+    """Return the line of a trial's error that says why: Tune gives the traceback of the trial's process."""
     lines = str(error).rstrip().splitlines()
     whys = [line.strip().removeprefix("why:").strip() for line in lines if line.strip().startswith("why:")]
     heads = [line.removeprefix("raykube.errors.") for line in lines if re.match(r"[\w.]+: ", line)]
@@ -285,7 +285,7 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
 
 
 def _note(run: str, failed: list[dict[str, Any]], trials: int) -> str:
-    """Say how many trials have failed, why the first did, and where all are told, of a job or of a plain script."""
+    """Say how many trials failed, why the first did, and where all reasons are, for a job or a plain script."""
     there = f"raykube job result {run} --json" if os.environ.get(wire.RUN_NAME) else "this result's trials"
     return f"{len(failed)} of {trials} trials failed, the first one by: {failed[0]['error']}; all: {there}"
 
@@ -296,15 +296,15 @@ def _chosen(task: Task, found: tuple[dict[str, Any], ...]) -> dict[str, Any] | N
 
 
 def _best_last(task: Task, found: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """Return the trials with the best one last: a run's last row is what its progress and MLflow show of it."""
+    """Return the trials with the best one last: a run's progress and MLflow show its last row."""
     best = _chosen(task, found)
     return sorted(found, key=lambda entry: entry is best)
 
 
 def _record(stage: Stage, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write one row a trial into the sweep's metrics file; return the new rows, for MLflow.
+    """Write one row per trial into the sweep's metrics file; return the new rows, without steps, for MLflow.
 
-    There they are counted: by their own steps, the trial that made the most of them would be the last.
+    MLflow counts these rows: by their own steps, the trial with the most would come last.
     """
     before = len(rows(stage.metrics))
     recorder = Recorder(stage.metrics, stage.place.attempt)

@@ -1,6 +1,6 @@
-"""Keeps why a script has ended, for who asks for it later: a failure of raykube's that the script did not catch.
+"""Keeps why a script ended, for whoever asks later: a failure of raykube's that the script did not catch.
 
-Its traceback is in the log, but not always at its end: Ray prints there what its workers have said meanwhile.
+The traceback is in the log, but not always at its end: Ray prints there what its workers have said meanwhile.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from raykube.inside.place import Place
 def kept(place: Place) -> Iterator[None]:
     """Have a RunFailed of the block written into the run's folder, if it is what ends this script.
 
-    That is known at the end alone, when Python has noted, in ``sys.last_value``, which exception nobody caught. So a
-    script that catches it leaves no file, whatever ends that later.
+    That is known only at exit, when ``sys.last_value`` holds the exception that nobody caught. So a script that catches
+    the failure leaves no file, whatever ends the script later.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def _write(place: Place, failed: weakref.ref[RunFailed]) -> None:
     error = getattr(sys, "last_value", None)
     if not isinstance(error, RunFailed) or error is not failed():
         return
-    step = "" if error.next_step == TRACEBACK_STEP else error.next_step  # nothing is below it elsewhere
+    step = "" if error.next_step == TRACEBACK_STEP else error.next_step  # no traceback is below it elsewhere
     note = {"reason": error.reason, "message": error.why, "next_step": step}
     whole = {"time": time.time(), "attempt": place.attempt, **note}
     with contextlib.suppress(OSError, ValueError):  # the script has failed anyway, and its log says why
