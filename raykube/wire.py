@@ -287,10 +287,10 @@ def last_row(data: bytes) -> dict[str, Any]:
 
 def newest(folder: Path, name: str) -> Path | None:
     """Return the newest file of a stage or trial below a run's folder whose name begins with `name`; None if none."""
-    return max(_named(folder, name), default=(0.0, None))[1]
+    return max(_files_named(folder, name), default=(0.0, None))[1]
 
 
-def _named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
+def _files_named(folder: Path, name: str) -> Iterator[tuple[float, Path]]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not each.lstrip(".").startswith("checkpoint_")]
         for file in files:

@@ -23,7 +23,7 @@ _TOLD = 5
 
 
 @dataclass(frozen=True)
-class Refused:
+class BadInstance:
     """Why `predict` could not take an instance, and the HTTP status that says whose fault that is."""
 
     reason: str
@@ -31,19 +31,19 @@ class Refused:
 
 
 def predict_each(predict: Predict, model: Any, instances: list[Any]) -> list[Any]:
-    """Return a prediction for each instance, or :class:`Refused` for each that fails even on its own."""
+    """Return a prediction for each instance, or :class:`BadInstance` for each that fails even on its own."""
     try:
         found = predict(model, instances)
         found = list(found) if isinstance(found, Iterator) else found  # a generator runs only here
     except Exception as error:  # noqa: BLE001 - PyTorch raises RuntimeError for a wrong shape, others their own
         if len(instances) == 1 or isinstance(error, OSError):  # what is unreachable stays so for each instance
-            return [_refused(error)] * len(instances)
+            return [_bad_instance(error)] * len(instances)
         # The batch holds instances of several requests: find the bad one, answer the others.
         return [outcome for instance in instances for outcome in predict_each(predict, model, [instance])]
     try:
         return _one_each(found, len(instances))
     except RuntimeError as wrong:
-        return [_refused(wrong)] * len(instances)
+        return [_bad_instance(wrong)] * len(instances)
 
 
 def predict_parts(predict: Predict, model: Any, parts: list[list[Any]]) -> list[list[Any]]:
@@ -75,16 +75,16 @@ def _one_each(found: Any, count: int) -> list[Any]:
     return listed
 
 
-def _refused(error: Exception) -> Refused:
+def _bad_instance(error: Exception) -> BadInstance:
     bad_input = isinstance(error, _BAD_INPUT)
     if not bad_input:  # perhaps the model's fault: whoever serves it needs the traceback
         _serve_log.error("predict failed on an instance", exc_info=error)
-    return Refused(f"{type(error).__name__}: {error}", 400 if bad_input else 500)
+    return BadInstance(f"{type(error).__name__}: {error}", 400 if bad_input else 500)
 
 
 def answer(found: Sequence[Any]) -> tuple[dict[str, Any], int]:
     """Return a request's answer and HTTP status, given the outcome of each of its instances."""
-    refused = [(index, one) for index, one in enumerate(found) if isinstance(one, Refused)]
+    refused = [(index, one) for index, one in enumerate(found) if isinstance(one, BadInstance)]
     if refused:
         said = "; ".join(f"instances[{index}]: {one.reason}" for index, one in refused[:_TOLD])
         return {"error": said}, max(one.status for _, one in refused)
@@ -97,15 +97,15 @@ def reply(found: Sequence[Any]) -> tuple[bytes, int]:
     try:
         return as_text(body), status
     except _UNWRITABLE:
-        body, status = answer([_written(one) for one in found])
+        body, status = answer([_json_checked(one) for one in found])
         return as_text(body), status
 
 
-def _written(prediction: Any) -> Any:
+def _json_checked(prediction: Any) -> Any:
     try:
         as_text(prediction)
     except _UNWRITABLE as error:
-        return _refused(RuntimeError(f"predict gave what JSON cannot hold: {error}"))
+        return _bad_instance(RuntimeError(f"predict gave what JSON cannot hold: {error}"))
     return prediction
 
 
@@ -118,14 +118,14 @@ def as_text(body: Any) -> bytes:
     try:
         return _dump(body)
     except ValueError:  # look for NaN only now: most answers have none, and may be large
-        return _dump(wire.finite(json.loads(json.dumps(body, default=_listed))))
+        return _dump(wire.finite(json.loads(json.dumps(body, default=_as_list))))
 
 
 def _dump(body: Any) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_listed).encode()
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_list).encode()
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """Convert a numpy or PyTorch value within a prediction to what JSON can hold."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"it knows no {type(value).__name__}")

@@ -37,7 +37,7 @@ from typing import Any
 from raykube import wire
 from raykube.inside import noted, outputs, storage
 from raykube.inside.kept import INSIST_S, UNUSABLE, Kept
-from raykube.inside.noted import Run
+from raykube.inside.noted import RunRecord
 
 _LOOK_S = 1.0
 _REMOTE_S = 15.0
@@ -50,7 +50,7 @@ _TIMED_OUT = 124  # the exit code of timeout(1)
 class Attempts:
     """The attempts of one run, until one succeeds or none is left."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunRecord) -> None:
         self._run = run
         self._kept = Kept(run)
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +67,7 @@ class Attempts:
             Path(self._run.path).mkdir(parents=True, exist_ok=True)
         signal.signal(signal.SIGTERM, self._stop)
         rows = self._run.rows()
-        if self._run.is_anothers(rows):
+        if self._run.belongs_to_other_work(rows):
             outputs.say(f"{self._run.path} {wire.NAME_TAKEN}")
             return 1
         self._run = self._run.after(rows)
@@ -209,7 +209,7 @@ class Attempts:
 
 def main(retries: int, command: str) -> int:
     """Run a command as the run that the environment names; return its exit code."""
-    run = Run.from_environ(retries)
+    run = RunRecord.from_environ(retries)
     try:
         return Attempts(run).run(command)
     except json.JSONDecodeError as error:

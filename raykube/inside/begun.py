@@ -28,13 +28,13 @@ def as_begun(stage: Stage, task: Task, trials: int, fit: int, *, goes_on: bool) 
         storage.write_text(path, json.dumps(now))
         return trials, min(trials, fit), ()
     at_once = begun.get("at_once", min(begun["trials"], fit))  # an older raykube did not note it
-    notes = tuple(filter(None, (_unheeded(begun, now), _other_room(at_once, begun["trials"], fit))))
+    notes = tuple(filter(None, (_changes_note(begun, now), _room_note(at_once, begun["trials"], fit))))
     for note in notes:
         log.warning("%s", note)
     return begun["trials"], at_once, notes
 
 
-def _unheeded(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _changes_note(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return a note on what the script has changed since; "" if nothing but the order of keys."""
 
     def told(search: Mapping[str, Any], name: str) -> str:
@@ -47,7 +47,7 @@ def _unheeded(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{note}{' and '.join(changed)}; for another search give the run another name"
 
 
-def _other_room(at_once: int, trials: int, fit: int) -> str:
+def _room_note(at_once: int, trials: int, fit: int) -> str:
     if at_once == min(trials, fit):
         return ""
     return f"the search went on with {at_once} trials at once, as it began; the cluster has room for {fit} now"

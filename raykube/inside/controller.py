@@ -82,7 +82,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             self._troubles.note(describe(*worst(losses)))
 
 
-class Workers(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
+class WorkerWatch(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
     """Notes workers whose node is taken away, and removes the note of a wait for workers once they start."""
 
     def __init__(self, troubles: Troubles) -> None:

@@ -57,7 +57,7 @@ def clean_up_failed_starts(note: Callable[[Mapping[int, BaseException]], None]) 
     except ImportError:
         return
 
-    class Workers(WorkerGroup):  # type: ignore[misc] # see above
+    class CleaningWorkerGroup(WorkerGroup):  # type: ignore[misc] # see above
         def _start(self) -> None:
             try:
                 super()._start()
@@ -69,7 +69,7 @@ def clean_up_failed_starts(note: Callable[[Mapping[int, BaseException]], None]) 
                 note({STARTING: death})
                 raise WorkerGroupError(str(death), {STARTING: death}) from error
 
-    TrainController.worker_group_cls = Workers
+    TrainController.worker_group_cls = CleaningWorkerGroup
 
 
 def _death_in(error: BaseException | None) -> BaseException | None:

@@ -73,11 +73,11 @@ def brought(error: BaseException) -> BaseException:
 
 def said(failure: BaseException) -> str:
     """Return the type and the message of an exception; for a failed Ray task, those of the exception in the task."""
-    own = _own(failure)
+    own = _task_exception(failure)
     return str(own) if isinstance(own, StandIn) else f"{type(own).__name__}: {own}"
 
 
-def _own(failure: BaseException) -> BaseException:
+def _task_exception(failure: BaseException) -> BaseException:
     """Return the exception that a Ray task called by a loop raised, else the exception itself."""
     while _is_of_task(failure) and isinstance(cause := getattr(failure, "cause", None), BaseException):
         failure = cause
@@ -95,7 +95,7 @@ def mark(error: BaseException, text: str) -> None:
 
 def is_bug(failure: BaseException) -> bool:
     """Whether an exception would come again on a retry, unlike one from a worker or a device that died."""
-    own = _own(failure)
+    own = _task_exception(failure)
     return isinstance(own, _BUGS) or (isinstance(own, StandIn) and own.bug)
 
 
@@ -163,7 +163,7 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
 
 def _advice(cause: BaseException, otherwise: str) -> tuple[str, str]:
     """Return what a loop's exception said, and what to do: a ConfigError's own next step, else `otherwise`."""
-    own = _own(cause)
+    own = _task_exception(cause)
     if isinstance(own, ConfigError) and own.next_step:
         return ": ".join(filter(None, (own.what, own.why))), own.next_step
     return said(cause), otherwise

@@ -103,7 +103,7 @@ def _hold() -> bool:
     global _holders, _folder, _before  # noqa: PLW0603 # a process has one Ray, and its threads share it
     with _lock:
         if not _holders:
-            _before = _auth()
+            _before = _auth_variables()
             try:
                 _folder = _start()
             except BaseException:
@@ -123,7 +123,7 @@ def _release() -> None:
             _end(_folder, _before)
 
 
-def _auth() -> dict[str, str | None]:
+def _auth_variables() -> dict[str, str | None]:
     """Return Ray's authentication variables as they are, for :func:`_end` to restore."""
     return {name: os.environ.get(name) for name in (_AUTH_MODE, _AUTH_TOKEN)}
 
@@ -173,7 +173,7 @@ def _base() -> Path:
 
 def _join() -> None:
     what = f"no Ray answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
-    with _told(what, "unset RAY_ADDRESS for a Ray of its own, or set it to one that runs"):
+    with _as_backend_error(what, "unset RAY_ADDRESS for a Ray of its own, or set it to one that runs"):
         _init()
 
 
@@ -181,7 +181,7 @@ def _start_own() -> str:
     """Start an instance in a new folder, and return the folder; if Ray does not start, it stays for the logs."""
     base = _base()
     logs = f"{base}/ray-*/r/session_latest/logs, and RAY_TMPDIR names another place for them"
-    with _told("Ray cannot be started on this machine", f"run raykube doctor; Ray's logs are in {logs}"):
+    with _as_backend_error("Ray cannot be started on this machine", f"run raykube doctor; Ray's logs are in {logs}"):
         base.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="ray-", dir=base)
         # Ray opens its folder, sockets included, to every user of the machine, so it gets one inside a folder
@@ -191,7 +191,7 @@ def _start_own() -> str:
 
 
 @contextlib.contextmanager
-def _told(what: str, next_step: str) -> Iterator[None]:
+def _as_backend_error(what: str, next_step: str) -> Iterator[None]:
     """Turn whatever keeps Ray from starting or answering into a BackendError."""
     try:
         yield

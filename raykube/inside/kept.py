@@ -11,7 +11,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.inside import outputs, storage
-from raykube.inside.noted import Run
+from raykube.inside.noted import RunRecord
 
 #: What a storage raises when it fails, or gives only part of a file.
 UNUSABLE = (OSError, ValueError)
@@ -22,7 +22,7 @@ _PAUSE_S = 1.0
 class Kept:
     """Writes what a run keeps; what the storage does not take is tried again with the next write."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunRecord) -> None:
         self._run = run
         self._output = outputs.Driver(run.path)
         self._noting = threading.Lock()

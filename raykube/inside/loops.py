@@ -89,14 +89,14 @@ def _report_saved(session: _Session, metrics: dict[str, Any], checkpoint: Any) -
     import ray.train
 
     name = checkpoints.new_name(time.time())
-    sent = _saved(checkpoint, storage.join(session.path, name), saves=session.recorder is not None)
+    sent = _report_arguments(checkpoint, storage.join(session.path, name), saves=session.recorder is not None)
     if session.recorder is not None:
         session.recorder.add(metrics, name)  # only now: the checkpoint might not have been saved
         session.recorder.flush()  # rows up to a checkpoint must survive a worker that dies after it
     ray.train.report(metrics, checkpoint_dir_name=name, **sent)
 
 
-def _saved(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
+def _report_arguments(checkpoint: Any, target: str, *, saves: bool) -> dict[str, Any]:
     """Return a checkpoint as arguments of ``ray.train.report``; rank 0 first saves one that is a dict of states.
 
     Raises:

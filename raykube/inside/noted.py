@@ -14,7 +14,7 @@ from raykube.inside import addresses, storage
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """Which run this is: its folder, the first attempt of this submission, its retries, and its time limit.
 
     `submission` is Ray's id: KubeRay keeps it when it starts a run again, and takes a new one for each RayJob. `work`
@@ -30,7 +30,7 @@ class Run:
     work: str = ""
 
     @classmethod
-    def from_environ(cls, retries: int) -> Run:
+    def from_environ(cls, retries: int) -> RunRecord:
         """Read the run from the ``RAYKUBE_*`` environment and Ray's metadata of the job."""
         name = os.environ[wire.RUN_NAME]
         first, limit = int(os.environ.get(wire.ATTEMPT) or 1), float(os.environ.get(wire.TIMEOUT) or math.inf)
@@ -38,7 +38,7 @@ class Run:
         submission, work = (str(told.get(key) or "") for key in ("job_submission_id", wire.WORK_KEY))
         return cls(name, storage.join(addresses.base(), name), first, retries, limit, submission, work)
 
-    def after(self, rows: list[dict[str, Any]]) -> Run:
+    def after(self, rows: list[dict[str, Any]]) -> RunRecord:
         """Return the run with its first attempt after those of other submissions, which use up none of its retries."""
         others = {row["attempt"] for row in rows if "started" in row} - self.own(rows)
         return replace(self, first=max(self.first, *(number + 1 for number in others))) if others else self
@@ -53,7 +53,7 @@ class Run:
         own = self.own([row for row in rows if self.submission and "submission" in row])
         return any(row.get("exit_code") == 0 and row["attempt"] in own for row in rows)
 
-    def is_anothers(self, rows: list[dict[str, Any]]) -> bool:
+    def belongs_to_other_work(self, rows: list[dict[str, Any]]) -> bool:
         """Whether the folder has attempts of other work, whose results are not this run's and which it must not end."""
         return bool(self.work) and any(row.get("work", self.work) != self.work for row in rows)
 

@@ -141,7 +141,7 @@ class Printed:
 @contextmanager
 def kept(target: str) -> Iterator[None]:
     """Copy what this worker prints to `target` while the block runs, in a thread of its own."""
-    printed, ended = Printed(_own(), target), threading.Event()
+    printed, ended = Printed(_worker_files(), target), threading.Event()
     thread = threading.Thread(target=_copy, args=(printed, ended, target), daemon=True, name="raykube-output")
     thread.start()
     try:
@@ -154,11 +154,11 @@ def kept(target: str) -> Iterator[None]:
 def _copy(printed: Printed, ended: threading.Event, target: str) -> None:
     failing = False
     while not ended.wait(_REMOTE_S if storage.is_uri(target) else _COPY_S):
-        failing = _copied(printed, target, failing=failing)
-    _copied(printed, target, last=True, failing=failing)
+        failing = _try_copy(printed, target, failing=failing)
+    _try_copy(printed, target, last=True, failing=failing)
 
 
-def _copied(printed: Printed, target: str, *, failing: bool, last: bool = False) -> bool:
+def _try_copy(printed: Printed, target: str, *, failing: bool, last: bool = False) -> bool:
     """Copy, and return whether that failed; if so, the rest is copied the next time."""
     try:
         printed.copy(last=last)
@@ -169,7 +169,7 @@ def _copied(printed: Printed, target: str, *, failing: bool, last: bool = False)
     return False
 
 
-def _own() -> list[Path]:
+def _worker_files() -> list[Path]:
     """Return the files in which Ray keeps this worker's output, standard output first."""
     import ray
 

@@ -106,16 +106,16 @@ class Stage:
         before = json.loads(storage.read_from(path) or "{}")  # empty if it is new, or of an older raykube
         told = before.get("work", work)
         if told != work:
-            raise self._taken(f"{self.path} is of {_words(told)}, and this is {_words(work)}")
+            raise self._conflict(f"{self.path} is of {_words(told)}, and this is {_words(work)}")
         same = before.get("attempt") == self.place.attempt and before["process"] != _PROCESS
-        if same and self.place.attempt > 1 and self._kept():
-            raise self._taken(f"another process of attempt {self.place.attempt} had the result in {self.path}")
+        if same and self.place.attempt > 1 and self._result_text():
+            raise self._conflict(f"another process of attempt {self.place.attempt} had the result in {self.path}")
         done = self.finished()
         now = {"work": work, "attempt": self.place.attempt, "process": _PROCESS}
         storage.write_text(path, json.dumps(now))
         return done
 
-    def _taken(self, why: str) -> Conflict:
+    def _conflict(self, why: str) -> Conflict:
         verb = self.name.partition("-")[0]
         return Conflict(
             f"a second script of this run calls {verb}, or {self.place.run} was another run's name",
@@ -124,7 +124,7 @@ class Stage:
             f"to go on with it by hand set {wire.ATTEMPT}={self.place.attempt + 1}",
         )
 
-    def _kept(self) -> str:
+    def _result_text(self) -> str:
         return storage.read_from(storage.join(self.path, wire.RESULT_FILE)).decode()
 
     def finished(self) -> wire.Result | None:
@@ -133,7 +133,7 @@ class Stage:
         Raises:
             Conflict: the stage is finished, and this is not a retry but a new run of the same name.
         """
-        text = self._kept()
+        text = self._result_text()
         if not text:
             return None
         if self.place.attempt > 1:

@@ -101,7 +101,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
-    from raykube.inside.controller import Controller, Ranks, Workers
+    from raykube.inside.controller import Controller, Ranks, WorkerWatch
 
     place = stage.place
     controller = Controller(stage.path, place.attempt, stage.troubles, task.metric)
@@ -115,7 +115,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE)), Workers(stage.troubles)],
+            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE)), WorkerWatch(stage.troubles)],
             # Ray's own lines, several per checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

@@ -216,9 +216,9 @@ class Trials:
         for trial in self._followed.keys() - self._through:
             if now - self._asked.get(trial, -math.inf) >= pause:  # each look into a bucket is a request
                 self._asked[trial] = now
-                self._heed(trial)
+                self._start_or_pause(trial)
 
-    def _heed(self, trial: str) -> None:
+    def _start_or_pause(self, trial: str) -> None:
         """Read a trial's rows until it has ended; a trial that had ended before this attempt may still go on."""
         follower, _ = self._followed[trial]
         if not storage.exists(storage.join(self._stage.path, trial, ENDED_FILE)):

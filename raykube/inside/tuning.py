@@ -73,10 +73,12 @@ def sweep(
     log_start(stage)
     _hush()
     with uncaught.kept(stage.place), joining.connected():
-        return _searched(stage, task, trials, experiment, model)
+        return _search_and_conclude(stage, task, trials, experiment, model)
 
 
-def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tracking.Loader | None) -> wire.Result:
+def _search_and_conclude(
+    stage: Stage, task: Task, trials: int, experiment: str, model: tracking.Loader | None
+) -> wire.Result:
     """Search on the connected cluster; return what the search found."""
     place, metric, mode = stage.place, task.metric, task.mode
     goes_on = _goes_on(stage)
@@ -86,12 +88,12 @@ def _searched(stage: Stage, task: Task, trials: int, experiment: str, model: tra
     subject = Subject(experiment, stage.path, {"trials": trials, "metric": metric, "mode": mode})
     with tracking.record(place, subject) as tracker, sent_by_pickle(task.config):
         tuner = _tuner(stage, task, trials, at_once, goes_on=goes_on)
-        grid = _search(tuner, watch := Trials(stage, experiment, tracker))
-        tracker.rows(_record(stage, _best_last(task, found := _found(stage, task, grid))))
+        grid = _run_trials(tuner, watch := Trials(stage, experiment, tracker))
+        tracker.rows(_record(stage, _best_last(task, found := _trial_entries(stage, task, grid))))
         return stage.conclude(_best(stage, task, found, changed + watch.troubles), tracker, model)
 
 
-def _search(tuner: Any, watch: Trials) -> Any:
+def _run_trials(tuner: Any, watch: Trials) -> Any:
     """Run the trials, followed by `watch`.
 
     Raises:
@@ -199,13 +201,13 @@ def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _found(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
+def _trial_entries(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
     """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` per trial, in the order of their start."""
     found = []
     for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
         training = stage_of(stage.place, stage.path, trial)
-        kept, last = _kept(training.path)
+        kept, last = _trial_checkpoints(training.path)
         best = task.best(kept)
         found.append(
             {
@@ -225,7 +227,7 @@ def _reported(training: Stage, task: Task) -> dict[str, Any]:
     return dict(found[-1]["metrics"]) if found else {}
 
 
-def _kept(path: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
+def _trial_checkpoints(path: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
     """Return (path, metrics) of each complete checkpoint of a trial, stopped early or not; and the last one's path."""
     from ray.train import Result
 
@@ -240,11 +242,11 @@ def _kept(path: str) -> tuple[list[tuple[str, Mapping[str, Any]]], str | None]:
     except RayTrainError as error:  # the list of checkpoints was being written when the trial was ended
         log.warning("the checkpoints of %s are not known: %s", path, error)
         return [], None
-    kept = [(_within(path, checkpoint), metrics) for checkpoint, metrics in outcome.best_checkpoints or []]
-    return kept, _within(path, outcome.checkpoint) if outcome.checkpoint else None
+    kept = [(_checkpoint_path(path, checkpoint), metrics) for checkpoint, metrics in outcome.best_checkpoints or []]
+    return kept, _checkpoint_path(path, outcome.checkpoint) if outcome.checkpoint else None
 
 
-def _within(path: str, checkpoint: Any) -> str:
+def _checkpoint_path(path: str, checkpoint: Any) -> str:
     return storage.join(path, checkpoint.path.rpartition("/")[2])
 
 
@@ -270,7 +272,7 @@ def _best(stage: Stage, task: Task, found: tuple[dict[str, Any], ...], troubles:
         why = str(failed[0]["error"]) if failed else f"no trial reported a number {task.metric!r}"
         step = memory_step(why) or "run the loop once by raykube.train, which shows its traceback"
         raise RunFailed.of(stage.place.run, Failure("AllTrialsFailed", why, next_step=step))
-    if best["checkpoint"] and not task.best(_kept(best["checkpoint"].rpartition("/")[0])[0]):
+    if best["checkpoint"] and not task.best(_trial_checkpoints(best["checkpoint"].rpartition("/")[0])[0]):
         notes += (task.without_metric,)
     return wire.Result(
         "sweep",

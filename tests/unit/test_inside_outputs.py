@@ -9,7 +9,7 @@ import pytest
 
 from raykube import wire
 from raykube.inside import kept, outputs
-from raykube.inside.noted import Run
+from raykube.inside.noted import RunRecord
 from raykube.inside.outputs import Printed
 from tests.support import file_size_limited
 
@@ -35,7 +35,7 @@ def test_silence_is_told_by_the_clock_of_the_head_alone(tmp_path, monkeypatch):
     log.touch()
     monkeypatch.setattr(outputs, "_own_output", lambda: log)
     monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    run = kept.Kept(Run("a", str(tmp_path / "a"), 1, 0))
+    run = kept.Kept(RunRecord("a", str(tmp_path / "a"), 1, 0))
 
     def quiet(after, line=""):
         clock[0] += after
@@ -98,10 +98,10 @@ def test_output_that_could_not_be_kept_is_kept_later(sources, tmp_path):
     target.parent.write_text("not a folder")
     printed = Printed(sources, str(target))
     add(sources[0], "one\n")
-    assert outputs._copied(printed, str(target), failing=False)
+    assert outputs._try_copy(printed, str(target), failing=False)
     target.parent.unlink()
     add(sources[0], "two\n")
-    assert not outputs._copied(printed, str(target), failing=True)
+    assert not outputs._try_copy(printed, str(target), failing=True)
     assert target.read_text() == "one\ntwo\n"
 
 
@@ -110,7 +110,7 @@ def test_output_of_which_the_disk_took_a_part_is_kept_whole_later(sources, tmp_p
     printed = Printed(sources, str(target))
     add(sources[0], "".join(f"line {number:03}\n" for number in range(40)))
     with file_size_limited(100):
-        assert outputs._copied(printed, str(target), failing=False)
+        assert outputs._try_copy(printed, str(target), failing=False)
     assert target.stat().st_size == 100
     add(sources[0], "last\n")
     printed.copy(last=True)

@@ -83,7 +83,7 @@ def test_model_behind_a_uri_leaves_no_copy(tmp_path, monkeypatch):
 
 def test_bad_instance_spoils_no_other():
     found = answers.predict_each(doubled, None, [1, "x", 3])
-    assert found == [2, answers.Refused("ValueError: not a number"), 6]
+    assert found == [2, answers.BadInstance("ValueError: not a number"), 6]
 
 
 def multiplied(_model, instances):
@@ -94,7 +94,7 @@ def multiplied(_model, instances):
 
 def test_instance_of_a_wrong_shape_spoils_no_other_and_is_logged(caplog):
     found = answers.predict_each(multiplied, None, [[1, 2], [1, 2, 3], [3, 4]])
-    wrong = answers.Refused("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)", 500)
+    wrong = answers.BadInstance("RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 2x1)", 500)
     assert found == [3, wrong, 7]
     assert "in multiplied" in caplog.text
 
@@ -107,7 +107,7 @@ def test_predict_must_answer_every_instance():
         return [one for one in instances if one]
 
     found = answers.predict_each(predict, None, [1, 0])
-    assert found == [answers.Refused("RuntimeError: predict gave 1 predictions for 2 instances", 500)] * 2
+    assert found == [answers.BadInstance("RuntimeError: predict gave 1 predictions for 2 instances", 500)] * 2
     assert asked == [[1, 0]]
 
 
@@ -145,7 +145,7 @@ def test_list_of_predictions_has_many_forms(gives):
 
 def test_generator_that_refuses_an_instance_leaves_the_others():
     found = answers.predict_each(lambda _, ns: (10 // n for n in ns), None, [5, 0])
-    assert found == [2, answers.Refused("ZeroDivisionError: integer division or modulo by zero", 500)]
+    assert found == [2, answers.BadInstance("ZeroDivisionError: integer division or modulo by zero", 500)]
 
 
 def test_predict_that_has_to_be_awaited_is_refused():
@@ -168,7 +168,7 @@ def test_model_that_waits_in_vain_is_not_asked_again_for_each_instance():
 
 
 def test_answer_says_which_instances_failed_and_whose_fault_it_is():
-    bad, worse = answers.Refused("ValueError: no"), answers.Refused("RuntimeError: oh", 500)
+    bad, worse = answers.BadInstance("ValueError: no"), answers.BadInstance("RuntimeError: oh", 500)
     assert answers.answer([1, bad]) == ({"error": "instances[1]: ValueError: no"}, 400)
     assert answers.answer([worse, bad]) == (
         {"error": "instances[0]: RuntimeError: oh; instances[1]: ValueError: no"},
@@ -251,7 +251,7 @@ def test_parts_of_several_requests_are_predicted_together_and_told_apart():
 
     found = answers.predict_parts(predict, None, [[1, 2], [], [3]])
     assert (found, asked) == ([[2, 4], [], [6]], [[1, 2, 3]])
-    refused = answers.Refused("ValueError: not a number")
+    refused = answers.BadInstance("ValueError: not a number")
     assert answers.predict_parts(doubled, None, [["x"], [3]]) == [[refused], [6]]
 
 

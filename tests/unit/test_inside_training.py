@@ -447,7 +447,7 @@ def test_wait_for_what_others_hold_is_told_until_the_workers_start(troubled, mon
     monkeypatch.setattr(room, "_free", lambda _: 0)
     room.room(wire.Scale(), 2, stage.troubles.wait)
     assert told().startswith("train-1: waiting for 2 workers x 1 CPU: there is room for 0 now")
-    controller.Workers(stage.troubles).after_worker_group_start(None)
+    controller.WorkerWatch(stage.troubles).after_worker_group_start(None)
     assert told() == ""
 
 
@@ -457,7 +457,7 @@ def test_lost_worker_is_told_after_others_have_started(troubled):
     of_ray.after_exception(None, {0: raised(RuntimeError("no network"))})
     assert told() == ""
     of_ray.after_exception(None, {1: lost("The actor is dead because of x")})
-    controller.Workers(stage.troubles).after_worker_group_start(None)
+    controller.WorkerWatch(stage.troubles).after_worker_group_start(None)
     assert told() == "train-1: worker 1: The actor is dead because of x"
 
 
@@ -471,7 +471,7 @@ def test_lost_worker_is_told_although_it_broke_the_connections_of_others(trouble
 
 def test_workers_on_a_node_that_is_taken_away_are_told_before_they_are_lost(troubled):
     stage, told = troubled
-    workers = controller.Workers(stage.troubles)
+    workers = controller.WorkerWatch(stage.troubles)
     workers.after_worker_group_poll_status(poll.WorkerGroupPollStatus({0: poll.WorkerStatus(running=True)}))
     assert told() == ""
     leaving = poll.WorkerStatus(running=True, preemption_info=poll.PreemptionInfo(None, {"node": [1, 2]}))
@@ -722,7 +722,7 @@ def fails(*_):
 
 joining.connected = contextlib.nullcontext
 training.require = tuning._hush = tuning._check = lambda *_: None
-training.fit = tuning._searched = fails
+training.fit = tuning._search_and_conclude = fails
 
 def loop(config):
     pass

@@ -84,7 +84,7 @@ class Sweep:
         write(folder / "checkpoint_manager_snapshot.json", {**{name: [] for name in lists + failed}, **facts})
 
     def found(self):
-        return tuning._found(self.stage, self.task, self.grid)
+        return tuning._trial_entries(self.stage, self.task, self.grid)
 
 
 @pytest.fixture
