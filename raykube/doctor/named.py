@@ -121,7 +121,7 @@ def _existence(kube: Kube, kind: str, name: str, otherwise: tuple[bool | None, s
 
 
 def bound(title: str, thing: Object, namespace: str) -> Check:
-    """Look whether a claim has a volume that many nodes can mount; for any other object it is enough to exist."""
+    """Look whether a claim has a volume that pods on many nodes can write to; any other object need only exist."""
     phase, modes = (thing.get("status") or {}).get("phase"), (thing.get("spec") or {}).get("accessModes") or []
     if thing["kind"] != "PersistentVolumeClaim":
         return Check(title, True, "is there")
@@ -129,7 +129,7 @@ def bound(title: str, thing: Object, namespace: str) -> Check:
         step = f"see why no volume is bound: kubectl -n {namespace} describe pvc {thing['metadata']['name']}"
         # If its class waits for a first pod, the first job gets it bound.
         return Check(title, False if phase == "Lost" else None, f"is {phase}", step)
-    if not any(mode.endswith("Many") for mode in modes):
+    if "ReadWriteMany" not in modes:
         step = "make a claim with accessModes: [ReadWriteMany]"
         return Check(title, None, f"{', '.join(modes)}: pods on different nodes cannot share it", step)
     return Check(title, True, f"is bound, {', '.join(modes)}")

@@ -311,6 +311,7 @@ def claim(phase, *modes):
     [
         (claim("Bound", "ReadWriteMany"), True),
         (claim("Bound", "ReadWriteOnce"), None),
+        (claim("Bound", "ReadOnlyMany"), None),
         (claim("Pending", "ReadWriteMany"), None),
         (claim("Lost", "ReadWriteMany"), False),
         ({"kind": "Secret", "metadata": {"name": "shared"}}, True),

@@ -305,7 +305,8 @@ def _last_status(path: Path) -> Status | None:
     try:
         with _reading(path):
             fields = json.loads(path.read_text(encoding="utf-8"))
-            failure = _value_of(Failure, fields["failure"]) if fields["failure"] else None
+            failure = fields["failure"]
+            failure = _value_of(Failure, failure | {"tail": tuple(failure["tail"])}) if failure else None
             return _value_of(Status, fields | {"earlier": tuple(fields["earlier"]), "failure": failure})
     except FileNotFoundError:
         return None
