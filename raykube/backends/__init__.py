@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raykube.errors import Failure
@@ -128,23 +127,23 @@ class Backend(Protocol):
         """Return the names of all runs or services, oldest first."""
 
 
-_BACKENDS = {"local": "raykube.backends.local.backend:Local", "kuberay": "raykube.backends.kuberay.backend:KubeRay"}
+def _local() -> Backend:
+    from raykube.backends.local.backend import Local
+
+    return Local()
 
 
-def _import_backend(name: str, **where: str) -> Backend:
-    module, _, attribute = _BACKENDS[name].partition(":")
-    backend: Backend = getattr(import_module(module), attribute)(**where)
-    return backend
+def _kuberay(context: str, namespace: str) -> Backend:
+    from raykube.backends.kuberay.backend import KubeRay
+
+    return KubeRay(context, namespace)
 
 
 def backend_of(plan: Plan) -> Backend:
     """Return the backend that a plan was made for."""
-    where = {} if plan.backend == "local" else {"context": plan.context, "namespace": plan.namespace}
-    return _import_backend(plan.backend, **where)
+    return _local() if plan.backend == "local" else _kuberay(plan.context, plan.namespace)
 
 
 def backend_for(cluster: Cluster) -> Backend:
     """Return the backend that runs things on `cluster`."""
-    if cluster.is_local:
-        return _import_backend("local")
-    return _import_backend("kuberay", context=cluster.context, namespace=cluster.namespace)
+    return _local() if cluster.is_local else _kuberay(cluster.context, cluster.namespace)

@@ -62,7 +62,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
     """
     from raykube import plans
     from raykube.backends.kuberay import clusters
-    from raykube.backends.kubernetes.kubeapi import Kube
+    from raykube.backends.kubernetes import shared
     from raykube.handles import check_time
 
     check_time(timeout_s)
@@ -74,7 +74,7 @@ def create(name: str, where: Where, timeout_s: float, *, no_wait: bool, as_json:
         planned.show(plan, dry_run, output or "yaml")
         return
     planned.announce(plan)
-    kube = Kube(plan.context, plan.namespace)
+    kube = shared.kube(plan.context, plan.namespace)
     with _hint(name, f"interrupted while cluster {name} was sent; if it has arrived, it goes on starting"):
         clusters.create(kube, body)
     if not no_wait:

@@ -92,10 +92,10 @@ class Where:
 
     def kube(self) -> Kube:
         """Return a client for the place in Kubernetes: its context and its namespace."""
-        from raykube.backends.kubernetes.kubeapi import Kube as Client
+        from raykube.backends.kubernetes import shared
 
         place = self.in_kubernetes()
-        return Client(place.context, place.namespace)
+        return shared.kube(place.context, place.namespace)
 
     def _loaded(self, name: str) -> Cluster:
         from raykube.cluster import Cluster as ClusterValue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from raykube.backends.kubernetes import shared
 from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.cluster import Cluster
 from raykube.doctor import kuberay, named, rights, server
@@ -24,7 +25,7 @@ def checks(place: Callable[[], Cluster], otherwise: Callable[[], Cluster]) -> It
         yield refused("manifest", error)
         cluster = otherwise()
     try:
-        kube = Kube(cluster.context, cluster.namespace)
+        kube = shared.kube(cluster.context, cluster.namespace)
     except ConfigError as error:
         yield refused("kubeconfig", error)
         return

@@ -92,7 +92,7 @@ def _comparable_spec(thing: Object) -> Any:
 def listed(kube: Kube) -> list[ClusterStatus]:
     """Return all clusters that stand alone, oldest first; leave out those of jobs and services."""
     clusters, pods = kube.listed(_KIND), kube.listed("Pod", labelSelector=marks.CLUSTER)
-    events = _events(kube)
+    events = objects.visible(kube, "Event", **objects.WARNINGS)
     found = [status_of(seen(cluster, pods, events, kube.now())) for cluster in clusters]
     alone = _with_runs(kube, [each for each in found if not each.owner])
     return sorted(alone, key=lambda each: (each.created, each.name))
@@ -114,7 +114,7 @@ def observe(kube: Kube, name: str) -> Observed:
     """Return what Kubernetes says about a cluster at this moment. Raises NotFound."""
     cluster = found(kube, name)
     pods = kube.listed("Pod", labelSelector=f"{marks.CLUSTER}={name}")
-    return seen(cluster, pods, _events(kube), kube.now())
+    return seen(cluster, pods, objects.visible(kube, "Event", **objects.WARNINGS), kube.now())
 
 
 def why(kube: Kube, name: str) -> Failure | None:
@@ -127,12 +127,6 @@ def found(kube: Kube, name: str) -> Object:
     return objects.found(kube, _KIND, name, otherwise=", or name another -n NAMESPACE or --context")
 
 
-def _events(kube: Kube) -> list[Object]:
-    with contextlib.suppress(Forbidden):  # without events fewer causes are explained
-        return kube.listed("Event", fieldSelector="type=Warning")
-    return []
-
-
 def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
     """Yield the status now, after each change, and every half second, also while the API server is away.
 
@@ -143,7 +137,7 @@ def changes(kube: Kube, name: str) -> Iterator[ClusterStatus]:
     with contextlib.closing(Watching(kube)) as watching:
         watching.watch(_KIND, fieldSelector=f"metadata.name={name}")
         watching.watch("Pod", labelSelector=f"{marks.CLUSTER}={name}")
-        watching.watch("Event", fieldSelector="type=Warning")
+        watching.watch("Event", **objects.WARNINGS)
         for clusters, away in looks(watching, _KIND):
             if clusters == []:
                 raise NotFound(f"cluster {name} was deleted", next_step="see: raykube cluster list")

@@ -13,12 +13,14 @@ from raykube import differences, marks
 from raykube.backends.kuberay.runs.rayjobs import selected
 from raykube.backends.kubernetes.fields import is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.backends.kubernetes.refusals import Unable
+from raykube.backends.kubernetes.refusals import Unable, UnknownKind
 from raykube.errors import BackendError, Conflict, Forbidden, NotFound, RaykubeError, Unreachable
 
 GONE_S = 90.0
 _POLL_S = 0.1
 _TRIES = 5
+#: Selects the events that tell of something wrong.
+WARNINGS = {"fieldSelector": "type=Warning"}
 _CONTENT = ("data", "binaryData", "spec")
 _OWNERS = ("RayJob", "RayService", "RayCluster")
 _NOUNS = {"RayJob": "run", "RayService": "service", "RayCluster": "cluster"}
@@ -41,6 +43,13 @@ def found(kube: Kube, kind: str, name: str, *, otherwise: str = "") -> Object:
             why=error.why,
             next_step=f"see: raykube {_COMMANDS[kind]} list{otherwise}",
         ) from error
+
+
+def visible(kube: Kube, kind: str, **selectors: str) -> list[Object]:
+    """Return the objects of a kind; none if this user may not see them, or the cluster does not know the kind."""
+    with contextlib.suppress(Forbidden, UnknownKind):
+        return kube.listed(kind, **selectors)
+    return []
 
 
 def is_ours(thing: Mapping[str, Any]) -> bool:

@@ -17,9 +17,8 @@ from raykube.backends.kuberay.rayhead import RayHead
 from raykube.backends.kuberay.runs import kueue, rayjobs, runstates
 from raykube.backends.kubernetes.fields import claims_of, name_of, newest, spec_of, status_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
-from raykube.backends.kubernetes.refusals import UnknownKind
 from raykube.backends.kubernetes.watching import RefusalCache, Watching
-from raykube.errors import BackendError, Failure, Forbidden, NotFound, Unreachable
+from raykube.errors import BackendError, Failure, NotFound, Unreachable
 
 _TAIL_LINES = 40  # some of them are Ray's own
 _JOB_LABEL = "job-name"  # set by Kubernetes on the pods of a Job
@@ -76,17 +75,12 @@ class Look:
         seen = Observed(owner=self.job, ray=details, now=self.kube.now())
         if runstates.state_of(seen) in ("SUCCEEDED", "STOPPED"):
             return seen
-        found = {key: self._listed(*which) for key, which in _selectors(self.job).items()}
+        found = {key: objects.visible(self.kube, kind, **which) for key, (kind, which) in _selectors(self.job).items()}
         return self._placed(_with_objects(seen, found))
 
     def _placed(self, seen: Observed) -> Observed:
         queued = seen.workload and rayjobs.is_suspended(seen.owner)
         return replace(seen, before=self._place.before(seen.workload)) if queued else seen
-
-    def _listed(self, kind: str, selectors: Mapping[str, str]) -> list[Object]:
-        with contextlib.suppress(Forbidden, UnknownKind):
-            return self.kube.listed(kind, **selectors)
-        return []
 
     def _status(self, seen: Observed, told: Mapping[str, Any], head: RayHead | None) -> Status:
         url = f"{self.kube.server.rstrip('/')}{head.path}/" if head else ""
@@ -108,7 +102,8 @@ class Look:
         if "submitter" not in selectors:
             return ""
         with contextlib.suppress(BackendError):
-            pod = newest(self._listed(*selectors["submitter"]))
+            kind, which = selectors["submitter"]
+            pod = newest(objects.visible(self.kube, kind, **which))
             return self.kube.pod_log(name_of(pod), **params) if pod else ""
         return ""
 
@@ -179,7 +174,7 @@ def _ask_ray(head: RayHead | None, name: str) -> _Told:
 
 def _selectors(job: Object) -> dict[str, tuple[str, dict[str, str]]]:
     """Return the other objects to look at for a RayJob, as key: (kind, selectors)."""
-    selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", {"fieldSelector": "type=Warning"})}
+    selectors: dict[str, tuple[str, dict[str, str]]] = {"warnings": ("Event", objects.WARNINGS)}
     if cluster := rayjobs.cluster_name(job):
         selectors["cluster"] = ("RayCluster", {"fieldSelector": f"metadata.name={cluster}"})
         selectors["pods"] = ("Pod", {"labelSelector": f"{marks.CLUSTER}={cluster}"})

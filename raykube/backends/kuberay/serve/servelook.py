@@ -59,7 +59,7 @@ def serve_head(kube: Kube, service: Object) -> ServeHead | None:
 def status(kube: Kube, name: str) -> Status:
     """Return the current status."""
     service = objects.found(kube, "RayService", name)
-    things = {kind: _listed(kube, kind, selectors) for kind, selectors in _selectors(service).items()}
+    things = {kind: objects.visible(kube, kind, **selectors) for kind, selectors in _selectors(service).items()}
     seen = _observed(service, things, kube.now())
     head = _askable(kube, seen.cluster, RefusalCache())
     return servestates.service_status(seen, head.applications() if head else None)
@@ -138,17 +138,11 @@ def _askable(kube: Kube, cluster: Mapping[str, Any], later: RefusalCache) -> Ser
 
 def _selectors(service: Object) -> dict[str, dict[str, str]]:
     """Return the other objects to look at for a RayService, as kind: selectors."""
-    selectors = {"Event": {"fieldSelector": "type=Warning"}}
+    selectors = {"Event": objects.WARNINGS}
     if cluster := servestates.cluster_of(service):
         selectors["RayCluster"] = {"fieldSelector": f"metadata.name={cluster}"}
         selectors["Pod"] = {"labelSelector": f"{marks.CLUSTER}={cluster}"}
     return selectors
-
-
-def _listed(kube: Kube, kind: str, selectors: Mapping[str, str]) -> list[Object]:
-    with contextlib.suppress(Forbidden):
-        return kube.listed(kind, **selectors)
-    return []
 
 
 def _observed(service: Object, things: Mapping[str, list[Object]], now: float) -> Observed:
