@@ -41,7 +41,7 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     finally:
         with contextlib.suppress(NotFound):  # the deployment was refused
-            raykube.attach(given.name, "local").delete()
+            raykube.attach(given.name, "local", kind="service").delete()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 from raykube import package
 from raykube.backends import Backend, Kind, backend_for, backend_of
@@ -19,6 +20,7 @@ from raykube.settings import KUBERNETES, setting
 from raykube.specs import Job, Service
 
 _Work = TypeVar("_Work", Job, Service)
+_NOUNS: Mapping[Kind, str] = {"job": "run", "service": "service"}
 
 
 def cluster_of(on: str | Path | Cluster | None = None) -> Cluster:
@@ -172,25 +174,39 @@ def endpoints(on: str | Path | Cluster | None = None) -> list[Endpoint]:
     return [Endpoint(name, place) for name in place.names("service")]
 
 
+@overload
+def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Literal["job"]) -> Run: ...
+@overload
+def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Literal["service"]) -> Endpoint: ...
+@overload
+def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | None = None) -> Run | Endpoint: ...
 def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | None = None) -> Run | Endpoint:
     """Return the handle of a run or service that was started before, by any process.
 
     Args:
         name: of the run or service.
         on: where it is.
-        kind: which one to return when both a run and a service have that name; by default the run.
+        kind: ``"job"`` returns only a run, ``"service"`` only a service. By default, whatever has the name is returned:
+            the run, when both a run and a service have it.
 
     Raises:
-        ConfigError: `name` is not a valid name, there is no such place, or a setting is wrong.
-        NotFound: nothing is called `name` there.
+        ConfigError: `name` is not a valid name, there is no such place or kind, or a setting is wrong.
+        NotFound: nothing is called `name` there, or nothing of that `kind`.
         Forbidden: this user may not look there.
         Unreachable: the place does not answer.
     """
+    if kind not in (None, *_NOUNS):
+        raise ConfigError(f"there is no kind {kind!r}", next_step="give kind='job' or kind='service', or leave it out")
     place = backend_for(cluster_of(on))
-    return Run(name, place) if _kind_of(place, asked_for(name), kind) == "job" else Endpoint(name, place)
+    found = _kind_of(place, asked_for(name), kind)
+    if kind and kind != found:
+        what = f"{name} is a {_NOUNS[found]}, not a {_NOUNS[kind]}"
+        raise NotFound(what, next_step=f"raykube {found} status {name}; in Python, attach with kind={found!r}")
+    return Run(name, place) if found == "job" else Endpoint(name, place)
 
 
 def _kind_of(place: Backend, name: str, kind: Kind | None) -> Kind:
+    """Return what has a name: what is asked for, if that has it, else the other."""
     try:
         return place.kind_of(name, kind)
     except NotFound:

@@ -15,7 +15,7 @@ import click
 
 from raykube.cli import view
 from raykube.cli.place import Where, with_place
-from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError, ServiceFailed
+from raykube.errors import BackendError, Failure, RaykubeError, RunError, ServiceFailed
 
 if TYPE_CHECKING:
     from raykube.backends import Status
@@ -27,23 +27,15 @@ if TYPE_CHECKING:
 def find_run(name: str, where: Where) -> Run:
     """Return the handle of a run; NotFound when the name is a service's."""
     from raykube import api
-    from raykube.handles import Run as RunHandle
 
-    found = api.attach(name, where.cluster(), kind="job")
-    if isinstance(found, RunHandle):
-        return found
-    raise NotFound(f"{name} is a service, not a run", next_step=f"raykube service status {name}")
+    return api.attach(name, where.cluster(), kind="job")
 
 
 def find_endpoint(name: str, where: Where) -> Endpoint:
     """Return the handle of a service; NotFound when the name is a run's."""
     from raykube import api
-    from raykube.handles import Endpoint as EndpointHandle
 
-    found = api.attach(name, where.cluster(), kind="service")
-    if isinstance(found, EndpointHandle):
-        return found
-    raise NotFound(f"{name} is a run, not a service", next_step=f"raykube job status {name}")
+    return api.attach(name, where.cluster(), kind="service")
 
 
 def exit_code(error: RaykubeError) -> int:

@@ -38,7 +38,9 @@ def serve() -> None:
     status: rk.Status = endpoint.status()
     url: str = endpoint.url
     found: rk.Run | rk.Endpoint = rk.attach("digits")
-    assert status and url and found
+    result: rk.Result | None = rk.attach("digits", kind="job").wait().result()
+    lines: list[str] = [*rk.attach("digits", "local", kind="service").wait_ready().logs()]
+    assert status and url and found and result and lines
 
 
 def errors(run: rk.Run) -> None:
@@ -71,3 +73,5 @@ def inside() -> None:
 def misspelt() -> None:
     """A name that there is not; an unused ignore is an error of its own."""
     rk.sumbit()  # type: ignore[attr-defined]
+    rk.attach("digits", kind="jbo")  # type: ignore[call-overload]
+    rk.attach("digits").wait_ready()  # type: ignore[union-attr]

@@ -176,7 +176,7 @@ def test_service_that_a_run_has_the_name_of_is_looked_at_and_deleted_and_the_run
     with pytest.raises(NotFound, match="there is no service hello"):
         endpoint.status()
     with pytest.raises(NotFound, match="hello is a run, not a service"):
-        common.find_endpoint("hello", common.Where("cpu-small", None, None))
+        rk.attach("hello", "cpu-small", kind="service")
 
 
 @pytest.mark.usefixtures("api")

@@ -99,6 +99,29 @@ def test_trouble_and_silence_are_told_of_a_run_while_it_runs(record, learning, s
     assert status.progress == {"epoch": 3}
 
 
+@pytest.mark.parametrize(
+    ("is_of", "wanted", "handle", "words"),
+    [
+        ("job", "service", rk.Run, "a is a run, not a service"),
+        ("service", "job", rk.Endpoint, "a is a service, not a run"),
+    ],
+)
+def test_name_of_another_kind_than_the_one_asked_for_is_attached_to_nothing(record, is_of, wanted, handle, words):
+    records.save(replace(record, kind=is_of))
+    assert rk.attach("a", "local", kind=is_of) == rk.attach("a", "local") == handle("a", Local())
+    with pytest.raises(NotFound, match=words) as told:
+        rk.attach("a", "local", kind=wanted)
+    assert told.value.next_step == f"raykube {is_of} status a; in Python, attach with kind='{is_of}'"
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize("kind", ["jbo", "run", "", 1])
+def test_kind_that_there_is_not_is_refused(kind):
+    with pytest.raises(rk.ConfigError, match="there is no kind") as told:
+        rk.attach("a", "local", kind=kind)
+    assert told.value.next_step == "give kind='job' or kind='service', or leave it out"
+
+
 def test_run_whose_head_dies_while_it_is_asked_has_failed(record, learning):
     def die(_):
         (head.home() / "state.json").unlink()
