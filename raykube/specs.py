@@ -7,7 +7,6 @@ training job costs hours.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from raykube.autoscaling import Autoscaling
 from raykube.errors import ConfigError, Problem
 from raykube.names import made_name, name_problem, nearest
 from raykube.runtime_env import REMOTE, TYPED, package_problems, problems_of, variable_problem
-from raykube.strict import Spec, Text
+from raykube.strict import Spec, Text, jsonable
 
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # What callers may pass; the fields then hold the narrower ty
     _Apps: TypeAlias = Sequence["App"]
     _Scaling: TypeAlias = "Autoscaling | Mapping[str, Any] | None"
 else:
-    _Folder, _Texts, _Apps, _Scaling = Path, tuple[Text, ...], "tuple[App, ...]", "Autoscaling | None"
+    _Folder, _Texts, _Apps, _Scaling = Path, tuple[Text, ...], "tuple[App, ...]", Autoscaling | None
 
 
 def _none_if_empty(value: Any) -> Any:
@@ -47,17 +47,6 @@ def _kubernetes_name(value: str) -> str:
     if problem := name_problem(value):
         raise ValueError(problem)
     return value
-
-
-def _jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
-    """Return a copy as it will be sent: the caller may go on changing the value."""
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        text.encode()
-        copied: dict[str, Any] = json.loads(text)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be JSON, to be sent: {error}") from None
-    return copied
 
 
 class _Code(Spec):
@@ -93,7 +82,7 @@ class _Code(Spec):
     def _check_runtime_env(cls, env: dict[str, Any]) -> dict[str, Any]:
         if problems := list(problems_of(env, of_a_job="env_vars" in cls.model_fields)):
             raise ConfigError.of("", problems)
-        return _jsonable(env, "runtime_env")
+        return jsonable(env, "runtime_env")
 
     @model_validator(mode="after")
     def _check_installers(self) -> _Code:
@@ -199,38 +188,6 @@ class Job(_Code):
     _check_env_vars = field_validator("env_vars")(_env_vars)
 
 
-class Autoscaling(Spec):
-    """Ray Serve's ``autoscaling_config``; a field that is None keeps Ray Serve's default."""
-
-    min_replicas: int | None = Field(default=None, ge=0)
-    initial_replicas: int | None = Field(default=None, ge=0)
-    max_replicas: int | None = Field(default=None, ge=1)
-    target_ongoing_requests: float | None = Field(default=None, gt=0)
-    upscale_delay_s: float | None = Field(default=None, ge=0)
-    downscale_delay_s: float | None = Field(default=None, ge=0)
-    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
-    upscaling_factor: float | None = Field(default=None, gt=0)
-    downscaling_factor: float | None = Field(default=None, gt=0)
-    look_back_period_s: float | None = Field(default=None, gt=0)
-    aggregation_function: str | None = Field(default=None, pattern="^(mean|max|min)$")
-    policy: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Autoscaling:
-        low = 1 if self.min_replicas is None else self.min_replicas
-        high = 1 if self.max_replicas is None else self.max_replicas
-        start = low if self.initial_replicas is None else self.initial_replicas
-        if not low <= start <= high:
-            what = f"min_replicas {low} <= initial_replicas {start} <= max_replicas {high} does not hold"
-            raise ConfigError.of("", [Problem("", what, "Ray Serve's default of min_replicas and max_replicas is 1")])
-        return self
-
-    @field_validator("policy")
-    @classmethod
-    def _check_policy(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return value and _jsonable(value, "it")
-
-
 _ACTOR_OPTIONS = (
     *("num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
     *("label_selector", "fallback_strategy", "runtime_env"),
@@ -280,7 +237,7 @@ class App(Spec):
     @field_validator("args", "ray_actor_options")
     @classmethod
     def _check_json(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return _jsonable(value, "it")
+        return jsonable(value, "it")
 
     @field_validator("ray_actor_options")
     @classmethod

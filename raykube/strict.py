@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,21 @@ def _sendable(text: str) -> str:
 
 #: Text that can be sent, and be given to a process.
 Text = Annotated[str, AfterValidator(_sendable)]
+
+
+def jsonable(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return a copy as it will be sent: the caller may go on changing the value.
+
+    Raises:
+        ValueError: no JSON can hold it.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        copied: dict[str, Any] = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be JSON, to be sent: {error}") from None
+    return copied
 
 
 class Spec(BaseModel):

@@ -14,11 +14,11 @@ import yaml
 
 import raykube as rk
 from raykube import App, Cluster, ConfigError, Job, Service, bodies, differences, marks, plans
+from raykube.autoscaling import Autoscaling
 from raykube.backends.kuberay.runs import jobs
 from raykube.backends.kuberay.serve import servestates, services
 from raykube.doctor import named
 from raykube.package import PackedFile, collect
-from raykube.specs import Autoscaling
 from raykube.yamltext import as_yaml
 
 GOLDEN = Path(__file__).parent / "golden"

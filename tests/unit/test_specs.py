@@ -4,7 +4,7 @@ import pytest
 
 import raykube as rk
 from raykube import App, ConfigError, Job, Service
-from raykube.specs import Autoscaling
+from raykube.autoscaling import Autoscaling
 
 
 def problems(kind, **fields):
