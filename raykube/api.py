@@ -41,7 +41,7 @@ def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
         ConfigError: the work cannot run as specified; lists every problem at once.
     """
     if not isinstance(work, (Job, Service)):
-        raise _wrong_type("Job or Service", work, "write rk.Job.module('jobs.digits')")
+        raise _wrong_type("Job or Service", work)
     work = work.model_copy()  # checks it again: the caller may have changed its dicts, and may still do so
     if "working_dir" not in work.model_fields_set:
         package.check_implied(from_here("."))
@@ -113,8 +113,7 @@ def submit(job: Job, on: str | Path | Cluster | None = None, *, cluster: str = "
         BackendError: the job was refused, or the head cannot start; Conflict, Forbidden and Unreachable are
             subclasses.
     """
-    work = _only(job, Job, "rk.deploy(service)")
-    return start(plan(work, _long_lived(cluster, on) if cluster else on))
+    return start(plan(_only(job, Job), _long_lived(cluster, on) if cluster else on))
 
 
 def deploy(
@@ -133,23 +132,27 @@ def deploy(
         WaitTimeout: the service is not ready within `timeout_s` seconds.
     """
     check_time(timeout_s)
-    planned, begun = plan(_only(service, Service, "rk.submit(job)"), on), time.monotonic()
+    planned, begun = plan(_only(service, Service), on), time.monotonic()
     return serve(planned).wait_ready(timeout_s=left(timeout_s, begun), on_event=on_event)
 
 
-def _only(work: _Work, kind: type[_Work], other: str) -> _Work:
+def _only(work: _Work, kind: type[_Work]) -> _Work:
     if not isinstance(work, kind):
-        raise _wrong_type(kind.__name__, work, f"write {other}, or give a {kind.__name__}")
+        raise _wrong_type(kind.__name__, work)
     return work
 
 
-def _wrong_type(kind: str, work: object, step: str) -> ConfigError:
+def _wrong_type(kind: str, work: object) -> ConfigError:
     """Return the error for a value of the wrong type. Only text is shown in full: a spec could fill the screen."""
-    if not isinstance(work, str):
-        return ConfigError(f"a {type(work).__name__} is no {kind}", next_step=step)
-    app = f"rk.Service(name='a-name', apps=[rk.App(import_path={work!r})])"
-    written = app if kind == "Service" else f"rk.Job(entrypoint={work!r})"
-    return ConfigError(f"the text {work!r} is no {kind}", next_step=f"write {written}")
+    text = work if isinstance(work, str) else ""
+    written = f"rk.Job(entrypoint={text or 'python a.py'!r})"
+    if kind == "Service":
+        written = f"rk.Service(name='a-name', apps=[rk.App(import_path={text or 'a:app'!r})])"
+    elif callable(work):
+        written += ", where a.py calls it"
+    verbs: Mapping[type, str] = {Job: "rk.submit(job)", Service: "rk.deploy(service)"}
+    what = f"the text {work!r}" if text else f"a value of type {type(work).__name__}"
+    return ConfigError(f"{what} is no {kind}", next_step=f"write {verbs.get(type(work), written)}")
 
 
 def runs(on: str | Path | Cluster | None = None) -> list[Run]:

@@ -69,6 +69,9 @@ class Cluster:
             ConfigError: there is no cluster of that name (lists the nearest names), or the manifest cannot work (lists
                 every problem).
         """
+        if not isinstance(name_or_path, (str, Path)):
+            what = f"a value of type {type(name_or_path).__name__} names no cluster"
+            raise ConfigError(what, next_step="give 'local', the name of a preset or the path of a manifest")
         if str(name_or_path) == LOCAL:
             return Cluster.local()
         where = {"namespace": setting("namespace", namespace).value, "context": setting("context", context).value}

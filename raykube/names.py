@@ -83,6 +83,9 @@ def asked_for(name: str, noun: str = "job") -> str:
     Raises:
         ConfigError: nothing can have this name.
     """
+    if not isinstance(name, str):
+        step = f"list the names that exist: raykube {noun} list"
+        raise ConfigError(f"{name!r:.80} is not a valid name", why="a name is text", next_step=step)
     if is_object_name(name):
         return name
     if len(name) > _LONGEST:

@@ -149,6 +149,9 @@ class Job(_Code):
             >>> Job.module("jobs.digits", "--note", "two words", name="a").entrypoint
             "python -m jobs.digits --note 'two words'"
         """
+        if not isinstance(module, str):
+            what = f"a value of type {type(module).__name__} names no module"
+            raise ConfigError(what, next_step="write rk.Job.module('jobs.digits'), or rk.Job(entrypoint='python a.py')")
         return cls(entrypoint=shlex.join(["python", "-m", module, *map(str, args)]), **fields)
 
     @model_validator(mode="after")
@@ -274,6 +277,13 @@ class Service(_Code):
 
     name: Annotated[str, Field(min_length=1)]
     apps: _Apps
+
+    @field_validator("apps", mode="before")
+    @classmethod
+    def _check_list(cls, apps: Any) -> Any:
+        if isinstance(apps, (App, dict, str)):
+            raise ConfigError.of("", [Problem("", "is no list of App", "write apps=[rk.App(import_path=...)]")])
+        return apps
 
     @field_validator("apps")
     @classmethod

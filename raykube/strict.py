@@ -48,7 +48,9 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid", protected_namespaces=())
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *unnamed: object, **fields: Any) -> None:
+        if unnamed:
+            raise _positional(type(self))
         with _config_errors(type(self)):
             super().__init__(**fields)
 
@@ -100,6 +102,13 @@ class Spec(BaseModel):
         """Whether a field's value was given or made, and is not just the default."""
         field = type(self).model_fields.get(key)
         return field is None or key in self.model_fields_set or value != field.get_default(call_default_factory=True)
+
+
+def _positional(kind: type[Spec]) -> ConfigError:
+    """Return the error for fields that were given without their names."""
+    required = [key for key, field in kind.model_fields.items() if field.is_required()]
+    written = ", ".join(f"{key}=..." for key in required or [*kind.model_fields][:1])
+    return ConfigError(f"{kind.__name__} takes its fields by name", next_step=f"write {kind.__name__}({written})")
 
 
 @contextlib.contextmanager

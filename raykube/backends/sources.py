@@ -24,13 +24,14 @@ def rank_of(source: str) -> int | None:
     Raises:
         ConfigError: there is no such source.
     """
-    if found := _RANK.fullmatch(source):
+    text = source if isinstance(source, str) else ""
+    if found := _RANK.fullmatch(text):
         return int(found.group(1))
-    if source in (DRIVER, AUTOSCALER, EVENTS):
+    if text in (DRIVER, AUTOSCALER, EVENTS):
         return None
-    meant = _MEANT.fullmatch(source)
+    meant = _MEANT.fullmatch(text)
     known = (DRIVER, f"rank-{meant[1] if meant else 0}", AUTOSCALER, EVENTS)
-    raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(source, known))
+    raise ConfigError(f"a run has no source {source!r} of logs", next_step=nearest(text, known))
 
 
 class OutputLost(BackendError):

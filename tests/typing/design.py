@@ -73,5 +73,6 @@ def inside() -> None:
 def misspelt() -> None:
     """A name that there is not; an unused ignore is an error of its own."""
     rk.sumbit()  # type: ignore[attr-defined]
+    rk.Job("python a.py")  # type: ignore[call-arg]
     rk.attach("digits", kind="jbo")  # type: ignore[call-overload]
     rk.attach("digits").wait_ready()  # type: ignore[union-attr]

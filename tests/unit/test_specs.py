@@ -1,10 +1,12 @@
 import re
+from pathlib import Path
 
 import pytest
 
 import raykube as rk
-from raykube import App, ConfigError, Job, Service
+from raykube import App, Cluster, ConfigError, Job, Service
 from raykube.autoscaling import Autoscaling
+from raykube.backends.local.backend import Local
 
 
 def problems(kind, **fields):
@@ -264,6 +266,57 @@ def test_text_in_place_of_work_is_told_as_the_spec_that_it_may_mean(verb, text, 
     with pytest.raises(rk.ConfigError, match=f"the text '{text}' is no") as told:
         verb(text)
     assert told.value.next_step == step
+
+
+@pytest.mark.parametrize(
+    ("verb", "step"),
+    [
+        (rk.submit, "write rk.Job(entrypoint='python a.py'), where a.py calls it"),
+        (rk.plan, "write rk.Job(entrypoint='python a.py'), where a.py calls it"),
+        (rk.deploy, "write rk.Service(name='a-name', apps=[rk.App(import_path='a:app')])"),
+    ],
+)
+def test_function_in_place_of_work_is_told_as_the_spec_that_may_lead_to_it(verb, step):
+    with pytest.raises(rk.ConfigError, match="a value of type function is no") as told:
+        verb(problems)
+    assert told.value.next_step == step
+
+
+@pytest.mark.parametrize(
+    ("made", "step"),
+    [
+        (lambda: Job("python a.py"), "write Job(entrypoint=...)"),  # type: ignore[call-arg]
+        (lambda: Service("a", [App(import_path="a:b")]), "write Service(name=..., apps=...)"),  # type: ignore[call-arg]
+        (lambda: Job.module(Path("a.py")), "write rk.Job.module('jobs.digits'), or rk.Job(entrypoint='python a.py')"),
+    ],
+)
+def test_value_that_says_no_field_or_module_is_told_how_it_is_written(made, step):
+    with pytest.raises(ConfigError) as told:
+        made()
+    assert told.value.next_step == step
+
+
+@pytest.mark.parametrize("apps", [App(import_path="a:b"), {"import_path": "a:b"}, "a:b"])
+def test_application_in_place_of_a_list_is_refused_once(apps):
+    found = problems(Service, name="s", apps=apps)
+    assert [(each.path, each.next_step) for each in found.values()] == [
+        ("apps", "write apps=[rk.App(import_path=...)]")
+    ]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda name: rk.attach(name, "local"),
+        lambda name: rk.submit(Job(entrypoint="true"), "kubernetes", cluster=name),
+        Cluster.load,
+        lambda name: rk.Run("a", Local()).logs(source=name),
+    ],
+)
+@pytest.mark.parametrize("name", [7, ["a"]])
+def test_name_that_is_no_text_is_refused_in_words(call, name):
+    with pytest.raises(ConfigError):
+        call(name)
 
 
 @pytest.mark.parametrize(
