@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,9 @@ class Cluster:
         Raises:
             ConfigError: a number is out of range, or is no number.
         """
-        cpus = float(setting("cpus_per_worker").value) if cpus is None else cpus
-        gpus = float(setting("gpus_per_worker").value) if gpus is None else gpus
+        workers = _plain(workers)
+        cpus = float(setting("cpus_per_worker").value) if cpus is None else _plain(cpus)
+        gpus = float(setting("gpus_per_worker").value) if gpus is None else _plain(gpus)
         wrong = [*_count_problems(workers)]
         if not (_is_number(cpus) and is_cpu_share(cpus)):
             wrong.append(Problem("cpus", f"{cpus!r} is not a number above 0"))
@@ -198,6 +200,7 @@ class Cluster:
         Raises:
             ConfigError: this number of workers is impossible, or there is no manifest to size.
         """
+        workers = _plain(workers)
         if wrong := list(_count_problems(workers)):
             raise ConfigError.of(f"{self.name} cannot be sized so", wrong)
         self.check_manifest()
@@ -258,6 +261,15 @@ def _set_replicas(spec: dict[str, Any], low: int, high: int) -> None:
     if low < high:
         spec["enableInTreeAutoscaling"] = True
         spec["autoscalerOptions"] = (spec.get("autoscalerOptions") or {}) | {"version": "v2"}
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers, such as those of numpy, as Python's own, also inside a tuple; anything else unchanged."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _is_number(value: object) -> bool:

@@ -1,6 +1,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -116,6 +117,14 @@ def test_local_cluster_of_what_is_no_number_is_refused(wrong):
     with pytest.raises(ConfigError, match="no such local cluster") as told:
         Cluster.local(**wrong)
     assert [problem.path for problem in told.value.problems] == [*wrong]
+
+
+def test_numbers_of_numpy_are_taken_as_python_s_own():
+    cluster = Cluster.local((np.int64(1), np.int64(2)), cpus=np.float32(0.5), gpus=np.int64(1))
+    assert yamltext.as_yaml(cluster.manifest) == yamltext.as_yaml(Cluster.local((1, 2), 0.5, 1).manifest)
+    for named in (cluster, Cluster.load("gpu-8xh100")):
+        sized = named.sized(np.int64(8)).manifest
+        assert yamltext.as_yaml(sized) == yamltext.as_yaml(named.sized(8).manifest)
 
 
 @pytest.mark.parametrize("image", [None, ""])
