@@ -65,6 +65,21 @@ NEXT_STEPS = {
 }
 
 
+def other_name(kind: str, name: str, folder: str) -> str:
+    """Return the next step if other work has the name that was asked for.
+
+    Args:
+        kind: whether a ``"job"`` or a ``"service"`` has the name.
+        name: the name.
+        folder: folder or URI that holds the checkpoints of the run that has it; "" if there are none.
+    """
+    if not folder:
+        return f"choose another --name, or: raykube {kind} delete {name}"
+    load = "a script can load one by raykube.inside.checkpoints.load(FOLDER)"
+    kept = f"the checkpoints of that run stay below {folder}; {load}"
+    return f"choose another --name ({kept}), or delete that run with its checkpoints: raykube {kind} delete {name}"
+
+
 def ending(message: str, error_type: str = "", exit_code: int | None = None) -> Failure:
     """Return why a job failed; the reason is empty if nothing known explains it.
 

@@ -259,6 +259,27 @@ def test_conflict_with_a_run_that_failed_tells_of_nothing_that_another_attempt_m
     assert caught.value.why == f"spec.entrypoint: {said[0]!r} there, {said[1]!r} here"
 
 
+@pytest.mark.parametrize(
+    ("storage", "status", "told"),
+    [
+        ("s3://bucket/runs", FAILED, "the checkpoints of that run stay below s3://bucket/runs/digits;"),
+        ("s3://b", {}, ""),
+        ("", FAILED, ""),
+    ],
+)
+def test_conflict_names_the_checkpoints_of_a_run_that_has_begun_and_has_a_storage(kept, job, storage, status, told):
+    manifest = copy.deepcopy(dict(Cluster.load("cpu-small").manifest))
+    manifest["metadata"]["annotations"] = {marks.STORAGE: storage} if storage else {}
+    place = dataclasses.replace(Cluster.load("cpu-small"), manifest=manifest)
+    jobs.start(Kube(), rk.plan(job, place))
+    kept[f"{RAY}/rayjobs/digits"]["status"] = status
+    with pytest.raises(Conflict) as caught:
+        jobs.start(Kube(), rk.plan(job.model_copy(update={"entrypoint": "python hello.py 2"}), place))
+    step = caught.value.next_step
+    assert ("checkpoints of that run stay" in step, told in step) == (bool(told), True)
+    assert step.endswith("raykube job delete digits")
+
+
 def test_conflict_does_not_tell_of_what_kuberay_leaves_out_for_being_false(kept):
     def written(entrypoint):
         spec = {"entrypoint": entrypoint, "shutdownAfterJobFinishes": False, "rayClusterSpec": {}}

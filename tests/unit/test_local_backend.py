@@ -341,3 +341,22 @@ def test_conflict_with_a_run_that_failed_tells_of_nothing_that_another_attempt_m
     with pytest.raises(Conflict) as caught:
         Local().start(plan("python hello.py 2", workers=2, max_retries=3))
     assert caught.value.why.splitlines()[1:] == ["-entrypoint: python hello.py", "+entrypoint: python hello.py 2"]
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("has_checkpoints", [True, False])
+def test_conflict_names_the_checkpoints_that_another_name_can_begin_from(code, has_checkpoints):
+    def plan(entrypoint):
+        return rk.plan(rk.Job(entrypoint=entrypoint, name="a", working_dir=code), "local")
+
+    first = jobs._record(plan("python hello.py"))
+    records.save(replace(first, head="gone"))
+    folder = Path(first.storage, "a")
+    Path(folder, "train-1", *(["checkpoint_1"] if has_checkpoints else [])).mkdir(parents=True)
+    with pytest.raises(Conflict) as caught:
+        Local().start(plan("python hello.py 2"))
+    step = caught.value.next_step
+    assert (f"the checkpoints of that run stay below {folder};" in step) == has_checkpoints
+    assert ("delete that run with its checkpoints: raykube job delete a" in step) == has_checkpoints
+    assert step.startswith("choose another --name")
+    assert step.endswith("raykube job delete a")

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile
 
 from raykube import differences, package, sameness, wire
@@ -37,12 +37,17 @@ def submit(plan: Plan) -> None:
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
             why=_difference(known, plan, sameness.NOT_WORK_LINE if again else sameness.NOT_PLAN_LINE),
-            next_step=f"choose another --name, or: raykube {known.kind} delete {plan.name}",
+            next_step=endings.other_name(known.kind, plan.name, _with_checkpoints(ended.storage) if ended else ""),
         )
     if again:
         _send(_record(plan), ended.attempt + 1)
     elif ended.state == "SUCCEEDED":
         _log.info(endings.OVER, plan.name)
+
+
+def _with_checkpoints(folder: str) -> str:
+    """Return the folder of a run if it holds checkpoints, else "". A bucket counts as holding some: nobody looks."""
+    return folder if "://" in folder or (folder and any(Path(folder).rglob("checkpoint_*"))) else ""
 
 
 def _difference(known: Record, plan: Plan, but: re.Pattern[str]) -> str:

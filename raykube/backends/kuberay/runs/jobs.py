@@ -97,7 +97,7 @@ def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Obje
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
-        next_step=f"choose another --name, or: raykube job delete {name}",
+        next_step=endings.other_name("job", name, "" if rayjobs.keeps_nothing(known) else rayjobs.storage_of(known)),
     )
 
 
