@@ -24,11 +24,7 @@ _NOUNS: Mapping[Kind, str] = {"job": "run", "service": "service"}
 
 
 def cluster_of(on: str | Path | Cluster | None = None) -> Cluster:
-    """Return the cluster that `on` means: a `Cluster`, ``"local"``, a preset's name or a manifest's path.
-
-    A `Path` is always a manifest's path. None means the setting ``on`` (``RAYKUBE_ON``, or ``[tool.raykube]`` in
-    pyproject.toml), which is ``"local"`` by default.
-    """
+    """Return the cluster that `on` names; :func:`plan` says how."""
     if isinstance(on, Cluster):
         return on
     return Cluster.load(on if isinstance(on, Path) else setting("on", on).value)
@@ -36,6 +32,13 @@ def cluster_of(on: str | Path | Cluster | None = None) -> Cluster:
 
 def plan(work: Job | Service, on: str | Path | Cluster | None = None) -> Plan:
     """Return exactly what would be sent for `work`. Reads the working directory; uses no network.
+
+    Args:
+        work: the job or service.
+        on: the place. ``"local"`` is this machine. Other text is the name of a preset, or the path of a RayCluster
+            manifest if it has a ``/`` or ends with ``.yaml`` or ``.yml``; a `Path` is always a path. A :class:`Cluster`
+            is taken as it is. None takes the environment variable ``RAYKUBE_ON``, else the key ``on`` of
+            ``[tool.raykube]`` in pyproject.toml, else ``"local"``.
 
     Raises:
         ConfigError: the work cannot run as specified; lists every problem at once.
@@ -100,7 +103,7 @@ def submit(job: Job, on: str | Path | Cluster | None = None, *, cluster: str = "
 
     Args:
         job: what to run.
-        on: where, as for :func:`plan`.
+        on: the place, as for :func:`plan`.
         cluster: the name of a long-lived cluster there to run on; by default the job gets a cluster of its own.
 
     Raises:
@@ -124,6 +127,13 @@ def deploy(
     on_event: OnEvent | None = None,
 ) -> Endpoint:
     """Create or update `service` as its spec says, wait until it answers, and return its handle.
+
+    Args:
+        service: what to serve.
+        on: the place, as for :func:`plan`.
+        timeout_s: seconds, sending included, after which to give up waiting; the deployment itself goes on. None waits
+            without an end.
+        on_event: called with every change that the wait sees.
 
     Raises:
         ConfigError: the service cannot run as specified; found before anything is started.
@@ -158,6 +168,9 @@ def _wrong_type(kind: str, work: object) -> ConfigError:
 def runs(on: str | Path | Cluster | None = None) -> list[Run]:
     """Return all runs of a place, oldest first; on Kubernetes, those that raykube made in the place's namespace.
 
+    Args:
+        on: the place, as for :func:`plan`, or ``"kubernetes"``: Kubernetes, whatever cluster a job would get there.
+
     Raises:
         ConfigError: there is no such place, or a setting is wrong.
         Forbidden: this user may not list them.
@@ -169,6 +182,9 @@ def runs(on: str | Path | Cluster | None = None) -> list[Run]:
 
 def endpoints(on: str | Path | Cluster | None = None) -> list[Endpoint]:
     """Return all services of a place, oldest first.
+
+    Args:
+        on: the place, as for :func:`runs`.
 
     Raises:
         ConfigError, Forbidden, Unreachable: as for :func:`runs`.
@@ -188,7 +204,7 @@ def attach(name: str, on: str | Path | Cluster | None = None, *, kind: Kind | No
 
     Args:
         name: of the run or service.
-        on: where it is.
+        on: the place where it is, as for :func:`runs`.
         kind: ``"job"`` returns only a run, ``"service"`` only a service. By default, whatever has the name is returned:
             the run, when both a run and a service have it.
 

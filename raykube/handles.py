@@ -50,7 +50,10 @@ class _Handle:
 
     @property
     def url(self) -> str:
-        """Where to look: Ray's dashboard for a run, the HTTP address of its first application for a service."""
+        """Where to look: Ray's dashboard for a run, the HTTP address of its first application for a service.
+
+        It is empty before the head is up, once the run has ended on this machine, and once its cluster is gone.
+        """
         return self.status().url
 
     def status(self) -> Status:
@@ -166,8 +169,12 @@ class Endpoint(_Handle):
 
     _kind = "service"
 
-    def wait_ready(self, *, timeout_s: float = 600, on_event: OnEvent | None = None) -> Endpoint:
+    def wait_ready(self, *, timeout_s: float | None = 600, on_event: OnEvent | None = None) -> Endpoint:
         """Wait until every application of the service answers, and return the endpoint.
+
+        Args:
+            timeout_s: seconds after which to give up waiting; the deployment itself goes on. None waits without an end.
+            on_event: called with every change that the wait sees.
 
         Raises:
             ConfigError: `timeout_s` is not a valid time.

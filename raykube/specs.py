@@ -143,7 +143,15 @@ class Job(_Code):
 
     @classmethod
     def module(cls, module: str, *args: object, **fields: Any) -> Job:
-        """Make the job ``python -m MODULE ARGS``, with each argument quoted for the shell.
+        """Make the job ``python -m MODULE ARGS``.
+
+        Args:
+            module: its dotted name, as in ``"jobs.digits"``, not the path of a file.
+            args: arguments of the script; each becomes text, and is quoted for the shell.
+            fields: other fields of the job, such as ``name``.
+
+        Raises:
+            ConfigError: `module` is not text, or a field is wrong.
 
         Example:
             >>> Job.module("jobs.digits", "--note", "two words", name="a").entrypoint
@@ -273,7 +281,14 @@ class App(Spec):
 
 
 class Service(_Code):
-    """Ray Serve applications that stay up under one name."""
+    """Ray Serve applications that stay up under one name.
+
+    Attributes:
+        name: of the service. Kubernetes' rules hold on every backend.
+        apps: its applications, at least one; their names and their routes differ.
+        working_dir, excludes, pip: the code of all applications and what it needs, as for a :class:`Job`.
+        runtime_env: the other keys of Ray's runtime environment; variables go into ``env_vars`` of each application.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     apps: _Apps

@@ -32,14 +32,17 @@ class Status:
     Attributes:
         name: of the run or service.
         kind: ``"job"`` or ``"service"``.
-        state: one of Ray's five job states, or WAITING.
+        state: ``"WAITING"`` until the cluster is up, ``"PENDING"`` until Ray has started the run or every application
+            answers, then ``"RUNNING"``. A run ends as ``"SUCCEEDED"``, ``"FAILED"`` or ``"STOPPED"``. A service is
+            FAILED if it does not come up, and STOPPED if it is taken down.
         detail: one line on what is going on.
         failure: why it failed or, before it runs, what keeps it from running; None when all is well.
         submitted, started, ended: Unix times in seconds; None while unknown.
         attempt: which attempt of the run this is, from 1.
         progress: the last reported metrics.
         quiet_s: seconds since the last report, cut to whole minutes; 0 below one minute, and while it does not run.
-        url: where to look: the dashboard for a job, the HTTP address for a service.
+        url: where to look: the dashboard for a run, the HTTP address for a service; empty where there is none, such as
+            after a run's end on this machine.
         earlier: a line on each earlier attempt that is known to have ended, oldest first; always empty on this machine.
         workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
             that raykube did not write.

@@ -39,7 +39,7 @@ def serve() -> None:
     url: str = endpoint.url
     found: rk.Run | rk.Endpoint = rk.attach("digits")
     result: rk.Result | None = rk.attach("digits", kind="job").wait().result()
-    lines: list[str] = [*rk.attach("digits", "local", kind="service").wait_ready().logs()]
+    lines: list[str] = [*rk.attach("digits", "local", kind="service").wait_ready(timeout_s=None).logs()]
     assert status and url and found and result and lines
 
 
