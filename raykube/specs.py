@@ -234,6 +234,8 @@ class App(Spec):
     @field_validator("import_path")
     @classmethod
     def _check_import_path(cls, value: str) -> str:
+        if value.endswith((".yaml", ".yml")):
+            raise ValueError(f"{value!r} is a file: apply a RayService manifest by kubectl apply -f")
         if not _IMPORT_PATH.fullmatch(value):
             raise ValueError(f"{value!r} is not 'module:attribute', as in 'jobs.digits_app:app'")
         return value

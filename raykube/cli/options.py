@@ -34,7 +34,9 @@ plan_options = joined(
     click.option(
         "--dry-run",
         type=click.Choice(["client", "server"]),
-        help="Print the plan and start nothing; server: ask the API server to check it, too.",
+        is_flag=False,
+        flag_value="client",
+        help="Print the plan and start nothing; server: ask the API server to check it, too. Alone: client.",
     ),
     click.option("-o", "--output", type=click.Choice(["yaml", "json", "name"]), help="How --dry-run prints. [yaml]"),
 )

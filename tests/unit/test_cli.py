@@ -279,6 +279,17 @@ def test_known_name_after_an_unknown_one_is_acted_on():
     common.each(["c"], act)
 
 
+def test_dry_run_without_a_word_is_that_of_the_client(raykube):
+    done = raykube("job", "submit", "--dry-run", "-o", "name", "--name", "a", "--", "python", "hello.py")
+    assert (done.returncode, done.stdout) == (0, "a\n")
+    done = raykube("job", "submit", "--dry-run", "--", "python", "hello.py")
+    assert "entrypoint: python hello.py" in done.stdout
+
+
+def test_manifest_in_place_of_an_application_is_told_where_it_goes(raykube):
+    refused(raykube("service", "deploy", "a", "serve.yaml"), "serve.yaml", "kubectl apply -f")
+
+
 def test_dry_run_prints_the_plan_and_starts_nothing(raykube, code, tmp_path):
     shutil.copytree(ROOT / "cluster-configs", code / "cluster-configs")
     done = raykube(

@@ -131,9 +131,8 @@ def load(name: str) -> Record:
         with _reading(path):
             return _value_of(Record, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise NotFound(
-            f"nothing is called {name!r} here", next_step="raykube job list; raykube service list"
-        ) from error
+        step = "raykube job list; raykube service list; what is in Kubernetes has --on or -n there, or RAYKUBE_ON"
+        raise NotFound(f"nothing is called {name!r} on this machine", next_step=step) from error
 
 
 @contextlib.contextmanager
