@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -60,12 +61,16 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         planned.show(plan, dry_run, output or "yaml")
         return
     planned.announce(plan)
-    begun, shown = time.monotonic(), common.screen(as_json=as_json)
+    begun, sent, shown = time.monotonic(), time.time(), common.screen(as_json=as_json)
     with _detach_hint(name, f"interrupted while {name} was sent; what has arrived of it goes on"):
         endpoint = api.serve(plan)
     try:
         with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
-            endpoint.wait_ready(timeout_s=left(timeout_s, begun), on_event=lambda event: shown.show(event.status))
+            endpoint.wait_ready(
+                timeout_s=left(timeout_s, begun),
+                # The time shown is that since this deployment, not the age of a service that is updated.
+                on_event=lambda event: shown.show(replace(event.status, submitted=sent)),
+            )
     except RaykubeError:
         if as_json:  # as for a failed job
             common.print_value(endpoint.status(), as_json=True)

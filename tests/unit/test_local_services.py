@@ -131,6 +131,15 @@ def test_service_says_what_keeps_it_from_running_while_serve_tries_again(answeri
 
 
 @pytest.mark.usefixtures("dashboard")
+def test_update_of_a_service_shows_the_time_since_it_was_deployed(code, monkeypatch):
+    states = iter(Status("good", "service", state, submitted=1.0) for state in ("PENDING", "RUNNING", "RUNNING"))
+    monkeypatch.setattr(services, "status", lambda _: next(states))
+    done = typed("service", "deploy", "good", "hello:app", "--working-dir", ".", cwd=code)
+    (pending,) = [line for line in done.stderr.splitlines() if line.startswith("good PENDING")]
+    assert float(pending.split(" · ")[-1].removesuffix("s")) < 60
+
+
+@pytest.mark.usefixtures("dashboard")
 def test_status_of_a_service_that_is_not_up_is_printed_as_json_too(code, monkeypatch):
     unwell = Status("good", "service", "FAILED", failure=Failure("DeployFailed", "no weights"))
     monkeypatch.setattr(services, "status", lambda _: unwell)
