@@ -11,6 +11,7 @@ from raykube import wire
 from raykube.backends import endings
 from raykube.differences import of_objects
 from raykube.errors import Failure
+from raykube.shapes import mapping
 
 Apps = Mapping[str, Mapping[str, Any]]
 
@@ -56,7 +57,7 @@ def _numbered(app: Mapping[str, Any], attempt: int) -> dict[str, Any]:
 
 
 def _variables(app: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (app.get("runtime_env") or {}).get("env_vars") or {}
+    return mapping(mapping(app.get("runtime_env")).get("env_vars"))
 
 
 def name_of(app: Mapping[str, Any]) -> str:

@@ -105,6 +105,17 @@ def test_same_plan_again_changes_nothing(project):
 
 
 @pytest.mark.usefixtures("hello")
+@pytest.mark.parametrize("change", ["applications: [", "applications: [{import_path: 'hello:app', args: {word: bye}}]"])
+def test_same_plan_again_puts_right_what_somebody_changed(project, change):
+    namespace, folder = project
+    before = kubectl.get("rayservice", "hello", namespace)["spec"]
+    patch = json.dumps({"spec": {"serveConfigV2": change}})
+    kubectl.kubectl("patch", "rayservice", "hello", "--type=merge", "-p", patch, namespace=namespace)
+    assert deploy(folder).status().state == "RUNNING"
+    assert kubectl.get("rayservice", "hello", namespace)["spec"] == before
+
+
+@pytest.mark.usefixtures("hello")
 def test_service_is_found_by_name_from_another_process():
     done = run("raykube", "service", "status", "--on", "serve", "--json", "hello")
     assert done.returncode == 0, done.stderr

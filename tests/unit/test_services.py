@@ -290,6 +290,13 @@ def test_service_whose_configuration_is_no_yaml_has_no_application_and_is_told_o
     assert (found.state, found.detail) == ("PENDING", "no application")
 
 
+@pytest.mark.parametrize("text", ["just text", "applications: text", "applications: [text]", "[]"])
+def test_service_whose_configuration_is_another_yaml_has_no_application(text):
+    service, _ = recorded("running")
+    service["spec"]["serveConfigV2"] = text
+    assert status(service, {}).detail == "no application"
+
+
 def test_service_without_a_head_waits():
     service, _ = recorded("starting")
     found = status(service, None, cluster={}, now=0.0)
@@ -445,3 +452,41 @@ def test_resized_groups_without_an_autoscaler_have_as_many_as_are_wanted():
     groups = [{"groupName": "a", "minReplicas": 0, "maxReplicas": 9, "replicas": 1}]
     wanted = {"workerGroupSpecs": [{**groups[0], "replicas": 3}]}
     assert services.resized({"workerGroupSpecs": groups}, wanted) == wanted["workerGroupSpecs"]
+
+
+def sent():
+    """Return a service as it was sent, and as it is once Serve has had to try it again and KubeRay has written it."""
+    service, _ = recorded("running")
+    wanted = services.retried(service, service, [])  # as plans write it
+    wanted["metadata"]["labels"]["raykube.io/plan"] = "0123456789abcdef"
+    container = wanted["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    container["resources"] = {"limits": {"cpu": "0.5", "memory": "1Gi"}, "requests": {}}
+    known = services.retried(copy.deepcopy(wanted), wanted, ["hello"])
+    container = known["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    container["resources"] = {"limits": {"cpu": "500m", "memory": "1Gi"}}
+    known["spec"]["rayClusterConfig"]["workerGroupSpecs"] = [{"groupName": "a", "replicas": 2, "scaleStrategy": {}}]
+    wanted["spec"]["rayClusterConfig"]["workerGroupSpecs"] = [{"groupName": "a", "replicas": 2}]
+    return wanted, known
+
+
+def test_service_is_what_is_wanted_whatever_its_attempts_and_what_the_server_has_written():
+    wanted, known = sent()
+    assert not services.differs(known, wanted)
+
+
+def test_service_is_not_what_is_wanted_once_somebody_has_changed_it():
+    wanted, known = sent()
+    config = known["spec"]["serveConfigV2"]
+    for change in (config.replace("hello:app", "hello:other"), "applications: [", "text", ""):
+        known["spec"]["serveConfigV2"] = change
+        assert services.differs(known, wanted)
+        assert not services.differs(merged(known, objects.difference(known, wanted)), wanted)
+    wanted, known = sent()
+    known["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["replicas"] = 3
+    assert services.differs(known, wanted)
+
+
+def test_service_of_another_plan_is_not_what_is_wanted():
+    wanted, known = sent()
+    known["metadata"]["labels"]["raykube.io/plan"] = "fedcba9876543210"
+    assert services.differs(known, wanted)

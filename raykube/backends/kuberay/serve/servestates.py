@@ -28,6 +28,7 @@ from raykube.backends.kubernetes.fields import (
 )
 from raykube.bodies import serve_port
 from raykube.errors import Failure, Unreachable
+from raykube.shapes import entries, mapping
 
 Apps = serveapps.Apps
 
@@ -130,10 +131,11 @@ def has_begun(app: Mapping[str, Any]) -> bool:
 def apps_of(service: Object) -> dict[str, dict[str, Any]]:
     """Return the configurations of a service's applications by name; empty when they cannot be parsed."""
     try:
-        config = yaml.safe_load(spec_of(service).get("serveConfigV2") or "") or {}
+        config = mapping(yaml.safe_load(spec_of(service).get("serveConfigV2") or ""))
     except yaml.YAMLError:
         return {}
-    return {serveapps.name_of(app): app for app in config.get("applications") or []}
+    apps = [dict(app) for app in entries(config.get("applications")) if isinstance(app, Mapping)]
+    return {serveapps.name_of(app): app for app in apps}
 
 
 def url_of(service: Object) -> str:

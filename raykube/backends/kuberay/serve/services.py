@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import yaml
 
-from raykube import marks
+from raykube import differences, manifests, marks
 from raykube.backends import serveapps
 from raykube.backends.kuberay import largecode, objects
 from raykube.backends.kuberay.causes import diagnosis
 from raykube.backends.kuberay.serve import servecode, servelook, servestates
-from raykube.backends.kubernetes.fields import is_current, is_leaving, name_of, spec_of
+from raykube.backends.kubernetes.fields import is_current, is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.errors import BackendError, Conflict, Forbidden, Unreachable
 from raykube.plans import Plan
@@ -30,6 +30,8 @@ _SCALES = "enableInTreeAutoscaling"
 _COUNTS = ("replicas", "minReplicas", "maxReplicas", "scaleStrategy")
 #: Fields of a pod that KubeRay leaves out of the hash by which it tells one cluster from another.
 _NOT_HASHED = ("tolerations", "schedulingGates")
+#: Fields that have quantities in them.
+_AMOUNTS = ("limits", "requests")
 _SERVE_S = 0.3
 #: Seconds that Serve takes, at most, to begin with a change.
 _BEGUN_S = 15.0
@@ -39,7 +41,8 @@ _TRIES = 5
 def deploy(kube: Kube, plan: Plan) -> None:
     """Make the service of a plan, or change the existing one of that name in place.
 
-    The same plan again changes nothing, unless the service has failed: then Serve tries again.
+    The same plan again changes nothing, unless the service has failed: then Serve tries again. What somebody changed in
+    the RayService by other means is put right.
 
     Raises:
         Conflict: the name belongs to a run, a cluster or a RayService that raykube did not make; or others deploy and
@@ -102,7 +105,7 @@ def _must_be_made_anew(service: Object) -> bool:
 
 def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
     """Change an existing service into the wanted one."""
-    is_other = known["metadata"]["labels"].get(marks.PLAN) != wanted["metadata"]["labels"][marks.PLAN]
+    is_other = differs(known, wanted)
     servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
     changed = _patch(kube, code, known, retried(wanted, known, undone)) if is_other else known
@@ -121,6 +124,28 @@ def _patch(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Ma
     # A deployment of something else at the same time has dropped this code, if the service did not name it yet.
     servecode.carry(kube, code, found)
     return found
+
+
+def differs(known: Object, wanted: Mapping[str, Any]) -> bool:
+    """Return whether a service is of another plan than the wanted one, or somebody has changed its spec since. Pure.
+
+    The numbers of its attempts do not count, and neither do fields that the server or somebody else has added.
+    """
+    if labels_of(known).get(marks.PLAN) != wanted["metadata"]["labels"][marks.PLAN]:
+        return True
+    ours, theirs = _with_numbers(retried(wanted, known, [])["spec"]), _with_numbers(spec_of(known))
+    return any(differences.of_objects(ours, theirs, "spec", omits=True))
+
+
+def _with_numbers(value: Any, field: str = "") -> Any:
+    """Return a spec with its quantities as numbers, because KubeRay writes them in its own form."""
+    if isinstance(value, Mapping):
+        return {key: _with_numbers(each, "quantity" if field in _AMOUNTS else key) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_numbers(each) for each in value]
+    with contextlib.suppress(ValueError):
+        return manifests.quantity(value) if field in ("quantity", "sizeLimit") else value
+    return value
 
 
 def _check_ours(known: Object) -> None:
