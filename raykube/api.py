@@ -83,7 +83,7 @@ def start(planned: Plan) -> Run:
 def serve(planned: Plan) -> Endpoint:
     """Send the plan of a service, exactly as it was planned."""
     place = backend_of(planned)
-    return Endpoint(place.start(planned), place)
+    return Endpoint(place.start(planned), place, planned.hash)
 
 
 def _long_lived(name: str, on: str | Path | Cluster | None) -> Cluster:

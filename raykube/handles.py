@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from raykube.backends import Backend, Kind, State, Status, serveapps, sources
@@ -165,9 +165,14 @@ class Run(_Handle):
 
 @dataclass(frozen=True)
 class Endpoint(_Handle):
-    """A service that was deployed."""
+    """A service that was deployed.
+
+    Attributes:
+        plan: the hash of the plan, if this handle comes from a deployment; else empty.
+    """
 
     _kind = "service"
+    plan: str = field(default="", compare=False, repr=False)
 
     def wait_ready(self, *, timeout_s: float | None = 600, on_event: OnEvent | None = None) -> Endpoint:
         """Wait until every application of the service answers, and return the endpoint.
@@ -179,10 +184,17 @@ class Endpoint(_Handle):
         Raises:
             ConfigError: `timeout_s` is not a valid time.
             ServiceFailed: an application failed to deploy; Serve's own message is in ``why``. After a failed update,
-                the error says so if the previous version goes on serving.
+                the error says so if the previous version goes on serving. Or somebody else has deployed another plan
+                under this name meanwhile.
             WaitTimeout: the service is not ready in time; Serve goes on trying.
         """
-        last = self._watch(lambda status: status.state not in _NOT_YET, timeout_s, on_event)
+        last = self._watch(self._is_over, timeout_s, on_event)
+        if self._is_anothers(last):
+            raise ServiceFailed(
+                f"somebody else deployed other code or configuration as {self.name} meanwhile",
+                why=f"it has plan {last.plan} now, and {self.plan} was sent",
+                next_step="agree on who deploys it, or choose another name; then deploy again",
+            )
         if last.state == "RUNNING":
             return self
         if last.state in _NOT_YET:
@@ -191,6 +203,13 @@ class Endpoint(_Handle):
                 f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
             )
         raise _service_failed(self.name, _cause(last))
+
+    def _is_over(self, status: Status) -> bool:
+        return status.state not in _NOT_YET or self._is_anothers(status)
+
+    def _is_anothers(self, status: Status) -> bool:
+        """Return whether the service has another plan than the one that was sent, if this process has sent one."""
+        return bool(self.plan and status.plan) and status.plan != self.plan
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
         """Yield the lines of the replicas' log; with `follow`, until the service is taken down."""

@@ -47,6 +47,7 @@ class Status:
         workers: how many training workers it may have: ``"8"``, or ``"2..8"``; empty for a service, and for a RayJob
             that raykube did not write.
         storage: folder or URI that keeps its checkpoints, metrics and logs; empty if they are lost with its cluster.
+        plan: the hash of the plan that a service was last deployed with; empty for a run.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Status:
     earlier: tuple[str, ...] = ()
     workers: str = ""
     storage: str = ""
+    plan: str = ""
 
     @property
     def is_terminal(self) -> bool:

@@ -17,7 +17,7 @@ from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
 from raykube.cli import common
-from raykube.errors import BackendError, ConfigError, Failure, NotFound, Unreachable, WaitTimeout
+from raykube.errors import BackendError, ConfigError, Failure, NotFound, ServiceFailed, Unreachable, WaitTimeout
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, kubernetes
 from tests.unit.heads import SILENT, Answering
@@ -137,3 +137,25 @@ def test_wait_for_a_service_tells_the_cause_that_it_saw_whatever_has_come_since(
     with pytest.raises(BackendError, match="service x is not up: DeployFailed") as error:
         Endpoint("x", place).wait_ready()
     assert (error.value.why, error.value.next_step) == ("no module", "correct it")
+
+
+def deployed(*statuses):
+    """Return the endpoint of a service that was sent as plan ``ours``, and is then seen so."""
+    seen = [Status("x", "service", state, plan=plan) for state, plan in statuses]
+    return Endpoint("x", SimpleNamespace(changes=lambda *_: iter(seen)), "ours")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "FAILED"])
+def test_service_that_somebody_else_deployed_meanwhile_is_no_success_of_ours(state):
+    with pytest.raises(ServiceFailed, match="somebody else deployed other code or configuration as x") as told:
+        deployed(("PENDING", "ours"), (state, "theirs")).wait_ready()
+    assert told.value.why == "it has plan theirs now, and ours was sent"
+    assert common.exit_code(told.value) == 1
+
+
+def test_service_is_ours_by_its_plan_or_where_nobody_tells_its_plan():
+    for plan in ("ours", ""):
+        endpoint = deployed(("RUNNING", plan))
+        assert endpoint.wait_ready() is endpoint
+    attached = Endpoint("x", deployed(("RUNNING", "theirs")).backend)
+    assert attached.wait_ready() == attached

@@ -103,7 +103,8 @@ def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, co
     services.deploy(service(code, "good"))
     (sent,) = records.load("good").body
     answering.applications = {"good": {"status": "RUNNING", "deployments": {}, "deployed_app_config": sent}}
-    assert rk.attach("good", "local").status().state == "RUNNING"
+    found = rk.attach("good", "local").status()
+    assert (found.state, found.plan) == ("RUNNING", service(code, "good").hash)
     with pytest.raises(Unreachable):
         services.deploy(service(code, "good", "silence"))
     found = rk.attach("good", "local").status()

@@ -53,6 +53,14 @@ def test_service_whose_applications_run_is_running_and_has_an_address():
     assert found.url == "http://hello-serve-svc.svc-scratch:8000/"
 
 
+def test_service_tells_which_plan_it_has():
+    service, apps = recorded("running")
+    service["metadata"]["labels"] = {"raykube.io/plan": "0123456789abcdef"}
+    assert status(service, apps).plan == "0123456789abcdef"
+    del service["metadata"]["labels"]
+    assert status(service, apps).plan == ""
+
+
 def test_service_is_not_running_while_serve_has_the_configuration_before():
     service, _ = recorded("failed")
     _, before = recorded("running")

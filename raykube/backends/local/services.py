@@ -98,7 +98,9 @@ def take_down(record: Record) -> None:
 def status(record: Record) -> Status:
     """Return the service's state: the worst of its applications."""
     running = head.of(record.head)
-    unknown = Status(record.name, "service", "STOPPED", "not deployed", submitted=record.submitted)
+    unknown = Status(
+        record.name, "service", "STOPPED", "not deployed", submitted=record.submitted, plan=record.plan_hash
+    )
     if not record.head:
         return unknown
     if running is None:

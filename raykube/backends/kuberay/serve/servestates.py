@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from raykube import marks
 from raykube.backends import State, Status, endings, serveapps
 from raykube.backends.kuberay.causes import diagnosis
 from raykube.backends.kuberay.causes.observed import Observed
@@ -22,6 +23,7 @@ from raykube.backends.kubernetes.fields import (
     is_leaving,
     is_ready,
     is_true,
+    labels_of,
     seconds,
     spec_of,
     status_of,
@@ -52,6 +54,7 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
         failure=failure,
         submitted=seconds(seen.owner["metadata"].get("creationTimestamp")) or None,
         url=url_of(seen.owner),
+        plan=str(labels_of(seen.owner).get(marks.PLAN) or ""),
     )
 
 
