@@ -197,10 +197,10 @@ def rayservice(service: Service, cluster: Cluster, package: Package) -> Plan:
     """Plan a RayService, with its code in a ConfigMap when the code is small.
 
     Raises:
-        ConfigError: the manifest cannot work, or the code is too large for a ConfigMap and the cluster names no
-            storage.
+        ConfigError: the manifest cannot work, no pod can fit a replica, or the code is too large for a ConfigMap and
+            the cluster names no storage.
     """
-    if problems := list(rules.problems_of(cluster.manifest)):
+    if problems := list(rules.problems_of(cluster.manifest)) or list(fits.of_replicas(service, cluster)):
         raise ConfigError.of(f"{service.name} cannot be a RayService on {cluster.name}", problems)
     code = _code_object(service.name, cluster, package)
     # A service gets a cluster of its own, even when `cluster` exists: only the manifest of that is used.

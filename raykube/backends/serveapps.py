@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ Apps = Mapping[str, Mapping[str, Any]]
 
 #: The reason of a failed update after which the former deployment still serves.
 UPDATE_FAILED = "UpdateFailed"
+#: That of a replica which finds no room, or is not ready to be placed: Serve waits for as long as it takes.
+UNSCHEDULABLE = "ReplicaUnschedulable"
 GOES_ON = "what was deployed before goes on serving"
 #: Said where it does not go on: Serve stops a single replica before it starts the new one.
 _STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
@@ -24,6 +27,8 @@ _STOPPED = "what was deployed before was stopped, and comes back when its code i
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 _MARK = "Error:\n"  # in a deployment's message, before the error of a replica that did not start
 _UPDATE = "rolling update"  # before that mark: there were replicas of another version
+_UNPLACED = re.compile(r"have taken more than \S+ to be scheduled\.")
+_RESOURCES = re.compile(r"Resources required for each replica: (\{.*?\}), total resources available: (\{.*?\})")
 _UNKNOWN = re.compile(r"Deployment '[^']*' does not exist\. Available: \[(.*)\]")
 
 
@@ -80,8 +85,12 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
             return replace(found, next_step=f"raykube service logs {service}")
         is_lost = not goes_on and any(map(_has_lost_all, failed.values()))
         return replace(found, next_step=f"{found.next_step}; {_STOPPED}") if is_lost else found
-    tries = [text for app in apps.values() if app["status"] == "DEPLOYING" and _MARK in (text := _of_deployments(app))]
-    return _failure_from("ReplicaFailed", tries) if tries else None
+    said = [_of_deployments(app) for app in apps.values() if app["status"] == "DEPLOYING"]
+    if tries := [text for text in said if _MARK in text]:
+        return _failure_from("ReplicaFailed", tries)
+    if waits := [text for text in said if _UNPLACED.search(text)]:
+        return Failure(UNSCHEDULABLE, "\n".join(waits), next_step=_to_fit(waits))
+    return None
 
 
 def words(name: str, app: Mapping[str, Any]) -> str:
@@ -143,6 +152,21 @@ def _parted(text: str) -> tuple[str, str]:
     frames = max((number for number, line in enumerate(lines) if line.lstrip().startswith('File "')), default=-1)
     begin = next((number for number in range(frames + 1, len(lines)) if lines[number][:1].strip()), 0)
     return "\n".join(lines[:begin]), "\n".join(lines[begin:])
+
+
+def _to_fit(said: Iterable[str]) -> str:
+    """Return what to do about replicas that are not placed, by what Serve says that each needs and what is free."""
+    pairs = [[*map(json.loads, found.groups())] for text in said if (found := _RESOURCES.search(text))]
+    lacking = {
+        name: f"{amount:g} {name}"
+        for required, free in pairs
+        for name, amount in required.items()
+        if amount > free.get(name, 0)
+    }
+    if lacking:
+        what = f"the cluster does not have {' and '.join(lacking.values())} free for a replica"
+        return f"{what}: ask for less (--num-gpus, --replicas, ray_actor_options), or give it more"
+    return "wait if its packages are being installed; else ask for less (ray_actor_options): no node may have that much"
 
 
 def _next_step(said: Sequence[str]) -> str:

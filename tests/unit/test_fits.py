@@ -1,11 +1,11 @@
-"""Whether a cluster can ever have what a job's driver reserves."""
+"""Whether a cluster can ever have what a driver or a replica reserves."""
 
 import copy
 import dataclasses
 
 import pytest
 
-from raykube import Cluster, Job, fits
+from raykube import App, Cluster, Job, Service, fits
 
 
 def job(**reserved):
@@ -22,6 +22,24 @@ def test_driver_that_no_pod_has_room_for_is_a_problem(two_by_two):
     found = [*fits.problems(job(entrypoint_num_cpus=3, entrypoint_num_gpus=1), two_by_two)]
     assert [problem.path for problem in found] == ["entrypoint_num_cpus", "entrypoint_num_gpus"]
     assert [*fits.problems(job(entrypoint_num_cpus=2), two_by_two)] == []
+
+
+def test_replica_that_no_pod_has_room_for_is_a_problem(two_by_two):
+    def service(**options):
+        apps = [
+            App(import_path="a:app", name="small", route_prefix="/small"),
+            App(import_path="a:app", ray_actor_options=options),
+        ]
+        return Service(name="a", apps=apps)
+
+    found = [*fits.of_replicas(service(num_cpus=3, num_gpus=0.5), two_by_two)]
+    assert [problem.path for problem in found] == [
+        "apps[1].ray_actor_options.num_cpus",
+        "apps[1].ray_actor_options.num_gpus",
+    ]
+    assert found[1].what == "is 0.5, and the largest pod has 0 GPUs"
+    assert [*fits.of_replicas(service(num_cpus=2), two_by_two)] == []
+    assert [*fits.of_replicas(service(num_gpus=1), Cluster.load("gpu-t4"))] == []
 
 
 def test_driver_that_leaves_the_workers_too_little_is_noted(two_by_two):

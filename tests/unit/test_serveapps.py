@@ -90,3 +90,32 @@ def test_first_deployment_whose_own_words_tell_of_an_update_has_stopped_nothing(
     (deployment,) = apps["echo"]["deployments"].values()
     deployment["message"] = deployment["message"].replace("weights do not fit", "no rolling update of weights")
     assert "stopped" not in serveapps.failure("echo", apps).next_step
+
+
+def unplaced(required='{"CPU": 1, "GPU": 1.0}', free='{"CPU": 2.0}'):
+    """Return an application whose replica has no place, in the words of Ray 2.60."""
+    words = (
+        "Deployment 'Model' in application 'hello' has 1 replicas that have taken more than 30s to be scheduled. "
+        "This may be due to waiting for the cluster to auto-scale or for a runtime environment to be installed. "
+        f"Resources required for each replica: {required}, total resources available: {free}. "
+        "Use `ray status` for more details."
+    )
+    deployments = {"Model": {"status": "UPDATING", "message": words}}
+    return {"hello": {"status": "DEPLOYING", "message": "", "deployments": deployments}}
+
+
+def test_replica_that_finds_no_place_is_told_with_what_it_lacks():
+    found = serveapps.failure("hello", unplaced())
+    assert (found.reason, found.message.startswith("Deployment 'Model'")) == ("ReplicaUnschedulable", True)
+    assert found.next_step.startswith("the cluster does not have 1 GPU free for a replica: ask for less (--num-gpus")
+
+
+@pytest.mark.parametrize("required", ['{"CPU": 1}', '[{"GPU": 1.0}]', "UNKNOWN"])
+def test_replica_that_finds_no_place_and_lacks_nothing_that_is_told_may_wait_for_packages(required):
+    found = serveapps.failure("hello", unplaced(required))
+    assert found.next_step.startswith("wait if its packages are being installed; else ask for less")
+
+
+def test_replica_that_failed_to_start_is_told_before_one_that_finds_no_place():
+    apps = unplaced() | recorded("retrying")
+    assert serveapps.failure("hello", apps).reason == "ReplicaFailed"

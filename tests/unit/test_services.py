@@ -198,6 +198,20 @@ def test_service_whose_replica_does_not_start_says_what_the_replica_said(name):
     assert found.detail == f"{reason}: RuntimeError: weights do not fit"
 
 
+def test_service_whose_replica_finds_no_place_waits_for_it_or_for_the_pod_that_is_to_have_it():
+    service, apps = recorded("running")
+    words = "Deployment 'Model' has 1 replicas that have taken more than 30s to be scheduled. This may be due to"
+    apps["hello"] |= {"status": "DEPLOYING", "deployments": {"Model": {"status": "UPDATING", "message": words}}}
+    found = status(service, apps)
+    assert (found.state, found.failure.reason) == ("PENDING", "ReplicaUnschedulable")
+    assert found.detail.startswith("ReplicaUnschedulable: Deployment 'Model' has 1 replicas that have taken more")
+    waits = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu"}
+    metadata = {"name": "w", "labels": {"ray.io/node-type": "worker"}, "creationTimestamp": "2026-11-24T10:00:00Z"}
+    pod = {"metadata": metadata, "spec": {"containers": [{"name": "ray"}]}, "status": {"conditions": [waits]}}
+    seen = Observed(owner=service, cluster=READY, pods=(pod,), now=NOW)
+    assert servestates.service_status(seen, apps).failure.reason == "Unschedulable"
+
+
 def test_service_whose_update_failed_goes_on_with_the_replicas_of_before():
     found = status(*of_a_replica("update"))
     assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")

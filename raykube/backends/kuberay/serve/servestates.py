@@ -184,6 +184,8 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
         return cause
     goes_on = state == "FAILED" and _goes_on(seen.owner, apps)
     found = serveapps.failure(seen.name, apps, goes_on=goes_on) or cause
+    # That a pod cannot come up explains why its replica finds no room.
+    found = cause if cause and found and found.reason == serveapps.UNSCHEDULABLE else found
     if found and _is_replaced(seen.owner, state):
         return replace(found, next_step="; ".join(filter(None, [found.next_step, f"meanwhile {serveapps.GOES_ON}"])))
     return found
