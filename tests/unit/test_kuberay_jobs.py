@@ -179,6 +179,19 @@ def test_service_that_a_run_has_the_name_of_is_looked_at_and_deleted_and_the_run
         rk.attach("hello", "cpu-small", kind="service")
 
 
+def test_service_that_raykube_did_not_make_is_neither_changed_nor_deleted(kept, service):
+    path = f"{RAY}/rayservices/hello"
+    theirs = kept[path] = keep({"kind": "RayService", "metadata": {"name": "hello"}, "spec": {}})
+    with pytest.raises(Conflict, match="'hello' is taken by a RayService that raykube did not make") as told:
+        services.deploy(Kube(), service)
+    command = "kubectl -n default delete rayservice hello"
+    assert told.value.next_step == f"choose another name, or: {command}"
+    with pytest.raises(Conflict, match="service hello is left alone: raykube did not make its RayService") as told:
+        services.take_down(Kube(), "hello")
+    assert told.value.next_step == f"if you mean to delete it: {command}"
+    assert kept[path] == theirs
+
+
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize(
     ("find", "noun", "command"),

@@ -60,7 +60,7 @@ def deploy(kube: Kube, plan: Plan) -> None:
             return
         known = kube.find("RayService", plan.name)
         if known and not is_leaving(known):
-            _check_ours(known)
+            _check_ours(kube, known)
             if not _must_be_made_anew(known):
                 _change(kube, known, code, wanted)
                 return
@@ -77,7 +77,7 @@ def check_change(kube: Kube, wanted: Object) -> None:
         ManifestError: the server refuses the change.
     """
     if known := kube.find("RayService", name_of(wanted)):
-        _check_ours(known)
+        _check_ours(kube, known)
         kube.patch("RayService", name_of(wanted), objects.difference(known, wanted), dry_run=True)
 
 
@@ -86,9 +86,15 @@ def take_down(kube: Kube, name: str) -> None:
 
     Raises:
         NotFound: there is none.
+        Conflict: raykube did not make the service.
         BackendError: the service is deleted, but its code is still in the storage.
     """
     service = objects.found(kube, "RayService", name)
+    if not objects.is_ours(service):
+        raise Conflict(
+            f"service {name} is left alone: raykube did not make its RayService",
+            next_step=f"if you mean to delete it: {_delete_command(kube, service)}",
+        )
     with largecode.code_removed_with(kube, service):
         objects.delete(kube, service)
         objects.wait_gone(kube, "RayService", name)
@@ -148,13 +154,17 @@ def _with_numbers(value: Any, field: str = "") -> Any:
     return value
 
 
-def _check_ours(known: Object) -> None:
+def _check_ours(kube: Kube, known: Object) -> None:
     if not objects.is_ours(known):
         name = name_of(known)
         raise Conflict(
             f"the name {name!r} is taken by a RayService that raykube did not make",
-            next_step=f"choose another name, or: kubectl delete rayservice {name}",
+            next_step=f"choose another name, or: {_delete_command(kube, known)}",
         )
+
+
+def _delete_command(kube: Kube, service: Object) -> str:
+    return f"kubectl -n {kube.namespace} delete rayservice {name_of(service)}"
 
 
 def _wait_until_begun(kube: Kube, name: str, file: str) -> None:
