@@ -227,8 +227,8 @@ class Endpoint(_Handle):
 
 def _cause(status: Status) -> Failure:
     # There is no log until it runs.
-    verb = "status" if status.state in _NOT_YET else "logs"
-    next_step = f"raykube {status.kind} {verb} {status.name}"
+    waits = status.state in _NOT_YET
+    next_step = "wait: nothing is known to be wrong" if waits else f"raykube {status.kind} logs {status.name}"
     reason = "JobFailed" if (status.kind, status.state) == ("job", "FAILED") else status.state
     return status.failure or Failure(reason, status.detail, next_step=next_step)
 

@@ -159,3 +159,12 @@ def test_service_is_ours_by_its_plan_or_where_nobody_tells_its_plan():
         assert endpoint.wait_ready() is endpoint
     attached = Endpoint("x", deployed(("RUNNING", "theirs")).backend)
     assert attached.wait_ready() == attached
+
+
+@pytest.mark.parametrize("state", ["WAITING", "PENDING"])
+def test_cause_of_what_waits_without_a_fault_is_to_wait(state):
+    for kind in (Run, Endpoint):
+        place = SimpleNamespace(status=lambda name, kind: Status(name, kind, state, "0 of 1 pods ready"))
+        assert kind("x", place).why() == Failure(
+            state, "0 of 1 pods ready", next_step="wait: nothing is known to be wrong"
+        )

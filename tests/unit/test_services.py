@@ -312,6 +312,37 @@ def test_service_whose_configuration_is_no_yaml_has_no_application_and_is_told_o
     assert (found.state, found.detail) == ("PENDING", "no application")
 
 
+def untold(at="2026-11-24T12:58:10Z", count=3):
+    """Return what is seen of a service, changed at 12:58:00, that KubeRay could not hand to Serve at that time."""
+    service, _ = recorded("running")
+    service["spec"]["serveConfigV2"] = "applications: ["
+    service["metadata"]["managedFields"] = [{"manager": "kubectl", "time": "2026-11-24T12:58:00Z"}]
+    about = {"kind": "RayService", "name": "hello"}
+    words = "Failed to update serve applications: yaml: line 1: did not find expected node content"
+    told = {"involvedObject": about, "reason": "FailedToUpdateServeApplications", "message": words, "count": count}
+    return Observed(owner=service, cluster=READY, events=({**told, "lastTimestamp": at},), now=NOW)
+
+
+def test_configuration_that_kuberay_cannot_read_is_told_in_its_words():
+    found = servestates.service_status(untold(), {})
+    assert (found.state, found.failure.reason) == ("PENDING", "FailedToUpdateServeApplications")
+    assert found.failure.message.endswith("yaml: line 1: did not find expected node content")
+    assert found.failure.next_step.startswith("deploy again, which writes serveConfigV2 anew")
+
+
+def test_configuration_that_kuberay_could_not_apply_once_or_before_it_was_changed_is_no_fault():
+    for seen in (untold(count=1), untold(at="2026-11-24T12:58:00Z")):
+        assert servestates.service_status(seen, {}).failure is None
+
+
+def test_configuration_that_has_come_to_serve_since_is_no_fault():
+    seen, (service, apps) = untold(), recorded("running")
+    seen.owner["spec"] = service["spec"]
+    assert servestates.service_status(seen, {}).failure.reason == "FailedToUpdateServeApplications"
+    apps["hello"]["status"] = "DEPLOYING"
+    assert servestates.service_status(seen, apps).failure is None
+
+
 @pytest.mark.parametrize("text", ["just text", "applications: text", "applications: [text]", "[]"])
 def test_service_whose_configuration_is_another_yaml_has_no_application(text):
     service, _ = recorded("running")

@@ -21,6 +21,7 @@ from raykube.backends.kubernetes.fields import (
     claims_of,
     conditions,
     is_leaving,
+    moment,
     name_of,
     seconds,
     status_of,
@@ -38,6 +39,8 @@ _HEAD_GONE = (
 _ABOUT_THE_JOB = ("AppFailed", "JobFailed", "SubmissionFailed")
 _SUBMITTER = "ray-job-submitter"
 _TOO_LATE = ("PreRunningDeadlineExceeded", "DeadlineExceeded")
+#: A warning of the same kind about a service's configuration; a head that starts may be the cause of a single one.
+UNAPPLIED = "FailedToUpdateServeApplications"
 #: Warnings about what the operator tries again and again; a single one may be a race that it has won since.
 _TRIED = (
     "AutoscalerServiceAccountNotFound",
@@ -231,6 +234,16 @@ def _tried(seen: Observed) -> Failure | None:
     return None
 
 
+def _unapplied(seen: Observed) -> Failure | None:
+    """Return why KubeRay cannot give Serve the configuration of a RayService since its last change."""
+    for event in events_about(seen, (seen.name,), "RayService"):
+        # What it said of the version before may be of the same second as the change.
+        is_new = moment(event) > changed(seen.owner) and times(event) >= LASTING
+        if event.get("reason") == UNAPPLIED and is_new:
+            return complete(seen, Failure(UNAPPLIED, event.get("message", "")), event_place(event))
+    return None
+
+
 def _has_come(seen: Observed, reason: str) -> bool:
     if reason in _BEFORE_THE_CLUSTER:
         return bool(seen.cluster)
@@ -264,6 +277,7 @@ _CHECKS: tuple[Callable[[Observed], Failure | None], ...] = (
     clustercauses.head_lost,
     _submitter,
     _tried,
+    _unapplied,
     clustercauses.operator,
     clustercauses.incomplete,
 )

@@ -49,6 +49,8 @@ _STEPS = endings.NEXT_STEPS | {
     "InvalidRayClusterSpec": "correct what the message names in the manifest, {again}",
     "InvalidRayJobSpec": "correct what the message names, delete the run and submit again",
     "InvalidRayServiceSpec": "correct what the message names and deploy again",
+    "FailedToUpdateServeApplications": "deploy again, which writes serveConfigV2 anew; or correct it: kubectl -n "
+    "{namespace} edit rayservice {name}",
     "PreRunningDeadlineExceeded": "ask for less (--workers, --entrypoint-num-cpus), or a longer --pending-timeout-s "
     "(of a RayJob of your own: preRunningDeadlineSeconds)",
     "DeadlineExceeded": "give it a longer --timeout-s (of a RayJob of your own: activeDeadlineSeconds), or less to do",

@@ -178,6 +178,8 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     if state == "RUNNING" or is_leaving(seen.owner):
         return None
     cause = diagnosis.cause(seen)
+    if cause and cause.reason == diagnosis.UNAPPLIED and any(app["status"] != "NOT_STARTED" for app in apps.values()):
+        cause = None  # KubeRay has been able to since
     undone = any(map(serveapps.is_undone, apps.values()))
     # The service is suspended; or KubeRay has given up on it, or refuses it.
     if state == "STOPPED" or (cause and state == "FAILED" and not undone):
