@@ -12,7 +12,7 @@ from raykube import package
 from raykube.backends import Backend, Kind, backend_for, backend_of
 from raykube.cluster import Cluster
 from raykube.errors import ConfigError, NotFound
-from raykube.handles import Endpoint, OnEvent, Run, check_time, left
+from raykube.handles import Endpoint, OnEvent, Run, check_time, ready
 from raykube.here import from_here
 from raykube.names import asked_for
 from raykube.plans import Plan
@@ -143,7 +143,7 @@ def deploy(
     """
     check_time(timeout_s)
     planned, begun = plan(_only(service, Service), on), time.monotonic()
-    return serve(planned).wait_ready(timeout_s=left(timeout_s, begun), on_event=on_event)
+    return ready(serve(planned), timeout_s, begun, on_event)
 
 
 def _only(work: _Work, kind: type[_Work]) -> _Work:

@@ -8,7 +8,7 @@ import numbers
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -68,21 +68,6 @@ class _Handle:
         """Explain the current state with one cause and one next step."""
         return _cause(self.status())
 
-    def _watch(self, done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None) -> Status:
-        """Follow the changes until `done` is true or the time is over; return the last status seen."""
-        check_time(timeout_s)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        seen: Any = None
-        for status in self.backend.changes(self.name, self._kind):
-            reported = dict(status.progress), status.quiet_s
-            change = (status.state, status.attempt, status.detail, status.failure, reported)
-            if on_event and change != seen:
-                on_event(Event(time.time(), status))
-            seen = change
-            if done(status) or (deadline is not None and time.monotonic() >= deadline):
-                return status
-        raise AssertionError("a backend's changes never end by themselves")
-
 
 @dataclass(frozen=True)
 class Run(_Handle):
@@ -107,7 +92,9 @@ class Run(_Handle):
             Forbidden, Unreachable: the place refuses to tell the state, or has not answered for a long time (30 s on
                 this machine, ten minutes on Kubernetes).
         """
-        last = self._watch(lambda status: status.is_terminal, timeout_s, on_event)
+        check_time(timeout_s)
+        changes = self.backend.changes(self.name, self._kind)
+        last = _watch(changes, lambda status: status.is_terminal, timeout_s, on_event)
         if last.state == "FAILED":
             raise RunFailed.of(self.name, _cause(last))
         if last.state == "STOPPED":
@@ -185,31 +172,10 @@ class Endpoint(_Handle):
             ConfigError: `timeout_s` is not a valid time.
             ServiceFailed: an application failed to deploy; Serve's own message is in ``why``. After a failed update,
                 the error says so if the previous version goes on serving. Or somebody else has deployed another plan
-                under this name meanwhile.
+                under this name meanwhile, or has deleted the service.
             WaitTimeout: the service is not ready in time; Serve goes on trying.
         """
-        last = self._watch(self._is_over, timeout_s, on_event)
-        if self._is_anothers(last):
-            raise ServiceFailed(
-                f"somebody else deployed other code or configuration as {self.name} meanwhile",
-                why=f"it has plan {last.plan} now, and {self.plan} was sent",
-                next_step="agree on who deploys it, or choose another name; then deploy again",
-            )
-        if last.state == "RUNNING":
-            return self
-        if last.state in _NOT_YET:
-            next_step = f"raykube service status {self.name}"
-            raise WaitTimeout(
-                f"service {self.name} is not ready after {timeout_s:g} s", why=last.detail, next_step=next_step
-            )
-        raise _service_failed(self.name, _cause(last))
-
-    def _is_over(self, status: Status) -> bool:
-        return status.state not in _NOT_YET or self._is_anothers(status)
-
-    def _is_anothers(self, status: Status) -> bool:
-        """Return whether the service has another plan than the one that was sent, if this process has sent one."""
-        return bool(self.plan and status.plan) and status.plan != self.plan
+        return ready(self, timeout_s, time.monotonic(), on_event)
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
         """Yield the lines of the replicas' log; with `follow`, until the service is taken down."""
@@ -225,12 +191,73 @@ class Endpoint(_Handle):
         self.backend.delete(self.name, self._kind)
 
 
+def ready(endpoint: Endpoint, timeout_s: float | None, begun: float, on_event: OnEvent | None = None) -> Endpoint:
+    """Do what :meth:`Endpoint.wait_ready` does, with a time that counts from `begun` on (monotonic clock)."""
+    check_time(timeout_s)
+    name, plan = endpoint.name, endpoint.plan
+
+    def is_anothers(status: Status) -> bool:
+        return bool(plan and status.plan) and status.plan != plan
+
+    def is_over(status: Status) -> bool:
+        return status.state not in _NOT_YET or is_anothers(status)
+
+    try:
+        last = _watch(endpoint.backend.changes(name, "service"), is_over, left(timeout_s, begun), on_event)
+    except NotFound as error:
+        raise _deleted(name, error.what) from error
+    if is_anothers(last):
+        raise ServiceFailed(
+            f"somebody else deployed other code or configuration as {name} meanwhile",
+            why=f"it has plan {last.plan} now, and {plan} was sent",
+            next_step="agree on who deploys it, or choose another name; then deploy again",
+        )
+    if last.state == "RUNNING":
+        return endpoint
+    if last.state in _NOT_YET:
+        raise _not_ready(last, timeout_s or 0.0)
+    if last.state == "STOPPED" and not last.failure:
+        raise _deleted(name, last.detail)
+    raise _service_failed(name, _cause(last))
+
+
+def _watch(
+    changes: Iterator[Status], done: Callable[[Status], bool], timeout_s: float | None, on_event: OnEvent | None
+) -> Status:
+    """Follow the changes until `done` is true or the time is over; return the last status seen."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    seen: Any = None
+    for status in changes:
+        reported = dict(status.progress), status.quiet_s
+        change = (status.state, status.attempt, status.detail, status.failure, reported)
+        if on_event and change != seen:
+            on_event(Event(time.time(), status))
+        seen = change
+        if done(status) or (deadline is not None and time.monotonic() >= deadline):
+            return status
+    raise AssertionError("a backend's changes never end by themselves")
+
+
 def _cause(status: Status) -> Failure:
     # There is no log until it runs.
     waits = status.state in _NOT_YET
     next_step = "wait: nothing is known to be wrong" if waits else f"raykube {status.kind} logs {status.name}"
     reason = "JobFailed" if (status.kind, status.state) == ("job", "FAILED") else status.state
     return status.failure or Failure(reason, status.detail, next_step=next_step)
+
+
+def _deleted(name: str, why: str) -> ServiceFailed:
+    what = f"somebody deleted service {name} while raykube waited for it"
+    return ServiceFailed(what, why=why, next_step="agree on who deploys it; then deploy again")
+
+
+def _not_ready(last: Status, timeout_s: float) -> WaitTimeout:
+    goes_on = serveapps.GOES_ON in last.detail
+    what = f"the update of {last.name}" if goes_on else f"service {last.name}"
+    what += f" is not ready after {timeout_s:g} s" + (f"; {serveapps.GOES_ON}" if goes_on else "")
+    look = f"raykube service status {last.name}"
+    cause = last.failure.next_step if last.failure else ""
+    return WaitTimeout(what, why=last.detail, next_step=f"{cause}; then see: {look}" if cause else look)
 
 
 def _service_failed(name: str, why: Failure) -> ServiceFailed:

@@ -45,11 +45,12 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
 
     Example: raykube service deploy digits jobs.digits_app:app --model run:digits-a1
 
-    Exit code 0: it answers; 1: it failed, or does not answer yet after --timeout-s seconds; 2: it was refused.
+    Exit code 0: it answers; 1: it failed, was replaced or deleted by somebody else, or does not answer yet after
+    --timeout-s seconds; 2: it was refused; 130: Ctrl-C, and the deployment goes on.
     """
     from raykube import api
     from raykube.cli import args
-    from raykube.handles import check_time, left
+    from raykube.handles import check_time, ready
 
     cluster = where.cluster(given.pop("workers"))
     dry_run, output = given.pop("dry_run"), given.pop("output")
@@ -66,14 +67,12 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         endpoint = api.serve(plan)
     try:
         with _detach_hint(name, f"detached; the deployment of {name} goes on"), shown:
-            endpoint.wait_ready(
-                timeout_s=left(timeout_s, begun),
-                # The time shown is that since this deployment, not the age of a service that is updated.
-                on_event=lambda event: shown.show(replace(event.status, submitted=sent)),
-            )
+            # The time shown is that since this deployment, not the age of a service that is updated.
+            ready(endpoint, timeout_s, begun, lambda event: shown.show(replace(event.status, submitted=sent)))
     except RaykubeError:
         if as_json:  # as for a failed job
-            common.print_value(endpoint.status(), as_json=True)
+            with contextlib.suppress(NotFound):  # somebody has deleted it
+                common.print_value(endpoint.status(), as_json=True)
         raise
     if as_json:
         common.print_value(endpoint.status(), as_json=True)

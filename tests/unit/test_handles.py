@@ -153,6 +153,46 @@ def test_service_that_somebody_else_deployed_meanwhile_is_no_success_of_ours(sta
     assert common.exit_code(told.value) == 1
 
 
+def gone():
+    yield Status("x", "service", "PENDING", plan="ours")
+    raise NotFound("service x was deleted")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (gone, "service x was deleted"),
+        (lambda: iter([Status("x", "service", "STOPPED", "it is being deleted")]), "it is being deleted"),
+    ],
+)
+def test_service_that_somebody_deletes_while_it_is_waited_for_has_failed(changes, why):
+    with pytest.raises(ServiceFailed, match="somebody deleted service x while raykube waited for it") as told:
+        Endpoint("x", SimpleNamespace(changes=lambda *_: changes())).wait_ready()
+    assert (told.value.why, common.exit_code(told.value)) == (why, 1)
+
+
+def waiting(detail, failure=None):
+    return SimpleNamespace(changes=lambda *_: iter([Status("x", "service", "PENDING", detail, failure)]))
+
+
+def test_service_that_is_late_is_told_with_the_time_that_was_given_and_what_keeps_it():
+    failure = Failure("ImageNotFound", "no such image", next_step="correct `image`")
+    endpoint = Endpoint("x", waiting("ImageNotFound: no such image", failure))
+    with pytest.raises(WaitTimeout, match="service x is not ready after 15 s") as told:
+        handles.ready(endpoint, 15, time.monotonic() - 20)
+    assert told.value.next_step == "correct `image`; then see: raykube service status x"
+    with pytest.raises(WaitTimeout) as told:
+        Endpoint("x", waiting("0 of 1 pods ready")).wait_ready(timeout_s=0)
+    assert told.value.next_step == "raykube service status x"
+
+
+def test_update_that_is_late_is_told_by_what_goes_on():
+    goes_on = "what was deployed before goes on serving"
+    endpoint = Endpoint("x", waiting(f"the update waits; {goes_on}: ImageNotFound: no such image"))
+    with pytest.raises(WaitTimeout, match=f"the update of x is not ready after 0 s; {goes_on}"):
+        endpoint.wait_ready(timeout_s=0)
+
+
 def test_service_is_ours_by_its_plan_or_where_nobody_tells_its_plan():
     for plan in ("ours", ""):
         endpoint = deployed(("RUNNING", plan))

@@ -360,7 +360,10 @@ def test_service_that_gets_a_new_cluster_is_pending_and_is_looked_at_there():
     service, apps = recorded("running")
     service["status"]["pendingServiceStatus"] = {"rayClusterName": "hello-new"}
     found = status(service, apps, cluster={}, now=0.0)
-    assert (found.state, found.detail) == ("PENDING", "KubeRay makes its new cluster")
+    assert (found.state, found.detail) == (
+        "PENDING",
+        "KubeRay makes its new cluster; what was deployed before goes on serving",
+    )
     assert servestates.cluster_of(service) == "hello-new"
     assert servestates.serving_cluster(service) == "hello-dmm26"
 

@@ -216,7 +216,7 @@ def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -
     if failure:
         return f"{failure.reason}: {endings.summary(failure.message)}"
     if state == "WAITING" or (state == "PENDING" and all(clusters_of(seen.owner))):
-        return _waiting(seen)
+        return f"{_waiting(seen)}; {serveapps.GOES_ON}" if _is_replaced(seen.owner, state) else _waiting(seen)
     return serveapps.line(apps) or "no application"
 
 

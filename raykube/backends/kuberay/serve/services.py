@@ -22,7 +22,7 @@ from raykube.backends.kuberay.causes import diagnosis
 from raykube.backends.kuberay.serve import servecode, servelook, servestates
 from raykube.backends.kubernetes.fields import is_current, is_leaving, labels_of, name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import BackendError, Conflict, Forbidden, Unreachable
+from raykube.errors import BackendError, Conflict, Forbidden, NotFound, Unreachable
 from raykube.plans import Plan
 from raykube.yamltext import as_yaml
 
@@ -61,10 +61,12 @@ def deploy(kube: Kube, plan: Plan) -> None:
         known = kube.find("RayService", plan.name)
         if known and not is_leaving(known):
             _check_ours(kube, known)
-            if not _must_be_made_anew(known):
-                _change(kube, known, code, wanted)
-                return
-            objects.delete(kube, known)
+            if _must_be_made_anew(known):
+                objects.delete(kube, known)
+            else:
+                with contextlib.suppress(NotFound):  # somebody deletes it at this moment: make it anew
+                    _change(kube, known, code, wanted)
+                    return
         objects.wait_gone(kube, "RayService", plan.name)
     raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
 
@@ -175,12 +177,16 @@ def _wait_until_begun(kube: Kube, name: str, file: str) -> None:
     """
     begun, deadline = time.monotonic() + _BEGUN_S, time.monotonic() + servecode.SYNCED_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(Unreachable):  # the server may be back in time
+        try:
             progress = _progress(kube, name, file)
-            if progress == "again":
-                begun = time.monotonic() + _BEGUN_S
-            elif progress == "begun" or time.monotonic() > begun:
-                return
+        except NotFound:  # somebody has deleted the service, which those who wait for it report
+            return
+        except Unreachable:  # the server may be back in time
+            progress = "waits"
+        if progress == "again":
+            begun = time.monotonic() + _BEGUN_S
+        elif progress == "begun" or time.monotonic() > begun:
+            return
         time.sleep(_SERVE_S)
 
 
