@@ -20,6 +20,8 @@ Apps = Mapping[str, Mapping[str, Any]]
 UPDATE_FAILED = "UpdateFailed"
 #: That of a replica which finds no room, or is not ready to be placed: Serve waits for as long as it takes.
 UNSCHEDULABLE = "ReplicaUnschedulable"
+#: That of replicas that were up and then crashed, or fail their health check.
+UNHEALTHY = "ReplicaUnhealthy"
 GOES_ON = "what was deployed before goes on serving"
 #: Said where it does not go on: Serve stops a single replica before it starts the new one.
 _STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
@@ -80,8 +82,11 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
     """
     failed = {name: app for name, app in apps.items() if is_undone(app)}
     if failed:
-        found = _failure_from(UPDATE_FAILED if goes_on else "DeployFailed", [words(*each) for each in failed.items()])
-        if all(app["status"] == "UNHEALTHY" for app in failed.values()):  # else its replicas have logged nothing
+        # Serve calls unhealthy only what was up.
+        was_up = all(app["status"] == "UNHEALTHY" for app in failed.values())
+        reason = UPDATE_FAILED if goes_on else UNHEALTHY if was_up else "DeployFailed"
+        found = _failure_from(reason, [words(*each) for each in failed.items()])
+        if was_up:  # else its replicas have logged nothing
             return replace(found, next_step=f"raykube service logs {service}")
         is_lost = not goes_on and any(map(_has_lost_all, failed.values()))
         return replace(found, next_step=f"{found.next_step}; {_STOPPED}") if is_lost else found

@@ -73,7 +73,7 @@ def test_guides_table_has_every_cause_with_a_next_step_and_no_other():
     failed = serveapps.failure("greet", {"app": {"status": "DEPLOY_FAILED"}})
     away = polling.unreachable(Unreachable("no answer", next_step="look"))
     assert failed.next_step
-    assert named == nextsteps._STEPS.keys() | {failed.reason, serveapps.UNSCHEDULABLE, away.reason}
+    assert named == nextsteps._STEPS.keys() | {failed.reason, serveapps.UNSCHEDULABLE, serveapps.UNHEALTHY, away.reason}
 
 
 def command_lines(page):

@@ -50,11 +50,13 @@ def test_application_that_gets_more_replicas_has_no_fault():
     assert serveapps.failure("echo", {"echo": {"status": "DEPLOYING", "deployments": {"Echo": echo}}}) is None
 
 
-def test_application_that_is_unwell_has_logs():
+def test_application_that_was_up_and_is_unwell_is_no_failed_deployment_and_has_logs():
     echo = {"status": "UNHEALTHY", "message": "A replica's health check failed."}
     app = {"status": "UNHEALTHY", "message": "The deployments ['Echo'] are UNHEALTHY.", "deployments": {"Echo": echo}}
     found = serveapps.failure("a", {"a": app})
     assert (found.message, found.next_step) == ("A replica's health check failed.", "raykube service logs a")
+    assert found.reason == "ReplicaUnhealthy"
+    assert serveapps.failure("a", {"a": app, **recorded("failed")}).reason == "DeployFailed"
 
 
 def test_deployment_that_is_not_there_is_told_with_the_option_that_names_another():
