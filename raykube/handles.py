@@ -264,6 +264,8 @@ def _service_failed(name: str, why: Failure) -> ServiceFailed:
     what = f"service {name} is not up: {why.reason}"
     if why.reason == serveapps.UPDATE_FAILED:
         what = f"the update of {name} failed; {serveapps.GOES_ON}"
+    elif serveapps.MAY_GO_ON in why.next_step:
+        what = f"the update of {name} failed: {why.reason}"
     # The error has no room for the log lines behind it.
     more = f"; all that Serve says: raykube service why {name}" if why.tail else ""
     return ServiceFailed(what, why=why.message, next_step=f"{why.next_step}{more}")

@@ -23,6 +23,8 @@ UNSCHEDULABLE = "ReplicaUnschedulable"
 #: That of replicas that were up and then crashed, or fail their health check.
 UNHEALTHY = "ReplicaUnhealthy"
 GOES_ON = "what was deployed before goes on serving"
+#: Said where Serve does not tell: of code that it cannot load it has begun nothing, and reports no replicas.
+MAY_GO_ON = "what was deployed before may still answer"
 #: Said where it does not go on: Serve stops a single replica before it starts the new one.
 _STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
 
@@ -101,6 +103,11 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
 def words(name: str, app: Mapping[str, Any]) -> str:
     """Return what Serve says of an application's deployments, else of the application, else just its status."""
     return _of_deployments(app) or str(app.get("message") or "").strip() or f"{name} is {app['status']}"
+
+
+def has_deployments(app: Mapping[str, Any]) -> bool:
+    """Whether Serve reports deployments of an application: none if it cannot load the code."""
+    return bool(app.get("deployments") or app.get("serveDeploymentStatuses"))
 
 
 def runs_of_before(app: Mapping[str, Any], since: float) -> bool:

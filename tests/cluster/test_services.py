@@ -142,7 +142,7 @@ def test_forwarded_port_leads_to_the_service():
 
 def test_apps_that_cannot_be_built_fail_in_serves_own_words_and_are_mended_by_the_next_deploy(project, hello):
     _, folder = project
-    with pytest.raises(rk.BackendError, match="is not up: DeployFailed"):
+    with pytest.raises(rk.BackendError, match="the update of hello failed: DeployFailed"):
         deploy(
             folder,
             rk.App(name="hello", import_path="hello:nothing"),

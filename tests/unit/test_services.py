@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,7 +18,8 @@ from raykube.backends.kuberay.serve import servecode, servelook, servestates, se
 from raykube.backends.kubernetes import watching
 from raykube.backends.kubernetes.fields import seconds
 from raykube.backends.kubernetes.kubeapi import Kube
-from raykube.errors import Unreachable
+from raykube.errors import ServiceFailed, Unreachable
+from raykube.handles import Endpoint
 from tests.servers import Quiet, kubernetes
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "services.json").read_text())
@@ -179,7 +181,7 @@ def test_service_that_failed_says_so_in_serves_own_words():
     assert (found.state, found.failure.reason) == ("FAILED", "DeployFailed")
     assert found.failure.message == "ValueError: args ['wrod'] are not known"
     assert "hello.py" in found.failure.tail[-2]
-    assert found.failure.next_step == "correct the application as the message says and deploy again"
+    assert found.failure.next_step.startswith("correct the application as the message says and deploy again")
     assert found.detail == "DeployFailed: ValueError: args ['wrod'] are not known"
 
 
@@ -216,6 +218,25 @@ def test_service_whose_update_failed_goes_on_with_the_replicas_of_before():
     found = status(*of_a_replica("update"))
     assert (found.state, found.failure.reason) == ("FAILED", "UpdateFailed")
     assert found.detail.startswith("the update failed; what was deployed before goes on serving: raykube.errors.")
+
+
+def test_service_whose_new_code_cannot_be_loaded_may_go_on_while_requests_are_taken():
+    may = "; what was deployed before may still answer"
+    service, apps = of_a_replica("unbuilt")
+    found = status(service, apps)
+    assert (found.state, found.failure.reason) == ("FAILED", "DeployFailed")
+    assert found.failure.next_step.endswith(may)
+    with pytest.raises(ServiceFailed, match="the update of hello failed: DeployFailed"):
+        Endpoint("hello", SimpleNamespace(changes=lambda *_: iter([found]))).wait_ready()
+    condition(service, "Ready")["status"] = "False"
+    assert may not in status(service, apps).failure.next_step
+    assert may not in status(*of_a_replica("failed")).failure.next_step
+
+
+def test_service_that_was_never_up_has_nothing_that_may_go_on():
+    service, apps = of_a_replica("unbuilt")
+    service["status"]["pendingServiceStatus"] = service["status"].pop("activeServiceStatus")
+    assert "before" not in status(service, apps).failure.next_step
 
 
 def test_service_whose_new_cluster_failed_goes_on_with_the_old_one():

@@ -190,6 +190,8 @@ def _failure(seen: Observed, apps: Apps, state: State) -> Failure | None:
     found = cause if cause and found and found.reason == serveapps.UNSCHEDULABLE else found
     if found and _is_replaced(seen.owner, state):
         return replace(found, next_step="; ".join(filter(None, [found.next_step, f"meanwhile {serveapps.GOES_ON}"])))
+    if found and undone and not goes_on and _may_go_on(seen.owner, apps):
+        return replace(found, next_step=f"{found.next_step}; {serveapps.MAY_GO_ON}")
     return found
 
 
@@ -204,6 +206,17 @@ def _goes_on(service: Object, apps: Apps) -> bool:
     return all(clusters_of(service)) or all(
         serveapps.runs_of_before(app, app.get("last_deployed_time_s") or 0.0) for app in failed
     )
+
+
+def _may_go_on(service: Object, apps: Apps) -> bool:
+    """Whether the previous version may serve after an update whose code cannot be loaded.
+
+    A service has a cluster of its own once all its applications have answered there. That KubeRay still finds pods
+    which take requests does not say that a replica is left.
+    """
+    failed = [app for app in apps.values() if serveapps.is_undone(app)]
+    unbuilt = all(app["status"] == "DEPLOY_FAILED" and not serveapps.has_deployments(app) for app in failed)
+    return unbuilt and bool(clusters_of(service)[0]) and is_true(service, "Ready")
 
 
 def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
