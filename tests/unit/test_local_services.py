@@ -6,12 +6,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 import raykube as rk
 from raykube.backends import Status
 from raykube.backends.local import head, records, services
 from raykube.errors import Failure, Unreachable
+from tests.basics import until
 from tests.support import pressed, typed
 
 
@@ -82,6 +84,7 @@ def test_service_goes_on_while_its_new_code_cannot_be_loaded_and_processes_of_th
     answering.applications = of_serve("unbuilt", records.load("good"), -1)
     replica = ["ray::ServeReplica:good:Model", "-c", "input()"]
     with subprocess.Popen(replica, executable=sys.executable, stdin=subprocess.PIPE, start_new_session=True) as process:
+        until(psutil.Process(process.pid).cmdline, "the process has its title", 10)
         head.write_state(replace(head.current(), ray_pid=process.pid, ray_born=head.born(process.pid)))
         found = rk.attach("good", "local").status()
         process.communicate(b"\n")
