@@ -76,6 +76,14 @@ def printed(lines: Iterable[str]) -> Iterator[str]:
     return (line for line in lines if not line.startswith(_RAYS))
 
 
+def lines_in(log: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a whole log as it is read."""
+    lines = Lines()
+    for chunk in log:
+        yield from lines.take(chunk)
+    yield from lines.end()
+
+
 def lines_of(log: bytes) -> list[str]:
     """Return the lines of a whole log, split as when it is followed: a progress bar is one line."""
     lines = Lines()
@@ -83,7 +91,10 @@ def lines_of(log: bytes) -> list[str]:
 
 
 def by_time(logs: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Yield the lines of several logs of Serve's in the order of their times; one without a time stays where it is."""
+    """Yield the lines of several logs of Serve's, merged by their times.
+
+    A line without a time follows the one before it in its log; such lines at the beginning of a log come first.
+    """
     return map(operator.itemgetter(1), heapq.merge(*map(_timed, logs), key=operator.itemgetter(0)))
 
 

@@ -71,7 +71,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
             ready(endpoint, timeout_s, begun, lambda event: shown.show(replace(event.status, submitted=sent)))
     except RaykubeError:
         if as_json:  # as for a failed job
-            with contextlib.suppress(NotFound):  # somebody has deleted it
+            with contextlib.suppress(RaykubeError):  # the error that is told is the one above
                 common.print_value(endpoint.status(), as_json=True)
         raise
     if as_json:

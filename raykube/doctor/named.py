@@ -131,7 +131,7 @@ def bound(title: str, thing: Object, namespace: str) -> Check:
         return Check(title, False if phase == "Lost" else None, f"is {phase}", step)
     if "ReadWriteMany" not in modes:
         step = "make a claim with accessModes: [ReadWriteMany]"
-        return Check(title, None, f"{', '.join(modes)}: pods on different nodes cannot share it", step)
+        return Check(title, None, f"{', '.join(modes)}: pods on different nodes cannot all write to it", step)
     return Check(title, True, f"is bound, {', '.join(modes)}")
 
 

@@ -97,5 +97,7 @@ def test_dry_run_by_the_server_refuses_the_names_that_a_start_would(dry, cluster
         taken = dry("service", "theirs", *WORK["service"])
         assert "taken by a RayService that raykube did not make" in taken.stderr
         assert "the name 'theirs' is taken by a service" in dry("job", "theirs", *WORK["job"]).stderr
-        full = dry("job", "ours", *WORK["job"])
+        full = dry("job", "another", *WORK["job"])
         assert full.stderr.count("exceeded quota: quota, requested: pods=1") == 2
+        assert "a quota may have room later" in full.stderr
+        assert dry("job", "ours", "-o", "name", *WORK["job"]).stdout == "ours\n"  # it would be joined

@@ -176,6 +176,41 @@ def test_log_of_a_service_whose_head_cannot_be_reached_leads_to_why():
     assert told.value.next_step == "raykube service why hello"
 
 
+class Logging(Quiet):
+    """Has a service with two replicas' logs on one node, and a third that cannot be read to its end."""
+
+    def do_GET(self):  # noqa: N802
+        path, _, query = self.path.partition("?")
+        if not path.startswith("/api/v1/") or "/proxy/" not in path:
+            Headless.do_GET(self)
+        elif path.endswith("/nodes"):
+            self.answer(200, {"data": {"summary": [{"raylet": {"nodeId": "n", "state": "ALIVE"}}]}})
+        elif path.endswith("/logs"):
+            files = [f"serve/replica_hello_Model_{name}.log" for name in self.server.logs]
+            self.answer(200, {"data": {"result": {"x": files if "replica" in query else []}}})
+        else:
+            self.log(next(text for name, text in self.server.logs.items() if f"Model_{name}.log" in query))
+
+    def log(self, text):
+        self.send_response(200)
+        self.send_header("content-length", str(len(text) + ("cut" in text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+        self.close_connection = "cut" in text
+
+
+def test_logs_of_a_services_replicas_are_merged_and_one_that_is_cut_is_told_of_after_all_others():
+    late, early, cut = (f"INFO 2026-11-28 12:00:0{second},000 hello_Model -- {second}\n" for second in (3, 1, 2))
+    with kubernetes(Logging) as server:
+        server.logs = {"a": late, "b": early}
+        assert list(servelogs.lines(Kube(), "hello", follow=False)) == [early[:-1], late[:-1]]
+        server.logs = {"a": late, "b": cut + "cut", "c": early}
+        lines = servelogs.lines(Kube(), "hello", follow=False)
+        assert [next(lines) for _ in range(4)] == [early[:-1], cut[:-1], "cut", late[:-1]]
+        with pytest.raises(Unreachable):
+            next(lines)
+
+
 def test_service_that_failed_says_so_in_serves_own_words():
     found = status(*recorded("failed"))
     assert (found.state, found.failure.reason) == ("FAILED", "DeployFailed")

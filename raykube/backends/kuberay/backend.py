@@ -76,7 +76,7 @@ class KubeRay:
         return Cluster(manifest | {"spec": found["spec"]}, where, name, self.context, selected=True)
 
     def check(self, plan: Plan) -> None:
-        """Have the API server check every object, and the pods that KubeRay makes from them."""
+        """Have the API server check every object, and pods like those that KubeRay makes from them."""
         dryrun.check(self.kube, plan)
 
     def start(self, plan: Plan) -> str:

@@ -3,52 +3,70 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raykube import marks
 from raykube.backends.kuberay import clusters, objects
 from raykube.backends.kuberay.runs import jobs
 from raykube.backends.kuberay.serve import services
-from raykube.backends.kubernetes.fields import spec_of
+from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.backends.kubernetes.refusals import Lacking
+from raykube.backends.kubernetes.refusals import Denied, Lacking
 from raykube.errors import Conflict, Forbidden, ManifestError, Problem
 from raykube.plans import Plan
 
 _CLUSTER_IN = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 #: Volumes that KubeRay adds to pods: a template's containers may mount them although the template lacks them.
-_ADDED = ("shared-mem", "ray-logs")
+_ADDED = {"shared-mem", "ray-logs"}
+_OF_KUBERAY = {
+    "ray.io/is-ray-node": "yes",
+    "app.kubernetes.io/name": "kuberay",
+    "app.kubernetes.io/created-by": "kuberay-operator",
+}
+_QUOTA = "exceeded quota"
+_log = logging.getLogger("raykube")
 
 
 def check(kube: Kube, plan: Plan) -> None:
-    """Have the API server check a plan's objects, with strict validation, and each kind of pod, without creating any.
+    """Have the API server check a plan's objects, with strict validation, and a pod of each group, creating none.
 
-    Pods are not checked for a user who may not create pods.
+    Pods are checked only of what would make new ones.
 
     Raises:
-        Conflict: the name of one belongs to something else.
+        Conflict: the name of the run, service or cluster belongs to something else.
         ManifestError: there are fields that the server does not know or accept, or pods that it would refuse; each is
             named with its path.
     """
     *parts, work = plan.body
     objects.check_free(kube, work)
     for part in parts:
-        with contextlib.suppress(Conflict):  # an existing one with the same content is shared
+        with contextlib.suppress(Conflict):  # whose it is shows when the run or service, its owner, exists
             kube.create(part, dry_run=True)
-    _check_work(kube, work)
-    if problems := [problem for path, pod in pods(work) for problem in _refusals(kube, path, pod)]:
+    refused = _refused_pods(kube, work) if _makes_pods(kube, work) else []
+    if refused:
         step = "correct the manifest, or see what its namespace allows"
-        raise ManifestError.of(f"the API server would refuse pods of {plan.name}", problems, next_step=step)
+        if any(_QUOTA in problem.what for problem in refused):
+            step += "; a quota may have room later"
+        raise ManifestError.of(f"the API server would refuse pods of {plan.name}", refused, next_step=step)
 
 
-def _check_work(kube: Kube, work: Object) -> None:
+def _makes_pods(kube: Kube, work: Object) -> bool:
+    """Have the server check a Ray object; return whether it would make pods: what exists already may have them."""
     if work["kind"] == "RayCluster":
+        known = kube.find("RayCluster", name_of(work))
         clusters.create(kube, work, dry_run=True)
-        return
+        return known is None
     try:
         kube.create(work, dry_run=True)
     except Conflict:
-        (services.check_change if work["kind"] == "RayService" else jobs.same)(kube, work)
+        if work["kind"] == "RayService":
+            return services.check_change(kube, work)
+        # A run that goes on or went well is joined. Of one that failed, the cluster that goes may fill the quota still.
+        return jobs.same(kube, work) is None
+    return True
 
 
 def pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,30 +78,62 @@ def pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     named += [(f"workerGroupSpecs[{i}]", group) for i, group in enumerate(spec.get("workerGroupSpecs") or [])]
     for where, group in named:
         if group:
-            yield f"{prefix}{where}.template", _pod(work, group["template"])
+            yield f"{prefix}{where}.template", _pod(work, group)
 
 
-def _pod(work: Mapping[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
-    pod = spec_of(template)
-    volumes = pod.get("volumes") or []
-    missing = [name for name in _ADDED if name not in {volume.get("name") for volume in volumes}]
-    said = {key: value for key, value in (template.get("metadata") or {}).items() if key in ("labels", "annotations")}
+def _pod(work: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pod as KubeRay would make it, as far as rules of a cluster may look at it."""
+    template, name = group["template"], work["metadata"]["name"]
+    said = template.get("metadata") or {}
+    kind = "worker" if "groupName" in group else "head"
+    labels = {**_OF_KUBERAY, marks.CLUSTER: name, marks.NODE_TYPE: kind}
+    owner = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "name": name,
+        "uid": str(uuid.uuid4()),
+        "controller": True,
+    }
+    metadata = {"labels": {**labels, **(said.get("labels") or {})}, "annotations": said.get("annotations") or {}}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**said, "generateName": f"{work['metadata']['name']}-"},
-        "spec": {**pod, "volumes": [*volumes, *({"name": name, "emptyDir": {}} for name in missing)]},
+        "metadata": {**metadata, "generateName": f"{name}-", "ownerReferences": [owner]},
+        "spec": _with_volumes(spec_of(template)),
     }
 
 
+def _with_volumes(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pod's spec with the volumes that its containers mount and KubeRay adds."""
+    volumes = pod.get("volumes") or []
+    containers = [*(pod.get("containers") or []), *(pod.get("initContainers") or [])]
+    mounted = {mount.get("name") for each in containers for mount in each.get("volumeMounts") or []}
+    missing = sorted((mounted & _ADDED) - {volume.get("name") for volume in volumes})
+    return {**pod, "volumes": [*volumes, *({"name": name, "emptyDir": {}} for name in missing)]}
+
+
+def _refused_pods(kube: Kube, work: Object) -> list[Problem]:
+    try:
+        return [problem for path, pod in pods(work) for problem in _refusals(kube, path, pod)]
+    except Lacking:
+        _log.info("pods were not checked: this user may not create any")
+        return []
+
+
 def _refusals(kube: Kube, path: str, pod: Object) -> Iterator[Problem]:
-    """Yield why the server would refuse a pod: its fields, or a quota, policy or webhook of its namespace."""
+    """Yield what the server has against a pod: its fields, or a quota or a policy of its namespace.
+
+    Raises:
+        Lacking: this user may not create pods.
+    """
     try:
         kube.create(pod, dry_run=True)
-    except Lacking:
-        return
+    except Denied as error:  # it may let pass what KubeRay makes, whose user it knows
+        _log.info("%s: %s, if a user made such a pod; KubeRay's may be treated otherwise", path, error)
     except ManifestError as error:
         for problem in error.problems:
             yield Problem(f"{path}.{problem.path}".rstrip("."), problem.what, problem.next_step)
+    except Lacking:
+        raise
     except Forbidden as error:
         yield Problem(path, error.why)

@@ -68,7 +68,7 @@ def check_free(kube: Kube, thing: Mapping[str, Any]) -> None:
     """
     name = thing["metadata"]["name"]
     for kind in (each for each in _OWNERS if each != thing["kind"]):
-        with contextlib.suppress(Forbidden):  # a user who may not see that kind has none of it
+        with contextlib.suppress(Forbidden):  # of a kind that this user may not see nothing is known
             known = kube.find(kind, name)
             if known and not _on_another(thing, known):
                 raise Conflict(f"the name {name!r} is taken by a {_NOUNS[kind]}", next_step="choose another name")

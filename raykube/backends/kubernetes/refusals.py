@@ -36,7 +36,7 @@ class Unable(Unreachable):
 
 
 class Lacking(Forbidden):
-    """The user lacks a right. Anything else that is forbidden, e.g. by a quota, is forbidden to everybody."""
+    """The user lacks a right; what a quota or a policy of the namespace forbids is told as plain Forbidden."""
 
 
 class Denied(ManifestError):

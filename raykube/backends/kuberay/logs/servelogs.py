@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 from raykube.backends import sources
 from raykube.backends.kuberay import objects
@@ -11,7 +14,7 @@ from raykube.backends.kuberay.logs.logfiles import Following, LogFile
 from raykube.backends.kuberay.serve import servelook, servestates
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
-from raykube.errors import NotFound, Unreachable
+from raykube.errors import BackendError, NotFound, Unreachable
 
 #: A log file that Serve rotated because it was full; the higher the number, the older the file.
 _FULL = re.compile(r"(.*\.log)\.(\d+)")
@@ -23,8 +26,33 @@ def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
     if follow:
         yield from Following(kube, lambda: _files_now(kube, name)).lines()
         return
-    files = sorted(_files(kube, service), key=lambda file: _age(file.path))
-    yield from sources.by_time(file.lines() for file in files)
+    yield from _merged(sorted(_files(kube, service), key=lambda file: _age(file.path)))
+
+
+def _merged(files: Sequence[LogFile]) -> Iterator[str]:
+    """Yield the lines of files by time. A file that cannot be read ends with the error that is raised at the end.
+
+    Files may hold gigabytes, and a merge reads all at once: they are copied to disk first, one after another.
+    """
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(tempfile.TemporaryFile()) for _ in files]
+        failed = [error for file, copy in zip(files, copies, strict=True) if (error := _copied(file, copy))]
+        yield from sources.by_time(map(sources.lines_in, copies))
+    if failed:
+        raise failed[0]
+
+
+def _copied(file: LogFile, copy: IO[bytes]) -> BackendError | None:
+    """Copy what a file has now; return what kept it from being read whole."""
+    try:
+        copy.writelines(file.rest(0))
+    except NotFound:
+        return None
+    except BackendError as error:
+        return error
+    finally:
+        copy.seek(0)
+    return None
 
 
 def _age(path: str) -> tuple[str, int]:

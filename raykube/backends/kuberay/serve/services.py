@@ -71,16 +71,19 @@ def deploy(kube: Kube, plan: Plan) -> None:
     raise Conflict(f"{plan.name} is deployed and deleted by others at once", next_step="deploy it again")
 
 
-def check_change(kube: Kube, wanted: Object) -> None:
-    """Have the server check a change of an existing service, without changing it.
+def check_change(kube: Kube, wanted: Object) -> bool:
+    """Have the server check a change of an existing service, without changing it; return whether it makes new pods.
 
     Raises:
         Conflict: raykube did not make the service.
         ManifestError: the server refuses the change.
     """
-    if known := kube.find("RayService", name_of(wanted)):
-        _check_ours(kube, known)
-        kube.patch("RayService", name_of(wanted), objects.difference(known, wanted), dry_run=True)
+    known = kube.find("RayService", name_of(wanted))
+    if known is None or is_leaving(known):
+        return True
+    _check_ours(kube, known)
+    changed = kube.patch("RayService", name_of(wanted), objects.difference(known, wanted), dry_run=True)
+    return _uncounted(known) != _uncounted(changed)
 
 
 def take_down(kube: Kube, name: str) -> None:
