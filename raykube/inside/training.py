@@ -81,6 +81,7 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     Raises:
         ConfigError: pickle does not take the config.
+        KeyboardInterrupt: Ctrl-C ended the training.
         RunFailed: the training did not end well.
     """
     from ray.exceptions import RayActorError
@@ -88,13 +89,46 @@ def fit(stage: Stage, task: Task, sinks: Sequence[Callable[[list[Row]], None]]) 
 
     trainer = _trainer(stage, task)
     try:
-        with following(stage.files, sinks) as follower, own_signals(), sent_by_pickle(task.config):
+        follows = following(stage.files, sinks)
+        with follows as follower, own_signals(), sent_by_pickle(task.config), _interrupts(trainer):
             outcome = trainer.fit()
     except (TrainingFailedError, RayActorError) as error:
         failure, cause = explain(error)
         raise RunFailed.of(stage.place.run, failure) from cause
     result = _result(stage, task, outcome)
     return replace(result, notes=(*result.notes, *follower.troubles))
+
+
+@contextmanager
+def _interrupts(trainer: Any) -> Iterator[None]:
+    """Raise KeyboardInterrupt for a Ctrl-C within the block: Ray Train handles it, and then exits the script.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    seen: list[int] = []
+    register: Any = getattr(trainer, "_register_sigint_handler", None)  # an inner part of Ray, which may move
+
+    def registered(controller: Any) -> None:
+        register(controller)
+        of_ray: Any = signal.getsignal(signal.SIGINT)
+
+        def note(number: int, frame: Any) -> None:
+            seen.append(number)
+            of_ray(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+
+    if register:
+        trainer._register_sigint_handler = registered  # noqa: SLF001
+    try:
+        yield
+    except BaseException:
+        if seen:
+            raise KeyboardInterrupt from None
+        raise
+    if seen:  # the training had just ended
+        raise KeyboardInterrupt
 
 
 def _trainer(stage: Stage, task: Task) -> Any:

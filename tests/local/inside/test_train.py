@@ -308,3 +308,37 @@ def test_own_ray_ends_with_the_last_that_holds_it_and_is_closed_to_others_leaves
         ended = subprocess.run([sys.executable, "-c", TWICE], env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert not (tmp_path / ".ray").exists()
+
+
+INTERRUPTED = """
+import os, signal, threading
+from pathlib import Path
+import raykube
+
+def loop(config):
+    raykube.report({"step": 0}, {"step": 0})
+    threading.Event().wait()
+
+def press():
+    while not list(Path(os.environ["RAYKUBE_STORAGE"]).glob("*/train-1/checkpoint_manager_snapshot.json")):
+        ended.wait(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+ended = threading.Event()
+threading.Thread(target=press, daemon=True).start()
+try:
+    raykube.train(loop)
+except KeyboardInterrupt as error:
+    assert error.__cause__ is None and (error.__suppress_context__ or error.__context__ is None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("interrupted")
+"""
+
+
+def test_training_that_ctrl_c_ends_raises_keyboard_interrupt(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    environ |= {"PYTHONPATH": str(Path.cwd()), wire.STORAGE: str(tmp_path / "runs"), wire.TRACKING: "off"}
+    ended = subprocess.run([sys.executable, script], env=environ, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "interrupted"), ended.stderr
