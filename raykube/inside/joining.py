@@ -49,11 +49,22 @@ def apply_environ() -> None:
         os.environ.setdefault(name, value)
 
 
+class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes each line to the present ``sys.stdout``, which a notebook's cell or ``redirect_stdout`` may replace."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
 def show_progress() -> None:
     """Send raykube's log lines to stdout, unless the script has set up logging itself."""
     if log.handlers or logging.root.handlers:
         return
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Stdout()
     handler.setFormatter(logging.Formatter("raykube: %(message)s"))
     log.addHandler(handler)
     # MLflow gives the root logger a handler of its own later, which would show every line again.
@@ -73,7 +84,6 @@ def connected() -> Iterator[None]:
         BackendError: Ray cannot be started, or does not answer.
     """
     apply_environ()
-    show_progress()
     own = _hold()
     try:
         from raykube.inside.deaths import orphans_removed

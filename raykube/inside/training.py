@@ -57,6 +57,7 @@ def train(
         RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
     """
     joining.check_installed()
+    joining.show_progress()
     task = Task(loop, as_dict(config or {}), metric, mode)
     stage = Stage.next("train", experiment)
     place = stage.place

@@ -65,6 +65,7 @@ def sweep(
         RunFailed: every trial failed; it has the first one's failure.
     """
     joining.check_installed()
+    joining.show_progress()
     task = Task(loop, as_dict(space), metric, mode)
     _check(space, trials, metric)
     stage = Stage.next("sweep", experiment)

@@ -118,6 +118,20 @@ def test_progress_is_shown_once_when_another_library_sets_up_logging_later():
     assert (found.stdout, found.stderr) == ("raykube: told\n", "")
 
 
+def test_progress_goes_to_what_is_stdout_by_then():
+    code = """
+import contextlib, io, logging
+from raykube.inside.joining import show_progress
+with contextlib.redirect_stdout(io.StringIO()) as first:
+    show_progress()
+    logging.getLogger("raykube").info("in a cell")
+logging.getLogger("raykube").info("after it")
+assert first.getvalue() == "raykube: in a cell\\n", first.getvalue()
+"""
+    found = ended(code)
+    assert (found.stdout, found.stderr) == ("raykube: after it\n", "")
+
+
 def test_ray_that_cannot_start_is_told_with_a_next_step(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "file").write_text("")

@@ -735,3 +735,11 @@ def test_call_that_fails_and_so_ends_its_script_leaves_why(tmp_path, call):
     environ = {wire.RUN_NAME: "a", wire.STORAGE: str(tmp_path), wire.TRACKING: "off"}
     assert finished(sys.executable, "-c", FAILING + call, **environ).returncode == wire.UNCAUGHT
     assert json.loads((tmp_path / "a" / wire.FAILURE_FILE).read_text())["message"] == "ValueError: x (worker 1)"
+
+
+@pytest.mark.parametrize("call", ["training.train(loop)", "tuning.sweep(loop, {}, trials=1, metric='y', mode='min')"])
+def test_first_call_of_a_process_says_its_run_and_folder(tmp_path, call):
+    environ = {wire.RUN_NAME: "a", wire.STORAGE: str(tmp_path), wire.TRACKING: "off"}
+    stage = f"{call[call.index('.') + 1 : call.index('(')]}-1"
+    told = finished(sys.executable, "-c", FAILING + call, **environ).stdout
+    assert told == f"raykube: run a, {stage}, files in {tmp_path}/a/{stage}\n"
