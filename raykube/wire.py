@@ -204,7 +204,9 @@ class Result:
     def history(self) -> list[dict[str, Any]]:
         """Return every reported row, oldest first: ``{"time", "attempt", "metrics", "checkpoint"}``.
 
-        Empty unless `path` is a folder that this machine can read, as in the script itself.
+        Empty unless `path` is a folder that this machine can read, as in the script itself. ``checkpoint`` is None in a
+        row without one. For ``train`` it is the name of a folder in `path`, which may have been removed since. A sweep
+        has a row for each trial, with its name as ``trial`` in ``metrics``, and with the path or URI of its checkpoint.
         """
         files = (Path(self.path) / name for name in METRICS_FILES)
         rows = (row for file in files for row in read_rows(file) if isinstance(row.get("time"), (int, float)))

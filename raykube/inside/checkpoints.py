@@ -16,6 +16,8 @@ from raykube.errors import ConfigError, NotFound
 from raykube.inside import storage
 from raykube.inside.scalars import PLAIN, is_spread
 
+__all__ = ["latest", "load", "save"]
+
 log = logging.getLogger("raykube")
 STATE_FILE = "state.pt"
 _DRAFT = ".draft"

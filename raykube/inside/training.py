@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from raykube import wire
 from raykube.errors import RunFailed
@@ -34,7 +34,7 @@ def train(
     *,
     experiment: str = "default",
     metric: str | None = None,
-    mode: str = "min",
+    mode: Literal["min", "max"] = "min",
     model: tracking.Loader | None = None,
 ) -> wire.Result:
     """Train with PyTorch on as many workers as the place gives, and return how it ended.

@@ -9,7 +9,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, Failure, Problem, RunFailed
@@ -37,7 +37,7 @@ def sweep(
     *,
     trials: int,
     metric: str,
-    mode: str,
+    mode: Literal["min", "max"],
     experiment: str = "default",
     model: tracking.Loader | None = None,
 ) -> wire.Result:

@@ -68,6 +68,7 @@ def inside() -> None:
     trained: rk.Result = rk.train(loop, {"lr": 0.1}, experiment="digits", metric="loss", mode="min")
     best: rk.Result = rk.sweep(loop, {"lr": 0.1}, trials=4, metric="loss", mode="min", experiment="digits")
     assert trained.metrics["loss"] and best.params
+    rk.train(loop, mode="least")  # type: ignore[arg-type]
 
 
 def misspelt() -> None:
