@@ -40,7 +40,7 @@ class Task:
     @property
     def without_metric(self) -> str:
         """The note on a result whose checkpoint was not chosen by the metric."""
-        return f"no checkpoint was reported with the metric {self.metric!r}, so this is the last one"
+        return f"no checkpoint was reported with a number for the metric {self.metric!r}, so this is the last one"
 
     def best(self, scored: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[Any, Mapping[str, Any]] | None:
         """Return the (item, metrics) with the best metric; None when no metrics have a number for it."""

@@ -69,7 +69,7 @@ def train(
         subject = Subject(experiment, stage.path, task.config, files=stage.files)
         with tracking.record(place, subject) as tracker:
             result = fit(stage, task, [Narrator(), tracker.rows])
-            return stage.conclude(result, tracker, model)
+            return stage.conclude(_judged(stage, task, result), tracker, model)
 
 
 def log_start(stage: Stage) -> None:
@@ -197,8 +197,17 @@ def _result(stage: Stage, task: Task, outcome: Any) -> wire.Result:
         result,
         metrics=dict(metrics),
         checkpoint=storage.join(stage.path, chosen.path.rpartition("/")[2]),
-        notes=() if best or not task.metric else (task.without_metric,),
     )
+
+
+def _judged(stage: Stage, task: Task, result: wire.Result) -> wire.Result:
+    """Return the result; if the metric did not choose its checkpoint, log that and add it to the notes."""
+    if not task.metric or not result.checkpoint or task.best([(result, result.metrics)]):
+        return result
+    names = {name: None for row in stage.rows() if row["checkpoint"] for name in row["metrics"]}
+    note = f"{task.without_metric}; the metrics of checkpoints are: {', '.join(names) or 'none'}"
+    log.warning("%s", note)
+    return replace(result, notes=(*result.notes, note))
 
 
 def last_metrics(stage: Stage) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, NotFound
-from raykube.inside import checkpoints, loops, room, tracking
+from raykube.inside import checkpoints, loops, room, tracking, training
 from raykube.inside.failures import (
     GPU_MEMORY_STEP,
     MEMORY_STEP,
@@ -194,6 +194,24 @@ def test_best_leaves_out_what_is_no_number():
     scored = [("a", {"loss": float("nan")}), ("b", {"loss": 2.0}), ("c", {"other": 1.0}), ("d", {"loss": 3.0})]
     assert task.best(scored) == ("b", {"loss": 2.0})
     assert task.best(scored[:1]) is None
+
+
+@pytest.mark.parametrize(("metric", "notes"), [("los", 1), ("loss", 0), (None, 0)])
+def test_checkpoint_that_the_metric_did_not_choose_is_noted_and_logged_with_the_names_that_there_are(
+    tmp_path, caplog, metric, notes
+):
+    stage = Stage(Place("demo", str(tmp_path)), "train-1", str(tmp_path / "demo"))
+    recorder = Recorder(stage.metrics, 1)
+    recorder.add({"step": 1})
+    recorder.add({"loss": 0.5, "epoch": 1}, "checkpoint_1")
+    recorder.close()
+    result = wire.Result("train", "demo", stage.path, {"loss": 0.5, "epoch": 1}, "checkpoint_1")
+    judged = training._judged(stage, Task(nothing, {}, metric), result)
+    note = (
+        "no checkpoint was reported with a number for the metric 'los', so this is the last one; "
+        "the metrics of checkpoints are: loss, epoch"
+    )
+    assert judged.notes == tuple(caplog.messages) == (note,) * notes
 
 
 def stage_with_result(tmp_path, attempt):

@@ -173,7 +173,7 @@ def test_trial_whose_metric_is_reported_without_checkpoints_has_its_last_one(swe
     sweep.keeps("a", one={"epoch": 1}, two={"epoch": 2})
     result = tuning._best(sweep.stage, sweep.task, sweep.found(), ())
     assert (result.metrics, Path(result.checkpoint).name) == ({"loss": 1.0}, "two")
-    assert result.notes == ("no checkpoint was reported with the metric 'loss', so this is the last one",)
+    assert result.notes == ("no checkpoint was reported with a number for the metric 'loss', so this is the last one",)
 
 
 @pytest.mark.filterwarnings("ignore:The `parse_obj` method is deprecated")  # Ray's own
