@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raykube import wire
-from raykube.errors import Conflict
+from raykube.errors import Conflict, Failure, RunFailed
 from raykube.inside import storage, tracking
 from raykube.inside.history import Row, rows
 from raykube.inside.loops import refuse_within
@@ -157,6 +157,24 @@ class Stage:
         """Write the result, have its model registered, and write it again with what came of that.
 
         So the result is kept even if the model's loader, or MLflow, raises.
+
+        Raises:
+            RunFailed: the loader, or MLflow, raised.
         """
         self.finish(replace(result, notes=(*result.notes, _UNREGISTERED)) if model else result)
-        return self.finish(tracker.conclude(result, model))
+        try:
+            concluded = tracker.conclude(result, model)
+        except Exception as error:
+            if not model:
+                raise
+            raise RunFailed.of(self.place.run, self._unloaded(error, result)) from error
+        return self.finish(concluded)
+
+    def _unloaded(self, error: Exception, result: wire.Result) -> Failure:
+        """Return the failure for an error of the loader: the training itself is complete."""
+        return Failure(
+            "ModelFailed",
+            f"its model could not be loaded and logged: {type(error).__name__}: {error}",
+            next_step="correct the function given as model=; "
+            f"the checkpoint is safe in {result.checkpoint or self.path}",
+        )

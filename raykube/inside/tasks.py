@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +78,33 @@ def _number(value: Any) -> Any:
             found = value.item()
             return found if isinstance(found, int | float) else str(found)
     return str(value)
+
+
+def wrong_arguments(experiment: Any, metric: Any, model: Any) -> list[Problem]:
+    """Return all problems of the other arguments of ``train`` and ``sweep``; None stands for one that was left out."""
+    found = []
+    if not isinstance(experiment, str) or not experiment:
+        found.append(Problem("experiment", f"{experiment!r} is not a name", 'write text, as "digits"'))
+    if metric is not None and (not isinstance(metric, str) or not metric):
+        found.append(Problem("metric", f"{metric!r} is not a name", "name a number that the loop reports"))
+    if model is not None and (why := _no_loader(model)):
+        found.append(Problem("model", why, "give a function that makes a torch.nn.Module from a checkpoint's folder"))
+    return found
+
+
+def _no_loader(model: Any) -> str:
+    """Return why `model` cannot be called with a folder; "" if it can, or if only a call would tell."""
+    if not callable(model):
+        return f"must be a function, not {type(model).__name__}"
+    if (torch := sys.modules.get("torch")) and isinstance(model, torch.nn.Module):
+        return f"is itself a model, a {type(model).__name__}"
+    try:
+        inspect.signature(model).bind("folder")
+    except TypeError as error:
+        return f"cannot be called with a checkpoint's folder: {error}"
+    except ValueError:  # a function written in C may have no signature
+        pass
+    return ""
 
 
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from raykube import wire
-from raykube.errors import RunFailed
+from raykube.errors import ConfigError, RunFailed
 from raykube.inside import joining, storage, tracking, uncaught
 from raykube.inside.failures import explain
 from raykube.inside.history import Narrator, Row, following
@@ -20,7 +20,7 @@ from raykube.inside.mlflowrun import Subject
 from raykube.inside.room import require
 from raykube.inside.scores import as_reported
 from raykube.inside.stages import Stage, work
-from raykube.inside.tasks import Task, as_dict, published, sent_by_pickle
+from raykube.inside.tasks import Task, as_dict, published, sent_by_pickle, wrong_arguments
 
 log = logging.getLogger("raykube")
 #: How often a training on a range of workers looks whether it can grow. The look is only at what Ray has reserved for
@@ -54,11 +54,14 @@ def train(
     Raises:
         ConfigError: wrong arguments or environment, no Ray, or more workers than the cluster fits.
         Conflict: a run of this name has finished, or another script of this run trains, too.
-        RunFailed: the loop raised, or workers died too often; chained to the loop's own exception.
+        RunFailed: the loop raised, or workers died too often; chained to the loop's own exception. Or `model` raised
+            (``ModelFailed``) once the training was complete; the error names the checkpoint, which is kept.
     """
     joining.check_installed()
     joining.show_progress()
     task = Task(loop, as_dict(config or {}), metric, mode)
+    if problems := wrong_arguments(experiment, metric, model):
+        raise ConfigError.of("this training cannot be run", problems)
     stage = Stage.next("train", experiment)
     place = stage.place
     if done := stage.begin(work("train", loop, metric, mode)):

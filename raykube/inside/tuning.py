@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal
 
 from raykube import wire
@@ -21,7 +22,7 @@ from raykube.inside.mlflowrun import Subject
 from raykube.inside.room import room
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
-from raykube.inside.tasks import Task, as_dict, sent_by_pickle
+from raykube.inside.tasks import Task, as_dict, sent_by_pickle, wrong_arguments
 from raykube.inside.training import log_start, own_signals
 from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, Trials, ends, run_trial, stage_of, started, valid
 
@@ -62,12 +63,12 @@ def sweep(
     Raises:
         ConfigError: wrong arguments or environment, no Ray, or one trial does not fit the cluster.
         Conflict: a run of this name has finished, another script searches in it, or it began with another space.
-        RunFailed: every trial failed; it has the first one's failure.
+        RunFailed: every trial failed; it has the first one's failure. Or `model` raised, as for ``train``.
     """
     joining.check_installed()
     joining.show_progress()
     task = Task(loop, as_dict(space), metric, mode)
-    _check(space, trials, metric)
+    _check(space, trials, metric, wrong_arguments(experiment, metric, model))
     stage = Stage.next("sweep", experiment)
     if done := stage.begin(work("sweep", loop, metric, mode)):
         return done
@@ -122,13 +123,13 @@ def _name(outcome: Any) -> str:
     return str(outcome.path.rpartition("/")[2])
 
 
-def _check(space: Mapping[str, Any], trials: int, metric: str) -> None:
+def _check(space: Mapping[str, Any], trials: Any, metric: Any, others: list[Problem]) -> None:
     problems = unsearchable(space)
-    if trials < 1:
-        problems.append(Problem("trials", f"{trials} is not a number of trials", "write 1 or more"))
-    if not metric:
-        problems.append(Problem("metric", "is empty", "name a number that the loop reports"))
-    if problems:
+    if not isinstance(trials, Integral) or trials < 1:
+        problems.append(Problem("trials", f"{trials!r} is not a number of trials", "write 1 or more"))
+    if metric is None:
+        problems.append(Problem("metric", "is missing", "name a number that the loop reports"))
+    if problems := problems + others:
         raise ConfigError.of("this sweep cannot be run", problems)
 
 

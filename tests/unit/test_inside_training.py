@@ -13,7 +13,7 @@ import pytest
 
 import raykube
 from raykube import wire
-from raykube.errors import ConfigError, Conflict, NotFound
+from raykube.errors import ConfigError, Conflict, NotFound, RunFailed
 from raykube.inside import checkpoints, loops, room, tracking, training
 from raykube.inside.failures import (
     GPU_MEMORY_STEP,
@@ -29,7 +29,7 @@ from raykube.inside.history import Recorder, rows
 from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
-from raykube.inside.tasks import Task, published, sent_by_pickle
+from raykube.inside.tasks import Task, published, sent_by_pickle, wrong_arguments
 from tests.support import Later
 from tests.support import run as finished
 
@@ -306,6 +306,40 @@ def test_call_whose_stage_is_another_scripts_is_refused_before_ray_is_asked(tmp_
         getattr(raykube, kind)(lambda config: config, searched(kind), **asked)
 
 
+class NoModel:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ({"model": "x"}, "model"),
+        ({"model": NoModel()}, "model"),
+        ({"model": nothing}, "model"),  # it takes no folder
+        ({"model": lambda width, height: width * height}, "model"),  # it takes two numbers
+        ({"metric": 3}, "metric"),
+        ({"metric": ""}, "metric"),
+        ({"experiment": None}, "experiment"),
+        ({"experiment": ""}, "experiment"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_wrong_argument_is_refused_before_anything_starts(tmp_path, monkeypatch, verb, asked, path):
+    monkeypatch.setenv(wire.STORAGE, str(tmp_path))
+    if verb == "sweep":
+        asked = {"trials": 1, "metric": "loss", "mode": "min", **asked}
+    with pytest.raises(ConfigError) as caught:
+        getattr(raykube, verb)(lambda config: config, searched(verb), **asked)
+    assert [problem.path for problem in caught.value.problems] == [path]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_itself_is_not_taken_for_what_makes_one():
+    (problem,) = wrong_arguments("digits", None, torch.nn.Linear(1, 1))
+    assert problem.what == "is itself a model, a Linear"
+    assert wrong_arguments("digits", "loss", lambda folder, device="cpu": (folder, device)) == []
+
+
 @pytest.mark.parametrize("verb", ["train", "sweep"])
 def test_call_within_a_loop_is_refused_and_touches_nothing(tmp_path, monkeypatch, verb):
     monkeypatch.setenv(wire.STORAGE, str(tmp_path))
@@ -369,8 +403,10 @@ class BrokenTracker(tracking.Tracker):
 
 def test_result_is_kept_when_its_model_cannot_be_registered(tmp_path):
     stage, result = stage_with_result(tmp_path, attempt=2)
-    with pytest.raises(LookupError, match="no class"):
+    with pytest.raises(RunFailed, match="model could not be loaded and logged: LookupError: no class") as caught:
         stage.conclude(result, BrokenTracker(), nothing)
+    assert (caught.value.reason, type(caught.value.__cause__)) == ("ModelFailed", LookupError)
+    assert caught.value.next_step.endswith(f"is safe in {result.checkpoint or stage.path}")
     kept = stage.finished()
     assert kept.metrics == result.metrics
     assert "not registered" in kept.notes[0]

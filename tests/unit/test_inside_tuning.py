@@ -368,9 +368,10 @@ def test_space_of_what_optuna_takes_has_no_problems():
     assert set(OptunaSearch.convert_search_space(space)) == {"c", "net/lr", "i"}
 
 
-def test_sweep_lists_every_wrong_argument():
+@pytest.mark.parametrize("trials", [0, "3", 2.5, None])
+def test_sweep_lists_every_wrong_argument(trials):
     with pytest.raises(ConfigError) as caught:
-        raykube.sweep(print, {"x": 1}, trials=0, metric="", mode="max")
+        raykube.sweep(print, {"x": 1}, trials=trials, metric="", mode="max")
     assert [problem.path for problem in caught.value.problems] == ["space", "trials", "metric"]
 
 
