@@ -6,11 +6,13 @@ import pickle
 from collections.abc import Mapping
 
 from raykube.errors import ConfigError, Failure
+from raykube.inside.traces import own_line
 
 #: Stands for the rank of a worker that died before it had one.
 STARTING = -1
 _TAIL = 20
 _TRACEBACK = "raykube_traceback"
+_WHERE = "raykube_where"
 _OUT_OF_MEMORY = "running low on memory"
 # Ray's words for a dead process and for a dead node.
 _DEAD = ("is dead because", "died because its node has died")
@@ -89,8 +91,12 @@ def _is_of_task(failure: BaseException) -> bool:
 
 
 def mark(error: BaseException, text: str) -> None:
-    """Attach its traceback `text` to a loop's exception: pickle would lose it on the way to the driver."""
+    """Attach its traceback `text` to a loop's exception: pickle would lose it on the way to the driver.
+
+    The line of the user's code in it is attached, too: only the worker knows the working directory of the paths.
+    """
     error.__dict__[_TRACEBACK] = text
+    error.__dict__[_WHERE] = own_line(text)
 
 
 def is_bug(failure: BaseException) -> bool:
@@ -158,7 +164,13 @@ def explain(error: BaseException) -> tuple[Failure, BaseException]:
     if is_device_full(cause):
         # CUDA's advice on finding errors, in the lines after the first, does not help here.
         reason, step, words = "GpuOutOfMemory", GPU_MEMORY_STEP, words.partition("\n")[0]
-    return Failure(reason, f"{words} (worker {rank})", tail=_tail(told), next_step=step), cause
+    return Failure(reason, f"{words} ({_who(rank, cause)})", tail=_tail(told), next_step=step), cause
+
+
+def _who(rank: int, error: BaseException) -> str:
+    """Return which worker raised an error, and in which line of the user's code."""
+    where = error.__dict__.get(_WHERE)
+    return f"worker {rank}, {where}" if where else f"worker {rank}"
 
 
 def _advice(cause: BaseException, otherwise: str) -> tuple[str, str]:
