@@ -116,6 +116,15 @@ def remove_unheard(stage: str, goes_on: str) -> None:
         log.warning("checkpoints of killed workers may be left in %s: %s", stage, error)
 
 
+def last_listed(stage: str) -> str:
+    """Return the name of the checkpoint that the next start goes on from; "" where Ray's list tells of none."""
+    try:
+        listed = json.loads(storage.read_from(storage.join(stage, _LIST)) or "{}")
+        return str(listed["latest_checkpoint_result"]["checkpoint_dir_name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def load(checkpoint: Any, map_location: str = "cpu", *, trusted: bool = False) -> dict[str, Any]:
     """Read what :func:`save` wrote.
 

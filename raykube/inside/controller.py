@@ -15,6 +15,7 @@ from raykube.inside.failures import LoopError, describe, is_bug, is_loss, worst
 from raykube.inside.history import Recorder
 from raykube.inside.scalars import scalars
 from raykube.inside.scores import as_reported
+from raykube.inside.tries import Tries
 from raykube.inside.troubles import Troubles
 
 try:
@@ -33,13 +34,15 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             overwrite each other, as may two machines that append to one file on a network file system.
         attempt: the run's attempt.
         troubles: where lost workers are noted.
+        tries: the training's; `WorkerWatch` has the same object.
         metric: by which the best checkpoint is chosen, if any.
     """
 
-    def __init__(self, stage: str, attempt: int, troubles: Troubles, metric: str | None = None) -> None:
+    def __init__(self, stage: str, attempt: int, troubles: Troubles, tries: Tries, metric: str | None = None) -> None:
         self._stage = stage
         self._attempt = attempt
         self._troubles = troubles
+        self._tries = tries
         self._metric = metric
         self._recorder: Recorder | None = None
 
@@ -49,7 +52,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         logging.getLogger("ray.train.v2._internal.callbacks.backend_setup").setLevel(logging.ERROR)
         self.__dict__.update(state)
         deaths.heed_memory_kills()
-        deaths.clean_up_failed_starts(self._note)
+        deaths.clean_up_failed_starts(self._not_started)
         spared.spare_actors()
         snapshots.write_whole()
 
@@ -57,6 +60,8 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         """Record what rank 0 reported, unless ``raykube.report`` has recorded it in the worker."""
         del run_context
         name = checkpoint.path.rpartition("/")[2] if checkpoint else None
+        if name:
+            self._tries.save()
         if name and checkpoints.is_ours(name):
             return
         # Made here, not in the constructor: this object travels to the controller by pickle.
@@ -73,8 +78,12 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         """
         del run_context
         self._note(worker_exceptions)
-        if any(is_bug(error) for error in worker_exceptions.values()):
+        if any(map(is_bug, worker_exceptions.values())) or self._tries.end(worker_exceptions):
             raise LoopError(worker_exceptions)
+
+    def _not_started(self, failures: Mapping[int, BaseException]) -> None:
+        self._note(failures)
+        self._tries.fail(failures)
 
     def _note(self, failures: Mapping[int, BaseException]) -> None:
         """Note a lost worker, for whoever asks for the status of the run while it goes on."""
@@ -85,14 +94,16 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
 class WorkerWatch(WorkerGroupCallback):  # type: ignore[misc] # Ray's base class has no types
     """Notes workers whose node is taken away, and removes the note of a wait for workers once they start."""
 
-    def __init__(self, troubles: Troubles) -> None:
+    def __init__(self, troubles: Troubles, tries: Tries) -> None:
         self._troubles = troubles
+        self._tries = tries
         self._told: list[int] = []
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Remove the note of a wait."""
+        """Remove the note of a wait, and count a new try."""
         del worker_group
         self._told = []
+        self._tries.begin()
         self._troubles.wait_is_over()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 
 from raykube.errors import ConfigError, Failure
@@ -22,6 +23,10 @@ TRACEBACK_STEP = "read the traceback below; it is the loop's own"
 MEMORY_STEP = "load less at a time, run fewer workers at once, or give their machine or pod more memory"
 #: What to do about a GPU whose memory does not suffice.
 GPU_MEMORY_STEP = "use a smaller batch or model, or a GPU with more memory"
+# Words of errors of a device, or of a connection to another worker. A retry may survive them.
+_PASSING = re.compile(
+    r"CUDA|CUDNN|cuDNN|CUBLAS|cuBLAS|\bHIP\b|NCCL|[Gg]loo|[Cc]onnection|[Ss]ocket|[Tt]ime(d |-)?out|Dist[A-Z]\w+Error"
+)
 # Exceptions that the same code on the same data raises again. RuntimeError is not one of them: Torch, NCCL, gloo and
 # CUDA raise it for failures that a retry may survive.
 _BUGS = (
@@ -133,18 +138,42 @@ def is_loss(failure: BaseException) -> bool:
 def worst(failures: Mapping[int, BaseException]) -> tuple[int, BaseException]:
     """Return (rank, failure) of the exception that explains the others.
 
-    A rank that raises leaves the rest with broken connections, so a bug comes before a RuntimeError,
-    and both before a lost worker. A worker that the memory monitor killed, or whose GPU is full, did not
-    fail because of another one, so it comes right after a bug.
+    A rank that raises leaves the rest with broken connections, so a bug comes before a RuntimeError, that
+    before an error of a connection, and all of them before a lost worker. A worker that the memory monitor killed,
+    or whose GPU is full, did not fail because of another one, so it comes right after a bug.
     """
 
-    def order(item: tuple[int, BaseException]) -> tuple[bool, bool, bool, int]:
+    def order(item: tuple[int, BaseException]) -> tuple[bool, bool, bool, bool, int]:
         rank, failure = item
         lost = is_loss(failure)
         full = is_device_full(failure) or (lost and is_memory_kill(str(failure)))
-        return (not is_bug(failure), not full, lost, rank)
+        return (not is_bug(failure), not full, lost, _may_pass(failure), rank)
 
     return min(failures.items(), key=order)
+
+
+def recurring(failures: Mapping[int, BaseException]) -> str:
+    """Return the loop's error with its line, as text that is the same when a retry raises it again.
+
+    It is "" if a retry may succeed: a worker was lost, or the error is of a device, a connection or the system.
+    """
+    _, cause = worst(failures)
+    if any(map(is_loss, failures.values())) or is_device_full(cause) or _may_pass(cause):
+        return ""
+    return f"{cause.__dict__.get(_WHERE, '')}: {said(cause)}"
+
+
+def _may_pass(failure: BaseException) -> bool:
+    """Return whether an error is of a device, a connection or the system; a missing file stays missing."""
+    own = _task_exception(failure)
+    of_system = isinstance(own, OSError) and not isinstance(own, FileNotFoundError)
+    return of_system or bool(_PASSING.search(said(failure)))
+
+
+def is_of_taken_node(failures: Mapping[int, BaseException]) -> bool:
+    """Return whether a worker was lost because its node was taken away, which Ray does not count as a failure."""
+    own = (getattr(failure, "health_check_failure", failure) for failure in failures.values())
+    return any(getattr(failure, "preempted", False) is True for failure in own)
 
 
 def explain(error: BaseException) -> tuple[Failure, BaseException]:
@@ -192,11 +221,13 @@ def _loss(reason: str, words: str) -> Failure:
     return Failure(reason, words, next_step=step)
 
 
-def describe(rank: int, loss: BaseException) -> str:
-    """Return one line that says which worker was lost, and how."""
-    lines = str(loss).strip().splitlines() or [type(loss).__name__]
+def describe(rank: int, failure: BaseException) -> str:
+    """Return one line that says which worker was lost, and how; or which one raised, and what."""
+    if not is_loss(failure):
+        return f"{_who(rank, failure)}: {said(failure).strip().splitlines()[0]}"
+    lines = str(failure).strip().splitlines() or [type(failure).__name__]
     who = f"worker {rank}" if rank != STARTING else "a worker, at its start"
-    return f"{who}: {death(str(loss)) or lines[0]}"
+    return f"{who}: {death(str(failure)) or lines[0]}"
 
 
 def death(text: str) -> str:

@@ -38,7 +38,7 @@ class Place:
         attempt: 1 for the first start of this run, more for each retry.
         git_commit: of the code that runs; empty when unknown.
         tracking: whether runs are recorded in MLflow.
-        max_failures: how often workers may die before the run fails.
+        max_failures: how often workers may die, or raise what may pass, before the run fails.
     """
 
     run: str

@@ -21,6 +21,7 @@ from raykube.inside.room import require
 from raykube.inside.scores import as_reported
 from raykube.inside.stages import Stage, work
 from raykube.inside.tasks import Task, as_dict, published, sent_by_pickle, wrong_arguments
+from raykube.inside.tries import Tries
 
 log = logging.getLogger("raykube")
 #: How often a training on a range of workers looks whether it can grow. The look is only at what Ray has reserved for
@@ -40,7 +41,8 @@ def train(
     """Train with PyTorch on as many workers as the place gives, and return how it ended.
 
     A run that was killed goes on from its last complete checkpoint when it is started again under the
-    same name. Workers that die are replaced, at most ``RAYKUBE_MAX_FAILURES`` times.
+    same name. Workers that die are replaced, at most ``RAYKUBE_MAX_FAILURES`` times. An error of the loop that a
+    retry raises again, at the same line, ends the training.
 
     Args:
         loop: a Ray Train loop: a function of its config, or of nothing, that each worker calls.
@@ -142,7 +144,8 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from raykube.inside.controller import Controller, Ranks, WorkerWatch
 
     place = stage.place
-    controller = Controller(stage.path, place.attempt, stage.troubles, task.metric)
+    tries = Tries(stage.path, stage.troubles.name, place.max_failures)
+    controller = Controller(stage.path, place.attempt, stage.troubles, tries, task.metric)
     return TorchTrainer(
         Loop(task.loop, stage.path, place.attempt, task.metric, task.mode),
         train_loop_config=task.config,
@@ -153,7 +156,11 @@ def _trainer(stage: Stage, task: Task) -> Any:
             storage_path=stage.parent,
             failure_config=FailureConfig(max_failures=place.max_failures),
             checkpoint_config=_keep(task),
-            callbacks=[controller, Ranks(storage.join(place.path, wire.RANKS_FILE)), WorkerWatch(stage.troubles)],
+            callbacks=[
+                controller,
+                Ranks(storage.join(place.path, wire.RANKS_FILE)),
+                WorkerWatch(stage.troubles, tries),
+            ],
             # Ray's own lines, several per checkpoint, would bury what a person looks for.
             logging_config=LoggingConfig(log_level="WARNING"),
         ),

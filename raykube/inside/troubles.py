@@ -27,6 +27,11 @@ class Troubles:
     run: str
     attempt: int
 
+    @property
+    def name(self) -> str:
+        """What the stage is called: its path within the run."""
+        return self.stage.removeprefix(self.run).strip("/")
+
     def note(self, words: str) -> None:
         """Note what has happened; if the note cannot be written, log it: the run goes on all the same."""
         self._write(words, waits=False)
@@ -48,8 +53,7 @@ class Troubles:
         return storage.join(self.run, wire.TROUBLE_FILE)
 
     def _write(self, words: str, *, waits: bool) -> None:
-        name = self.stage.removeprefix(self.run).strip("/")
-        note = {"time": time.time(), "attempt": self.attempt, "message": f"{name}: {words}", "waits": waits}
+        note = {"time": time.time(), "attempt": self.attempt, "message": f"{self.name}: {words}", "waits": waits}
         try:
             storage.write_text(self._path, json.dumps(note))
         except OSError as error:

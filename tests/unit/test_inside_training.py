@@ -30,6 +30,7 @@ from raykube.inside.loops import takes_config
 from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
 from raykube.inside.tasks import Task, published, sent_by_pickle, wrong_arguments
+from raykube.inside.tries import Tries
 from tests.support import Later
 from tests.support import run as finished
 
@@ -482,6 +483,10 @@ def test_gpu_without_memory_is_named_and_tried_again():
     assert (taken.reason, taken.message) == ("GpuOutOfMemory", "RuntimeError: CUDA error: out of memory (worker 0)")
 
 
+def tries_of(stage):
+    return Tries(stage.path, "train-1", 3)
+
+
 @pytest.fixture
 def troubled(tmp_path):
     """Return a stage of a second attempt, and what is told of the run's trouble."""
@@ -501,23 +506,23 @@ def test_wait_for_what_others_hold_is_told_until_the_workers_start(troubled, mon
     monkeypatch.setattr(room, "_free", lambda _: 0)
     room.room(wire.Scale(), 2, stage.troubles.wait)
     assert told().startswith("train-1: waiting for 2 workers x 1 CPU: there is room for 0 now")
-    controller.WorkerWatch(stage.troubles).after_worker_group_start(None)
+    controller.WorkerWatch(stage.troubles, tries_of(stage)).after_worker_group_start(None)
     assert told() == ""
 
 
 def test_lost_worker_is_told_after_others_have_started(troubled):
     stage, told = troubled
-    of_ray = controller.Controller(stage.path, 2, stage.troubles)
+    of_ray = controller.Controller(stage.path, 2, stage.troubles, tries_of(stage))
     of_ray.after_exception(None, {0: raised(RuntimeError("no network"))})
     assert told() == ""
     of_ray.after_exception(None, {1: lost("The actor is dead because of x")})
-    controller.WorkerWatch(stage.troubles).after_worker_group_start(None)
+    controller.WorkerWatch(stage.troubles, tries_of(stage)).after_worker_group_start(None)
     assert told() == "train-1: worker 1: The actor is dead because of x"
 
 
 def test_lost_worker_is_told_although_it_broke_the_connections_of_others(troubled):
     stage, told = troubled
-    of_ray = controller.Controller(stage.path, 2, stage.troubles)
+    of_ray = controller.Controller(stage.path, 2, stage.troubles, tries_of(stage))
     gone = lost("A worker health check failed.\nThe actor died because its node has died. Node Id: x\n\tby SIGTERM")
     of_ray.after_exception(None, {0: raised(RuntimeError("Connection reset by peer")), 1: gone})
     assert told() == "train-1: worker 1: The actor died because its node has died. Node Id: x"
@@ -525,7 +530,7 @@ def test_lost_worker_is_told_although_it_broke_the_connections_of_others(trouble
 
 def test_workers_on_a_node_that_is_taken_away_are_told_before_they_are_lost(troubled):
     stage, told = troubled
-    workers = controller.WorkerWatch(stage.troubles)
+    workers = controller.WorkerWatch(stage.troubles, tries_of(stage))
     workers.after_worker_group_poll_status(poll.WorkerGroupPollStatus({0: poll.WorkerStatus(running=True)}))
     assert told() == ""
     leaving = poll.WorkerStatus(running=True, preemption_info=poll.PreemptionInfo(None, {"node": [1, 2]}))

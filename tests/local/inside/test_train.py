@@ -216,6 +216,20 @@ def test_bug_in_a_loop_fails_at_once_with_the_loops_own_words(tmp_path):
     assert len(notes(tmp_path / "lives")) == 1
 
 
+def mismatched(config):
+    note(config["lives"], life=1)
+    torch.zeros(3, 3) @ torch.zeros(4, 2)
+
+
+@pytest.mark.usefixtures("here")
+def test_error_that_comes_again_on_the_retry_fails_then_with_its_line(tmp_path):
+    with pytest.raises(
+        RunFailed, match=r"mat1 and mat2 .* \(worker 0, tests/local/inside/test_train.py line \d+\)"
+    ) as caught:
+        raykube.train(mismatched, {"lives": str(tmp_path / "lives")})
+    assert (caught.value.reason, len(notes(tmp_path / "lives"))) == ("LoopFailed", 2)
+
+
 def unequal():
     rank = ray.train.get_context().get_world_rank()
     for step in range(2 - rank):
