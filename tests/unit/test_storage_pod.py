@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
+from raykube import marks
 from raykube.backends.kuberay import largecode, storage
 from raykube.backends.kuberay.serve import services
 from raykube.backends.kubernetes import kubeapi
@@ -147,7 +148,7 @@ class Keeping(Noting):
 def test_service_that_may_not_be_deleted_keeps_its_code():
     annotations = {"raykube.io/storage": "/shared", "raykube.io/code-in-storage": "true"}
     with kubernetes(Keeping) as server:
-        metadata = {"name": "digits", "uid": "u", "annotations": annotations}
+        metadata = {"name": "digits", "uid": "u", "annotations": annotations, "labels": dict(marks.MANAGED_BY)}
         cluster = {"rayClusterConfig": {"headGroupSpec": HEAD}}
         server.service = {"kind": "RayService", "metadata": metadata, "spec": cluster}
         with pytest.raises(Forbidden):
