@@ -77,7 +77,7 @@ def state(name, namespace):
 
 
 def noted(name, namespace):
-    return kubectl.get("rayjob", name, namespace).get("status", {}).get("jobDeploymentStatus")
+    return kubectl.get("rayjob", name, namespace).get("status", {}).get("rayJobInfo", {}).get("startTime")
 
 
 def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is_gone(manifest, tmp_path, namespace):
@@ -101,7 +101,7 @@ def test_run_on_a_long_lived_cluster_has_its_log_and_its_end_when_the_cluster_is
     gone = ["--cluster", "brief", "--name", "gone", *in_, "--no-wait", "--", "sleep", "600"]
     assert run("raykube", "job", "submit", *gone, timeout=120).returncode == 0
     # Before KubeRay has noted that, the run would wait for the next cluster of that name.
-    until(lambda: noted("gone", namespace) == "Running", "KubeRay has handed it to the new cluster", 60)
+    until(lambda: noted("gone", namespace), "KubeRay knows that it has begun on the new cluster", 60)
     until(lambda: state("gone", namespace) == "RUNNING", "it runs there", 60)
     assert state("lost", namespace) == "STOPPED"
     kubectl.kubectl("delete", "raycluster", "brief", namespace=namespace)

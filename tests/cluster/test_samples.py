@@ -106,19 +106,27 @@ def as_admin(own_cluster, namespace, monkeypatch):  # noqa: ARG001 - it has the 
     monkeypatch.setenv("RAYKUBE_NAMESPACE", namespace)
 
 
-def test_rayjob_samples_pass_strict_validation_as_they_are():
+def account(path, namespace):
+    """Have the service accounts that a sample names: without them the server takes no pod of it."""
+    for name in set(re.findall(r"serviceAccountName: *(\S+)", path.read_text())):
+        kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}, namespace=namespace)
+
+
+def test_rayjob_samples_pass_strict_validation_as_they_are(namespace):
     found = list(samples("RayJob"))
     for path in found:
+        account(path, namespace)
         plan = plans.written_rayjob(args.manifest_of(path), rk.Cluster.load("kubernetes"))
         api.check(plan)
     assert len(found) >= 20
 
 
-def test_raycluster_samples_are_planned_for_or_refused_with_a_reason(tmp_path):
+def test_raycluster_samples_are_planned_for_or_refused_with_a_reason(tmp_path, namespace):
     (tmp_path / "a.py").write_text("print(1)\n")
     job = rk.Job(entrypoint="python a.py", name="sample", working_dir=tmp_path)
     found = list(samples("RayCluster"))
     for path in found:
+        account(path, namespace)
         expected = pytest.raises(ConfigError, match=REFUSED[path.name]) if path.name in REFUSED else nullcontext()
         with expected:
             api.check(rk.plan(job, rk.Cluster.load(path)))

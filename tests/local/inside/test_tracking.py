@@ -66,12 +66,14 @@ def no_loader(checkpoint):
 
 def test_training_is_kept_when_its_model_cannot_be_loaded(here, monkeypatch):
     monkeypatch.setenv(wire.TRACKING, "on")
-    with pytest.raises(LookupError, match="no class"):
+    with pytest.raises(raykube.errors.RunFailed, match="ModelFailed") as told:
         raykube.train(loop, {"scale": 1.0}, experiment="kept", model=no_loader)
     kept = wire.Result.from_json((here.folder / "train-1" / wire.RESULT_FILE).read_text())
     assert kept.metrics["step"] == 50
     assert checkpoints.load(kept.checkpoint)["weight"].item() == 1.0
     assert "not registered" in kept.notes[0]
+    assert "no class for" in str(told.value)
+    assert kept.checkpoint in told.value.next_step
 
 
 def test_training_goes_on_without_the_mlflow_server_and_says_so(here, monkeypatch, caplog):
