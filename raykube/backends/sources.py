@@ -86,8 +86,7 @@ def lines_in(log: Iterable[bytes]) -> Iterator[str]:
 
 def lines_of(log: bytes) -> list[str]:
     """Return the lines of a whole log, split as when it is followed: a progress bar is one line."""
-    lines = Lines()
-    return [*lines.take(log), *lines.end()]
+    return [*lines_in([log])]
 
 
 def by_time(logs: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -122,8 +122,10 @@ def text(value: Status | Failure | Result) -> str:
 def table(statuses: Iterable[Status], now: float) -> str:
     """Return statuses as a table that looks like kubectl's; services have neither attempts nor workers."""
     found = [_row(status, now) for status in statuses]
-    shown = {name for row in found or [{"ATTEMPT": "1"}] for name in _COLUMNS if row.get(name)}
-    columns = [name for name in _COLUMNS if name in shown or name not in ("ATTEMPT", "WORKERS")]
+    hidden = {name for name in ("ATTEMPT", "WORKERS") if not any(row[name] for row in found)}
+    if not found:  # an empty list may be one of runs
+        hidden.discard("ATTEMPT")
+    columns = [name for name in _COLUMNS if name not in hidden]
     return _table([columns, *([row[name] or "-" * (name == "WORKERS") for name in columns] for row in found)])
 
 

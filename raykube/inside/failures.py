@@ -164,14 +164,14 @@ def recurring(failures: Mapping[int, BaseException]) -> str:
 
 
 def _may_pass(failure: BaseException) -> bool:
-    """Return whether an error is of a device, a connection or the system; a missing file stays missing."""
+    """Whether an error is of a device, a connection or the system; a missing file stays missing."""
     own = _task_exception(failure)
     of_system = isinstance(own, OSError) and not isinstance(own, FileNotFoundError)
     return of_system or bool(_PASSING.search(said(failure)))
 
 
 def is_of_taken_node(failures: Mapping[int, BaseException]) -> bool:
-    """Return whether a worker was lost because its node was taken away, which Ray does not count as a failure."""
+    """Whether a worker was lost because its node was taken away, which Ray does not count as a failure."""
     own = (getattr(failure, "health_check_failure", failure) for failure in failures.values())
     return any(getattr(failure, "preempted", False) is True for failure in own)
 

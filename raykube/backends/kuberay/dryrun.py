@@ -69,8 +69,8 @@ def _makes_pods(kube: Kube, work: Object) -> bool:
     return True
 
 
-def pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield, for each group of a Ray object, the path of its template and a pod made from it. Pure."""
+def _pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield, for each group of a Ray object, the path of its template and a pod made from it."""
     place = _CLUSTER_IN.get(work["kind"])
     spec = spec_of(work).get(place) or {} if place else spec_of(work)
     prefix = f"spec.{place}." if place else "spec."
@@ -87,20 +87,14 @@ def _pod(work: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
     said = template.get("metadata") or {}
     kind = "worker" if "groupName" in group else "head"
     labels = {**_OF_KUBERAY, marks.CLUSTER: name, marks.NODE_TYPE: kind}
-    owner = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "name": name,
-        "uid": str(uuid.uuid4()),
-        "controller": True,
-    }
     metadata = {"labels": {**labels, **(said.get("labels") or {})}, "annotations": said.get("annotations") or {}}
-    return {
+    pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {**metadata, "generateName": f"{name}-", "ownerReferences": [owner]},
+        "metadata": {**metadata, "generateName": f"{name}-"},
         "spec": _with_volumes(spec_of(template)),
     }
+    return objects.owned(pod, {"kind": "RayCluster", "metadata": {"name": name, "uid": str(uuid.uuid4())}})
 
 
 def _with_volumes(pod: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +108,7 @@ def _with_volumes(pod: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refused_pods(kube: Kube, work: Object) -> list[Problem]:
     try:
-        return [problem for path, pod in pods(work) for problem in _refusals(kube, path, pod)]
+        return [problem for path, pod in _pods(work) for problem in _refusals(kube, path, pod)]
     except Lacking:
         _log.info("pods were not checked: this user may not create any")
         return []

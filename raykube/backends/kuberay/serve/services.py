@@ -294,8 +294,7 @@ def resized(spec: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str
     groups: list[dict[str, Any]] = copy.deepcopy(spec.get("workerGroupSpecs") or [])
     for group in groups:
         after = bounds.get(group["groupName"], group)
-        low, high = int(after.get("minReplicas") or 0), after.get("maxReplicas")
-        high = int(2**31 - 1 if high is None else high)
+        low, high = int(after.get("minReplicas") or 0), manifests.max_replicas(after)
         count = int((group if wanted.get(_SCALES) else after).get("replicas") or 0)
         group.update(minReplicas=low, maxReplicas=high, replicas=min(max(count, low), high))
     return groups
