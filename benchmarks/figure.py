@@ -22,7 +22,7 @@ _NAMES = {
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw `rows`, one session of each experiment, as a PNG."""
+    """Draw `rows`, as findings.latest returns them, as a PNG."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -43,8 +43,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def _headline(rows: Sequence[Row]) -> str:
     parts = []
-    for experiment in sorted({row.experiment for row in rows}):
-        first = next(row for row in rows if row.experiment == experiment)
+    for experiment, session in sorted({(row.experiment, row.session) for row in rows}):
+        first = next(row for row in rows if (row.experiment, row.session) == (experiment, session))
         length = ", quick" if first.quick else ""
         parts.append(f"{experiment} {first.session} at {first.commit[:8]}{length} ({first.kind})")
     where = next((f"{row.environment['cpu']}, {row.environment['cores']} cores" for row in rows), "")

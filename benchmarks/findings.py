@@ -23,6 +23,11 @@ GOALS = {
 }
 REPORT_P99_US = 50.0
 FIRST_LINE_S = {"cold": 12.0, "warm": 4.0}
+#: Upper bounds for the ratio of created -> RUNNING under raykube to kubectl's with the operator as it is delivered.
+START_GOALS = {"raykube": 0.8, "raykube, tuned": 0.45}
+POST_MS = 10.0
+END_S = 1.5
+CHANGE_P99_MS = 100.0
 PHASES = ("packing", "submit", "running", "first_line", "entered", "first_step", "ended")
 
 
@@ -58,12 +63,13 @@ class Comparison:
 
 
 def latest(rows: Sequence[Row], *, full: bool = False) -> list[Row]:
-    """Return the rows of each experiment's newest session; with `full`, of the newest one that was not quick."""
+    """Return the rows of the newest session that measured each thing; with `full`, of one that was not quick."""
     usable = [row for row in rows if not (full and row.quick)]
-    newest = {row.experiment: "" for row in usable}
+    newest: dict[tuple[str, str], str] = {}
     for row in usable:
-        newest[row.experiment] = max(newest[row.experiment], row.session)
-    return [row for row in usable if row.session == newest[row.experiment]]
+        key = row.experiment, row.what
+        newest[key] = max(newest.get(key, ""), row.session)
+    return [row for row in usable if row.session == newest[row.experiment, row.what]]
 
 
 def of(rows: Sequence[Row], what: str) -> list[Row]:
@@ -238,3 +244,56 @@ def _point(mode: str, workers: int, ours: list[Row], base: list[Row]) -> Point:
         float(np.median([row.values.get(name, 0.0) for row in ours])) for name in ("floor_ms", "busbw_mb_s")
     )
     return Point(mode, workers, float(np.median(steps)), float(np.median(bases)), efficiency, floor, busbw)
+
+
+def cluster_starts(rows: Sequence[Row]) -> list[Comparison]:
+    """Compare the time from created to RUNNING with kubectl's; the operator is tuned only in the arm that says so."""
+    found = of(rows, "running_s")
+    taken = {row.arm for row in found}
+    return [_cluster_start(arm, found) for arm in START_GOALS if {arm, "kubectl", "kubectl again"} <= taken]
+
+
+def _cluster_start(arm: str, rows: list[Row]) -> Comparison:
+    ours, base = pairs_of(rows, arm, "kubectl", "running_s")
+    again, first = pairs_of(rows, "kubectl again", "kubectl", "running_s")
+    middles = float(np.median(ours)), float(np.median(base))
+    ratio, floor = stats.compare(ours, base), stats.noise_floor(first, again)
+    return Comparison("created to RUNNING", "median", *middles, arm, "kubectl", ratio, floor, START_GOALS[arm])
+
+
+@dataclass(frozen=True)
+class PostCost:
+    """What creating a job's objects costs, in milliseconds.
+
+    Attributes:
+        ours, base: medians of raykube and of the bare requests.
+        excess: by how much raykube's costs more.
+        floor: the same for the base against itself: the bound that is farther from 0.
+    """
+
+    ours: float
+    base: float
+    excess: stats.Interval
+    floor: float
+
+
+def post_cost(rows: Sequence[Row]) -> PostCost | None:
+    """Return what creating a job's objects costs; None if that was not measured."""
+    found = of(rows, "post_ms")
+    if not {"raykube", "kubectl", "kubectl again"} <= {row.arm for row in found}:
+        return None
+    ours, base = pairs_of(found, "raykube", "kubectl", "post_ms")
+    same = stats.excess(*pairs_of(found, "kubectl again", "kubectl", "post_ms"))
+    middles = float(np.median(ours)), float(np.median(base))
+    return PostCost(*middles, stats.excess(ours, base), max(abs(same.low), abs(same.high)))
+
+
+def ends_heard(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Return, for raykube's waiter and for the RayJob's status, how late each end of a job was known, in seconds."""
+    found = of(rows, "end_s")
+    return {arm: [row.values["end_s"] for row in found if row.arm == arm] for arm in _arms(found)}
+
+
+def changes_heard(rows: Sequence[Row]) -> list[float]:
+    """Return how late a waiter saw each change of a job's object, in milliseconds."""
+    return [ms for row in of(rows, "changes_ms") for ms in row.values["ms"]]

@@ -17,14 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import raykube as rk
-from benchmarks import rows, stats
+from benchmarks import rows, stats, tables
 from raykube import api
 from raykube.backends.kuberay.runs.look import Look
 from raykube.backends.kubernetes.kubeapi import Kube, Stop
 from raykube.cluster import Cluster
 
-END_GOAL_S = 1.5
-CHANGE_GOAL_MS = 100.0
 _MARK = "raykube.io/benchmark"
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 _PAUSE_S = 0.05  # between two changes, so that each wakes the waiter separately
@@ -97,22 +95,14 @@ def main() -> None:
     kube = Kube()
     on = api.running(given.cluster, Cluster.load("kubernetes"))
     session = rows.Session.start("following", quick=given.runs < stats.MIN_PAIRS)
-    ends: dict[str, list[float]] = {"rayjob": [], "raykube": []}
+    taken: list[rows.Row] = []
     with TemporaryDirectory() as name:
         for pair in range(given.runs):
             for arm, after in end_s(kube, on, Path(name)).items():
-                ends[arm].append(after)
-                session.add("end_s", arm, pair, {}, {"values": {"end_s": after}})
+                taken.append(session.add("end_s", arm, pair, {}, {"values": {"end_s": after}}))
         changes = list(changes_ms(kube, on, Path(name), given.changes))
-    session.add("changes_ms", "raykube", 0, {}, {"values": {"ms": changes}})
-    for arm, lates in ends.items():
-        middle = stats.median(lates).value
-        print(f"end of Ray's job heard by {arm}: median {middle:.2f} s, worst of {len(lates)} {max(lates):.2f} s")
-    print(f"  goal: {END_GOAL_S} s")
-    late = stats.quantile(changes, 0.99)
-    p99 = f"p99 {late.value:.1f} ({late.low:.1f} to {late.high:.1f})"
-    print(f"change of the object, ms: median {stats.median(changes).value:.1f}, {p99} of {late.count}")
-    print(f"  goal: p99 {CHANGE_GOAL_MS:g} ms: {stats.within(late, CHANGE_GOAL_MS)}")
+    taken.append(session.add("changes_ms", "raykube", 0, {}, {"values": {"ms": changes}}))
+    print("\n".join(tables.following(taken)))
 
 
 if __name__ == "__main__":

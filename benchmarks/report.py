@@ -1,4 +1,4 @@
-"""Render what was measured: tables as Markdown and one figure, from the newest session of each experiment.
+"""Render what was measured: tables as Markdown and one figure, from the newest session that measured each thing.
 
 Run: python -m benchmarks.report
      python -m benchmarks.report --full --out docs/benchmarks.md

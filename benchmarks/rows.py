@@ -26,14 +26,14 @@ class Row:
     """One sample of one arm.
 
     Attributes:
-        experiment: ``"overhead"`` or ``"scaling"``.
+        experiment: the module that measured: ``"overhead"``, ``"scaling"``, ``"cluster"`` or ``"following"``.
         session: when the experiment was started, in UTC; the rows of one session belong together.
         quick: whether it was a short session, for a first look.
-        what: ``"step"``, ``"report"``, ``"submit"``, ``"idle"`` or ``"point"``.
+        what: the thing that was measured, as in ``"step"``, ``"report"`` or ``"running_s"``.
         arm: what was measured, as in ``"raykube"`` or ``"torchrun"``.
         pair: samples with the same number were taken one after the other.
         case: what else tells samples apart, as in ``{"model": "mlp", "world": 2}``.
-        values: the measured numbers; the unit ends each name.
+        values: the measured numbers, or a list of them; the unit ends each name.
         environment: where it was measured: hardware, load, versions, thread settings.
         commit: of the measured code.
         dirty: whether the code differed from that commit.
@@ -48,7 +48,7 @@ class Row:
     arm: str
     pair: int
     case: Mapping[str, Any]
-    values: Mapping[str, float]
+    values: Mapping[str, Any]
     environment: Mapping[str, Any] = field(default_factory=dict)
     commit: str = ""
     dirty: bool = False

@@ -54,11 +54,25 @@ def compare(ours: Sequence[float], base: Sequence[float], *, folds: int = FOLDS,
     Raises:
         ValueError: the arms are empty, or differ in length.
     """
-    pairs = _pairs(ours, base)
-    drawn = np.random.default_rng(seed).integers(0, len(pairs), size=(folds, len(pairs)))
-    medians = np.median(pairs[drawn], axis=1)
+    medians = _medians(_pairs(ours, base), folds, seed)
     low, high = np.quantile(medians[:, 0] / medians[:, 1], (0.025, 0.975))
-    return Interval(ratio_of_medians(ours, base), float(low), float(high), len(pairs))
+    return Interval(ratio_of_medians(ours, base), float(low), float(high), len(ours))
+
+
+def excess(ours: Sequence[float], base: Sequence[float], *, folds: int = FOLDS, seed: int = 0) -> Interval:
+    """Return by how much ours costs more, median less median in their unit; arguments and errors as of compare."""
+    medians = _medians(_pairs(ours, base), folds, seed)
+    low, high = np.quantile(medians[:, 0] - medians[:, 1], (0.025, 0.975))
+    return Interval(float(np.median(ours) - np.median(base)), float(low), float(high), len(ours))
+
+
+def _medians(
+    pairs: np.ndarray[tuple[int, int], np.dtype[np.float64]], folds: int, seed: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Return the medians of both arms, for each time that whole pairs are resampled."""
+    drawn = np.random.default_rng(seed).integers(0, len(pairs), size=(folds, len(pairs)))
+    found: np.ndarray[tuple[int, int], np.dtype[np.float64]] = np.median(pairs[drawn], axis=1)
+    return found
 
 
 def _pairs(ours: Sequence[float], base: Sequence[float]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

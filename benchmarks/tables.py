@@ -22,6 +22,12 @@ POST. The script's first line comes before it imports torch."""
 _SCALING = """The base is one process of plain PyTorch, started by torchrun on a worker of the same cluster. The floor
 is one all-reduce of the gradients, measured in the same run. One and two workers show what the exchange of gradients
 and raykube cost; they show no scaling."""
+_CLUSTER = """The base is the same RayJob as kubectl would create and read it, with KubeRay's own probes. *Tuned* is
+raykube under an operator with the setting that docs/kubernetes.md recommends; all other arms have the operator as it is
+delivered."""
+_FOLLOWING = (
+    """The end of a job is the time that Ray itself reports; *rayjob* is a watch of the RayJob's status beside it."""
+)
 _EVENTS = {
     "packing": "packing alone",
     "submit": "submit returned (packed, head up, sent)",
@@ -37,7 +43,7 @@ def render(rows: Sequence[Row], figure: str) -> str:
     """Return the whole report.
 
     Args:
-        rows: of one session of each experiment.
+        rows: of each thing that was measured, those of one session.
         figure: the file name of the figure.
 
     Raises:
@@ -54,6 +60,9 @@ def render(rows: Sequence[Row], figure: str) -> str:
         _submissions(rows),
         _starts(rows),
         _points(rows),
+        cluster_starts(rows),
+        posts(rows),
+        following(rows),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
@@ -68,12 +77,14 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def _provenance(rows: Sequence[Row]) -> Iterator[str]:
-    for experiment in sorted({row.experiment for row in rows}):
-        own = [row for row in rows if row.experiment == experiment]
+    for experiment, session in sorted({(row.experiment, row.session) for row in rows}):
+        own = [row for row in rows if (row.experiment, row.session) == (experiment, session)]
         first = own[0]
+        what = ", ".join(dict.fromkeys(row.what for row in own))
         changed = " with changes" if first.dirty else ""
         length = "quick session" if first.quick else "session"
-        yield f"- **{experiment}**: {length} {first.session}, commit `{first.commit[:12]}`{changed}, kind: {first.kind}"
+        code = f"commit `{first.commit[:12]}`{changed}"
+        yield f"- **{experiment}** ({what}): {length} {session}, {code}, kind: {first.kind}"
         yield f"  - {', '.join(f'{key} {value}' for key, value in first.environment.items() if key not in _VARYING)}"
         loads = [row.environment["load_1min"] for row in own]
         stolen = own[-1].environment["steal_share"]
@@ -190,3 +201,52 @@ def _points(rows: Sequence[Row]) -> list[str]:
         for each in found
     ]
     return ["## Scaling", "", _SCALING, "", *table(header, lines)] if found else []
+
+
+def cluster_starts(rows: Sequence[Row]) -> list[str]:
+    """Return the table of the time from created to RUNNING on KubeRay."""
+    found = findings.cluster_starts(rows)
+    header = ["arm", "its s", "kubectl s", "ratio", "95 % CI", "floor", "goal", "verdict", "n"]
+    lines = [
+        [
+            *(each.arm, f"{each.ours:.2f}", f"{each.base:.2f}", f"{each.ratio.value:.3f}", span(each.ratio)),
+            *(f"±{each.floor:.3f}", f"≤ {each.goal}", each.verdict, each.ratio.count),
+        ]
+        for each in found
+    ]
+    return ["## On KubeRay: from created to RUNNING", "", _CLUSTER, "", *table(header, lines)] if found else []
+
+
+def posts(rows: Sequence[Row]) -> list[str]:
+    """Return the table of what creating a job's objects costs."""
+    found = findings.post_cost(rows)
+    if found is None:
+        return []
+    header = ["raykube ms", "bare requests ms", "more by ms", "95 % CI", "floor ms", "goal", "verdict", "n"]
+    line = [
+        *(f"{found.ours:.1f}", f"{found.base:.1f}", f"{found.excess.value:.1f}", span(found.excess, 1)),
+        *(f"±{found.floor:.1f}", f"≤ {findings.POST_MS:g}", stats.within(found.excess, findings.POST_MS)),
+        found.excess.count,
+    ]
+    return ["## On KubeRay: creating a job's objects", "", *table(header, [line])]
+
+
+def following(rows: Sequence[Row]) -> list[str]:
+    """Return the table of how late a waiter hears of a change, and of the end."""
+    ends, changes = findings.ends_heard(rows), findings.changes_heard(rows)
+    header = ["what", "heard by", "median", "p99, 95 % CI", "worst", "goal", "verdict", "n"]
+    lines = [_end_heard(arm, lates) for arm, lates in ends.items()]
+    if changes:
+        p99, limit = stats.quantile(changes, 0.99), findings.CHANGE_P99_MS
+        middle, bounds = f"{stats.median(changes).value:.1f} ms", f"{p99.value:.1f} ms, {span(p99, 1)}"
+        judged = f"p99 ≤ {limit:g} ms", stats.within(p99, limit)
+        lines.append(
+            ["a change of the object", "raykube", middle, bounds, f"{max(changes):.1f} ms", *judged, len(changes)]
+        )
+    return ["## On KubeRay: how late a waiter hears", "", _FOLLOWING, "", *table(header, lines)] if lines else []
+
+
+def _end_heard(arm: str, lates: Sequence[float]) -> list[object]:
+    worst, limit = max(lates), findings.END_S
+    judged = (f"worst ≤ {limit:g} s", "pass" if worst <= limit else "fail") if arm == "raykube" else ("", "")
+    return ["the end of a job", arm, f"{stats.median(lates).value:.2f} s", "", f"{worst:.2f} s", *judged, len(lates)]

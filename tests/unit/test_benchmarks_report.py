@@ -110,12 +110,48 @@ def test_simulated_rows_are_not_mixed_with_measured_ones():
         tables.render([submit_row(), simulated], "")
 
 
-def test_newest_session_of_each_experiment_counts():
+def cluster_rows(tuned_s=10.0):
+    """Six pairs on KubeRay in which nothing varies but the arm."""
+    starts = {"kubectl": 24.0, "kubectl again": 24.0, "raykube": 12.0, "raykube, tuned": tuned_s}
+    posts = {"kubectl": 20.0, "kubectl again": 21.0, "raykube": 25.0}
+    for pair in range(6):
+        for what, arms in (("running_s", starts), ("post_ms", posts)):
+            for arm, value in arms.items():
+                yield row(what, arm, pair, {}, {what: value}, experiment="cluster")
+
+
+def test_report_judges_both_operators_by_kubectl_under_the_one_as_delivered():
+    text = tables.render(list(cluster_rows(tuned_s=12.0)), "x.png")
+    assert line_of(text, "| raykube |")[1:] == [
+        *("12.00", "24.00", "0.500", "0.500 to 0.500", "±0.000", "≤ 0.8", "pass", "6")
+    ]
+    assert line_of(text, "| raykube, tuned |")[6:] == ["≤ 0.45", "fail", "6"]
+
+
+def test_report_judges_creating_objects_by_what_it_costs_more():
+    text = tables.render(list(cluster_rows()), "x.png")
+    assert line_of(text, "≤ 10")[2:] == ["5.0", "5.0 to 5.0", "±1.0", "≤ 10", "pass", "6"]
+
+
+def test_report_judges_a_waiter_by_its_latest_news():
+    found = [row("changes_ms", "raykube", 0, {}, {"ms": [20.0] * 600}, experiment="following")]
+    for pair, (ours, kubectl) in enumerate([(0.2, 2.0), (1.6, 3.0)]):
+        for arm, late in (("raykube", ours), ("rayjob", kubectl)):
+            found.append(row("end_s", arm, pair, {}, {"end_s": late}, experiment="following"))
+    text = tables.render(found, "x.png")
+    assert line_of(text, "| the end of a job | raykube |")[4:] == ["1.60 s", "worst ≤ 1.5 s", "fail", "2"]
+    assert line_of(text, "| the end of a job | rayjob |")[5:] == ["", "", "2"]
+    assert line_of(text, "| a change of the object |")[5:] == ["p99 ≤ 100 ms", "pass", "600"]
+
+
+def test_newest_session_that_measured_a_thing_counts():
     old, new = submit_row(), dataclasses.replace(submit_row(), session="2026-01-02T00:00:00Z")
     quick = dataclasses.replace(submit_row(), session="2026-01-03T00:00:00Z", quick=True)
     points = list(point_rows())
     assert findings.latest([new, old, quick, *points]) == [quick, *points]
     assert findings.latest([new, old, quick, *points], full=True) == [new, *points]
+    steps = list(step_rows())  # of the older session, which measured them last
+    assert findings.latest([new, old, *steps]) == [new, *steps]
 
 
 def test_pairs_without_a_partner_do_not_count():
