@@ -1,6 +1,4 @@
-"""One sample of one arm, in a process of its own; started by benchmarks.overhead.
-
-Run: python -m benchmarks.arms raykube --world 2 --out sample.json
+"""One arm, in a process of its own; started by benchmarks.overhead.
 
 Rank 0 writes what it measured to a file, so that no arm's way of returning a result is part of the measurement.
 """
@@ -8,40 +6,43 @@ Rank 0 writes what it measured to a file, so that no arm's way of returning a re
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import stats, workload
+from benchmarks import relay, stats, workload
 
-#: The models to train on each device, with the number of samples per step on one worker.
-MODELS = {"cpu": {"mlp": 64, "cnn": 64}, "cuda": {"mlp": 64, "decoder": 8}}
+#: The models to train on each device: samples per step on one worker, and steps per spell, which take some 1.5 s.
+MODELS = {"cpu": {"mlp": (64, 1200), "cnn": (64, 240)}, "cuda": {"mlp": (64, 1000), "decoder": (8, 12)}}
 
 
 def loop(config: dict[str, Any], on_step: workload.OnStep) -> None:
-    """Time every model in turn, on this rank; rank 0 writes the file."""
-    samples: dict[str, Any] = {}
+    """Time every model, on this rank, in this arm's turns; rank 0 waits for the turns and writes the file."""
+    entered = time.time() - config["since"]
     device = torch.device(config["device"])
-    for model, batch in MODELS[device.type].items():
-        settle = 0.0 if samples else config["settle_s"]
-        work = workload.Work(model, batch, steps=config["steps"], warmup=config["warmup"], settle_s=settle)
-        timing = workload.timed_steps(work, on_step, device)
-        samples[model] = summary(timing) | {
-            "entered_s": timing.entered - config["since"],
-            "first_step_s": timing.first_step - config["since"],
-        }
-    if workload.rank() == 0:
+    leads = workload.rank() == 0
+    # One sequence of turns for all models, so that the relay need not know which is trained.
+    turns = iter(relay.Turns(config["turns"] if leads else "", len(MODELS[device.type]) * (config["rounds"] + 1)))
+    samples: dict[str, Any] = {}
+    for model, (batch, steps) in MODELS[device.type].items():
+        work = workload.Work(model, batch, steps=steps, warmup=config["warmup"])
+        seconds = workload.relayed_steps(work, on_step, itertools.islice(turns, config["rounds"] + 1), device)
+        samples[model] = summary(seconds) | {"entered_s": entered}
+    next(turns, None)  # hands the last turn on
+    if leads:
         measured = {"values": samples, "environment": workload.settings()}
         Path(config["out"]).write_text(json.dumps(measured), encoding="utf-8")
 
 
-def summary(timing: workload.Timing) -> dict[str, float]:
-    """Return the mean, the quantiles and the maximum of the timed steps, in milliseconds, and their number."""
-    ms = [second * 1e3 for second in timing.seconds]
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Return the mean, the quantiles and the maximum of steps, in milliseconds, and their number."""
+    ms = [second * 1e3 for second in seconds]
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
     return {
         "mean_ms": sum(ms) / len(ms),
@@ -90,16 +91,16 @@ def turns_loop(config: dict[str, Any]) -> None:
     arms = {"raykube": (raykube.report, session.recorder.flush), "no report": plain, "no report again": plain}
     found: dict[str, Any] = {}
     device = torch.device(config["device"])
-    for model, batch in MODELS[device.type].items():
+    for model, (batch, _) in MODELS[device.type].items():
         settle = 0.0 if found else config["settle_s"]
         work = workload.Work(model, batch, warmup=config["warmup"], settle_s=settle)
-        taken = workload.turns(work, arms, config["steps"], device)
+        taken = workload.turns(work, arms, config["rounds"], device)
         found[model] = {arm: seconds * 1e3 for arm, seconds in taken.items()}
     Path(config["out"]).write_text(json.dumps({"values": found, "environment": workload.settings()}), encoding="utf-8")
 
 
 def run_turns(config: dict[str, Any]) -> None:
-    """Run :func:`turns_loop` in one training under raykube, with tracking on; ``steps`` is the number of rounds."""
+    """Run :func:`turns_loop` in one training under raykube, with tracking on."""
     import raykube
 
     _scale(config)
@@ -144,10 +145,11 @@ def main() -> None:
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--device", choices=MODELS, default="cpu")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--warmup", type=int, default=50)
-    parser.add_argument("--settle-s", type=float, default=0.0, help="rest in the first warm-up")
-    parser.add_argument("--since", type=float, default=0.0, help="Unix time at which the sample was started")
+    parser.add_argument("--rounds", type=int, required=True, help="turns of this arm, besides those for the warm-up")
+    parser.add_argument("--warmup", type=int, required=True, help="steps")
+    parser.add_argument("--settle-s", type=float, default=0.0, help="rest in the first warm-up, for `turns`")
+    parser.add_argument("--since", type=float, default=0.0, help="Unix time at which the arm was started")
+    parser.add_argument("--turns", default="", help="socket of the relay that gives turns")
     parser.add_argument("--out", required=True, help="file for what rank 0 measured")
     config = vars(parser.parse_args())
     ARMS[config.pop("arm")](config)

@@ -20,7 +20,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,24 +162,19 @@ def _until_it_acts(kube: Kube, on: rk.Cluster, folder: Path) -> None:
 
 def post_samples(kube: Kube, on: rk.Cluster, folder: Path, pair: int) -> Iterator[tuple[str, float]]:
     """Yield the arms of a pair with how long creating the objects took, in ms."""
-    for arm in ordered((BASE, OURS, AGAIN), pair):
+    for arm in rows.in_turn((BASE, OURS, AGAIN), pair):
         yield arm, post_ms(kube, on, folder, arm)
 
 
 def start_samples(kube: Kube, on: rk.Cluster, folder: Path, pair: int, tune: str) -> Iterator[tuple[str, float]]:
     """Yield the arms of a pair with the seconds from created to RUNNING; the tuned one comes first or last."""
-    for tuned in ordered((False, True), pair):
+    for tuned in rows.in_turn((False, True), pair):
         if not tuned:
-            for arm in ordered((BASE, OURS, AGAIN), pair):
+            for arm in rows.in_turn((BASE, OURS, AGAIN), pair):
                 yield arm, running_s(kube, on, folder, arm)
         elif tune:
             with operator(kube, on, folder, tune):
                 yield TUNED, running_s(kube, on, folder, TUNED)
-
-
-def ordered(arms: Sequence[Any], pair: int) -> Sequence[Any]:
-    """Return the arms of a pair: those of every second one in reverse."""
-    return arms[:: 1 if pair % 2 == 0 else -1]
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def _measured(timing: Any, floor: list[float], costs: list[float]) -> dict[str, 
     """Return everything that was measured as one flat row."""
     from benchmarks import arms, stats, workload
 
-    values = arms.summary(timing) | {
+    values = arms.summary(timing.seconds) | {
         "entered": timing.entered,
         "first_step": timing.first_step,
         "gradient_bytes": timing.gradient_bytes,

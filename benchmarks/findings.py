@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,19 +181,13 @@ def submissions(rows: Sequence[Row]) -> dict[str, dict[str, stats.Interval]]:
     }
 
 
-def starts(rows: Sequence[Row]) -> list[tuple[str, int, float, float]]:
-    """Return (arm, workers, seconds from process start to the loop, to the first step) of the step samples."""
+def starts(rows: Sequence[Row]) -> list[tuple[str, int, float]]:
+    """Return (arm, workers, seconds from the process's start to the loop) of the step samples."""
     first = [row for row in of(rows, "step") if row.case["model"] == "mlp" and row.arm != "torchrun again"]
-    keys = sorted({(row.case["world"], row.arm) for row in first})
-    median = _median_of(first)
-    return [(arm, world, median(arm, world, "entered_s"), median(arm, world, "first_step_s")) for world, arm in keys]
-
-
-def _median_of(rows: list[Row]) -> Callable[[str, int, str], float]:
-    def median(arm: str, world: int, name: str) -> float:
-        return float(np.median([row.values[name] for row in rows if (row.arm, row.case["world"]) == (arm, world)]))
-
-    return median
+    groups: dict[tuple[int, str], list[float]] = {}
+    for row in first:
+        groups.setdefault((row.case["world"], row.arm), []).append(row.values["entered_s"])
+    return [(arm, world, float(np.median(seconds))) for (world, arm), seconds in sorted(groups.items())]
 
 
 @dataclass(frozen=True)

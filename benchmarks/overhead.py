@@ -1,29 +1,29 @@
 """What raykube costs: the optimizer step compared with plain Ray Train and torchrun, a report, the first step's delay.
 
-Run: python -m benchmarks.overhead          (about 80 minutes on 2 cores)
+Run: python -m benchmarks.overhead          (about 70 minutes on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
      python -m benchmarks.overhead --device cuda  (on one GPU, which has nobody to exchange gradients with)
 
-Every sample is a process of its own, except that steps with and without a report alternate in one process.
-Samples of a pair are taken one after the other, every second pair in the reverse order, so that a machine that
-gets slower is not mistaken for a slow arm.
+The arms of a pair run at the same time and take turns of a second or two (benchmarks.relay), so that a machine in
+another mood is not mistaken for a slow arm. Steps with and without a report alternate in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import sqlite3
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows, submission
+from benchmarks import arms, relay, rows, submission
 
 #: The last arm is the third again: the difference between the two is noise.
 ARMS = ("raykube", "ray", "torchrun", "torchrun again")
@@ -41,9 +41,11 @@ class Sizes:
         pairs: of the step arms, for each number of workers.
         worlds: numbers of workers of the step arms.
         budget_s: seconds after which no pair should end: one that would is not begun; 0 for no such limit.
-        steps, warmup, settle_s: of one sample.
+        rounds: turns of each arm, for each model.
+        warmup: steps before each model's first turn.
+        settle_s: seconds of rest before the first turn.
         cold, warm: submissions to a head that does not run yet; after each, submissions to the running head.
-        turns, rounds: processes in which steps with and without a report alternate, and how often in each.
+        turns, spells: processes in which steps with and without a report alternate, and how often in each.
         calls: of report in one submitted run.
         idle_s: seconds for which an idle head is watched; 0 for not at all.
     """
@@ -53,13 +55,13 @@ class Sizes:
     pairs: int
     worlds: tuple[int, ...]
     budget_s: float
-    steps: int
+    rounds: int
     warmup: int
     settle_s: float
     cold: int
     warm: int
     turns: int
-    rounds: int
+    spells: int
     calls: int
     idle_s: int
 
@@ -67,16 +69,16 @@ class Sizes:
 FULL = Sizes(
     device="cpu",
     arms=ARMS,
-    pairs=10,
+    pairs=8,
     worlds=WORLDS,
     budget_s=0,
-    steps=1000,
+    rounds=12,
     warmup=50,
     settle_s=10,
     cold=6,
     warm=2,
     turns=10,
-    rounds=150,
+    spells=150,
     calls=20_000,
     idle_s=60,
 )
@@ -87,55 +89,56 @@ QUICK = Sizes(
     pairs=1,
     worlds=WORLDS[:1],
     budget_s=150,
-    steps=300,
+    rounds=3,
     warmup=20,
     settle_s=3,
     cold=1,
     warm=0,
     turns=1,
-    rounds=40,
+    spells=40,
     calls=10_000,
     idle_s=0,
 )
 
 # A single GPU, where two workers could not use NCCL. Submissions would be the same as on the CPU.
 GPU = replace(
-    FULL, device="cuda", pairs=6, worlds=WORLDS[:1], steps=200, warmup=30, settle_s=3, turns=6, rounds=18, cold=0
+    FULL, device="cuda", pairs=6, worlds=WORLDS[:1], rounds=8, warmup=30, settle_s=3, turns=6, spells=18, cold=0
 )
 
 
-def in_turn(arms: tuple[str, ...], pair: int) -> tuple[str, ...]:
-    """Return the arms in the order for a pair: A B C, then C B A, then A B C."""
-    return arms if pair % 2 == 0 else arms[::-1]
+def relayed(world: int, pair: int, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """Run all arms at the same time, in turn; return what the rank 0 of each wrote."""
+    with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as name:
+        commands = {arm: partial(_command, arm, world, sizes) for arm in relay.order(sizes.arms, pair)}
+        rounds = len(arms.MODELS[sizes.device]) * (sizes.rounds + 1)
+        relay.run(commands, Path(name), rounds, sizes.settle_s)
+        return {arm: _written(Path(name) / arm) for arm in sizes.arms}
 
 
-def sample(arm: str, world: int, sizes: Sizes) -> dict[str, Any]:
-    """Run one sample of one arm in a process of its own, and return what its rank 0 wrote."""
-    # A short name, because the paths of Ray's sockets in it may have at most 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as folder:
-        out = Path(folder) / "sample.json"
-        kind = arm.split(maxsplit=1)[0]
-        launcher = [sys.executable, "-m"]
-        if kind == "torchrun":
-            launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
-        sizing = ["--world", str(world), "--steps", str(sizes.steps), "--warmup", str(sizes.warmup)]
-        sizing += ["--settle-s", str(sizes.settle_s), "--device", sizes.device]
-        own = {"RAYKUBE_HOME": folder, "RAY_TMPDIR": folder}
-        own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        command = [*launcher, "benchmarks.arms", kind, *sizing, "--since", str(time.time()), "--out", str(out)]
-        _run_twice(command, rows.environ(**own))
-        measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        measured["environment"]["tracked_values"] = tracked_values(Path(folder) / "runs" / "mlflow.db")
-        return measured
-
-
-def _run_twice(command: list[str], environ: dict[str, str]) -> None:
-    """Run a sample, and once more if it fails: a rendezvous may lose the race for its port."""
+def _twice(sample: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Take a sample, and once more if it fails: a rendezvous may lose the race for its port."""
     try:
-        submission.run_child(command, environ)
+        return sample()
     except SystemExit as failed:
         print(f"  taken once more, because it failed: {str(failed)[-300:]}", flush=True)
-        submission.run_child(command, environ)
+        return sample()
+
+
+def _command(arm: str, world: int, sizes: Sizes, folder: Path) -> list[str]:
+    """Return the command of an arm; it writes to ``sample.json`` in the folder."""
+    kind = arm.split(maxsplit=1)[0]
+    launcher = [sys.executable, "-m"]
+    if kind == "torchrun":
+        launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"]
+    sizing = ["--world", world, "--rounds", sizes.rounds, "--warmup", sizes.warmup, "--device", sizes.device]
+    at = ["--since", time.time(), "--turns", folder / "turns", "--out", folder / "sample.json"]
+    return [*launcher, "benchmarks.arms", kind, *map(str, [*sizing, *at])]
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    measured: dict[str, Any] = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
+    measured["environment"]["tracked_values"] = tracked_values(folder / "runs" / "mlflow.db")
+    return measured
 
 
 def tracked_values(store: Path) -> int:
@@ -162,8 +165,7 @@ def steps(session: rows.Session, sizes: Sizes) -> None:
             print(f"  {pair} of {sizes.pairs} pairs taken: the next one would end after {sizes.budget_s:g} s")
             break
         for world in sizes.worlds:
-            for arm in in_turn(sizes.arms, pair):
-                measured = sample(arm, world, sizes)
+            for arm, measured in _twice(partial(relayed, world, pair, sizes)).items():
                 _check(arm, measured, same)
                 _write(session, arm, pair, (sizes.device, world), measured)
 
@@ -183,12 +185,20 @@ def turns(session: rows.Session, sizes: Sizes) -> None:
     """Measure what a report adds to each step, with alternating steps in one process."""
     same: dict[str, Any] = {}
     for number in range(sizes.turns):
-        measured = sample("turns", 1, replace(sizes, steps=sizes.rounds))
+        measured = _twice(partial(_turns_sample, sizes))
         _check("raykube", measured, same)
-        for model, arms in measured["values"].items():
-            for arm, ms in arms.items():
+        for model, taken in measured["values"].items():
+            for arm, ms in taken.items():
                 case = {"model": _named(model, sizes.device)}
                 _tell(session.add("turn", arm, number, case, measured | {"values": {"p50_ms": ms}}))
+
+
+def _turns_sample(sizes: Sizes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rkb-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        command = _command("turns", 1, replace(sizes, rounds=sizes.spells), folder)
+        submission.run_child([*command, "--settle-s", str(sizes.settle_s)], rows.own_environ(folder))
+        return _written(folder)
 
 
 def _check(arm: str, measured: dict[str, Any], same: dict[str, Any]) -> None:

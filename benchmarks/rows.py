@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -110,6 +113,11 @@ class Session:
         return row
 
 
+def in_turn(arms: Sequence[T], pair: int) -> Sequence[T]:
+    """Return the arms in the order for a pair: A B C, then C B A, then A B C."""
+    return arms if pair % 2 == 0 else arms[::-1]
+
+
 def read(folder: Path = RESULTS) -> list[Row]:
     """Return every row of a folder, file by file, oldest first."""
     return [row for path in sorted(folder.glob("*.jsonl")) for row in _rows(path)]
@@ -189,3 +197,13 @@ def environ(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYKUBE_", "MLFLOW_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return kept | THREADS | {"PATH": path, "PYTHONUNBUFFERED": "1"} | more
+
+
+def own_environ(folder: Path) -> dict[str, str]:
+    """Return the environment of a measured process that has a home and a Ray of its own.
+
+    Args:
+        folder: has a short name, because the paths of Ray's sockets in it may have at most 107 bytes.
+    """
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return environ(RAYKUBE_HOME=str(folder), RAY_TMPDIR=str(folder), **token)

@@ -17,7 +17,6 @@ from typing import Any
 
 import raykube as rk
 from benchmarks import rows, submission
-from benchmarks.overhead import in_turn
 
 MODES = ("weak", "strong")
 BATCH = 64
@@ -110,7 +109,7 @@ def run(said: argparse.Namespace) -> None:
     labels = {f"{point.arm} {point.mode} {point.workers}": point for point in points(workers, said.mode)}
     with submission.place(said.on) as place:
         for pair in range(said.pairs or (1 if said.quick else 10)):
-            for label in in_turn(tuple(labels), pair):
+            for label in rows.in_turn(tuple(labels), pair):
                 values = measure(session, place, labels[label], pair, work).values
                 numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                 print(f"  pair {pair + 1} {label}: {numbers}", flush=True)

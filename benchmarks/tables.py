@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from benchmarks import findings, stats
 from benchmarks.rows import Row
 
-_HOW = """Each sample is a process of its own; the arms of a pair were taken next to each other, every second pair in
-the reverse order. Ratios are of medians over the samples, intervals are 95 %, from 10,000 draws of whole pairs. The
-floor is how far from 1 the interval of torchrun against itself reaches: a goal tighter than it cannot be met on this
-machine. A verdict needs at least six pairs and follows from the bounds and the floor alone."""
+_HOW = """The arms of a pair are processes that live at the same time and take turns of a second or two, in changing
+orders; what a driver does beside the steps falls on all of them. Ratios are of medians over the pairs, intervals are
+95 %, from 10,000 draws of whole pairs. The floor is how far from 1 the interval of torchrun against itself reaches: a
+goal tighter than it cannot be met on this machine. A verdict needs at least six pairs and follows from the bounds and
+the floor alone."""
 _TURNS = """Within one training under raykube with MLflow, spells of 50 ms with a report at every step, and without,
 take turns. A sample is the median of one process, and with reports what writing their rows takes, which is else done in
 a thread beside the steps; what the driver does beside them falls on all spells alike, and is not in it. The floor is
 that of spells without against themselves."""
-_STARTS = "Medians, from the start of the process; Ray is started and ended in each sample of the first two arms."
+_STARTS = """Medians, from the start of the process. The arms raykube and ray start a Ray of their own. Arms that have
+started are idle beside the next one."""
 _SUBMITS = """Medians in seconds since the call of submit, in a client process of its own, on a Ray head of its own:
 *cold* is not there yet, *warm* is. Packing is measured by itself; submit holds it, the start of a cold head, and the
 POST. The script's first line comes before it imports torch."""
@@ -170,14 +172,14 @@ def _first_line(arm: str, seconds: stats.Interval) -> str:
 
 
 def _starts(rows: Sequence[Row]) -> list[str]:
-    lines = [[arm, world, f"{loop:.2f}", f"{step:.2f}"] for arm, world, loop, step in findings.starts(rows)]
-    found = table(["arm", "workers", "loop entered, s", "first step, s"], lines)
+    lines = [[arm, world, f"{loop:.2f}"] for arm, world, loop in findings.starts(rows)]
+    found = table(["arm", "workers", "loop entered, s"], lines)
     idle = [row.values for row in findings.of(rows, "idle")]
     words = [
         f"\nAn idle head: {each['busy_with_head_cores']:.2f} cores busy, without it {each['busy_without_cores']:.2f}."
         for each in idle
     ]
-    return ["## From nothing to the first step, without submit", "", _STARTS, "", *found, *words] if lines else []
+    return ["## From nothing to the loop, without submit", "", _STARTS, "", *found, *words] if lines else []
 
 
 def _points(rows: Sequence[Row]) -> list[str]:

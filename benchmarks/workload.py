@@ -10,7 +10,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,9 @@ class Work:
         model: ``"mlp"``, ``"cnn"``, ``"tiny"`` or, for a GPU, ``"decoder"``.
         batch: samples per step on this worker.
         warmup: steps before the timed ones.
-        settle_s: seconds of rest in the middle of the warm-up, while the run's start-up is still going on: on one
-            machine, the driver's imports take cores from the first steps. The time to the first step is measured
-            separately.
-        steps: timed steps.
+        settle_s: seconds of rest in the warm-up, while the run's start-up is still going on: on one machine, the
+            driver's imports take cores from the first steps. The time to the first step is measured separately.
+        steps: timed steps, in all or of each spell.
     """
 
     model: str = "mlp"
@@ -142,6 +141,27 @@ def timed_steps(work: Work, on_step: OnStep, device: torch.device | None = None)
     return Timing(seconds[work.warmup :], entered, first_step, size)
 
 
+def relayed_steps(work: Work, on_step: OnStep, turns: Iterable[int], device: torch.device | None = None) -> list[float]:
+    """Train in spells, one for each turn; return the seconds of each step, as :func:`timed_steps` counts it.
+
+    The first turn is for the warm-up. The first step of a spell is not counted: it finds cold caches, and the other
+    ranks already waiting.
+    """
+    place = device or torch.device("cpu")
+    step_once, _ = _trainer(work, place)
+    seconds: list[float] = []
+    steps = itertools.count()
+    for number, _ in enumerate(turns):
+        spell = []
+        for _ in range(work.steps if number else work.warmup):
+            start = time.perf_counter()
+            on_step({"step": next(steps), "loss": step_once()})
+            _wait_for(place)
+            spell.append(time.perf_counter() - start)
+        seconds += spell[1:] if number else []
+    return seconds
+
+
 def turns(
     work: Work, arms: Mapping[str, tuple[OnStep, AtEnd]], rounds: int, device: torch.device | None = None
 ) -> dict[str, float]:
@@ -158,7 +178,7 @@ def turns(
     """
     place = device or torch.device("cpu")
     step_once, _ = _trainer(work, place)
-    steps = iter(range(10**9))
+    steps = itertools.count()
 
     def spell(length: int, on_step: OnStep = nothing) -> float:
         start = time.perf_counter()

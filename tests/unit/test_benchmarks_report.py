@@ -22,7 +22,7 @@ def step_rows(slowdown=1.0):
     for pair in range(10):
         for arm in overhead.ARMS:
             ms = 10.0 * (slowdown if arm == "raykube" else 1.0)
-            values = {"mean_ms": ms, "p50_ms": ms, "p99_ms": 2 * ms, "entered_s": 1.0, "first_step_s": 2.0}
+            values = {"mean_ms": ms, "p50_ms": ms, "p99_ms": 2 * ms, "entered_s": 1.0}
             yield row("step", arm, pair, {"model": "mlp", "world": 2}, values)
 
 
@@ -181,7 +181,7 @@ def test_figure_of_one_experiment_leaves_the_other_panels_empty(tmp_path):
 
 
 def test_every_second_pair_is_taken_in_reverse():
-    assert overhead.in_turn(("a", "b", "c"), 0) + overhead.in_turn(("a", "b", "c"), 1) == ("a", "b", "c", "c", "b", "a")
+    assert rows.in_turn(("a", "b", "c"), 0) + rows.in_turn(("a", "b", "c"), 1) == ("a", "b", "c", "c", "b", "a")
 
 
 def test_more_ranks_than_cores_are_refused():
