@@ -37,7 +37,9 @@ class Status:
             FAILED if it does not come up, and STOPPED if it is taken down.
         detail: one line on what is going on.
         failure: why it failed or, before it runs, what keeps it from running; None when all is well.
-        submitted, started, ended: Unix times in seconds; None while unknown.
+        submitted: Unix time in seconds of its submission, or of a service's first deployment; None while unknown.
+        started: the same of a run's start, or of a service's latest deployment or other change.
+        ended: the same of a run's end.
         attempt: which attempt of the run this is, from 1.
         progress: the last reported metrics.
         quiet_s: seconds since the last report, cut to whole minutes; 0 below one minute, and while it does not run.
@@ -48,6 +50,8 @@ class Status:
             that raykube did not write.
         storage: folder or URI that keeps its checkpoints, metrics and logs; empty if they are lost with its cluster.
         plan: the hash of the plan that a service was last deployed with; empty for a run.
+        serves: what a service was last deployed with: import path, model and hash of the code of each application;
+            empty for a run.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Status:
     workers: str = ""
     storage: str = ""
     plan: str = ""
+    serves: str = ""
 
     @property
     def is_terminal(self) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from raykube import wire
@@ -72,6 +73,18 @@ def _variables(app: Mapping[str, Any]) -> Mapping[str, Any]:
 def name_of(app: Mapping[str, Any]) -> str:
     """Return the name of an application, as its configuration gives it."""
     return str(app.get("name") or "default")
+
+
+def described(configs: Iterable[Mapping[str, Any]]) -> str:
+    """Return what applications serve: ``jobs.digits_app:app, model run:digits-a1, code efebcd45873cfe0f9e9c``."""
+    return "; ".join(map(_described, configs))
+
+
+def _described(app: Mapping[str, Any]) -> str:
+    model = mapping(app.get("args")).get("model")
+    code = str(mapping(app.get("runtime_env")).get("working_dir") or "")
+    version = f"code {PurePosixPath(code).stem}" if code.endswith(".zip") else code
+    return ", ".join(filter(None, (app.get("import_path"), model and f"model {model}", version)))
 
 
 def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | None:

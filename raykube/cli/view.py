@@ -62,11 +62,12 @@ def status_line(status: Status, now: float) -> str:
 
 def status_text(status: Status) -> str:
     """Return a status as lines of ``key: value``."""
-    when = {key: _clock(getattr(status, key)) for key in ("submitted", "started", "ended")}
+    first, latest = ("submitted", "started") if status.kind == "job" else ("deployed", "updated")
+    when = {first: _clock(status.submitted), latest: _clock(status.started), "ended": _clock(status.ended)}
     attempt = status.attempt if status.kind == "job" else 0
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": attempt}
     scale = {"workers": status.workers, "storage": status.storage}
-    rows = fields | scale | when | {"progress": reported(status), "url": status.url}
+    rows = fields | {"serves": status.serves} | scale | when | {"progress": reported(status), "url": status.url}
     return _fields(rows, [f"{'':<11}{line}" for line in status.earlier], status.failure)
 
 

@@ -52,7 +52,7 @@ def of_serve(name, record, began):
     (app,) = json.loads((Path(__file__).parent / "recorded" / "serve.json").read_text())[name].values()
     for deployment in app["deployments"].values():
         for replica in deployment["replicas"]:
-            replica["start_time_s"] = record.submitted + began
+            replica["start_time_s"] = record.deployed + began
     return {"good": app}
 
 
@@ -100,6 +100,18 @@ def test_service_that_failed_is_tried_again_by_the_same_plan_and_stays_as_it_was
     services.deploy(service(code, "good"))
     services.deploy(service(code, "other"))
     assert answering.attempts == [[None], ["2"], ["2"], ["2", None]]
+
+
+@pytest.mark.usefixtures("answering")
+def test_service_keeps_the_time_of_its_first_deployment_and_tells_what_its_latest_brought(code):
+    services.deploy(service(code, "good"))
+    before = rk.attach("good", "local").status()
+    (code / "hello.py").write_text("app = 2\n")
+    services.deploy(service(code, "good"))
+    after = rk.attach("good", "local").status()
+    assert before.submitted == after.submitted == before.started < after.started
+    assert before.serves != after.serves
+    assert after.serves.startswith("hello:app, code ")
 
 
 def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, code):

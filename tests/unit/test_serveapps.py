@@ -121,3 +121,11 @@ def test_replica_that_finds_no_place_and_lacks_nothing_that_is_told_may_wait_for
 def test_replica_that_failed_to_start_is_told_before_one_that_finds_no_place():
     apps = unplaced() | recorded("retrying")
     assert serveapps.failure("hello", apps).reason == "ReplicaFailed"
+
+
+def test_application_is_described_by_its_import_path_its_model_and_the_version_of_its_code():
+    digits = {"import_path": "jobs.digits_app:app", "args": {"model": "run:digits-a1"}}
+    digits["runtime_env"] = {"working_dir": "file:///etc/raykube/code/0123abcd.zip"}
+    assert serveapps.described([digits]) == "jobs.digits_app:app, model run:digits-a1, code 0123abcd"
+    in_image = {"import_path": "app:app", "runtime_env": {"working_dir": "/srv/app"}}
+    assert serveapps.described([{"import_path": "hello:app"}, in_image]) == "hello:app; app:app, /srv/app"

@@ -51,6 +51,12 @@ def test_service_is_shown_without_attempts():
     assert "ATTEMPT" in view.table([service, status()], NOW)
 
 
+def test_service_is_shown_with_what_it_serves_and_since_when():
+    text = view.status_text(status(kind="service", serves="hello:app, code 0123abcd", started=960.0))
+    keys = [line.partition(":")[0] for line in text.splitlines()]
+    assert keys == ["name", "state", "serves", "deployed", "updated"]
+
+
 def test_ended_run_does_not_grow_older():
     assert view.elapsed(status(ended=950.0), NOW) == 10.0
 

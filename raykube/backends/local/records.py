@@ -52,7 +52,7 @@ class Record:
         plan_yaml: the plan as text, to show the difference when another plan wants the name.
         body: what the head got, the job's POST body or the list of Serve applications.
         storage: where the run keeps its results.
-        submitted: Unix time in seconds.
+        submitted, deployed: Unix times in seconds; the second one of a service's latest deployment.
         nonce: tells a run from a deleted one of the same name.
         head: id of the head that it was sent to; "" for a service that was taken down.
         first: the first attempt of this submission, from which its retries are counted.
@@ -68,6 +68,7 @@ class Record:
     submitted: float
     nonce: str = field(default_factory=lambda: secrets.token_hex(2))
     head: str = ""
+    deployed: float = 0.0
     first: int = 1
     max_retries: int = 0
     timeout_s: float | None = None

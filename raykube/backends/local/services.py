@@ -30,7 +30,7 @@ def deploy(plan: Plan) -> None:
         Conflict: a job has that name, or another service has one of its application names or routes.
         BackendError: Serve refused it; what was deployed before stays.
     """
-    former = _former(plan)
+    former, now = _former(plan), time.time()
     running = starting.ensure()
     others = [record for record in _on(running) if record.name != plan.name]
     _check_free(plan, others)
@@ -41,7 +41,8 @@ def deploy(plan: Plan) -> None:
         plan_yaml=plan.yaml(),
         body=serveapps.retried(plan.body, former.body if former else [], _undone(former, running)),
         storage="",
-        submitted=time.time(),
+        submitted=former.submitted if former else now,
+        deployed=now,
         head=running.id,
     )
     # Saved first: the next deploy would silently remove applications that no record knows.
@@ -99,7 +100,14 @@ def status(record: Record) -> Status:
     """Return the service's state: the worst of its applications."""
     running = head.of(record.head)
     unknown = Status(
-        record.name, "service", "STOPPED", "not deployed", submitted=record.submitted, plan=record.plan_hash
+        record.name,
+        "service",
+        "STOPPED",
+        "not deployed",
+        submitted=record.submitted,
+        started=record.deployed or None,
+        plan=record.plan_hash,
+        serves=serveapps.described(record.body),
     )
     if not record.head:
         return unknown
@@ -128,7 +136,7 @@ def _combined_status(base: Status, apps: serveapps.Apps, *, goes_on: bool) -> St
 def _serves(name: str, app: Mapping[str, Any], record: Record, running: Head) -> bool:
     """Whether replicas of an application that failed to deploy still serve what was deployed before."""
     if app.get("deployments") or app["status"] != "DEPLOY_FAILED":
-        return serveapps.runs_of_before(app, record.submitted)
+        return serveapps.runs_of_before(app, record.deployed)
     # If the code cannot be loaded, Serve starts nothing and no longer lists its replicas; their processes tell.
     return any(title.startswith(f"ray::ServeReplica:{name}:") for title in _titles(running))
 

@@ -18,6 +18,7 @@ from raykube.backends.kuberay.causes import diagnosis
 from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kubernetes.fields import (
     Object,
+    changed,
     conditions,
     is_current,
     is_leaving,
@@ -53,8 +54,10 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
         detail=_detail(seen, apps, state, failure),
         failure=failure,
         submitted=seconds(seen.owner["metadata"].get("creationTimestamp")) or None,
+        started=changed(seen.owner) or None,
         url=url_of(seen.owner),
         plan=str(labels_of(seen.owner).get(marks.PLAN) or ""),
+        serves=serveapps.described(apps_of(seen.owner).values()),
     )
 
 
