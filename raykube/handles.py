@@ -86,15 +86,14 @@ class Run(_Handle):
         Raises:
             ConfigError: `timeout_s` is not a valid time.
             RunFailed: the run ended in FAILED; the error says why and what to do.
-            RunStopped: somebody stopped the run.
+            RunStopped: somebody stopped the run, or deleted it while it was waited for.
             WaitTimeout: the run has not ended in time.
-            NotFound: somebody deleted the run meanwhile.
+            NotFound: the run was deleted before.
             Forbidden, Unreachable: the place refuses to tell the state, or has not answered for a long time (30 s on
                 this machine, ten minutes on Kubernetes).
         """
         check_time(timeout_s)
-        changes = self.backend.changes(self.name, self._kind)
-        last = _watch(changes, lambda status: status.is_terminal, timeout_s, on_event)
+        last = self._watch_to_the_end(timeout_s, on_event)
         if last.state == "FAILED":
             raise RunFailed.of(self.name, _cause(last))
         if last.state == "STOPPED":
@@ -106,6 +105,23 @@ class Run(_Handle):
                 next_step=f"it goes on; wait again with: raykube job wait {self.name}",
             )
         return self
+
+    def _watch_to_the_end(self, timeout_s: float | None, on_event: OnEvent | None) -> Status:
+        seen: list[Event] = []
+
+        def heard(event: Event) -> None:
+            seen[:] = [event]
+            if on_event:
+                on_event(event)
+
+        changes = self.backend.changes(self.name, self._kind)
+        try:
+            return _watch(changes, lambda status: status.is_terminal, timeout_s, heard)
+        except NotFound as error:
+            if not seen:
+                raise
+            what, state = f"somebody deleted run {self.name} while raykube waited for it", seen[0].status.state
+            raise RunStopped(what, why=f"it was {state}", next_step="submit it again to start it anew") from error
 
     def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Generator[str, None, None]:
         """Yield the lines of a log; with `follow`, until the run has ended.

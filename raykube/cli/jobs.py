@@ -204,7 +204,7 @@ def logs(name: str, where: Where, source: str, *, follow: bool) -> None:
 def wait(name: str, where: Where, timeout_s: float | None, *, as_json: bool) -> None:
     """Wait for the end of a run.
 
-    Exit code 0: it went well; 1: it failed, was stopped, or has not ended in --timeout-s seconds.
+    Exit code 0: it went well; 1: it failed, was stopped or deleted, or has not ended in --timeout-s seconds.
     """
     run = common.find_run(name, where)
     shown = common.screen(as_json=as_json)

@@ -17,7 +17,16 @@ from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
 from raykube.cli import common
-from raykube.errors import BackendError, ConfigError, Failure, NotFound, ServiceFailed, Unreachable, WaitTimeout
+from raykube.errors import (
+    BackendError,
+    ConfigError,
+    Failure,
+    NotFound,
+    RunStopped,
+    ServiceFailed,
+    Unreachable,
+    WaitTimeout,
+)
 from raykube.handles import Endpoint, Run
 from tests.servers import Quiet, kubernetes
 from tests.unit.heads import SILENT, Answering
@@ -169,6 +178,25 @@ def test_service_that_somebody_deletes_while_it_is_waited_for_has_failed(changes
     with pytest.raises(ServiceFailed, match="somebody deleted service x while raykube waited for it") as told:
         Endpoint("x", SimpleNamespace(changes=lambda *_: changes())).wait_ready()
     assert (told.value.why, common.exit_code(told.value)) == (why, 1)
+
+
+def test_run_that_somebody_deletes_while_it_is_waited_for_was_stopped():
+    def gone():
+        yield Status("x", "job", "RUNNING")
+        raise NotFound("run x was deleted")
+
+    with pytest.raises(RunStopped, match="somebody deleted run x while raykube waited for it") as told:
+        Run("x", SimpleNamespace(changes=lambda *_: gone())).wait()
+    assert (told.value.why, common.exit_code(told.value)) == ("it was RUNNING", 1)
+
+
+def test_run_that_was_deleted_before_the_wait_is_not_found():
+    def never():
+        raise NotFound("run x was deleted")
+        yield
+
+    with pytest.raises(NotFound):
+        Run("x", SimpleNamespace(changes=lambda *_: never())).wait()
 
 
 def waiting(detail, failure=None):
