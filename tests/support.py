@@ -19,6 +19,7 @@ from raykube import cli
 from raykube.cli import place
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
 #: What all ways to train digits are compared by.
 DIGITS = ("python", "-m", "jobs.digits", "--epochs", "10")
 
@@ -110,7 +111,7 @@ def plain_digits():
     """
     with tempfile.TemporaryDirectory() as folder:
         environ = {"RAYKUBE_WORKERS": "2", "RAYKUBE_STORAGE": folder, "RAYKUBE_TRACKING": "off", "HOME": folder}
-        done = run(*DIGITS, cwd=BIN.parent.parent, timeout=600, **environ)
+        done = run(*DIGITS, cwd=ROOT, timeout=600, **environ)
         assert not Path(folder, ".ray").exists()
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -17,11 +17,10 @@ from raykube.backends.kuberay.serve import servestates
 from raykube.errors import Conflict
 from tests.cluster import kubectl, namespaces, operator, workloads
 from tests.cluster.shell import until
-from tests.support import BIN, run
+from tests.support import BIN, ROOT, run
 
 pytestmark = pytest.mark.cluster
 
-ROOT = BIN.parent.parent
 WAIT_S = 180
 
 HELLO = """

@@ -19,11 +19,10 @@ from raykube.backends.local import head, starting
 from raykube.errors import Conflict, NotFound
 from tests.basics import until
 from tests.local.test_head import processes_of
-from tests.support import BIN, DIGITS, plain_digits, run
+from tests.support import BIN, DIGITS, ROOT, plain_digits, run
 
 pytestmark = pytest.mark.local
 
-ROOT = BIN.parent.parent
 WAIT_S = 600
 
 

@@ -30,10 +30,8 @@ from raykube.errors import BackendError, ConfigError, Failure, RunFailed
 from raykube.package import collect
 from raykube.specs import Job
 from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
-from tests.support import BIN, run, run_without_root_rights, typed
+from tests.support import BIN, ROOT, run, run_without_root_rights, typed
 from tests.unit.test_records import record
-
-ROOT = BIN.parent.parent
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from raykube.cluster import Cluster
 from raykube.errors import ConfigError, Conflict, Forbidden, WaitTimeout
 from tests.basics import until
 from tests.servers import Quiet, kubernetes, serving, write_kubeconfig
-from tests.support import BIN, pressed, typed
+from tests.support import ROOT, pressed, typed
 
-PRESETS = BIN.parent.parent / "cluster-configs"
+PRESETS = ROOT / "cluster-configs"
 
 
 def preset(name="cpu-small"):

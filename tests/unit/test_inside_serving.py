@@ -17,7 +17,7 @@ from raykube.errors import ConfigError, NotFound
 from raykube.inside import answers, checkpoints, serving, storage
 from tests.servers import Quiet
 from tests.servers import serving as serving_by
-from tests.support import BIN, run
+from tests.support import ROOT, run
 
 
 def of(module):
@@ -334,7 +334,7 @@ def test_probe_by_head_is_answered_as_a_look(replica, tmp_path):
 
 def test_script_of_an_application_asks_for_the_model_that_it_is_to_serve():
     pytest.importorskip("torch")
-    done = run("python", "-m", "jobs.digits_app", cwd=BIN.parent.parent)
+    done = run("python", "-m", "jobs.digits_app", cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: digits_app.py" in done.stderr
     assert "--model" in done.stderr.splitlines()[-1]
