@@ -21,6 +21,11 @@ class Block:
     text: str
 
 
+def file(name):
+    """Return the text of a file that the guide has the reader save."""
+    return next(block.text for block in blocks() if (block.verb, block.what) == ("file", name))
+
+
 def blocks():
     """Return the guide's blocks in their order."""
     found, section = [], ""

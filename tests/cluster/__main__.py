@@ -8,7 +8,7 @@ import click
 from tests.cluster import addons, images, layout, machine
 from tests.cluster.shell import ClusterError, console, run, step
 
-_PACKAGES = "containerd runc containernetworking-plugins nftables conntrack iproute2 debootstrap"
+_PACKAGES = "containerd runc containernetworking-plugins nftables conntrack iproute2 debootstrap iptables ipset"
 
 
 @click.group(help=__doc__)

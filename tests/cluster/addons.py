@@ -1,15 +1,15 @@
-"""What more a cluster can have: a queue for jobs, a gateway for gradual upgrades, nodes that do not exist, buckets."""
+"""What more a cluster can have: a queue for jobs, a gateway, nodes that do not exist, buckets, enforced policies."""
 
 import json
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-from tests.cluster import binaries, bucket, images, layout, metrics, processes, workloads
+from tests.cluster import binaries, bucket, images, layout, metrics, policies, processes, workloads
 from tests.cluster.kubectl import apply, deleted, kubectl, kustomized, listed, ready, wait_rollout
 from tests.cluster.shell import ClusterError, step, until, write
 
-NAMES = ("kueue", "gateway", "kwok", "metrics", "bucket")
+NAMES = ("kueue", "gateway", "kwok", "metrics", "bucket", "policies")
 GATEWAY_CLASS = "raykube-test"
 GATEWAY = f"http://{layout.NODE_ADDRESS}"
 
@@ -30,6 +30,7 @@ def start(name):
         "kwok": _start_kwok,
         "metrics": metrics.start,
         "bucket": _start_bucket,
+        "policies": policies.start,
     }
     folder = binaries.build(name)
     with step(f"start add-on {name}"):

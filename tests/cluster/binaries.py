@@ -56,6 +56,7 @@ MODULES = {
         Module("gateway", ("github.com/traefik/traefik/v3/cmd/traefik",), about="4 min"),
         Module("kwok", ("sigs.k8s.io/kwok/cmd/kwok",)),
         Module("metrics", ("sigs.k8s.io/metrics-server/cmd/metrics-server",)),
+        Module("policies", ("github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",), about="2 min"),
         Module("bucket", ("github.com/versity/versitygw/cmd/versitygw",)),
     )
 }

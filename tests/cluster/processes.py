@@ -19,7 +19,7 @@ from tests.cluster.supervisor import PID_FILE, SOCKET
 COMPONENTS = frozenset(
     {
         *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "coredns"),
-        *("containerd", "containerd-shim-runc-v2", "traefik", "kwok", "versitygw"),
+        *("containerd", "containerd-shim-runc-v2", "traefik", "kwok", "versitygw", "kube-router"),
     }
 )
 _GRACE_S = 10

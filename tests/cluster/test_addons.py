@@ -6,12 +6,15 @@ import urllib.error
 import urllib.request
 
 import pytest
+import yaml
 
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kubernetes.fields import seconds
 from raykube.handles import Run
-from tests.cluster import addons, kubectl, metrics, workloads
-from tests.cluster.shell import until
+from tests import docs
+from tests.cluster import addons, kubectl, metrics, policies, workloads
+from tests.cluster.shell import ClusterError, until
+from tests.support import run as run_command
 
 pytestmark = pytest.mark.cluster
 
@@ -84,6 +87,50 @@ def test_use_of_a_pod_is_measured(namespace):
     kubectl.apply(workloads.manifest("sleeper", NAME="one", LIMITS="{}"), namespace=namespace)
     workloads.running(namespace, "one")
     assert until(lambda: metrics.usage("pods", namespace), "the pod was measured", 60).split()[0] == "one"
+
+
+@pytest.fixture
+def policies_enforced(addon):
+    addon("policies")
+    yield
+    policies.stop()
+
+
+@pytest.mark.rig
+@pytest.mark.usefixtures("policies_enforced")
+def test_policy_of_the_guide_closes_rays_ports_to_strangers_and_leaves_raykube_and_rays_pods_theirs(
+    namespace, tmp_path
+):
+    kubectl.apply(workloads.manifest("sleeper", NAME="stranger", LIMITS="{}"), namespace=namespace)
+    workloads.running(namespace, "stranger")
+    kubectl.apply(docs.file("policy.yaml"), namespace=namespace)
+    place = tmp_path / "two.yaml"
+    place.write_text(yaml.safe_dump(workloads.head_and_worker()))
+
+    def raykube(*words):
+        done = run_command(
+            "raykube", *words, "-n", namespace, KUBECONFIG=kubectl.kubeconfig(), cwd=tmp_path, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    raykube("cluster", "create", "demo", "--on", str(place))
+    task = "import ray; ray.init(); print(ray.get(ray.remote(num_cpus=1)(lambda: 6 * 7).remote()))"
+    assert "42" in raykube("job", "submit", "--cluster", "demo", "--", "python", "-c", task)
+
+    (head,) = workloads.pods(namespace, "head")
+
+    def reaches(port):
+        asks = f"nc -w 2 {head['status']['podIP']} {port} </dev/null"
+        try:
+            kubectl.kubectl("exec", "stranger", "--", "sh", "-c", asks, namespace=namespace)
+        except ClusterError:
+            return False
+        return True
+
+    assert not any(map(reaches, (6379, 8265, 8080)))
+    kubectl.deleted("networkpolicy", "ray", namespace)
+    until(lambda: reaches(8265), "without the policy a stranger reaches the dashboard", 60)
 
 
 def answered():

@@ -41,6 +41,19 @@ def head_alone(*, storage=True):
     return made
 
 
+def head_and_worker():
+    """Return the cluster of ``manifests/house.yaml`` without its volume, with one worker of one CPU."""
+    made = yaml.safe_load(manifest("house"))
+    del made["metadata"]["annotations"]
+    head, group = made["spec"]["headGroupSpec"], made["spec"]["workerGroupSpecs"][0]
+    group |= {"replicas": 1, "minReplicas": 1, "maxReplicas": 1}
+    for pod in (head["template"]["spec"], group["template"]["spec"]):
+        pod["terminationGracePeriodSeconds"] = GRACE_S
+        pod.pop("volumes", None)
+        pod["containers"][0].pop("volumeMounts", None)
+    return made
+
+
 def finished_job(namespace, name, timeout_s=240):
     """Wait for a RayJob's success and return it; ClusterError with what is known of its failure."""
 

@@ -28,12 +28,8 @@ _FENCED = re.compile(r"```(?:bash|console)\n(.*?)```", re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(raykube [^`]+)`(?!`)")
 
 
-def file(name):
-    return next(block.text for block in docs.blocks() if (block.verb, block.what) == ("file", name))
-
-
 def test_role_of_the_guide_is_the_one_that_tests_use():
-    rules = yaml.safe_load(file("role.yaml"))["rules"]
+    rules = yaml.safe_load(docs.file("role.yaml"))["rules"]
     assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in rules)
     said = [(*rule["apiGroups"], tuple(rule["resources"]), tuple(rule["verbs"])) for rule in rules]
     assert said == list(LEAST_PRIVILEGE)
@@ -62,7 +58,7 @@ def test_role_of_the_guide_has_nothing_that_is_never_asked_for():
 
 def test_manifest_of_the_guide_can_work(tmp_path):
     path = tmp_path / "house.yaml"
-    path.write_text(file("cluster-configs/house.yaml"))
+    path.write_text(docs.file("cluster-configs/house.yaml"))
     house = Cluster.load(path)
     assert (house.storage, house.namespace, house.scale.workers) == ("/shared", "ray-team", 2)
 
