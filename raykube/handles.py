@@ -194,7 +194,7 @@ class Endpoint(_Handle):
         return ready(self, timeout_s, time.monotonic(), on_event)
 
     def logs(self, *, follow: bool = False) -> Generator[str, None, None]:
-        """Yield the lines of the replicas' log; with `follow`, until the service is taken down."""
+        """Yield the lines that the replicas log and print; with `follow`, until the service is taken down."""
         return self.backend.logs(self.name, self._kind, follow=follow)
 
     def delete(self) -> None:

@@ -24,6 +24,7 @@ _TIMEOUT = httpx.Timeout(60, connect=5)
 _LOG_INTERVAL_S = 0.2
 _NO_HEAD = (502, 503, 504)
 _LOGS = "/api/v0/logs"
+_MOST_ACTORS = 10_000  # Ray refuses to list more
 #: What Ray says of a log whose file or node is not there (any more), and of one whose node does not answer.
 _GONE = re.compile(r"Agent for node id: \S+ doesn't exist|A file is not found at")
 _SILENT = re.compile(r"Failed to query the data source|StatusCode\.(UNAVAILABLE|DEADLINE_EXCEEDED)")
@@ -95,6 +96,12 @@ class RayApi:
     def serve_shutdown(self) -> None:
         """Remove every application and Serve itself."""
         self._json("DELETE", "/api/serve/applications/")
+
+    def actors(self, namespace: str) -> list[dict[str, Any]]:
+        """Return the actors of a Ray namespace, ended ones too: ``class_name``, ``node_id``, ``pid``, and more."""
+        only = {"filter_keys": "ray_namespace", "filter_predicates": "=", "filter_values": namespace}
+        answer = self._send("GET", "/api/v0/actors", params={"limit": _MOST_ACTORS, **only}).json()
+        return [*answer["data"]["result"]["result"]]
 
     def log(self, node_id: str, filename: str, *, last_lines: int = -1) -> bytes:
         """Return a file of a node's log folder, or only its last lines; -1 means all.

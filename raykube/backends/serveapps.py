@@ -101,7 +101,7 @@ def failure(service: str, apps: Apps, *, goes_on: bool = False) -> Failure | Non
         was_up = all(app["status"] == "UNHEALTHY" for app in failed.values())
         reason = UPDATE_FAILED if goes_on else UNHEALTHY if was_up else "DeployFailed"
         found = _failure_from(reason, [words(*each) for each in failed.items()])
-        if was_up:  # else its replicas have logged nothing
+        if was_up:  # else the message has what kept its replicas from starting
             return replace(found, next_step=f"raykube service logs {service}")
         is_lost = not goes_on and any(map(_has_lost_all, failed.values()))
         return replace(found, next_step=f"{found.next_step}; {_STOPPED}") if is_lost else found

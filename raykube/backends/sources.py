@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -73,12 +74,17 @@ def pattern_of(worker: str) -> str:
 
 def printed(lines: Iterable[str]) -> Iterator[str]:
     """Leave out the lines with which Ray marks whose output a worker's file holds."""
-    return (line for line in lines if not line.startswith(_RAYS))
+    return itertools.filterfalse(is_mark, lines)
 
 
-def lines_in(log: Iterable[bytes]) -> Iterator[str]:
-    """Yield the lines of a whole log as it is read."""
-    lines = Lines()
+def is_mark(line: str) -> bool:
+    """Whether a line of a worker's file is one with which Ray marks whose output it holds."""
+    return line.startswith(_RAYS)
+
+
+def lines_in(log: Iterable[bytes], lines: Lines | None = None) -> Iterator[str]:
+    """Yield the lines of a whole log as it is read, those that `lines` makes of it."""
+    lines = lines or Lines()
     for chunk in log:
         yield from lines.take(chunk)
     yield from lines.end()

@@ -155,7 +155,7 @@ def service_forward(name: str, where: Where, port: int) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on until the service is taken down.")
 @name_argument
 def service_logs(name: str, where: Where, *, follow: bool) -> None:
-    """Print what Ray Serve logs of the replicas; what their code prints is not in it."""
+    """Print what the replicas log and print."""
     for line in common.find_endpoint(name, where).logs(follow=follow):
         click.echo(line)
 

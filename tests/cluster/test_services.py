@@ -17,13 +17,16 @@ from raykube.backends.kuberay.serve import servestates
 from raykube.errors import Conflict
 from tests.cluster import kubectl, namespaces, operator, workloads
 from tests.cluster.shell import until
+from tests.saying import SAY, counted, once, until_said
 from tests.support import BIN, ROOT, run
 
 pytestmark = pytest.mark.cluster
 
 WAIT_S = 180
 
-HELLO = """
+HELLO = (
+    SAY
+    + """
 from ray import serve
 
 VERSION = "1"
@@ -33,8 +36,11 @@ VERSION = "1"
 class Model:
     def __init__(self, word):
         self.word = word
+        say("built " + VERSION)
 
     async def __call__(self, request):
+        if what := request.query_params.get("say"):
+            say(what)
         return f"{self.word} {VERSION}"
 
 
@@ -43,6 +49,7 @@ def app(args):
         raise ValueError(f"args {sorted(unknown)} are not known")
     return Model.bind(args.get("word", "hello"))
 """
+)
 
 
 @contextmanager
@@ -128,15 +135,37 @@ def test_service_is_listed_and_its_log_read(hello):
         assert any("Importing application 'hello'" in line for line in hello.logs(follow=follow))
 
 
-@pytest.mark.usefixtures("hello")
-def test_forwarded_port_leads_to_the_service():
+@contextmanager
+def forwarded():
+    """Give an address of this machine that leads to the service ``hello``."""
     words = [str(BIN / "raykube"), "service", "forward", "--on", "serve", "hello"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
-            address = process.stdout.readline().strip()
-            assert httpx.get(address, timeout=30, trust_env=False).text.startswith("hello ")
+            yield process.stdout.readline().strip()
         finally:
             process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("hello")
+def test_forwarded_port_leads_to_the_service():
+    with forwarded() as address:
+        assert httpx.get(address, timeout=30, trust_env=False).text.startswith("hello ")
+
+
+def test_log_of_a_service_shows_all_that_its_replicas_write_once(project, hello):
+    _, folder = project
+    (folder / "app" / "hello.py").write_text(HELLO.replace('VERSION = "1"', 'VERSION = "logged"'))
+    deploy(folder)  # the replica of before has ended
+    lines = hello.logs(follow=True)
+    with forwarded() as address:
+        assert httpx.get(address, params={"say": "asked"}, timeout=30, trust_env=False).text == "hello logged"
+        followed = until_said(lines, "asked")
+        httpx.get(address, params={"say": "later"}, timeout=30, trust_env=False)
+        followed += until_said(lines, "later")
+    for shown in (followed, list(hello.logs())):
+        for what in ("built logged", "asked", "later"):
+            assert counted(shown, what) == once(what)
+        assert any("built" in line and "built logged" not in line for line in shown)
 
 
 def test_apps_that_cannot_be_built_fail_in_serves_own_words_and_are_mended_by_the_next_deploy(project, hello):

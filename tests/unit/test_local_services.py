@@ -1,6 +1,7 @@
 """Services on this machine, before a Serve that answers as it is told."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,10 +131,10 @@ def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, co
 def test_log_of_a_service_is_not_that_of_another_whose_name_goes_on(running, code):
     for name in ("roll", "roll_two"):
         services.deploy(service(code, name.replace("_", "-"), app=name))
-    folder = Path(running.session_dir) / "logs" / "serve"
-    folder.mkdir()
+    folder = Path(running.session_dir) / "logs"
+    folder.mkdir(exist_ok=True)
     for app in ("roll", "roll_two"):
-        (folder / f"replica_{app}_Model_x1.log").write_text(f"of {app}\n")
+        (folder / f"worker-{app}-01-1.err").write_text(f":actor_name:ServeReplica:{app}:Model\nof {app}\n")
     assert list(rk.attach("roll", "local").logs()) == ["of roll"]
     assert list(rk.attach("roll-two", "local").logs()) == ["of roll_two"]
 
@@ -187,9 +188,10 @@ def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch
 @pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file_is_begun_anew(code, monkeypatch):
     services.deploy(service(code, "good"))
-    log = Path(head.current().session_dir, "logs", "serve", "replica_good_Model_1.log")
-    log.parent.mkdir()
-    log.write_text("one\ntwo\n")
+    log = Path(head.current().session_dir, "logs", "worker-a-01-1.err")
+    log.parent.mkdir(exist_ok=True)
+    mark = ":actor_name:ServeReplica:good:Model\n"
+    log.write_text(f"{mark}one\ntwo\n")
 
     def seen():
         yield Status("good", "service", "FAILED", failure=Failure("DeployFailed", "UNHEALTHY"))
@@ -205,14 +207,68 @@ def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file
 @pytest.mark.usefixtures("dashboard")
 def test_log_of_a_service_is_in_the_order_of_time_and_a_traceback_stays_with_its_line(code):
     services.deploy(service(code, "good"))
-    folder = Path(head.current().session_dir, "logs", "serve")
-    folder.mkdir()
-    text, other = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200", '{{"levelname": "INFO", "asctime": "{}"}}'
+    folder = Path(head.current().session_dir, "logs")
+    folder.mkdir(exist_ok=True)
+    text, mark = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200", ":actor_name:ServeReplica:good:Model"
     one = [text.format("ERROR", "0,900"), "Traceback (most recent call last):", text.format("INFO", "1,002")]
-    two = [other.format("2026-11-28 12:49:41,001")]
+    two = [text.format("INFO", "1,001")]
     for name, lines in {"two": two, "one": one}.items():
-        (folder / f"replica_good_Model_{name}.log").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"worker-{name}-01-1.err").write_text("".join(f"{line}\n" for line in [mark, *lines]))
     assert list(services.logs(records.load("good"), follow=False)) == [*one[:2], *two, one[2]]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_has_what_its_replicas_print_and_no_other_process(code):
+    services.deploy(service(code, "good"))
+    folder = Path(head.current().session_dir, "logs")
+    folder.mkdir(exist_ok=True)
+    record = "INFO 2026-11-28 12:49:41,000 good_Model one -- GET / 200"
+    texts = {
+        "worker-a-01-1.out": ":job_id:01\n:actor_name:ServeReplica:good:Model\nprinted\nunfinished",
+        "worker-a-01-1.err": f":job_id:01\n:actor_name:ServeReplica:good:Model\n{record}\nwarned \xff\n",
+        "worker-b-01-2.out": ":actor_name:ServeReplica:good-2:Model\nof another service\n",
+        "worker-c-02-3.out": ":job_id:02\nof a job\n",
+        "worker-d-01-4.err": ":job_id:01\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("latin-1"))
+    assert list(services.logs(records.load("good"), follow=False)) == [record, "warned \ufffd", "printed", "unfinished"]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_log_of_a_service_ends_with_standard_output_of_the_replica_that_wrote_last_and_begins_with_full_files(code):
+    services.deploy(service(code, "good"))
+    folder = Path(head.current().session_dir, "logs")
+    folder.mkdir(exist_ok=True)
+    mark = ":actor_name:ServeReplica:good:Model"
+    texts = {
+        "b-01-2.out": f"{mark}\none",
+        "a-01-1.out.2": f"{mark}\ntwo",
+        "a-01-1.out.1": "three",
+        "a-01-1.out": "four",
+    }
+    for second, (name, text) in enumerate(texts.items()):
+        (folder / f"worker-{name}").write_text(f"{text}\n")
+        os.utime(folder / f"worker-{name}", (second, second))
+    assert list(services.logs(records.load("good"), follow=False)) == ["one", "two", "three", "four"]
+
+
+@pytest.mark.usefixtures("dashboard")
+def test_followed_log_of_a_service_has_prints_of_a_worker_that_became_its_replica(code, monkeypatch):
+    services.deploy(service(code, "good"))
+    out = Path(head.current().session_dir, "logs", "worker-a-01-1.out")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(":job_id:01\n")
+
+    def seen():
+        yield Status("good", "service", "PENDING")
+        out.write_text(":job_id:01\n:actor_name:ServeReplica:good:Model\nprinted\n")
+        yield Status("good", "service", "RUNNING")
+        yield Status("good", "service", "STOPPED")
+
+    states = seen()
+    monkeypatch.setattr(services, "status", lambda _: next(states))
+    assert list(services.logs(records.load("good"), follow=True)) == ["printed"]
 
 
 @pytest.mark.usefixtures("dashboard")

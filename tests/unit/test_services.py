@@ -2,9 +2,12 @@
 
 import base64
 import copy
+import fnmatch
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -187,19 +190,26 @@ def test_log_of_a_service_whose_head_cannot_be_reached_leads_to_why():
 
 
 class Logging(Quiet):
-    """Has a service with two replicas' logs on one node, and a third that cannot be read to its end."""
+    """Has a service whose head knows files of two nodes, one of which does not answer, until the service is gone."""
 
     def do_GET(self):  # noqa: N802
         path, _, query = self.path.partition("?")
+        asked = {key: value for key, (value,) in parse_qs(query).items()}
         if not path.startswith("/api/v1/") or "/proxy/" not in path:
-            Headless.do_GET(self)
+            gone = {"kind": "Status", "code": 404, "details": {"kind": "rayservices", "name": "hello"}}
+            self.answer(404, gone) if self.server.gone else Headless.do_GET(self)
         elif path.endswith("/nodes"):
-            self.answer(200, {"data": {"summary": [{"raylet": {"nodeId": "n", "state": "ALIVE"}}]}})
+            nodes = [{"raylet": {"nodeId": node, "state": "ALIVE"}} for node in ("lost", "n")]
+            self.answer(200, {"data": {"summary": nodes}})
+        elif path.endswith("/actors"):
+            self.answer(200, {"data": {"result": {"result": self.server.actors}}})
+        elif asked["node_id"] == "lost":
+            self.answer(500, "Agent for node id: lost doesn't exist")
         elif path.endswith("/logs"):
-            files = [f"serve/replica_hello_Model_{name}.log" for name in self.server.logs]
-            self.answer(200, {"data": {"result": {"x": files if "replica" in query else []}}})
+            files = fnmatch.filter(self.server.files, asked["glob"])
+            self.answer(200, {"data": {"result": {"x": files}}})
         else:
-            self.log(next(text for name, text in self.server.logs.items() if f"Model_{name}.log" in query))
+            self.log(self.server.files[asked["filename"]])
 
     def log(self, text):
         self.send_response(200)
@@ -209,16 +219,68 @@ class Logging(Quiet):
         self.close_connection = "cut" in text
 
 
-def test_logs_of_a_services_replicas_are_merged_and_one_that_is_cut_is_told_of_after_all_others():
-    late, early, cut = (f"INFO 2026-11-28 12:00:0{second},000 hello_Model -- {second}\n" for second in (3, 1, 2))
+@contextmanager
+def logging(files, *actors):
+    """Give a server that has these files, and replicas of these processes and states."""
     with kubernetes(Logging) as server:
-        server.logs = {"a": late, "b": early}
+        server.gone, server.files = False, files
+        named = {"class_name": "ServeReplica:hello:Model", "name": "SERVE_REPLICA::hello#Model#a", "node_id": "n"}
+        server.actors = [named | {"pid": pid, "state": state} for pid, state in actors]
+        server.actors.append(named | {"pid": 9, "state": "ALIVE", "class_name": "ServeReplica:hello2:Model"})
+        yield server
+
+
+def said(second, words):
+    return f"INFO 2026-11-28 12:00:0{second},000 hello_Model a -- {words}\n"
+
+
+OUTPUT = "worker-w{0}-01-{0}.{1}"
+MARK = ":actor_name:ServeReplica:hello:Model\n"
+
+
+def test_logs_of_a_services_replicas_are_merged_and_one_that_is_cut_is_told_of_after_all_others():
+    late, early, cut = (said(second, second) for second in (3, 1, 2))
+    files = {OUTPUT.format(6, "err"): MARK + late, OUTPUT.format(7, "err"): MARK + early}
+    with logging(files, (6, "ALIVE"), (7, "ALIVE"), (8, "ALIVE")):
         assert list(servelogs.lines(Kube(), "hello", follow=False)) == [early[:-1], late[:-1]]
-        server.logs = {"a": late, "b": cut + "cut", "c": early}
+        files |= {OUTPUT.format(7, "err"): cut + "cut", OUTPUT.format(8, "err"): early}
         lines = servelogs.lines(Kube(), "hello", follow=False)
         assert [next(lines) for _ in range(4)] == [early[:-1], cut[:-1], "cut", late[:-1]]
         with pytest.raises(Unreachable):
             next(lines)
+
+
+def test_log_of_a_service_has_what_its_replicas_print_also_those_that_ended():
+    files = {
+        "serve/controller_build_hello_1.log": said(0, "loading"),
+        OUTPUT.format(7, "out"): f"{MARK}printed\n",
+        OUTPUT.format(7, "err"): f"{MARK}{said(2, 'asked')}",
+        OUTPUT.format(8, "err"): f"{MARK}{said(1, 'before')}warned\n",
+        OUTPUT.format(8, "out"): "three\n",
+        OUTPUT.format(8, "out.1"): "two\n",
+        OUTPUT.format(8, "out.2"): f"{MARK}one\n",
+        OUTPUT.format(9, "out"): "of another service\n",
+        OUTPUT.format(6, "out"): "of a job\n",
+    }
+    with logging(files, (7, "ALIVE"), (8, "DEAD"), (0, "PENDING_CREATION")):
+        lines = list(servelogs.lines(Kube(), "hello", follow=False))
+    logged = [said(0, "loading")[:-1], said(1, "before")[:-1], "warned", said(2, "asked")[:-1]]
+    assert lines == [*logged, "one", "two", "three", "printed"]
+
+
+def test_followed_log_of_a_service_has_what_is_printed_later_and_by_new_replicas():
+    err, new = OUTPUT.format(7, "err"), OUTPUT.format(6, "out")
+    files = {err: f"{MARK}{said(2, 'two')}print", f"{err}.1": "of a full file\n"}
+    with logging(files, (7, "ALIVE")) as server:
+        lines = servelogs.lines(Kube(), "hello", follow=True)
+        assert next(lines) == said(2, "two")[:-1]
+        files[err] += "ed\n"
+        assert next(lines) == "printed"
+        files[new] = f"{MARK}of another\n"
+        server.actors.append(server.actors[0] | {"pid": 6})
+        assert next(lines) == "of another"
+        server.gone = True
+        assert list(lines) == []
 
 
 def test_service_that_failed_says_so_in_serves_own_words():

@@ -56,17 +56,19 @@ def goes_on(
     yield False
 
 
-def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> Iterator[str]:
+def lines(
+    paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool], made: Callable[[], sources.Lines] = sources.Lines
+) -> Iterator[str]:
     """Yield the lines of growing files until `is_open` says that nobody writes to them any more.
 
     `is_open` is asked after each look that found nothing new; after its False, there is one last look. `paths` is
-    called before each look; a file that it named once is read to its end.
+    called before each look; a file that it named once is read to its end. `made` makes the lines of one file.
     """
     files: dict[Path, _Growing] = {}
     going = True
     while True:
         for path in paths():
-            files.setdefault(path, _Growing(path))
+            files.setdefault(path, _Growing(path, made))
         found = False
         for file in files.values():
             for chunk in file.chunks():
@@ -82,17 +84,18 @@ def lines(paths: Callable[[], Iterable[Path]], *, is_open: Iterator[bool]) -> It
 class _Growing:
     """A file that is read while it grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made: Callable[[], sources.Lines]) -> None:
         self._path = path
+        self._made = made
         self._offset = 0
-        self.lines = sources.Lines()
+        self.lines = made()
 
     def chunks(self) -> Iterator[bytes]:
         """Yield what is new in it, in parts; from its start if it is shorter now, so another file took its place."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < self._offset:
-                self._offset, self.lines = 0, sources.Lines()
+                self._offset, self.lines = 0, self._made()
             file.seek(self._offset)
             while chunk := file.read(min(_CHUNK_BYTES, size - self._offset)):
                 self._offset += len(chunk)

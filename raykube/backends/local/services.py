@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raykube.backends import Status, endings, serveapps, sources
-from raykube.backends.local import following, head, records, starting
+from raykube.backends import Status, endings, replicalogs, serveapps
+from raykube.backends.local import following, head, records, replicafiles, starting
 from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
@@ -157,18 +157,20 @@ def _url(record: Record, running: Head) -> str:
 
 
 def logs(record: Record, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of the replicas, the oldest first; with `follow` new ones until it is taken down."""
+    """Yield what the replicas log and print, the oldest first; with `follow` new lines until it is taken down."""
     running = head.of(record.head)
-    if running and follow:
-        name = record.name
+    if not running:
+        return
+    name, files = record.name, replicafiles.Files(running, {app["name"] for app in record.body})
+    if follow:
         going = following.goes_on(lambda: status(records.load(name)), _may_serve, follow=True, every_s=_ASK_S)
-        yield from following.lines(lambda: _replica_logs(record, running), is_open=going)
-    elif running:  # Serve writes these files itself, so it need not be asked
-        yield from sources.by_time(map(_whole, _replica_logs(record, running)))
+        yield from following.lines(files.growing, is_open=going, made=replicalogs.ReplicaLines)
+    else:  # Ray's processes write these files themselves, so Serve need not be asked
+        yield from replicalogs.in_order((path.name, _whole(path)) for path in files.now())
 
 
 def _whole(path: Path) -> Iterator[str]:
-    return following.lines(lambda: [path], is_open=iter((False,)))
+    return following.lines(lambda: [path], is_open=iter((False,)), made=replicalogs.ReplicaLines)
 
 
 def _may_serve(found: Status) -> bool:
@@ -176,27 +178,8 @@ def _may_serve(found: Status) -> bool:
     return found.state != "STOPPED" and (found.failure is None or found.failure.reason != "HeadDied")
 
 
-def _replica_logs(record: Record, running: Head) -> list[Path]:
-    """Return the log files of the replicas of a service's applications, oldest first."""
-    own = {app["name"] for app in record.body}
-    every = own | {app["name"] for other in _services(running) for app in other.body}
-    paths = (Path(running.session_dir) / "logs" / "serve").glob("replica_*.log")
-    return sorted((path for path in paths if _writer(path, every) in own), key=_changed)
-
-
 def _services(running: Head) -> list[Record]:
     return [record for record in records.unfinished(running.id) if record.kind == "service"]
-
-
-def _writer(path: Path, names: Collection[str]) -> str:
-    """Return the application that wrote a log: the longest name that fits, as one may begin like another."""
-    return max((name for name in names if path.name.startswith(f"replica_{name}_")), key=len, default="")
-
-
-def _changed(path: Path) -> float:
-    with contextlib.suppress(FileNotFoundError):  # removed with its head meanwhile
-        return path.stat().st_ctime
-    return 0.0
 
 
 def _on(running: Head) -> list[Record]:

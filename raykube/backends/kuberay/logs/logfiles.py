@@ -80,12 +80,13 @@ class Following:
 
     `find` is called every second until it says that nothing more will be written. If it raises ConfigError, the lines
     end; if it raises BackendError, it is called again, for ten minutes. A refusal is final if nothing was allowed
-    before, or if it lasts.
+    before, or if it lasts. `made` makes the lines of one file.
     """
 
-    def __init__(self, kube: Kube, find: Find) -> None:
+    def __init__(self, kube: Kube, find: Find, made: Callable[[], Lines] = Lines) -> None:
         self._kube = kube
         self._find = find
+        self._made = made
         self._over = Stop()
         self._closed = False
         self._readers: dict[LogFile, threading.Thread] = {}
@@ -152,7 +153,7 @@ class Following:
         return last
 
     def _read(self, file: LogFile) -> None:
-        given, made = 0, Lines()
+        given, made = 0, self._made()
         while not self._over.is_set():
             try:
                 for chunk in chunks(self._kube, file, given, self._over):

@@ -1,43 +1,46 @@
-"""What Serve logs of a service's replicas, on all nodes, and of loading their code."""
+"""What a service's replicas log and print, on all nodes, and what Serve logs of loading their code."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO
 
-from raykube.backends import sources
+from raykube.backends import replicalogs, sources
 from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.logs.logfiles import Following, LogFile
 from raykube.backends.kuberay.serve import servelook, servestates
 from raykube.backends.kubernetes.fields import name_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
+from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, NotFound, Unreachable
 
-#: A log file that Serve rotated because it was full; the higher the number, the older the file.
-_FULL = re.compile(r"(.*\.log)\.(\d+)")
+#: A file that was rotated because it was full; the higher the number, the older the file.
+_FULL = re.compile(r"(.*\.(?:log|out|err))\.(\d+)")
+_WORKER = re.compile(r"worker-[^/]*-(\d+)\.(?:out|err)(?:\.\d+)?")
 
 
 def lines(kube: Kube, name: str, *, follow: bool) -> Iterator[str]:
-    """Yield the log lines of a service's replicas, oldest first; with `follow` new ones too, until it is taken down."""
+    """Yield the lines of a service's replicas, oldest first; with `follow` new ones too, until it is taken down."""
     service = objects.found(kube, "RayService", name)
     if follow:
-        yield from Following(kube, lambda: _files_now(kube, name)).lines()
+        yield from Following(kube, lambda: _files_now(kube, name), replicalogs.ReplicaLines).lines()
         return
-    yield from _merged(sorted(_files(kube, service), key=lambda file: _age(file.path)))
+    yield from _merged(_files(kube, service))
 
 
 def _merged(files: Sequence[LogFile]) -> Iterator[str]:
-    """Yield the lines of files by time. A file that cannot be read ends with the error that is raised at the end.
+    """Yield the lines of files in order. A file that cannot be read ends with the error that is raised at the end.
 
     Files may hold gigabytes, and a merge reads all at once: they are copied to disk first, one after another.
     """
     with contextlib.ExitStack() as stack:
         copies = [stack.enter_context(tempfile.TemporaryFile()) for _ in files]
         failed = [error for file, copy in zip(files, copies, strict=True) if (error := _copied(file, copy))]
-        yield from sources.by_time(map(sources.lines_in, copies))
+        logs = [sources.lines_in(copy, replicalogs.ReplicaLines()) for copy in copies]
+        yield from replicalogs.in_order(zip([file.path for file in files], logs, strict=True))
     if failed:
         raise failed[0]
 
@@ -70,7 +73,7 @@ def _files_now(kube: Kube, name: str) -> tuple[list[LogFile], bool]:
 
 
 def _files(kube: Kube, service: Object) -> list[LogFile]:
-    """Return the log files of a service, each once: an app's name may be the beginning of another's.
+    """Return the files of a service, each once, the oldest first: an app's name may be the beginning of another's.
 
     Raises:
         Unreachable: its head does not answer; `service why` tells why its pod does not run.
@@ -79,19 +82,37 @@ def _files(kube: Kube, service: Object) -> list[LogFile]:
     if head is None:
         return []
     try:
-        return _files_on(head, service)
+        return _files_on(head, servestates.apps_of(service))
     except Unreachable as error:
         raise Unreachable(error.what, why=error.why, next_step=f"raykube service why {name_of(service)}") from error
 
 
-def _files_on(head: servelook.ServeHead, service: Object) -> list[LogFile]:
-    kinds = ("controller_build", "replica")
-    patterns = [f"serve/{kind}_{app}_*" for kind in kinds for app in servestates.apps_of(service)]
+def _files_on(head: servelook.ServeHead, apps: Collection[str]) -> list[LogFile]:
     nodes = head.api.nodes()
-    found = {
-        LogFile(head.cluster, node, path, head.api): None
-        for pattern in patterns
-        for node in nodes
-        for path in head.api.log_files(node, pattern)
-    }
-    return list(found)
+    builds = [f"serve/controller_build_{app}_*" for app in apps]
+    found = [(node, path) for pattern in builds for node in nodes for path in _listed(head.api, node, pattern)]
+    outputs = {node: _listed(head.api, node, "worker-*") for node in nodes}
+    for _, pid, node in sorted(_processes(head.api, apps)):
+        found += [(node, path) for path in outputs.get(node, ()) if _pid(path) == pid]
+    return [LogFile(head.cluster, node, path, head.api) for node, path in dict.fromkeys(found)]
+
+
+def _processes(api: RayApi, apps: Collection[str]) -> Iterator[tuple[bool, int, str]]:
+    """Yield of each replica that has begun whether it is still there, its process and its node."""
+    classes = replicalogs.classes(apps)
+    for each in api.actors("serve"):
+        if each["pid"] and each["class_name"].startswith(classes):
+            yield each["state"] != "DEAD", each["pid"], each["node_id"]
+
+
+def _listed(api: RayApi, node: str, pattern: str) -> list[str]:
+    """Return the files of a node whose names fit, the oldest part of each first."""
+    try:
+        return sorted(api.log_files(node, pattern), key=_age)
+    except NotFound:  # the node has gone since it was listed
+        return []
+
+
+def _pid(path: str) -> int | None:
+    """Return the process that wrote a worker's file; None for other files."""
+    return int(found[1]) if (found := _WORKER.fullmatch(path)) else None
