@@ -7,7 +7,19 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster import addons, binaries, certificates, components, images, kubectl, layout, node, operator, processes
+from tests.cluster import (
+    addons,
+    binaries,
+    certificates,
+    components,
+    images,
+    kubectl,
+    layout,
+    node,
+    operator,
+    policies,
+    processes,
+)
 from tests.cluster.shell import ClusterError, step, until, write
 
 STATE = layout.RUN / "state.json"
@@ -142,6 +154,7 @@ def down():
 def _clear():
     processes.end_all()
     node.clean()
+    policies.clean()
 
 
 def status():

@@ -1,10 +1,15 @@
 """The add-on that enforces network policies: kube-router, only as a firewall, on the host that routes the pods."""
 
-from tests.cluster import binaries, layout, processes
+import shutil
+
+from tests.cluster import layout, processes
 from tests.cluster.shell import ClusterError, run, until
 
 _HEALTH = 20244
 _NAME = "kube-router"
+_CHAINS = (":KUBE-ROUTER-", ":KUBE-POD-FW-", ":KUBE-NWPLCY-")
+_HOOKS = ("-A INPUT", "-A FORWARD", "-A OUTPUT")
+_SETS = ("KUBE-SRC-", "KUBE-DST-")
 
 
 def start(folder):
@@ -30,12 +35,22 @@ def _enforces():
     return "KUBE-ROUTER-FORWARD" in run("iptables", "-S", check=False)
 
 
-def stop():
-    """Enforce none any more, and take away the rules."""
-    processes.stop(_NAME)
-    clean()
-
-
 def clean():
-    """Take away what kube-router left: its chains, sets and, if nobody else uses them, iptables' own tables."""
-    run(binaries.build("policies") / _NAME, "--cleanup-config", check=False)
+    """Take away what kube-router left: its rules, chains and sets, and iptables' table if it holds nothing else.
+
+    Its own --cleanup-config crashes without IPVS.
+    """
+    if shutil.which("iptables-save") is None:
+        return
+    lines = run("iptables-save", "-t", "filter").splitlines()
+    chains = [line[1:].split()[0] for line in lines if line.startswith(_CHAINS)]
+    jumps = [f"-D{line[2:]}" for line in lines if line.startswith(_HOOKS) and " -j KUBE-ROUTER-" in line]
+    script = ["*filter", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains), "COMMIT"]
+    if chains:
+        run("iptables-restore", "--noflush", stdin="\n".join([*script, ""]).encode())
+    if shutil.which("ipset"):
+        for name in run("ipset", "list", "-name", check=False).split():
+            if name.startswith(_SETS):
+                run("ipset", "destroy", name)
+    if not any(line.startswith("-A") for line in run("iptables-save", "-t", "filter").splitlines()):
+        run("nft", "delete", "table", "ip", "filter", check=False)

@@ -12,7 +12,7 @@ from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.kubernetes.fields import seconds
 from raykube.handles import Run
 from tests import docs
-from tests.cluster import addons, kubectl, metrics, policies, workloads
+from tests.cluster import addons, kubectl, metrics, workloads
 from tests.cluster.shell import ClusterError, until
 from tests.support import run as run_command
 
@@ -89,18 +89,11 @@ def test_use_of_a_pod_is_measured(namespace):
     assert until(lambda: metrics.usage("pods", namespace), "the pod was measured", 60).split()[0] == "one"
 
 
-@pytest.fixture
-def policies_enforced(addon):
-    addon("policies")
-    yield
-    policies.stop()
-
-
 @pytest.mark.rig
-@pytest.mark.usefixtures("policies_enforced")
 def test_policy_of_the_guide_closes_rays_ports_to_strangers_and_leaves_raykube_and_rays_pods_theirs(
-    namespace, tmp_path
+    namespace, addon, tmp_path
 ):
+    addon("policies")
     kubectl.apply(workloads.manifest("sleeper", NAME="stranger", LIMITS="{}"), namespace=namespace)
     workloads.running(namespace, "stranger")
     kubectl.apply(docs.file("policy.yaml"), namespace=namespace)
@@ -108,9 +101,8 @@ def test_policy_of_the_guide_closes_rays_ports_to_strangers_and_leaves_raykube_a
     place.write_text(yaml.safe_dump(workloads.head_and_worker()))
 
     def raykube(*words):
-        done = run_command(
-            "raykube", *words, "-n", namespace, KUBECONFIG=kubectl.kubeconfig(), cwd=tmp_path, timeout=240
-        )
+        who = {"KUBECONFIG": kubectl.kubeconfig(), "RAYKUBE_NAMESPACE": namespace}
+        done = run_command("raykube", *words, cwd=tmp_path, timeout=240, **who)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
