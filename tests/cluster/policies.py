@@ -40,17 +40,19 @@ def clean():
 
     Its own --cleanup-config crashes without IPVS.
     """
-    if shutil.which("iptables-save") is None:
-        return
-    lines = run("iptables-save", "-t", "filter").splitlines()
+    lines = _rules() if shutil.which("iptables-save") else []
     chains = [line[1:].split()[0] for line in lines if line.startswith(_CHAINS)]
+    if not chains:
+        return
     jumps = [f"-D{line[2:]}" for line in lines if line.startswith(_HOOKS) and " -j KUBE-ROUTER-" in line]
     script = ["*filter", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains), "COMMIT"]
-    if chains:
-        run("iptables-restore", "--noflush", stdin="\n".join([*script, ""]).encode())
-    if shutil.which("ipset"):
-        for name in run("ipset", "list", "-name", check=False).split():
-            if name.startswith(_SETS):
-                run("ipset", "destroy", name)
-    if not any(line.startswith("-A") for line in run("iptables-save", "-t", "filter").splitlines()):
+    run("iptables-restore", "--noflush", stdin="\n".join([*script, ""]).encode())
+    for name in run("ipset", "list", "-name").split():
+        if name.startswith(_SETS):
+            run("ipset", "destroy", name)
+    if not any(line.startswith("-A") for line in _rules()):
         run("nft", "delete", "table", "ip", "filter", check=False)
+
+
+def _rules():
+    return run("iptables-save", "-t", "filter").splitlines()

@@ -37,7 +37,7 @@ def cluster_programs():
 def test_down_leaves_nothing_and_up_takes_half_a_minute():
     machine.down()
     before, running = traces(), cluster_programs()
-    machine.up()
+    machine.up(["policies"])
     assert kubectl.listed("rayclusters", "default") == []
     assert traces() != before
     machine.down()
