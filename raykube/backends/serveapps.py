@@ -75,6 +75,17 @@ def name_of(app: Mapping[str, Any]) -> str:
     return str(app.get("name") or "default")
 
 
+def logs_apart(app: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Whether an application's replicas log and print only to Serve's own files.
+
+    Serve writes these lines to standard error as well, unless it is told not to, or to be as fast as it can: by the
+    environment of the pods, or by the application's own.
+    """
+    said = {**environment, **_variables(app)}
+    default = "0" if said.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else "1"
+    return bool(said.get("RAY_SERVE_LOG_TO_STDERR", default) != "1")
+
+
 def described(configs: Iterable[Mapping[str, Any]]) -> str:
     """Return what applications serve: ``jobs.digits_app:app, model run:digits-a1, code efebcd45873cfe0f9e9c``."""
     return "; ".join(map(_described, configs))

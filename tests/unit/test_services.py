@@ -179,7 +179,7 @@ class Headless(Quiet):
         elif "/rayclusters/" in self.path:
             self.answer(200, {**READY, "status": {"head": {"serviceName": "head"}}})
         else:
-            self.answer(200, recorded("running")[0])
+            self.answer(200, getattr(self.server, "service", recorded("running")[0]))
 
 
 def test_log_of_a_service_whose_head_cannot_be_reached_leads_to_why():
@@ -266,6 +266,19 @@ def test_log_of_a_service_has_what_its_replicas_print_also_those_that_ended():
         lines = list(servelogs.lines(Kube(), "hello", follow=False))
     logged = [said(0, "loading")[:-1], said(1, "before")[:-1], "warned", said(2, "asked")[:-1]]
     assert lines == [*logged, "one", "two", "three", "printed"]
+
+
+@pytest.mark.parametrize("variable", ["RAY_SERVE_THROUGHPUT_OPTIMIZED=1", "RAY_SERVE_LOG_TO_STDERR=0"])
+def test_log_of_a_service_that_logs_to_serves_own_files_is_read_from_there(variable):
+    name, _, value = variable.partition("=")
+    service, _ = recorded("running")
+    (container, *_) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    files = {"serve/replica_hello_Model_a.log": said(1, "asked"), OUTPUT.format(7, "err"): MARK}
+    with logging(files, (7, "ALIVE")) as server:
+        assert list(servelogs.lines(Kube(), "hello", follow=False)) == []
+        container["env"] = [{"name": name, "value": value}]
+        server.service = service
+        assert list(servelogs.lines(Kube(), "hello", follow=False)) == [said(1, "asked")[:-1]]
 
 
 def test_followed_log_of_a_service_has_what_is_printed_later_and_by_new_replicas():

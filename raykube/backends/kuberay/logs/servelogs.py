@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from typing import IO
 
-from raykube.backends import replicalogs, sources
+from raykube.backends import replicalogs, serveapps, sources
 from raykube.backends.kuberay import objects
 from raykube.backends.kuberay.logs.logfiles import Following, LogFile
 from raykube.backends.kuberay.serve import servelook, servestates
-from raykube.backends.kubernetes.fields import name_of
+from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.backends.rayapi import RayApi
 from raykube.errors import BackendError, NotFound, Unreachable
@@ -82,19 +82,28 @@ def _files(kube: Kube, service: Object) -> list[LogFile]:
     if head is None:
         return []
     try:
-        return _files_on(head, servestates.apps_of(service))
+        return _files_on(head, service)
     except Unreachable as error:
         raise Unreachable(error.what, why=error.why, next_step=f"raykube service why {name_of(service)}") from error
 
 
-def _files_on(head: servelook.ServeHead, apps: Collection[str]) -> list[LogFile]:
-    nodes = head.api.nodes()
-    builds = [f"serve/controller_build_{app}_*" for app in apps]
-    found = [(node, path) for pattern in builds for node in nodes for path in _listed(head.api, node, pattern)]
+def _files_on(head: servelook.ServeHead, service: Object) -> list[LogFile]:
+    apps, nodes, environment = servestates.apps_of(service), head.api.nodes(), _environment(service)
+    patterns = [f"serve/controller_build_{app}_*" for app in apps]
+    patterns += [f"serve/replica_{name}_*" for name, app in apps.items() if serveapps.logs_apart(app, environment)]
+    found = [(node, path) for pattern in patterns for node in nodes for path in _listed(head.api, node, pattern)]
     outputs = {node: _listed(head.api, node, "worker-*") for node in nodes}
     for _, pid, node in sorted(_processes(head.api, apps)):
         found += [(node, path) for path in outputs.get(node, ()) if _pid(path) == pid]
     return [LogFile(head.cluster, node, path, head.api) for node, path in dict.fromkeys(found)]
+
+
+def _environment(service: Object) -> dict[str, str]:
+    """Return the variables that the pods of a service's cluster are given as plain values."""
+    spec = spec_of(service).get("rayClusterConfig") or {}
+    groups = [spec.get("headGroupSpec") or {}, *(spec.get("workerGroupSpecs") or [])]
+    containers = [each for group in groups for each in spec_of(group.get("template") or {}).get("containers") or []]
+    return {each["name"]: str(each.get("value") or "") for own in containers for each in own.get("env") or []}
 
 
 def _processes(api: RayApi, apps: Collection[str]) -> Iterator[tuple[bool, int, str]]:
