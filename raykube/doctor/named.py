@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raykube import manifests, marks, notes
+from raykube.backends.kuberay import dryrun, quotas
 from raykube.backends.kubernetes.kubeapi import Kube, Object
 from raykube.cluster import Cluster
 from raykube.doctor.check import Check, looked
 from raykube.errors import Forbidden, NotFound
 
-#: The relative error of adding up tenths in binary.
-_ROUNDED = 1e-9
-#: What KubeRay gives its autoscaler if the manifest does not say.
-_AUTOSCALER = {"resources": {key: {"cpu": "500m", "memory": "512Mi"} for key in ("requests", "limits")}}
 #: If something that a manifest names is not there: whether that is wrong, and what becomes of the pods.
 _WAITS = (False, "pods would wait for it")
 _PULLS = (None, "nodes pull images without it, which is enough for public ones")
@@ -45,7 +41,7 @@ def checks(kube: Kube, cluster: Cluster) -> Iterator[Check]:
         yield from looked(f"{_WORDS[kind]} {name}", functools.partial(_existence, kube, kind, name, _WAITS))
     for name in sorted(pull_secrets(spec) - {name for kind, name in needed if kind == "Secret"}):
         yield from looked(f"secret {name}", functools.partial(_existence, kube, "Secret", name, _PULLS))
-    yield from looked("quota", lambda: quota(kube.listed("ResourceQuota"), asked(spec)))
+    yield from looked("quota", lambda: quota(kube, cluster))
 
 
 def storage(cluster: Cluster) -> Check:
@@ -135,55 +131,20 @@ def bound(title: str, thing: Object, namespace: str) -> Check:
     return Check(title, True, f"is bound, {', '.join(modes)}")
 
 
-def quota(quotas: list[Object], needed: Mapping[str, float]) -> Iterator[Check]:
-    """Compare what a cluster asks for with what is left of each quota that counts all pods."""
-    for each in quotas:
-        if each["spec"].get("scopes") or each["spec"].get("scopeSelector"):
-            continue
-        name, status = each["metadata"]["name"], each.get("status") or {}
-        hard, used = status.get("hard") or {}, status.get("used") or {}
-        left = {key: quantity(hard[key]) - quantity(used.get(key, "0")) for key in hard if key in needed}
-        short = [
-            f"{key}: {needed[key]:g} asked, {left[key]:g} left"
-            for key in left
-            if needed[key] > left[key] + _ROUNDED * abs(needed[key])
-        ]
+def quota(kube: Kube, cluster: Cluster) -> Iterator[Check]:
+    """Look whether the quotas that count all pods have room for a cluster, and whether one refuses its pods."""
+    if not (found := kube.listed("ResourceQuota")):
+        return
+    spec = cluster.manifest["spec"]
+    work = {"kind": "RayCluster", "metadata": {"name": cluster.name}, "spec": spec}
+    refused = filter(None, (quotas.unset(problem.what) for problem in dryrun.refused_pods(kube, work)))
+    unset = {name: Check(f"quota {name}", False, words, step) for name, words, step in refused}
+    yield from unset.values()
+    for name, short in quotas.compared(found, quotas.asked(spec)):
         step = "ask for less in the manifest, or for more quota; clusters of ended jobs: raykube cluster list"
-        yield Check(f"quota {name}", not short, "; ".join(short) or "has room for this cluster", step)
-
-
-def asked(spec: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a cluster's pods ask for, under the names that a quota uses."""
-    total: defaultdict[str, float] = defaultdict(float)
-    for group in manifests.groups(spec):
-        pod, count = group["template"]["spec"], manifests.pods(group)
-        beside = {**_AUTOSCALER, **(spec.get("autoscalerOptions") or {})}
-        sidecar = [beside] if spec.get("enableInTreeAutoscaling") and group is spec["headGroupSpec"] else []
-        total["pods"] += count
-        for container in [*pod["containers"], *sidecar]:
-            for key, amount in _of_container(container):
-                total[key] += amount * count
-    return dict(total)
-
-
-def _of_container(container: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    resources = container.get("resources") or {}
-    limits = resources.get("limits") or {}
-    for key, amount in {**limits, **(resources.get("requests") or {})}.items():
-        yield f"requests.{key}", quantity(amount)
-        if key in ("cpu", "memory"):
-            yield key, quantity(amount)
-    for key, amount in limits.items():
-        yield f"limits.{key}", quantity(amount)
+        if short or name not in unset:
+            yield Check(f"quota {name}", not short, "; ".join(short) or "has room for this cluster", step)
 
 
 def _pods(spec: Mapping[str, Any]) -> Iterable[Any]:
     return [group["template"]["spec"] for group in manifests.groups(spec)]
-
-
-def quantity(value: Any) -> float:
-    """Return a Kubernetes quantity as a number; 0 for an invalid one, which the server refuses anyway."""
-    try:
-        return manifests.quantity(value)
-    except ValueError:
-        return 0.0

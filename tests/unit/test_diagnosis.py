@@ -458,6 +458,16 @@ def test_pods_that_an_operator_without_conditions_cannot_make_are_named(reason):
     assert cause(replace(seen, events=events)).reason == "QuotaExceeded"
 
 
+def test_quota_that_refuses_pods_without_limits_is_named_with_what_to_set():
+    seen = observed("quota")
+    words = 'pods "much-bm22s-head-cbtjs" is forbidden: failed quota: q: must specify limits.cpu for: ray'
+    seen.cluster["status"]["conditions"][0]["message"] = f"FailedCreateHeadPod\n{words}"
+    failure = cause(seen)
+    assert (failure.reason, "must specify limits.cpu for: ray" in failure.message) == ("ResourcesUnset", True)
+    step = "set resources.limits.cpu of container ray in the manifest, delete the run and submit again"
+    assert failure.next_step == step
+
+
 def test_pod_that_the_server_never_takes_is_named_in_its_words_and_the_manifest_is_to_be_corrected():
     words = 'Pod "a-head-x" is invalid: spec.containers[0].resources.requests: Invalid value: "8Gi": must be less than'
     seen = observed("quota")

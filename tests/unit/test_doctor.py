@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from raykube.backends.kuberay import quotas
 from raykube.backends.kubernetes.kubeapi import _PATHS, Kube
 from raykube.cluster import Cluster
 from raykube.doctor import kuberay, machine, named, rights, server
@@ -240,7 +241,7 @@ CLUSTER = {
 
 
 def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
-    asked = named.asked(CLUSTER)
+    asked = quotas.asked(CLUSTER)
     assert (asked["pods"], asked["requests.cpu"], asked["cpu"], asked["limits.cpu"]) == (3, 4.5, 4.5, 4)
     assert asked["requests.memory"] == 5 * 2**30
     assert asked["requests.nvidia.com/gpu"] == 2
@@ -252,7 +253,7 @@ def test_requests_of_a_cluster_are_summed_as_a_quota_counts_them():
 def test_pods_of_a_cluster_are_those_that_kuberay_makes(counts, pods):
     group = CLUSTER["workerGroupSpecs"][0]
     replicas = 0 if "minReplicas" in counts else 2
-    assert named.asked({**CLUSTER, "workerGroupSpecs": [{**group, "replicas": replicas, **counts}]})["pods"] == pods
+    assert quotas.asked({**CLUSTER, "workerGroupSpecs": [{**group, "replicas": replicas, **counts}]})["pods"] == pods
 
 
 def test_newest_lease_counts():
@@ -264,7 +265,7 @@ def test_newest_lease_counts():
 
 
 def test_autoscaler_counts_with_what_kuberay_gives_it_where_the_manifest_does_not_say():
-    asked, alone = named.asked({**CLUSTER, "enableInTreeAutoscaling": True}), named.asked(CLUSTER)
+    asked, alone = quotas.asked({**CLUSTER, "enableInTreeAutoscaling": True}), quotas.asked(CLUSTER)
     assert asked["requests.cpu"] - alone["requests.cpu"] == 0.5
     assert asked["limits.memory"] - alone["limits.memory"] == 512 * 2**20
 
@@ -275,14 +276,42 @@ def quota(hard, **spec):
 
 
 def test_quota_without_room_is_a_fault_that_names_what_is_short():
-    asked = named.asked(CLUSTER)
-    (check,) = named.quota([quota({"requests.cpu": "5", "pods": "10"})], asked)
-    assert (check.ok, check.found) == (False, "requests.cpu: 4.5 asked, 3.5 left")
-    assert [each.ok for each in named.quota([quota({"requests.cpu": "6", "secrets": "1"})], asked)] == [True]
+    asked = quotas.asked(CLUSTER)
+    short = [("q", ["requests.cpu: 4.5 asked, 3.5 left"])]
+    assert list(quotas.compared([quota({"requests.cpu": "5", "pods": "10"})], asked)) == short
+    assert list(quotas.compared([quota({"requests.cpu": "6", "secrets": "1"})], asked)) == [("q", [])]
     # In binary three tenths are not three times a tenth.
     exact = {"metadata": {"name": "q"}, "spec": {}, "status": {"hard": {"cpu": "300m"}, "used": {}}}
-    assert [each.ok for each in named.quota([exact], {"cpu": 0.1 + 0.1 + 0.1})] == [True]
-    assert list(named.quota([quota({"pods": "1"}, scopes=["BestEffort"])], asked)) == []
+    assert list(quotas.compared([exact], {"cpu": 0.1 + 0.1 + 0.1})) == [("q", [])]
+    assert list(quotas.compared([quota({"pods": "1"}, scopes=["BestEffort"])], asked)) == []
+
+
+class Limited(Quiet):
+    """An API server that has quotas, and lets no pod pass that does not say what it needs."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {"items": [quota({"limits.cpu": "10"}), {**quota({"pods": "9"}), "metadata": {"name": "r"}}]})
+
+    def do_POST(self):  # noqa: N802
+        self.body()
+        words = 'pods "c-zk7m6" is forbidden: failed quota: q: must specify limits.cpu for: ray'
+        self.answer(403, {"kind": "Status", "code": 403, "message": words})
+
+
+def test_quota_that_refuses_pods_without_limits_is_a_fault_although_it_has_room():
+    cluster = Cluster({"metadata": {"name": "c"}, "spec": {"headGroupSpec": pod()}}, "a file", "c")
+    with kubernetes(Limited):
+        refusing, roomy = named.quota(Kube(), cluster)
+    assert (refusing.name, refusing.ok, refusing.found) == ("quota q", False, "must specify limits.cpu for: ray")
+    assert refusing.next_step == "set resources.limits.cpu of container ray in the manifest"
+    assert (roomy.name, roomy.ok) == ("quota r", True)
+
+
+def test_each_resource_that_a_quota_demands_is_to_be_set_where_it_lacks():
+    words = "failed quota: q: must specify cpu for: i,other; requests.memory for: ray"
+    step = "set resources.requests.cpu of containers i, other and resources.requests.memory of container ray"
+    assert quotas.unset(words) == ("q", words.removeprefix("failed quota: q: "), f"{step} in the manifest")
+    assert quotas.unset("exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0") is None
 
 
 @pytest.mark.parametrize(
@@ -294,7 +323,7 @@ def test_quota_without_room_is_a_fault_that_names_what_is_short():
     ],
 )
 def test_quantity_is_read_as_kubernetes_writes_it(text, value):
-    assert named.quantity(text) == pytest.approx(value)
+    assert quotas.quantity(text) == pytest.approx(value)
 
 
 def claim(phase, *modes):

@@ -45,7 +45,7 @@ def check(kube: Kube, plan: Plan) -> None:
     for part in parts:
         with contextlib.suppress(Conflict):  # whose it is shows when the run or service, its owner, exists
             kube.create(part, dry_run=True)
-    refused = _refused_pods(kube, work) if _makes_pods(kube, work) else []
+    refused = refused_pods(kube, work) if _makes_pods(kube, work) else []
     if refused:
         step = "correct the manifest, or see what its namespace allows"
         if any(_QUOTA in problem.what for problem in refused):
@@ -106,7 +106,8 @@ def _with_volumes(pod: Mapping[str, Any]) -> dict[str, Any]:
     return {**pod, "volumes": [*volumes, *({"name": name, "emptyDir": {}} for name in missing)]}
 
 
-def _refused_pods(kube: Kube, work: Object) -> list[Problem]:
+def refused_pods(kube: Kube, work: Object) -> list[Problem]:
+    """Return what the server has against a pod of each group; nothing if this user may create no pods."""
     try:
         return [problem for path, pod in _pods(work) for problem in _refusals(kube, path, pod)]
     except Lacking:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from raykube.backends import endings
+from raykube.backends.kuberay import quotas
 from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kubernetes.fields import Object, spec_of
 from raykube.errors import Failure
@@ -26,6 +27,7 @@ _STEPS = endings.NEXT_STEPS | {
     "ImagePullDenied": "see that `image` is right, then name a secret of {namespace} in the pods' imagePullSecrets",
     "ImagePullFailed": "see to it that the nodes reach the registry, or name an image that they have",
     "QuotaExceeded": "ask for less, or for more quota: kubectl -n {namespace} describe resourcequota",
+    "ResourcesUnset": "{unset}, {again}",
     "Queued": "wait, or see what is before it: kubectl -n {namespace} get workloads",
     "Suspended": """kubectl -n {namespace} patch {thing} --type merge -p '{{"spec":{{"suspend":false}}}}'""",
     "Inadmissible": "correct the label kueue.x-k8s.io/queue-name: kubectl -n {namespace} get localqueues",
@@ -110,6 +112,8 @@ def complete(seen: Observed, found: Failure, where: str, like: str = "", **words
 def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
     """Return the failure that an object was not created, from the operator's reason and message."""
     words = message.removeprefix(f"{reason}\n")  # the first line is all that is shown, and must not be the reason again
+    if unset := quotas.unset(words):
+        return complete(seen, Failure("ResourcesUnset", words), where, unset=unset[2])
     found = Failure("QuotaExceeded" if "exceeded quota" in words else reason, words)
     return complete(seen, found, where, like="InvalidRayClusterSpec" if "is invalid:" in words else "")
 
