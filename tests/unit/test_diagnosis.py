@@ -468,6 +468,15 @@ def test_quota_that_refuses_pods_without_limits_is_named_with_what_to_set():
     assert failure.next_step == step
 
 
+def test_refused_pod_is_the_same_cause_at_each_try_whatever_name_is_drawn_for_it():
+    first, second = observed("quota"), observed("quota")
+    condition = second.cluster["status"]["conditions"][0]
+    condition["message"] = condition["message"].replace("head-cbtjs", "head-9ggcm")
+    assert cause(first) == cause(second)
+    assert cause(first).message.startswith('pods "much-bm22s-head-…" is forbidden: exceeded quota')
+    assert status_of(first, {}).detail == status_of(second, {}).detail
+
+
 def test_pod_that_the_server_never_takes_is_named_in_its_words_and_the_manifest_is_to_be_corrected():
     words = 'Pod "a-head-x" is invalid: spec.containers[0].resources.requests: Invalid value: "8Gi": must be less than'
     seen = observed("quota")

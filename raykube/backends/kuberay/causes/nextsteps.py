@@ -17,6 +17,8 @@ _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]*\w)")
 _TAINT = re.compile(r"untolerated taint\(?s?\)? \{([^}]*)\}")
 #: Taints of control planes, and of nodes that Kubernetes itself has found unfit to run pods.
 _NOT_FOR_PODS = ("node-role.kubernetes.io/", "node.kubernetes.io/")
+#: The end of a pod's name, of characters that Kubernetes draws; one that was never made has another in each try.
+_DRAWN = re.compile(r'([Pp]ods? "[^"]+)-[bcdfghjklmnpqrstvwxz2456789]{5}"(?= is )')
 _SECOND_RUN = "look at the log of the try before: kubectl -n {namespace} logs {pod} -c {container} --previous"
 _PULL = "correct `image` in the manifest, or push it; a node must be able to pull it"
 
@@ -112,6 +114,7 @@ def complete(seen: Observed, found: Failure, where: str, like: str = "", **words
 def not_created(seen: Observed, reason: str, message: str, where: str) -> Failure:
     """Return the failure that an object was not created, from the operator's reason and message."""
     words = message.removeprefix(f"{reason}\n")  # the first line is all that is shown, and must not be the reason again
+    words = _DRAWN.sub(r'\1-…"', words)  # else the same cause would be told as a new one at each try
     if unset := quotas.unset(words):
         return complete(seen, Failure("ResourcesUnset", words), where, unset=unset[2])
     found = Failure("QuotaExceeded" if "exceeded quota" in words else reason, words)
