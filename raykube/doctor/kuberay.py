@@ -155,7 +155,6 @@ def noticed(things: list[Object], now: float) -> Check:
             found = f"{each['metadata']['name']} has waited {age:.0f} s for the operator to look at it"
             return Check("operator alive", False, found, f"have it started, or watch this namespace; {_ASK}")
     if len(things) > len(waits):
-        return Check(
-            "operator alive", None, "it has worked in this namespace; whether it runs now is not known until a job does"
-        )
+        found = "it has worked in this namespace; whether it runs now is not known until a job does"
+        return Check("operator alive", None, found, _ASK)
     return Check("operator alive", None, "nothing in this namespace tells; the first job will", _ASK)

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-from raykube.backends.kubernetes import kubeconfig
+from raykube.backends.kubernetes import kubeconfig, kubefiles
 from raykube.backends.kubernetes.clock import clock_of
 from raykube.backends.kubernetes.credentials import NoCredential
 from raykube.backends.kubernetes.kubeapi import Kube
@@ -23,7 +23,8 @@ _ADDRESS = "see that its address in the kubeconfig is right and that this machin
 
 def checks(kube: Kube) -> Iterator[Check]:
     """Look at the server; if it does not answer, or not to this user, the check ``server`` is the last one."""
-    yield Check("kubeconfig", True, f"context {kube.context}, namespace {kube.namespace}")
+    source = f"context {kube.context}" if kubefiles.paths() else "none; asks as this pod's service account"
+    yield Check("kubeconfig", True, f"{source}, namespace {kube.namespace}")
     try:
         kube.send("GET", "/version")  # not timed: it connects, and a plugin may ask for a login
         begun = time.time()

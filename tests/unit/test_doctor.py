@@ -1,6 +1,7 @@
 """What doctor makes of what a cluster told it."""
 
 import compileall
+import json
 import re
 import sys
 import time
@@ -65,7 +66,8 @@ def test_object_without_a_status_tells_that_no_operator_works():
     assert kuberay.noticed([thing], NOW).ok is False
     assert kuberay.noticed([thing], NOW - 30).ok is None
     assert kuberay.noticed([thing | {"spec": {"suspend": True}}], NOW).ok is None
-    assert kuberay.noticed([thing | {"status": {"state": "ready"}}], NOW).ok is None
+    works = kuberay.noticed([thing | {"status": {"state": "ready"}}], NOW)
+    assert (works.ok, "an administrator sees it" in works.next_step) == (None, True)
 
 
 @pytest.mark.parametrize(("ahead", "ok"), [(0, True), (4, True), (-4, True), (7, False), (-3600, False)])
@@ -169,9 +171,51 @@ def test_address_that_is_no_api_server_is_said(code, text, why):
 
 def test_missing_rights_are_told_a_resource_at_a_time_with_the_rule_to_ask_for():
     rule = rights.Rule("ray.io", ("rayjobs",), ("get", "create"), "to run")
-    (check,) = rights.lacking([(rule, "rayjobs", "get"), (rule, "rayjobs", "create")])
+    (check,) = rights.lacking([(rule, "rayjobs", "get"), (rule, "rayjobs", "create")], "jane")
     assert (check.name, check.ok) == ("right rayjobs", False)
+    assert check.found == "jane may not get, create; needed to run"
     assert '{apiGroups: ["ray.io"], resources: ["rayjobs"], verbs: ["get", "create"]}' in check.next_step
+
+
+class Granting(Quiet):
+    """An API server on which a pod's account may do all but what a test says, and which has these API groups."""
+
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+        self.answer(200, {"groups": [{"name": name} for name in self.server.groups]})
+
+    def do_POST(self):  # noqa: N802
+        asked = json.loads(self.body()).get("spec", {}).get("resourceAttributes", {})
+        told = {"allowed": (asked.get("group"), asked.get("resource")) not in self.server.denied}
+        self.answer(201, {"status": told | {"userInfo": {"username": "system:serviceaccount:team:runner"}}})
+
+
+KUEUE = [("kueue.x-k8s.io", "workloads"), ("visibility.kueue.x-k8s.io", "localqueues")]
+
+
+@pytest.mark.parametrize(
+    ("groups", "denied", "found"),
+    [
+        ([], KUEUE, {"rights": True, "right workloads": None, "right localqueues/pendingworkloads": None}),
+        (KUEUE[0][:1], KUEUE, {"right workloads": False, "right localqueues/pendingworkloads": None}),
+        ([], [*KUEUE[:1], ("", "events")], {"right events": False, "right workloads": None}),
+        ([], [], {"rights": True}),
+    ],
+)
+def test_rights_of_kueue_are_no_fault_where_there_is_no_kueue(groups, denied, found):
+    with kubernetes(Granting) as api:
+        api.groups, api.denied = groups, denied
+        checks = [*rights.checks(Kube())]
+    assert {check.name: check.ok for check in checks} == found
+    lacking = [check.found for check in checks if check.name != "rights"]
+    assert all(words.startswith("system:serviceaccount:team:runner may not ") for words in lacking)
+
+
+def test_pod_without_a_kubeconfig_is_said_to_ask_as_its_service_account(monkeypatch):
+    with kubernetes(Behind) as api:
+        api.answers = {"version": (200, {"major": "1", "minor": "34", "gitVersion": "v1.34.4"})}
+        kube = Kube()
+        monkeypatch.setenv("KUBECONFIG", "none")
+        assert next(server.checks(kube)).found == "none; asks as this pod's service account, namespace default"
 
 
 def pod(**fields):
