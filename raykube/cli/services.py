@@ -79,7 +79,7 @@ def deploy(name: str, where: Where, timeout_s: float, *, as_json: bool, **given:
         return
     click.echo(endpoint.url)
     if not cluster.is_local:
-        common.tell(f"known inside its Kubernetes; to ask it from here: raykube service forward {name}")
+        common.tell(f"pods of its Kubernetes reach this address; from elsewhere: raykube service forward {name}")
 
 
 def _detach_hint(name: str, goes_on: str) -> contextlib.AbstractContextManager[None]:

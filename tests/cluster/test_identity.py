@@ -71,7 +71,7 @@ def inside(namespace):
 def test_pod_without_a_kubeconfig_is_its_service_account_in_its_own_namespace(inside, namespace):
     told = inside("doctor", "--on", "/raykube/house.yaml", check=False)
     assert [line for line in told.splitlines() if line.startswith("FAIL")] == []
-    assert f"context default, namespace {namespace}" in told
+    assert f"none; asks as this pod's service account, namespace {namespace}" in told
     on = ("--on", "/raykube/house.yaml")
     assert (
         inside(

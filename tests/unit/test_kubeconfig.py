@@ -80,6 +80,17 @@ def test_exec_plugin_with_a_folder_is_named_from_that_of_its_kubeconfig(tmp_path
     assert kubeconfig.load().user.exec.command == (str(tmp_path / said) if is_moved else said)
 
 
+def test_pod_without_a_token_is_told_how_to_have_one_and_a_machine_where_to_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="kubectl config get-contexts"):
+        kubeconfig.load()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    with pytest.raises(ConfigError, match="automountServiceAccountToken: true") as caught:
+        kubeconfig.load()
+    assert "kubectl" not in caught.value.next_step
+
+
 def test_config_that_is_none_is_said(tmp_path, monkeypatch):
     (tmp_path / "odd").write_text("contexts: []")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "odd"))

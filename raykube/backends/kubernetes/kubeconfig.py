@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from raykube.names import nearest
 
 _REQUIRED = ("command", "apiVersion")
 _SEE = "see: kubectl config get-contexts"
+_MOUNT = "give this pod its service account's token (automountServiceAccountToken: true), or set KUBECONFIG"
 #: The keys of a cluster's entry that its plugin is told, if it asks for that.
 _TOLD = (
     *("server", "tls-server-name", "insecure-skip-tls-verify", f"{kubefiles.AUTHORITY}-data"),
@@ -123,7 +125,8 @@ def _of_pod(context: str) -> Config:
         found = KubeConfig.from_service_account()
     except (LightkubeError, OSError, KeyError) as error:
         what = f"no Kubernetes is configured: neither {' nor '.join(kubefiles.named())} nor a pod's service account"
-        raise NotConfigured(what, why=str(error), next_step=_SEE) from error
+        step = _MOUNT if os.environ.get("KUBERNETES_SERVICE_HOST") else _SEE  # which every pod has
+        raise NotConfigured(what, why=str(error), next_step=step) from error
     ((name, said),), (cluster,), (user,) = found.contexts.items(), found.clusters.values(), found.users.values()
     if context not in ("", name):
         what = f"there is no context {context!r} in this pod, which has no kubeconfig"
