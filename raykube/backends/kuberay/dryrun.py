@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raykube import marks
-from raykube.backends.kuberay import clusters, objects
+from raykube.backends.kuberay import clusters, objects, quotas
 from raykube.backends.kuberay.runs import jobs
 from raykube.backends.kuberay.serve import services
 from raykube.backends.kubernetes.fields import name_of, spec_of
@@ -26,7 +26,7 @@ _OF_KUBERAY = {
     "app.kubernetes.io/name": "kuberay",
     "app.kubernetes.io/created-by": "kuberay-operator",
 }
-_QUOTA = "exceeded quota"
+_QUOTA = ("exceeded quota", "has no room")
 _log = logging.getLogger("raykube")
 
 
@@ -45,10 +45,10 @@ def check(kube: Kube, plan: Plan) -> None:
     for part in parts:
         with contextlib.suppress(Conflict):  # whose it is shows when the run or service, its owner, exists
             kube.create(part, dry_run=True)
-    refused = refused_pods(kube, work) if _makes_pods(kube, work) else []
+    refused = refused_pods(kube, work) or _short(kube, work) if _makes_pods(kube, work) else []
     if refused:
         step = "correct the manifest, or see what its namespace allows"
-        if any(_QUOTA in problem.what for problem in refused):
+        if any(words in problem.what for problem in refused for words in _QUOTA):
             step += "; a quota may have room later"
         raise ManifestError.of(f"the API server would refuse pods of {plan.name}", refused, next_step=step)
 
@@ -69,16 +69,20 @@ def _makes_pods(kube: Kube, work: Object) -> bool:
     return True
 
 
+def _cluster(work: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the path of the cluster's spec in a Ray object, and that spec; it is empty for a RayJob on another's."""
+    place = _CLUSTER_IN.get(work["kind"])
+    return (f"spec.{place}", spec_of(work).get(place) or {}) if place else ("spec", spec_of(work))
+
+
 def _pods(work: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield, for each group of a Ray object, the path of its template and a pod made from it."""
-    place = _CLUSTER_IN.get(work["kind"])
-    spec = spec_of(work).get(place) or {} if place else spec_of(work)
-    prefix = f"spec.{place}." if place else "spec."
+    prefix, spec = _cluster(work)
     named = [("headGroupSpec", spec.get("headGroupSpec"))]
     named += [(f"workerGroupSpecs[{i}]", group) for i, group in enumerate(spec.get("workerGroupSpecs") or [])]
     for where, group in named:
         if group:
-            yield f"{prefix}{where}.template", _pod(work, group)
+            yield f"{prefix}.{where}.template", _pod(work, group)
 
 
 def _pod(work: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,22 @@ def refused_pods(kube: Kube, work: Object) -> list[Problem]:
     except Lacking:
         _log.info("pods were not checked: this user may not create any")
         return []
+
+
+def _short(kube: Kube, work: Object) -> list[Problem]:
+    """Return which quotas have no room for all pods together; the server has seen each of them by itself."""
+    path, spec = _cluster(work)
+    try:
+        found = kube.listed("ResourceQuota") if spec else []
+    except Forbidden:
+        _log.info("quotas were not checked: this user may not list any")
+        return []
+    compared = quotas.compared(found, quotas.asked(spec)) if found else ()
+    return [
+        Problem(path, f"quota {name} has no room for all pods together: {'; '.join(short)}")
+        for name, short in compared
+        if short
+    ]
 
 
 def _refusals(kube: Kube, path: str, pod: Object) -> Iterator[Problem]:
