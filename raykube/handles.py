@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from raykube.backends import Backend, Kind, State, Status, serveapps, sources
+from raykube.backends import Backend, Kind, State, Status, endings, serveapps, sources
 from raykube.errors import ConfigError, Failure, NotFound, RunFailed, RunStopped, ServiceFailed, WaitTimeout
 from raykube.wire import Result
 
@@ -97,7 +97,8 @@ class Run(_Handle):
         if last.state == "FAILED":
             raise RunFailed.of(self.name, _cause(last))
         if last.state == "STOPPED":
-            raise RunStopped(f"run {self.name} was stopped", next_step="submit it again under the same name to resume")
+            to = "resume" if last.storage else "start it anew"
+            raise RunStopped(f"run {self.name} was stopped", next_step=f"submit it again under the same name to {to}")
         if not last.is_terminal:
             raise WaitTimeout(
                 f"run {self.name} is still {last.state} after {timeout_s:g} s",
@@ -107,21 +108,24 @@ class Run(_Handle):
         return self
 
     def _watch_to_the_end(self, timeout_s: float | None, on_event: OnEvent | None) -> Status:
-        seen: list[Event] = []
+        seen: list[Status] = []
 
         def heard(event: Event) -> None:
-            seen[:] = [event]
+            if not (seen and event.status.is_terminal):
+                seen[:] = [event.status]
             if on_event:
                 on_event(event)
 
         changes = self.backend.changes(self.name, self._kind)
         try:
-            return _watch(changes, lambda status: status.is_terminal, timeout_s, heard)
+            last = _watch(changes, lambda status: status.is_terminal, timeout_s, heard)
         except NotFound as error:
             if not seen:
                 raise
-            what, state = f"somebody deleted run {self.name} while raykube waited for it", seen[0].status.state
-            raise RunStopped(what, why=f"it was {state}", next_step="submit it again to start it anew") from error
+            raise _run_deleted(*seen) from error
+        if (last.state, last.detail) == ("STOPPED", endings.BEING_DELETED):
+            raise _run_deleted(*seen)
+        return last
 
     def logs(self, *, follow: bool = False, source: str = sources.DRIVER) -> Generator[str, None, None]:
         """Yield the lines of a log; with `follow`, until the run has ended.
@@ -260,6 +264,13 @@ def _cause(status: Status) -> Failure:
     next_step = "wait: nothing is known to be wrong" if waits else f"raykube {status.kind} logs {status.name}"
     reason = "JobFailed" if (status.kind, status.state) == ("job", "FAILED") else status.state
     return status.failure or Failure(reason, status.detail, next_step=next_step)
+
+
+def _run_deleted(before: Status) -> RunStopped:
+    what, to = f"somebody deleted run {before.name} while raykube waited for it", " to start it anew"
+    if before.storage:
+        to = f": it resumes if {before.storage} still has its checkpoints, which raykube removes and kubectl does not"
+    return RunStopped(what, why=f"it was {before.state}", next_step=f"submit it again{to}")
 
 
 def _deleted(name: str, why: str) -> ServiceFailed:

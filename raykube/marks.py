@@ -17,15 +17,16 @@ PLAN = "raykube.io/plan"
 WORK = "raykube.io/work"
 #: On a RayJob on a long-lived cluster: the template of the pod that reads its storage once that cluster is gone.
 STORAGE_POD = "raykube.io/storage-pod"
-#: On a RayJob: when it was asked to stop, and which attempt it is.
+#: On a RayJob: when it was asked to stop, when raykube began to delete it, and which attempt it is.
 STOP = "raykube.io/stop"
+DELETE = "raykube.io/delete"
 ATTEMPT = "raykube.io/attempt"
 #: On a RayService that has, or once had, code in its storage.
 CODE_IN_STORAGE = "raykube.io/code-in-storage"
 #: On a pod of a service: the code that its node is to mount now.
 CODE = "raykube.io/code"
 #: The annotations above; KubeRay copies those of a run or service to its cluster.
-ANNOTATIONS = (STORAGE, TRACKING, STORAGE_POD, STOP, ATTEMPT, CODE_IN_STORAGE, CODE)
+ANNOTATIONS = (STORAGE, TRACKING, STORAGE_POD, STOP, DELETE, ATTEMPT, CODE_IN_STORAGE, CODE)
 #: Label on a pod that reads a run's storage: the run.
 RUN = "raykube.io/run"
 

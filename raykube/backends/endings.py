@@ -13,6 +13,8 @@ from raykube.errors import Failure
 
 #: Logged when a run that has succeeded is submitted again: its log, which is shown next, looks like that of a new run.
 OVER = "%s has succeeded already; nothing is run again"
+#: The detail of what is being deleted: of a run, too, which its deletion stops first.
+BEING_DELETED = "it is being deleted"
 #: How many lines at the end of a log a failure shows.
 TAIL_LINES = 20
 _LONGEST = 400

@@ -15,7 +15,7 @@ import click
 
 from raykube.cli import view
 from raykube.cli.place import Where, with_place
-from raykube.errors import BackendError, Failure, RaykubeError, RunError, ServiceFailed
+from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError, ServiceFailed
 
 if TYPE_CHECKING:
     from raykube.backends import Status
@@ -96,10 +96,10 @@ def follow_run(run: Run, *, as_json: bool) -> None:
 
     with detach_hint(run):
         error = follow.follow(run, screen(as_json=as_json))
-    if as_json or error is None:
-        finish(run, as_json=as_json)
     if error:
+        finish_failed(run, as_json=as_json)
         raise error
+    finish(run, as_json=as_json)
 
 
 def follow_log(run: Run, source: str) -> None:
@@ -117,6 +117,13 @@ def finish(run: Run, *, as_json: bool) -> None:
         click.echo(view.dump(asdict(status) | {"result": found and asdict(found)}))
         return
     tell(line_of(status), *([view.result_text(found)] if found else []))
+
+
+def finish_failed(run: Run, *, as_json: bool) -> None:
+    """As JSON, show how a run ended whose error is reported next; of one that was deleted nothing is left to show."""
+    if as_json:
+        with contextlib.suppress(NotFound):
+            finish(run, as_json=True)
 
 
 def _result_of(run: Run) -> Result | None:

@@ -212,8 +212,7 @@ def wait(name: str, where: Where, timeout_s: float | None, *, as_json: bool) -> 
         with common.detach_hint(run), shown:
             run.wait(timeout_s=timeout_s, on_event=lambda event: shown.show(event.status))
     except RunError:
-        if as_json:
-            common.finish(run, as_json=True)
+        common.finish_failed(run, as_json=as_json)
         raise
     common.finish(run, as_json=as_json)
 

@@ -5,6 +5,7 @@ import json
 import shlex
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -188,6 +189,17 @@ class BackendContract:
         with pytest.raises(NotFound):
             run.status()
         assert run.name not in [other.name for other in rk.runs(place)]
+
+    def test_run_that_is_deleted_while_it_is_waited_for_is_told_as_deleted(self, submit):
+        run = submit("sleeps.py")
+        assert next(output(run, follow=True)) == "started"
+        with ThreadPoolExecutor(1) as pool:
+            heard = threading.Event()
+            waiting = pool.submit(run.wait, timeout_s=WAIT_S, on_event=lambda _: heard.set())
+            assert heard.wait(WAIT_S)
+            run.delete()
+            with pytest.raises(RunStopped, match="somebody deleted run"):
+                waiting.result()
 
     def test_wait_that_times_out_leaves_the_run_alone(self, submit):
         run = submit("sleeps.py")

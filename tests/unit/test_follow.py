@@ -12,7 +12,7 @@ import pytest
 
 from raykube.backends import Status
 from raykube.cli import common
-from raykube.errors import Failure, Forbidden, RunFailed
+from raykube.errors import Failure, Forbidden, NotFound, RunFailed, RunStopped
 from raykube.handles import Run
 from tests.basics import until
 
@@ -51,6 +51,23 @@ def test_run_that_failed_is_told_by_its_own_error_where_its_log_cannot_be_read(c
     assert common.exit_code(caught.value) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["state"], told["result"]) == ("FAILED", None)
+
+
+class Gone(Place):
+    """A place where the run is deleted while it is followed."""
+
+    def status(self, *_):
+        raise NotFound("there is no run a")
+
+    def changes(self, *_):
+        yield self.ended
+        raise NotFound("run a was deleted")
+
+
+def test_run_that_is_deleted_while_it_is_followed_with_json_is_told_as_deleted(capsys):
+    with pytest.raises(RunStopped, match="somebody deleted run a") as caught:
+        common.follow_run(Run("a", Gone("RUNNING")), as_json=True)
+    assert (common.exit_code(caught.value), capsys.readouterr().out) == (1, "")
 
 
 def test_log_that_cannot_be_read_is_the_error_of_who_asks_for_it():

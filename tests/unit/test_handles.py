@@ -5,14 +5,14 @@ import math
 import pickle
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
 import raykube as rk
 from raykube import handles, wire
-from raykube.backends import Status
+from raykube.backends import Status, endings
 from raykube.backends.kuberay.backend import KubeRay
 from raykube.backends.local import observe, records
 from raykube.backends.local.backend import Local
@@ -188,6 +188,23 @@ def test_run_that_somebody_deletes_while_it_is_waited_for_was_stopped():
     with pytest.raises(RunStopped, match="somebody deleted run x while raykube waited for it") as told:
         Run("x", SimpleNamespace(changes=lambda *_: gone())).wait()
     assert (told.value.why, common.exit_code(told.value)) == ("it was RUNNING", 1)
+
+
+def test_run_that_a_deletion_stops_is_told_as_deleted_and_not_as_stopped():
+    ran = Status("x", "job", "RUNNING", storage="/runs/x")
+    ends = [ran, replace(ran, state="STOPPED", detail=endings.BEING_DELETED)]
+    with pytest.raises(RunStopped, match="somebody deleted run x while raykube waited for it") as told:
+        Run("x", SimpleNamespace(changes=lambda *_: iter(ends))).wait()
+    assert told.value.why == "it was RUNNING"
+    assert "it resumes if /runs/x still has its checkpoints" in told.value.next_step
+
+
+@pytest.mark.parametrize(("storage", "resumes"), [("/runs/x", True), ("", False)])
+def test_run_that_was_stopped_resumes_only_where_a_storage_kept_its_checkpoints(storage, resumes):
+    ended = Status("x", "job", "STOPPED", storage=storage)
+    with pytest.raises(RunStopped, match="run x was stopped") as told:
+        Run("x", SimpleNamespace(changes=lambda *_: iter([ended]))).wait()
+    assert ("resume" in told.value.next_step) == resumes
 
 
 def test_run_that_was_deleted_before_the_wait_is_not_found():

@@ -65,8 +65,8 @@ class Api(Quiet):
         if path in self.server.denies:
             words = 'admission webhook "policy" denied the request: no'
             return self.answer(403, {"kind": "Status", "code": 403, "message": words, "details": self._details(path)})
-        known, based_on = self.server.kept[path]["metadata"], change.get("metadata", {}).get("resourceVersion")
-        if based_on not in (None, known.get("resourceVersion")):
+        known, based_on = self.server.kept[path]["metadata"], change.get("metadata", {})
+        if any(based_on.get(key) not in (None, known.get(key)) for key in ("uid", "resourceVersion")):
             return self.answer(409, {"code": 409, "message": "has been modified", "details": self._details(path)})
         found = merged(self.server.kept[path], change)
         if "dryRun=All" not in self.path:
@@ -540,6 +540,25 @@ def test_delete_leaves_what_was_submitted_by_the_name_of_a_run_that_went_while_i
     with pytest.raises(NotFound, match="another one was submitted by that name"):
         KubeRay().delete("digits", "job")
     assert kept[path]["metadata"]["uid"] == "another"
+
+
+def test_delete_says_what_it_does_before_it_stops_the_run(kept, monkeypatch):
+    look = waiting(kept, rayClusterSpec={})
+    told = []
+    monkeypatch.setattr(KubeRay, "_stop", lambda *_: told.append(kept[f"{RAY}/rayjobs/digits"]["metadata"]))
+    KubeRay().delete("digits", "job")
+    assert marks.DELETE in told[0]["annotations"]
+    assert marks.DELETE not in look.job["metadata"].get("annotations", {})
+    assert not kept
+
+
+def test_delete_stops_a_run_also_for_who_may_not_change_it(api, kept, monkeypatch):
+    waiting(kept, rayClusterSpec={})
+    api.denies.add(f"{RAY}/rayjobs/digits")
+    stopped = []
+    monkeypatch.setattr(KubeRay, "_stop", lambda _, look: stopped.append(look.name))
+    KubeRay().delete("digits", "job")
+    assert (stopped, kept) == (["digits"], {})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 import raykube as rk
 from raykube import handles, wire
-from raykube.backends import Status
+from raykube.backends import Status, endings
 from raykube.backends.local import following, head, jobs, keeper, observe, records, starting, zips
 from raykube.backends.local.backend import Local
 from raykube.errors import Conflict, NotFound, Unreachable
@@ -58,6 +58,22 @@ def test_stop_of_a_run_is_over_once_another_has_its_name(record, learning, first
     ray.stop = stop
     Local().stop("a")
     assert (ray.states[f"a-new-{first}"], records.ending(record.name)) == ("RUNNING", None)
+
+
+def test_run_that_a_deletion_stops_says_so_until_it_is_sent_again(record, learning):
+    ray, seen = learning(a_n_1="RUNNING"), []
+    ray.version = dict
+
+    class Watched(Local):
+        def stop(self, name, kind=None):
+            super().stop(name, kind)
+            seen.append(self.status(name))
+
+    Watched()._stop_and_wait("a", "job")
+    assert [(each.state, each.detail) for each in seen] == [("STOPPED", endings.BEING_DELETED)]
+    jobs._send(record, 2)
+    records.set_final(Status("a", "job", "STOPPED", attempt=2))
+    assert Local().status("a").detail == ""
 
 
 def test_delete_leaves_alone_what_is_sent_by_the_name_while_it_waits_for_ray(record, learning):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from raykube import marks
+from raykube.backends import endings
 from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kuberay.runs import jobs, rayjobs, runstates
 
@@ -89,6 +90,26 @@ def test_suspended_run_is_stopped_only_if_somebody_stopped_it():
     assert runstates.state_of(seen("Suspended")) == "WAITING"
     assert runstates.state_of(seen("Suspended", annotations={marks.STOP: MADE})) == "STOPPED"
     assert runstates.state_of(seen("Initializing", annotations={marks.STOP: MADE})) == "WAITING"
+
+
+@pytest.mark.parametrize("deleted", [{"annotations": {marks.DELETE: MADE}}, {"deletionTimestamp": MADE}])
+def test_run_that_is_stopped_for_its_deletion_says_so(deleted):
+    over = seen("Complete", "STOPPED")
+    assert runstates.status_of(over, {}).detail == ""
+    over.owner["metadata"] |= deleted
+    status = runstates.status_of(over, {})
+    assert (status.state, status.detail) == ("STOPPED", endings.BEING_DELETED)
+
+
+def test_run_that_is_deleted_after_its_cluster_has_not_lost_that():
+    owner = job("Running", "RUNNING", rayClusterName="stays", rayJobInfo={"startTime": MADE})
+    owner["spec"] = {"clusterSelector": {"ray.io/cluster": "stays"}}
+    about = {"involvedObject": {"kind": "RayJob", "name": "a"}, "reason": "RayClusterNotFound"}
+    lost = Observed(owner, events=({**about, "lastTimestamp": "2026-11-24T12:00:30Z"},))
+    assert runstates.state_of(lost) == "FAILED"
+    owner["metadata"]["deletionTimestamp"] = MADE
+    status = runstates.status_of(lost, {})
+    assert (status.state, status.detail) == ("STOPPED", endings.BEING_DELETED)
 
 
 def test_attempt_is_what_the_pod_tells_then_what_was_noted_then_kuberays_count():

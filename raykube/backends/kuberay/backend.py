@@ -147,8 +147,10 @@ class KubeRay:
         uid, keeps_nothing = look.job["metadata"]["uid"], rayjobs.keeps_nothing(look.job)
         # A run that does not stop ends with its RayJob: the operator tells Ray, and takes the cluster down. No operator
         # has seen a RayJob without a status, so there is nothing to stop.
-        with contextlib.suppress(RaykubeError):
-            if look.job.get("status"):
+        if look.job.get("status"):
+            with contextlib.suppress(RaykubeError):
+                jobs.announce_deletion(look)
+            with contextlib.suppress(RaykubeError):
                 self._stop(look)
         job = Look(self.kube, name).job
         if job["metadata"]["uid"] != uid:  # the files that would be removed first are another run's

@@ -10,11 +10,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raykube import bodies, package, wire
-from raykube.backends import Kind, Status, sources
+from raykube.backends import Kind, Status, endings, sources
 from raykube.backends.local import (
     checks,
     disk,
@@ -95,11 +95,16 @@ class Local:
         record = _load(name, kind)
         if record.kind == "service":
             return services.status(record)
-        if ended := records.final(name):
-            return ended
-        starting.keep_watched()
-        # Read the record again: a run that was sent again meanwhile, to another head, has no end any more.
-        return jobs.live_status(_load(name, "job"))
+        if (status := records.final(name)) is None:
+            starting.keep_watched()
+            # Read the record again: a run that was sent again meanwhile, to another head, has no end any more.
+            status = jobs.live_status(_load(name, "job"))
+        if status.state != "STOPPED":
+            return status
+        if jobs.is_being_deleted(name):
+            return replace(status, detail=endings.BEING_DELETED)
+        _load(name, "job")  # raises NotFound if it is deleted by now
+        return status
 
     def changes(self, name: str, kind: Kind | None = None) -> Iterator[Status]:
         """Yield the status again and again; while the head does not answer, repeat the last one for a while."""
@@ -185,6 +190,8 @@ class Local:
     def _stop_and_wait(self, name: str, kind: Kind | None) -> Record:
         """Stop it, wait for a while until Ray says so too, and return its record."""
         record = _load(name, kind)
+        if record.kind == "job":
+            jobs.announce_deletion(name)
         self.stop(name)
         if record.kind == "job":
             jobs.wait_for_ray(record, _STOP_TIMEOUT_S)

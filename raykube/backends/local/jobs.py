@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 from raykube import differences, package, sameness, wire
 from raykube.backends import Status, endings
-from raykube.backends.local import head, lifecycle, observe, records, starting, zips
+from raykube.backends.local import disk, head, lifecycle, observe, records, starting, zips
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, NotFound, Unreachable
 from raykube.plans import Plan
@@ -86,12 +86,28 @@ def _send(record: Record, attempt: int) -> None:
     """Start the first attempt of a submission. Write its record first, so that the keeper sends what we cannot."""
     running = starting.ensure()
     record = replace(record, head=running.id, first=attempt)
+    _deleting(record.name).unlink(missing_ok=True)
     records.save(record)
     records.reopen(record.name, attempt)
     try:
         observe.send(record, attempt, running, head.api(running))
     except Unreachable as error:
         _log.info("%s: %s; its keeper goes on trying", error.what, error.why)
+
+
+def announce_deletion(name: str) -> None:
+    """Note that a run is about to be deleted: whoever waits for it would else hear only that it was stopped."""
+    with contextlib.suppress(OSError):  # a full disk, on which a deletion is what helps
+        disk.write(_deleting(name), "")
+
+
+def is_being_deleted(name: str) -> bool:
+    """Whether somebody has begun to delete a run, and nobody has sent it again since."""
+    return _deleting(name).exists()
+
+
+def _deleting(name: str) -> Path:
+    return records.folder(name) / "deleting"
 
 
 def live_status(record: Record) -> Status:

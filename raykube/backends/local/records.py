@@ -5,6 +5,7 @@
     HOME/records/NAME/record.json    what was sent: plan, kind, time, retries and deadlines
     HOME/records/NAME/attempt        the current attempt; written by a client that submits or the keeper that retries
     HOME/records/NAME/stop           present when the run is to end early: why, and since when Ray is stopping it
+    HOME/records/NAME/deleting       present when somebody has begun to delete it, which stops it first
     HOME/records/NAME/final.json     the last status; written once per attempt, by whoever sees its end first
     HOME/records/NAME/driver-N.log   the driver's log of attempt N, copied when it ended
 """

@@ -156,13 +156,27 @@ def _is_in_ray(head: RayHead, job: Object) -> bool:
 
 
 def _hold_back(look: Look) -> None:
-    annotations = {marks.STOP: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    annotations = {marks.STOP: _now()}
     if kueue.take_off(look.kube, look.job):
         look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}})
         return
     # KubeRay does not suspend a RayJob that keeps its cluster: it calls the whole RayJob invalid, for good.
     spec = {"suspend": True, "shutdownAfterJobFinishes": True, "deletionStrategy": None}
     look.kube.patch("RayJob", look.name, {"metadata": {"annotations": annotations}, "spec": spec})
+
+
+def announce_deletion(look: Look) -> None:
+    """Note on a RayJob that it is about to be deleted: whoever waits for it would else hear only that it was stopped.
+
+    Raises:
+        Conflict: a newer run has its name.
+    """
+    metadata = {"uid": look.job["metadata"]["uid"], "annotations": {marks.DELETE: _now()}}
+    look.kube.patch("RayJob", look.name, {"metadata": metadata})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def remove(kube: Kube, job: Object) -> None:

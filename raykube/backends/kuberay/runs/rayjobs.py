@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykube import marks
-from raykube.backends.kubernetes.fields import Object, annotations_of, name_of, seconds, spec_of, status_of
+from raykube.backends.kubernetes.fields import Object, annotations_of, is_leaving, name_of, seconds, spec_of, status_of
 from raykube.bodies import CODE_FOLDER
 
 #: Seconds past its deadline after which a job is overdue: the operator ends a late job at its next look, seconds later.
@@ -90,6 +90,11 @@ def keeps_nothing(job: Object) -> bool:
 def is_stopped(job: Object) -> bool:
     """Whether somebody asked to stop the run before Ray had its job."""
     return marks.STOP in annotations_of(job)
+
+
+def is_being_deleted(job: Object) -> bool:
+    """Whether somebody is deleting the run: Kubernetes says so, or raykube, which stops it first."""
+    return is_leaving(job) or marks.DELETE in annotations_of(job)
 
 
 def is_suspended(owner: Object) -> bool:

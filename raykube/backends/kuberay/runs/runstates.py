@@ -13,7 +13,7 @@ from typing import Any
 
 from raykube import wire
 from raykube.backends import State, Status
-from raykube.backends.endings import opening
+from raykube.backends.endings import BEING_DELETED, opening
 from raykube.backends.kuberay.causes import clustercauses, diagnosis
 from raykube.backends.kuberay.causes.observed import Observed
 from raykube.backends.kuberay.runs import rayjobs
@@ -65,7 +65,7 @@ def state_of(seen: Observed) -> State:
     if deployment == "Suspended" and rayjobs.is_stopped(seen.owner):
         return "STOPPED"
     if clustercauses.has_lost_its_cluster(seen):
-        return "FAILED"
+        return "STOPPED" if fields.is_leaving(seen.owner) else "FAILED"  # its cluster may go before it
     early = deployment == "Waiting" or (deployment == _STARTS and rayjobs.is_sidecar(seen.owner))
     if deployment == "Running" or (early and seen.ray):
         rays = seen.ray.get("status") or status.get("jobStatus") or "PENDING"
@@ -101,6 +101,8 @@ def _cause(seen: Observed, state: State) -> Failure | None:
 def _detail(seen: Observed, state: State, cause: Failure | None) -> str:
     if cause:
         return f"{cause.reason}: {opening(cause.message)}"
+    if state == "STOPPED" and rayjobs.is_being_deleted(seen.owner):
+        return BEING_DELETED
     if state == "WAITING":
         return _waiting(seen)
     if state in ("SUCCEEDED", "STOPPED") and rayjobs.deployment(seen.owner) == _STARTS:

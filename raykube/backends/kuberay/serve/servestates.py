@@ -224,7 +224,7 @@ def _may_go_on(service: Object, apps: Apps) -> bool:
 
 def _detail(seen: Observed, apps: Apps, state: State, failure: Failure | None) -> str:
     if is_leaving(seen.owner):
-        return "it is being deleted"
+        return endings.BEING_DELETED
     if failure and failure.reason == serveapps.UPDATE_FAILED:
         return f"the update failed; {serveapps.GOES_ON}: {endings.summary(failure.message)}"
     if failure and _is_replaced(seen.owner, state):
