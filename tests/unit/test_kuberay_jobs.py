@@ -587,6 +587,13 @@ def test_delete_of_a_run_needs_no_right_to_see_its_code(api, kept):
 
 
 STORED = {"metadata": {"annotations": {"raykube.io/storage": "/shared"}, "generation": 1}, "spec": {}, "status": {}}
+#: Which fields of a RayJob who has set, as recorded: KubeRay changes its spec when it adds its finalizer.
+BY_KUBERAY = [
+    {"manager": "raykube", "fieldsV1": {"f:metadata": {}, "f:spec": {"f:entrypoint": {}, "f:rayClusterSpec": {}}}},
+    {"manager": "kuberay-operator", "fieldsV1": {"f:metadata": {}, "f:spec": {"f:rayClusterSpec": {}}}},
+    {"manager": "kuberay-operator", "subresource": "status", "fieldsV1": {"f:status": {}}},
+]
+SUSPENDED = [{"manager": "kubectl-patch", "fieldsV1": {"f:spec": {"f:suspend": {}}}}]
 WITH_CODE = {"runtimeEnvYAML": "working_dir: file:///shared/digits/.code/0.zip"}
 
 
@@ -599,6 +606,9 @@ WITH_CODE = {"runtimeEnvYAML": "working_dir: file:///shared/digits/.code/0.zip"}
         ({"status": {"dashboardURL": "digits-c-head-svc.default.svc:8265", "jobId": "digits-x"}}, True),
         ({"metadata": {"annotations": {marks.ATTEMPT: "2"}}}, True),
         ({"metadata": {"generation": 2}}, True),
+        ({"metadata": {"generation": 2, "managedFields": BY_KUBERAY}}, False),  # as KubeRay leaves a new RayJob
+        ({"metadata": {"generation": 3, "managedFields": [*BY_KUBERAY, *SUSPENDED]}}, True),
+        ({"metadata": {"managedFields": SUSPENDED}}, False),  # since its creation
         ({"spec": WITH_CODE}, True),
     ],
 )

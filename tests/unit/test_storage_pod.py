@@ -156,6 +156,37 @@ def test_service_that_may_not_be_deleted_keeps_its_code():
     assert server.asked == []
 
 
+class Silent(Noting):
+    """One whose logs this user may not read; its pods end as the test says."""
+
+    phase = "Failed"
+
+    def do_GET(self):  # noqa: N802
+        if "/log" in self.path:
+            self.answer(403, {"kind": "Status", "code": 403, "message": "no", "details": {"kind": "pods"}})
+        else:
+            self.answer(200, {"metadata": {}, "status": {"phase": self.phase}})
+
+
+def test_files_are_removed_by_who_may_not_read_the_log_of_the_pod_that_does_it():
+    well = type("Well", (Silent,), {"phase": "Succeeded"})
+    with kubernetes(well) as server, storage.files_removed_with(Kube(), STORED):
+        server.asked.append("deleted")
+    assert server.asked == [["remove", "/shared/digits"], "deleted"]
+
+
+def test_removal_that_fails_is_told_also_where_its_log_may_not_be_read():
+    with (
+        kubernetes(Silent) as server,
+        pytest.raises(BackendError, match="digits is deleted, but not what it kept") as caught,
+        storage.files_removed_with(Kube(), STORED),
+    ):
+        server.asked.append("deleted")
+    assert server.asked == [["remove", "/shared/digits"], "deleted"]
+    assert "remove /shared/digits failed in the storage" in caught.value.why
+    assert "its log cannot be read: " in caught.value.why
+
+
 class Refusing(Answering):
     """One whose policy lets no such pod be made."""
 

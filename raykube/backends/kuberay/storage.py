@@ -33,6 +33,7 @@ _ANSWER = re.compile(r"^<(!|[A-Za-z0-9+/]*=*)>$", re.MULTILINE)
 _HOPELESS = (*PULL, "CreateContainerConfigError")
 _PORT = 8080
 _CONTAINER = "storage"
+_REMOVE = "remove"
 _ENDED = "status.phase!=Pending,status.phase!=Running,status.phase!=Unknown"
 _MODULE = Path(wire.__file__).parent / "inside" / "storage.py"
 
@@ -84,7 +85,7 @@ def files_removed_with(kube: Kube, thing: Object, below: str = "") -> Iterator[N
     folder += f"/{below}" if folder and below else ""
     try:
         if folder:
-            _run(kube, thing, "remove", folder)
+            _run(kube, thing, _REMOVE, folder)
     except BackendError as error:
         failed = error
     yield
@@ -143,10 +144,20 @@ def _run(kube: Kube, job: Object, verb: str, path: str, *more: str) -> str:
             if time.monotonic() > deadline or _never_starts(pod):
                 raise _late(pod, f"{verb} {path}")
             time.sleep(_POLL_S)
-        text = kube.pod_log(name, container=_CONTAINER)
+        if well and verb == _REMOVE:  # it prints nothing, and not everybody may read logs
+            return ""
+        text = kube.pod_log(name, container=_CONTAINER) if well else _last_words(kube, name)
     if not well:
-        raise BackendError(f"{verb} {path} failed in the storage", why=text.strip()[-1000:])
+        raise BackendError(f"{verb} {path} failed in the storage", why=text)
     return text
+
+
+def _last_words(kube: Kube, name: str) -> str:
+    """Return the end of the log of a pod that failed, or why it cannot be read."""
+    try:
+        return kube.pod_log(name, container=_CONTAINER).strip()[-1000:]
+    except BackendError as error:
+        return f"its log cannot be read: {error}"
 
 
 def _state(pod: Object) -> Mapping[str, Any]:

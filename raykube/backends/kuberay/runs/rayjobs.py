@@ -79,12 +79,20 @@ def was_in_ray(job: Object) -> bool:
 def keeps_nothing(job: Object) -> bool:
     """Whether a run has nothing in its storage: no code, and it never had a head to run on.
 
-    The status of a RayJob that was suspended forgets what was before, so a RayJob with a changed spec counts as begun.
+    The status of a RayJob that was suspended forgets what was before, so such a RayJob counts as begun.
     """
     has_begun = service_of(job) or was_in_ray(job) or attempt_of(job, {}) > 1
-    was_changed = int(job["metadata"].get("generation") or 1) > 1
     has_code = f"{storage_of(job)}/{CODE_FOLDER}/" in str(spec_of(job).get("runtimeEnvYAML") or "")
-    return not (has_begun or was_changed or has_code)
+    return not (has_begun or has_code or _was_suspended(job))
+
+
+def _was_suspended(job: Object) -> bool:
+    """Whether somebody may have suspended a job since it was created."""
+    metadata = job["metadata"]
+    specs = [(each.get("fieldsV1") or {}).get("f:spec") or {} for each in metadata.get("managedFields") or ()]
+    # A changed spec alone does not say so: KubeRay itself writes into that of a new RayJob.
+    may_be = any("f:suspend" in spec for spec in specs) or not specs
+    return may_be and int(metadata.get("generation") or 1) > 1
 
 
 def is_stopped(job: Object) -> bool:
