@@ -82,6 +82,11 @@ def other_name(kind: str, name: str, folder: str) -> str:
     return f"choose another --name ({kept}), or delete that run with its checkpoints: raykube {kind} delete {name}"
 
 
+def stop_first(name: str) -> str:
+    """Return the next step if a run that has not ended would go on with what was asked for, once it is stopped."""
+    return f"to have it go on with this change: raykube job stop {name}; then submit it again. Or choose another --name"
+
+
 def ending(message: str, error_type: str = "", exit_code: int | None = None) -> Failure:
     """Return why a job failed; the reason is empty if nothing known explains it.
 

@@ -341,6 +341,25 @@ def test_run_that_has_succeeded_is_said_to_be_so_to_who_submits_it_again(kept, p
     assert caplog.messages == ["digits has succeeded already; nothing is run again"]
 
 
+@pytest.mark.parametrize(
+    ("status", "entrypoint", "to_stop"),
+    [
+        ({"jobDeploymentStatus": "Initializing"}, "python hello.py", True),
+        ({"jobDeploymentStatus": "Initializing"}, "python hello.py 2", False),  # which a stop does not make the same
+        (SUCCEEDED, "python hello.py", False),
+    ],
+)
+def test_run_that_has_not_ended_is_to_be_stopped_before_it_goes_on_elsewhere(
+    kept, plan, job, status, entrypoint, to_stop
+):
+    jobs.start(Kube(), plan)
+    kept[f"{RAY}/rayjobs/digits"]["status"] = status
+    with pytest.raises(Conflict) as caught:
+        jobs.start(Kube(), rk.plan(job.model_copy(update={"entrypoint": entrypoint}), roomier()))
+    assert ("raykube job stop digits" in caught.value.next_step) == to_stop
+    assert ("raykube job delete" in caught.value.next_step) != to_stop
+
+
 @pytest.mark.parametrize("on", [None, "kubernetes", "cpu-small"])
 def test_job_runs_on_the_long_lived_cluster_that_submit_names(kept, job, monkeypatch, on):
     metadata = {"name": "demo", "namespace": "default"}

@@ -359,6 +359,29 @@ def test_conflict_with_a_run_that_failed_tells_of_nothing_that_another_attempt_m
     assert caught.value.why.splitlines()[1:] == ["-entrypoint: python hello.py", "+entrypoint: python hello.py 2"]
 
 
+@pytest.mark.parametrize(
+    ("state", "entrypoint", "to_stop"),
+    [
+        ("RUNNING", "python hello.py", True),
+        ("RUNNING", "python hello.py 2", False),  # which a stop does not make the same
+        ("SUCCEEDED", "python hello.py", False),
+    ],
+)
+def test_run_that_has_not_ended_is_to_be_stopped_before_it_goes_on_within_other_limits(
+    code, learning, state, entrypoint, to_stop
+):
+    def plan(**fields):
+        return rk.plan(rk.Job(name="a", working_dir=code, **fields), "local")
+
+    first = replace(jobs._record(plan(entrypoint="python hello.py")), head="h", nonce="n")
+    records.save(first)
+    learning(a_n_1=state)
+    with pytest.raises(Conflict) as caught:
+        Local().start(plan(entrypoint=entrypoint, timeout_s=7))
+    assert ("raykube job stop a" in caught.value.next_step) == to_stop
+    assert ("raykube job delete a" in caught.value.next_step) != to_stop
+
+
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("has_checkpoints", [True, False])
 def test_conflict_names_the_checkpoints_that_another_name_can_begin_from(code, has_checkpoints):

@@ -34,10 +34,12 @@ def submit(plan: Plan) -> None:
     ended = known.kind == "job" and (records.final(plan.name) or live_status(known))
     again = ended and ended.state in ("FAILED", "STOPPED")
     if not ended or not _is_same(known, plan, limits_too=not again):
+        goes_on = ended and not ended.is_terminal and _is_same(known, plan, limits_too=False)
+        otherwise = endings.other_name(known.kind, plan.name, _with_checkpoints(ended.storage) if ended else "")
         raise Conflict(
             f"the name {plan.name!r} is taken by another {known.kind}",
             why=_difference(known, plan, sameness.NOT_WORK_LINE if again else sameness.NOT_PLAN_LINE),
-            next_step=endings.other_name(known.kind, plan.name, _with_checkpoints(ended.storage) if ended else ""),
+            next_step=endings.stop_first(plan.name) if goes_on else otherwise,
         )
     if again:
         _send(_record(plan), ended.attempt + 1)

@@ -83,21 +83,24 @@ def same(kube: Kube, wanted: Object) -> tuple[Object, Status] | None:
     _check_same(known, wanted, sameness.as_work, marks.PLAN, marks.WORK)
     status = Look(kube, name_of(wanted)).status()
     if status.state not in _AGAIN:
-        _check_same(known, wanted, sameness.as_plan, marks.PLAN)
+        step = "" if status.is_terminal else endings.stop_first(status.name)
+        _check_same(known, wanted, sameness.as_plan, marks.PLAN, step=step)
     return known, status
 
 
-def _check_same(known: Object, wanted: Object, counting: Callable[[Object], Object], *labels: str) -> None:
-    """Raise Conflict, with the differences, unless at least one of these labels has the wanted value."""
+def _check_same(
+    known: Object, wanted: Object, counting: Callable[[Object], Object], *labels: str, step: str = ""
+) -> None:
+    """Raise Conflict, with the differences and `step`, unless at least one of these labels has the wanted value."""
     theirs, ours = labels_of(known), wanted["metadata"]["labels"]
     if any(theirs.get(label) == ours[label] for label in labels):
         return
-    name = known["metadata"]["name"]
+    name, folder = name_of(known), "" if rayjobs.keeps_nothing(known) else rayjobs.storage_of(known)
     different = [*_differences(counting(known), counting(wanted))][:20]
     raise Conflict(
         f"the name {name!r} is taken by another run",
         why="\n".join(different) or "it was made by something else, or something was taken out of it",
-        next_step=endings.other_name("job", name, "" if rayjobs.keeps_nothing(known) else rayjobs.storage_of(known)),
+        next_step=step or endings.other_name("job", name, folder),
     )
 
 
