@@ -77,13 +77,23 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
             LoopError: in that case; Ray does not retry after an error in a callback.
         """
         del run_context
+        if self._is_over():
+            return
         self._note(worker_exceptions)
         if any(map(is_bug, worker_exceptions.values())) or self._tries.end(worker_exceptions):
             raise LoopError(worker_exceptions)
 
     def _not_started(self, failures: Mapping[int, BaseException]) -> None:
+        if self._is_over():
+            return
         self._note(failures)
         self._tries.fail(failures)
+
+    def _is_over(self) -> bool:
+        """Whether Tune has ended this trial; if so, silence Ray until this process, too, is ended."""
+        if over := self._tries.are_over:
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        return over
 
     def _note(self, failures: Mapping[int, BaseException]) -> None:
         """Note a lost worker, for whoever asks for the status of the run while it goes on."""

@@ -121,5 +121,5 @@ def _is_ours(group: Any) -> bool:
 def _remove(group: bytes) -> None:
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    log.info("what the workers of a training had reserved is free again: its controller is dead")
+    log.info("what the workers of a training had reserved is free again, for its controller has ended")
     remove_placement_group(PlacementGroup(ray.PlacementGroupID(group)))

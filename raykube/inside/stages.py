@@ -21,6 +21,8 @@ from raykube.inside.place import Place
 from raykube.inside.troubles import Troubles
 
 log = logging.getLogger("raykube")
+#: In a trial's folder from when Tune has ended the trial until the trial goes on.
+ENDED_FILE = "ended"
 _PROCESS = secrets.token_hex(8)  # tells this process from others of the same attempt
 _UNREGISTERED = "the model was not registered: the run ended while it was loaded and logged"
 
@@ -85,6 +87,11 @@ class Stage:
     def files(self) -> tuple[str, ...]:
         """Its metrics files: that of ``raykube.report``, and the controller's, of plain ``ray.train.report``."""
         return tuple(storage.join(self.path, name) for name in wire.METRICS_FILES)
+
+    @property
+    def ended(self) -> str:
+        """The file that says that Tune has ended this stage's trial; empty for a stage that is not a trial's."""
+        return "" if self.parent == self.place.path else storage.join(self.parent, ENDED_FILE)
 
     @property
     def troubles(self) -> Troubles:

@@ -144,7 +144,7 @@ def _trainer(stage: Stage, task: Task) -> Any:
     from raykube.inside.controller import Controller, Ranks, WorkerWatch
 
     place = stage.place
-    tries = Tries(stage.path, stage.troubles.name, place.max_failures)
+    tries = Tries(stage.path, stage.troubles.name, place.max_failures, stage.ended)
     controller = Controller(stage.path, place.attempt, stage.troubles, tries, task.metric)
     return TorchTrainer(
         Loop(task.loop, stage.path, place.attempt, task.metric, task.mode),

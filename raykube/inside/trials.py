@@ -18,7 +18,7 @@ from raykube.inside.joining import apply_environ, settle
 from raykube.inside.mlflowrun import Subject
 from raykube.inside.place import Place
 from raykube.inside.scores import scored
-from raykube.inside.stages import Stage
+from raykube.inside.stages import ENDED_FILE, Stage
 from raykube.inside.tasks import Task, published
 from raykube.inside.training import fit, last_metrics
 
@@ -27,8 +27,6 @@ log = logging.getLogger("raykube")
 TRAIN = "train-1"
 CONFIG_FILE = "config.json"
 STARTED_FILE = "started"
-#: Is there from when Tune has ended a trial until the trial goes on.
-ENDED_FILE = "ended"
 #: The metric's name in Tune, whatever its name in the loop.
 METRIC = "metric"
 #: Counts at which ASHA compares trials: its grace period and the powers of its reduction factor, both 3.
@@ -54,7 +52,7 @@ def run_trial(place: Place, sweep: str, task: Task) -> None:
     if not storage.exists(stamp := storage.join(folder, STARTED_FILE)):  # else an earlier attempt began it
         storage.write_text(stamp, repr(time.time()))
     storage.write_text(storage.join(folder, CONFIG_FILE), json.dumps(published(task.config)))
-    storage.remove(storage.join(folder, ENDED_FILE))
+    storage.remove(stage.ended)
     relay = Relay(task, reached(stage.rows(), task.metric))
     settle()
     fit(stage, task, [relay])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 
-from raykube.inside import checkpoints, joining
+from raykube.inside import checkpoints, joining, storage
 from raykube.inside.failures import describe, is_of_taken_node, recurring, worst
 
 log = logging.getLogger("raykube")
@@ -18,16 +19,25 @@ class Tries:
         stage: the stage's folder or URI.
         name: the stage's name in the log.
         most: how many failures the training survives.
+        ended: the file that says that Tune has ended the trial, if the training is one's.
     """
 
-    def __init__(self, stage: str, name: str, most: int) -> None:
+    def __init__(self, stage: str, name: str, most: int, ended: str = "") -> None:
         self._stage = stage
         self._name = name
         self._most = most
+        self._ended = ended
         self._failed = 0
         self._runs = False
         self._saved = 0
         self._before: tuple[str, int] = "", 0
+
+    @property
+    def are_over(self) -> bool:
+        """Whether Tune has ended this trial: then its processes die one after the other, which is no failure."""
+        with contextlib.suppress(OSError):  # if the storage does not answer, a death counts as a failure
+            return bool(self._ended) and storage.exists(self._ended)
+        return False
 
     def begin(self) -> None:
         """Begin a try: its workers have started."""

@@ -1,6 +1,7 @@
 import argparse
 import functools
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -31,6 +32,7 @@ from raykube.inside.place import Place
 from raykube.inside.stages import Stage, work
 from raykube.inside.tasks import Task, published, sent_by_pickle, wrong_arguments
 from raykube.inside.tries import Tries
+from tests.basics import write
 from tests.support import Later
 from tests.support import run as finished
 
@@ -484,7 +486,7 @@ def test_gpu_without_memory_is_named_and_tried_again():
 
 
 def tries_of(stage):
-    return Tries(stage.path, "train-1", 3)
+    return Tries(stage.path, "train-1", 3, stage.ended)
 
 
 @pytest.fixture
@@ -526,6 +528,21 @@ def test_lost_worker_is_told_although_it_broke_the_connections_of_others(trouble
     gone = lost("A worker health check failed.\nThe actor died because its node has died. Node Id: x\n\tby SIGTERM")
     of_ray.after_exception(None, {0: raised(RuntimeError("Connection reset by peer")), 1: gone})
     assert told() == "train-1: worker 1: The actor died because its node has died. Node Id: x"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_worker_that_dies_because_tune_has_ended_its_trial_is_no_trouble(troubled, caplog, ended):
+    run, told = troubled
+    caplog.set_level("WARNING", "ray.train")
+    stage = replace(run, parent=str(Path(run.place.path, "sweep-1", "a")))
+    if ended:
+        write(stage.ended, "")
+    of_ray = controller.Controller(stage.path, 2, stage.troubles, tries := tries_of(stage))
+    tries.begin()
+    of_ray.after_exception(None, {0: lost("The actor is dead because its owner has died. Owner Id: x")})
+    of_ray._not_started({-1: lost("The actor is dead because its owner has died. Owner Id: x")})
+    logging.getLogger("ray.train.v2").error("Error in control loop iteration")
+    assert (told() == "", caplog.messages == []) == (ended, ended)
 
 
 def test_workers_on_a_node_that_is_taken_away_are_told_before_they_are_lost(troubled):

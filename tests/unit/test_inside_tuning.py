@@ -18,11 +18,11 @@ from raykube.inside import history, tracking, trials, tuning
 from raykube.inside.begun import as_begun
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
+from raykube.inside.stages import ENDED_FILE
 from raykube.inside.tasks import Task
 from raykube.inside.training import Stage, own_signals
 from raykube.inside.trials import (
     CONFIG_FILE,
-    ENDED_FILE,
     METRIC,
     STARTED_FILE,
     TRAIN,

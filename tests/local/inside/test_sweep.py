@@ -16,7 +16,7 @@ import raykube
 from raykube import wire
 from raykube.errors import ConfigError, Conflict, RunFailed
 from raykube.inside import checkpoints, place
-from raykube.inside.trials import ENDED_FILE
+from raykube.inside.stages import ENDED_FILE
 from tests.basics import until
 from tests.local.inside.support import MARKS, note, notes
 
