@@ -44,7 +44,8 @@ def main() -> None:
     )
     for trial in result.trials:
         settings = f"lr {trial['params']['lr']:.2e} width {trial['params']['width']}"
-        print(f"trial       {trial['trial']} {settings} accuracy {trial['metrics'].get('accuracy', float('nan')):.4f}")
+        accuracy = f"accuracy {trial['metrics'].get('accuracy', float('nan')):.4f}"
+        print(f"trial       {trial['trial']} {settings} {accuracy}{' stopped early' * trial['stopped_early']}")
     print(f"run         {result.run}")
     print(f"best        accuracy {result.metrics['accuracy']:.4f} with {result.params}")
     print(f"checkpoint  {result.checkpoint}")

@@ -187,7 +187,7 @@ class Result:
             requested or no checkpoint has it; None when the loop reported no checkpoint.
         params: the loop's config; for a sweep, that of the best trial.
         model_uri: MLflow's ``models:/NAME/VERSION`` when the model was registered, else None.
-        trials: one ``{"trial", "params", "metrics", "checkpoint", "error"}`` per trial; empty for ``train``.
+        trials: of a sweep: ``{"trial", "params", "metrics", "checkpoint", "error", "stopped_early"}`` each; else empty.
         notes: what did not work but was not worth failing for, such as an unreachable tracking server.
     """
 

@@ -108,7 +108,8 @@ def result_text(result: Result) -> str:
     rows |= {f"param {key}": number(value) for key, value in result.params.items()}
     rows |= {"checkpoint": result.checkpoint, "model": result.model_uri, "folder": result.path}
     if result.trials:
-        rows["trials"] = len(result.trials)
+        early = sum(bool(trial.get("stopped_early")) for trial in result.trials)
+        rows["trials"] = f"{len(result.trials)}, {early} of them stopped early" if early else len(result.trials)
     lines = [f"{key + ':':<20} {value}" for key, value in rows.items() if value is not None]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
@@ -23,6 +24,8 @@ from raykube.inside.scalars import scalars
 from raykube.inside.scores import scored
 
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+#: In a stage's folder once the loop has returned.
+RETURNED_FILE = "returned"
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -260,6 +263,9 @@ def _recording(stage: str, attempt: int) -> Iterator[None]:
     try:
         with outputs.kept(storage.join(stage, wire.rank_log(rank))):
             yield
+        if recorder is not None:
+            with contextlib.suppress(OSError):  # it only tells that a trial which Tune then ends was not cut short
+                storage.write_text(storage.join(stage, RETURNED_FILE), "")
     finally:
         _session = None
         if recorder is not None:

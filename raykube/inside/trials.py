@@ -15,6 +15,7 @@ from raykube.errors import ConfigError
 from raykube.inside import storage, tracking
 from raykube.inside.history import Follower, Narrator, Row
 from raykube.inside.joining import apply_environ, settle
+from raykube.inside.loops import RETURNED_FILE
 from raykube.inside.mlflowrun import Subject
 from raykube.inside.place import Place
 from raykube.inside.scores import scored
@@ -82,15 +83,23 @@ def ends(sweep: str) -> Any:
         def on_trial_complete(self, **told: Any) -> None:
             note_end(sweep, told["trial"].trial_id)
 
-        on_trial_error = on_trial_complete
+        def on_trial_error(self, **told: Any) -> None:
+            note_end(sweep, told["trial"].trial_id, "failed")
 
     return Ends()
 
 
-def note_end(sweep: str, trial: str) -> None:
+def note_end(sweep: str, trial: str, how: str = "") -> None:
     """Note that a trial has ended; a storage that does not take the note is no reason to end the sweep."""
     with contextlib.suppress(OSError):
-        storage.write_text(storage.join(sweep, trial, ENDED_FILE), "")
+        storage.write_text(storage.join(sweep, trial, ENDED_FILE), how)
+
+
+def was_stopped_early(path: str) -> bool:
+    """Whether ASHA has ended the trial with the folder `path`: it did not fail, and its loop had not returned."""
+    ended = storage.join(path, ENDED_FILE)
+    returned = storage.join(path, TRAIN, RETURNED_FILE)
+    return storage.exists(ended) and not storage.read_from(ended) and not storage.exists(returned)
 
 
 def started(path: str) -> float:
@@ -224,6 +233,8 @@ class Trials:
         elif follower.is_reading:
             follower.pause()
             self._through.add(trial)
+            if was_stopped_early(storage.join(self._stage.path, trial)):
+                log.info("trial %s was stopped early (ASHA): other trials do better", trial)
 
     def _follow(self, trial: str, config: dict[str, Any]) -> tuple[Follower, tracking.Tracker]:
         place, sweep = self._stage.place, self._stage.path

@@ -24,7 +24,18 @@ from raykube.inside.space import unsearchable
 from raykube.inside.stages import Stage, work
 from raykube.inside.tasks import Task, as_dict, sent_by_pickle, wrong_arguments
 from raykube.inside.training import log_start, own_signals
-from raykube.inside.trials import CONFIG_FILE, METRIC, RUNGS, Trials, ends, run_trial, stage_of, started, valid
+from raykube.inside.trials import (
+    CONFIG_FILE,
+    METRIC,
+    RUNGS,
+    Trials,
+    ends,
+    run_trial,
+    stage_of,
+    started,
+    valid,
+    was_stopped_early,
+)
 
 __all__ = ["sweep"]
 
@@ -49,7 +60,8 @@ def sweep(
 
     ASHA compares trials at their 3rd, 9th, 27th … report that holds `metric`. So report `metric` once an
     epoch, best with its checkpoint: counts are then epochs, and a trial that goes on after the sweep was
-    interrupted counts on from its checkpoint.
+    interrupted counts on from its checkpoint. The result says which trials were stopped early. A loop that
+    reports `metric` at most twice is never stopped early.
 
     Args:
         loop: as for ``train``; it reports `metric` now and then, best with a checkpoint.
@@ -204,7 +216,7 @@ def _trial_id(trial: Any) -> str:
 
 
 def _trial_entries(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any], ...]:
-    """Return one ``{"trial", "params", "metrics", "checkpoint", "error"}`` per trial, in the order of their start."""
+    """Return each trial as :attr:`wire.Result.trials` has it, in the order of their start."""
     found = []
     for outcome in sorted(grid, key=lambda outcome: started(storage.join(stage.path, _name(outcome)))):
         trial = _name(outcome)
@@ -218,6 +230,7 @@ def _trial_entries(stage: Stage, task: Task, grid: Any) -> tuple[dict[str, Any],
                 "metrics": dict(best[1]) if best else _reported(training, task),
                 "checkpoint": best[0] if best else last,
                 "error": reason(outcome.error) if outcome.error else None,
+                "stopped_early": was_stopped_early(storage.join(stage.path, trial)),
             }
         )
     return tuple(found)

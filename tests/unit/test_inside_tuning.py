@@ -16,6 +16,7 @@ from raykube import wire
 from raykube.errors import ConfigError, RunFailed
 from raykube.inside import history, tracking, trials, tuning
 from raykube.inside.begun import as_begun
+from raykube.inside.loops import RETURNED_FILE
 from raykube.inside.place import Place
 from raykube.inside.space import unsearchable
 from raykube.inside.stages import ENDED_FILE
@@ -206,6 +207,7 @@ class Followed:
             file.write(json.dumps(reported("checkpoint", step=step)) + "\n")
 
     def end(self):
+        write(self._metrics.with_name(RETURNED_FILE), "")
         note_end(str(self._path), "a")
 
     def go_on(self):
@@ -231,6 +233,20 @@ def test_trial_that_has_ended_is_read_no_more_but_for_what_was_on_its_way(follow
     followed.reports(2)
     assert not followed.look()
     assert followed.leave() == [f"trial a step {step} (checkpoint)" for step in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("how", "has_returned", "is_early"), [("", False, True), ("", True, False), ("failed", False, False)]
+)
+def test_trial_that_was_ended_before_its_loop_returned_was_stopped_early(followed, sweep, how, has_returned, is_early):
+    folder = Path(sweep.stage.path, "a")
+    followed.look()
+    if has_returned:
+        write(folder / TRAIN / RETURNED_FILE, "")
+    note_end(str(folder.parent), "a", how)
+    followed.look()
+    assert [entry["stopped_early"] for entry in sweep.found()] == [is_early]
+    assert followed.leave() == ["trial a was stopped early (ASHA): other trials do better"] * is_early
 
 
 def test_trial_in_a_bucket_is_asked_for_its_end_no_more_often_than_for_its_rows(sweep, caplog, monkeypatch):

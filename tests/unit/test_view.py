@@ -108,6 +108,14 @@ def test_result_text_names_metrics_model_and_notes():
     assert [line.split()[-1] for line in text.splitlines()] == ["0.5", "1", "/p/c", "models:/m/1", "/p", "n"]
 
 
+@pytest.mark.parametrize(("early", "words"), [((), "trials: 3"), ((0, 2), "trials: 3, 2 of them stopped early")])
+def test_result_text_tells_how_many_trials_were_stopped_early(early, words):
+    trials = tuple({"trial": str(number), "stopped_early": number in early} for number in range(3))
+    assert words in [
+        " ".join(line.split()) for line in view.result_text(Result("sweep", "a", "/p", trials=trials)).splitlines()
+    ]
+
+
 def test_json_of_a_status_holds_its_failure():
     shown = asdict(status(state="FAILED", failure=Failure("Why", "words", 3)))
     assert shown["failure"]["exit_code"] == 3

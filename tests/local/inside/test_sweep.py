@@ -92,6 +92,7 @@ def test_trials_of_all_workers_take_turns_and_a_hopeless_one_is_ended(monkeypatc
     assert all((Path(result.path) / trial["trial"] / ENDED_FILE).exists() for trial in result.trials)
     assert result.metrics["score"] == 1.0
     hopeless = min(result.trials, key=lambda trial: trial["metrics"]["score"])
+    assert [trial["trial"] for trial in result.trials if trial["stopped_early"]] == [hopeless["trial"]]
     rows = wire.read_rows(Path(result.path) / hopeless["trial"] / "train-1" / wire.METRICS_FILE)
     assert max(row["metrics"]["epoch"] for row in rows) < 299
     until(lambda: cpus_in_use() == 0, "the placement group of the ended trial is freed", 60)
