@@ -47,9 +47,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
         self._recorder: Recorder | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # This runs in the controller. Stopping a trial early ends its workers before their backend; Ray logs that with
-        # a traceback that says of itself that it is expected.
-        logging.getLogger("ray.train.v2._internal.callbacks.backend_setup").setLevel(logging.ERROR)
+        # This runs in the controller.
         self.__dict__.update(state)
         deaths.heed_memory_kills()
         deaths.clean_up_failed_starts(self._not_started)
@@ -92,6 +90,7 @@ class Controller(UserCallback):  # type: ignore[misc] # Ray's base class has no 
     def _is_over(self) -> bool:
         """Whether Tune has ended this trial; if so, silence Ray until this process, too, is ended."""
         if over := self._tries.are_over:
+            # Not earlier: when it starts, Ray sets its loggers anew. It would show a traceback for each dead worker.
             logging.getLogger("ray.train").setLevel(logging.CRITICAL)
         return over
 
