@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from raykube.backends import Backend, Kind, State, Status, endings, serveapps, sources
+from raykube.backends.lines import Event
 from raykube.errors import ConfigError, Failure, NotFound, RunFailed, RunStopped, ServiceFailed, WaitTimeout
 from raykube.wire import Result
 
@@ -22,19 +23,6 @@ __all__ = ["Endpoint", "Event", "Run", "State", "Status"]
 _NOT_YET = ("WAITING", "PENDING")
 #: How many states are asked for at the same time: each takes several requests, to the API server and to a head.
 _AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Event:
-    """A change that a wait saw.
-
-    Attributes:
-        time: Unix time in seconds.
-        status: the new status.
-    """
-
-    time: float
-    status: Status
 
 
 OnEvent = Callable[[Event], None]

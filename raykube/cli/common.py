@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from raykube.backends import lines
 from raykube.cli import view
 from raykube.cli.place import Where, with_place
 from raykube.errors import BackendError, Failure, NotFound, RaykubeError, RunError, ServiceFailed
@@ -66,7 +67,7 @@ def tell(*lines: str) -> None:
 
 def line_of(status: Status) -> str:
     """Return a status on one line."""
-    return view.status_line(status, time.time())
+    return lines.status_line(status, time.time())
 
 
 def print_table(statuses: list[Status], *, as_json: bool) -> None:

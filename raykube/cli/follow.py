@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from raykube.backends import sources
-from raykube.cli import view
+from raykube.backends import lines, sources
 from raykube.errors import BackendError
 from raykube.handles import Run, Status
 
@@ -36,7 +35,7 @@ class Screen:
         stage = f"{status.state} {status.attempt} {status.detail}"
         if stage != self._told and not status.is_terminal:
             self._told = stage
-            self.tell(view.status_line(status, time.time()))
+            self.tell(lines.status_line(status, time.time()))
 
 
 class LiveScreen(Screen):
@@ -71,7 +70,7 @@ class LiveScreen(Screen):
         self._status = status
 
     def _line(self) -> str:
-        return view.status_line(self._status, time.time()) if self._status else ""
+        return lines.status_line(self._status, time.time()) if self._status else ""
 
 
 def follow(run: Run, screen: Screen) -> BaseException | None:

@@ -40,6 +40,14 @@ def test_handle_is_that_of_its_place():
     assert repr(Endpoint("x", Local())) == "Endpoint(name='x', backend=Local())"
 
 
+def test_handle_shows_the_namespace_that_its_kubeconfig_gave_once_it_was_asked():
+    with kubernetes(Quiet):
+        run = Run("x", KubeRay())
+        assert "namespace=''" in repr(run)
+        assert f"namespace={run.backend.kube.namespace!r}" in repr(run)
+        assert run == Run("x", KubeRay())
+
+
 @pytest.mark.parametrize("again", [lambda run: pickle.loads(pickle.dumps(run)), copy.deepcopy])
 def test_handle_that_was_asked_is_taken_to_another_process(again):
     with kubernetes(Quiet):

@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
-from raykube.backends import Status
+from raykube.backends import Status, lines
 from raykube.cli import view
 from raykube.errors import Failure, RunFailed
+from raykube.handles import Event
 from raykube.wire import Result
 
 NOW = 1_000.0
@@ -19,28 +20,28 @@ def status(**fields):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (119, "119s"), (120, "2m"), (7_200, "2h"), (200_000, "2d")])
 def test_age_is_written_as_kubectl_does(seconds, text):
-    assert view.age(seconds) == text
+    assert lines.age(seconds) == text
 
 
 def test_running_line_shows_metrics_and_time_but_no_detail():
-    line = view.status_line(status(progress={"epoch": 3, "loss": 0.123456}, detail="Job is currently running."), NOW)
+    line = lines.status_line(status(progress={"epoch": 3, "loss": 0.123456}, detail="Job is currently running."), NOW)
     assert line == "a RUNNING · epoch 3 · loss 0.1235 · 60s"
 
 
 def test_running_line_shows_what_was_lost():
-    line = view.status_line(status(detail="12:00:00 train-1: worker 0: gone"), NOW)
+    line = lines.status_line(status(detail="12:00:00 train-1: worker 0: gone"), NOW)
     assert line == "a RUNNING · 12:00:00 train-1: worker 0: gone · 60s"
 
 
 def test_silence_of_a_run_is_shown_after_its_metrics():
     silent = status(progress={"epoch": 3}, quiet_s=300.0)
-    assert view.status_line(silent, NOW) == "a RUNNING · epoch 3 · no report for 5m · 60s"
+    assert lines.status_line(silent, NOW) == "a RUNNING · epoch 3 · no report for 5m · 60s"
     assert "progress:  epoch 3 · no report for 5m" in view.status_text(silent)
     assert "epoch 3 · no report for 5m" in view.table([silent], NOW)
 
 
 def test_pending_line_shows_the_detail_and_later_attempts():
-    line = view.status_line(status(state="PENDING", detail="waiting", attempt=2), NOW)
+    line = lines.status_line(status(state="PENDING", detail="waiting", attempt=2), NOW)
     assert line == "a PENDING · attempt 2 · waiting · 60s"
 
 
@@ -58,7 +59,7 @@ def test_service_is_shown_with_what_it_serves_and_since_when():
 
 
 def test_ended_run_does_not_grow_older():
-    assert view.elapsed(status(ended=950.0), NOW) == 10.0
+    assert lines.elapsed(status(ended=950.0), NOW) == 10.0
 
 
 def test_failure_text_names_the_field_that_says_so():
@@ -101,6 +102,11 @@ def test_run_that_was_stopped_tells_what_is_left_of_it(storage, words):
 def test_run_that_was_stopped_before_it_was_seen_to_begin_may_have_left_nothing(started, is_doubted):
     told = view.kept(status(state="STOPPED", storage="/shared/a", started=started))
     assert ("what it had written, if it had begun" in told) is is_doubted
+
+
+def test_event_prints_as_the_line_of_its_status():
+    event = Event(NOW, status(progress={"epoch": 3}))
+    assert str(event).split(" ", 1)[1] == "a RUNNING · epoch 3 · 60s"
 
 
 def test_result_text_names_metrics_model_and_notes():

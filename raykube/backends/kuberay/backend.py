@@ -45,6 +45,11 @@ class KubeRay:
         # Leaves out the connections, which no other process could use.
         return KubeRay, (self.context, self.namespace)
 
+    def __repr__(self) -> str:
+        """Return both names, once it is connected those that the kubeconfig or the pod gave."""
+        known = self.__dict__.get("kube", self)
+        return f"KubeRay(context={known.context!r}, namespace={known.namespace!r})"
+
     @functools.cached_property
     def kube(self) -> Kube:
         """The API server; connected on first use, because a plan needs none."""
