@@ -50,8 +50,8 @@ class Status:
             that raykube did not write.
         storage: folder or URI that keeps its checkpoints, metrics and logs; empty if they are lost with its cluster.
         plan: the hash of the plan that a service was last deployed with; empty for a run.
-        serves: what a service was last deployed with: import path, model and hash of the code of each application;
-            empty for a run.
+        deployed: what a service was last asked to serve: import path, model and hash of the code of each application.
+            It serves this if it is RUNNING; after a failed update the one before may serve. Empty for a run.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Status:
     workers: str = ""
     storage: str = ""
     plan: str = ""
-    serves: str = ""
+    deployed: str = ""
 
     @property
     def is_terminal(self) -> bool:

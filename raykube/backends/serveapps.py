@@ -87,7 +87,7 @@ def logs_apart(app: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
 
 
 def described(configs: Iterable[Mapping[str, Any]]) -> str:
-    """Return what applications serve: ``jobs.digits_app:app, model run:digits-a1, code efebcd45873cfe0f9e9c``."""
+    """Return what applications are to serve: ``jobs.digits_app:app, model run:digits-a1, code efebcd45873c``."""
     return "; ".join(map(_described, configs))
 
 

@@ -22,12 +22,16 @@ _CLUSTER_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
 
 def status_text(status: Status) -> str:
     """Return a status as lines of ``key: value``."""
-    first, latest = ("submitted", "started") if status.kind == "job" else ("deployed", "updated")
+    from raykube.backends import serveapps
+
+    first, latest = ("submitted", "started") if status.kind == "job" else ("created", "updated")
     when = {first: _clock(status.submitted), latest: _clock(status.started), "ended": _clock(status.ended)}
     attempt = status.attempt if status.kind == "job" else 0
     fields = {"name": status.name, "state": status.state, "detail": status.detail, "attempt": attempt}
     scale = {"workers": status.workers, "storage": status.storage}
-    rows = fields | {"serves": status.serves} | scale | when | {"progress": reported(status), "url": status.url}
+    is_in_vain = bool(status.deployed) and serveapps.GOES_ON in status.detail
+    deployed = f"{status.deployed} (not serving)" if is_in_vain else status.deployed
+    rows = fields | {"deployed": deployed} | scale | when | {"progress": reported(status), "url": status.url}
     return _fields(rows, [f"{'':<11}{line}" for line in status.earlier], status.failure)
 
 

@@ -111,8 +111,8 @@ def test_service_keeps_the_time_of_its_first_deployment_and_tells_what_its_lates
     services.deploy(service(code, "good"))
     after = rk.attach("good", "local").status()
     assert before.submitted == after.submitted == before.started < after.started
-    assert before.serves != after.serves
-    assert after.serves.startswith("hello:app, code ")
+    assert before.deployed != after.deployed
+    assert after.deployed.startswith("hello:app, code ")
 
 
 def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, code):

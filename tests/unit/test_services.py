@@ -58,14 +58,14 @@ def test_service_whose_applications_run_is_running_and_has_an_address():
     assert found.url == "http://hello-serve-svc.svc-scratch:8000/"
 
 
-def test_service_tells_what_it_serves_and_when_that_was_last_changed():
+def test_service_tells_what_was_deployed_and_when_that_was_last_changed():
     service, apps = recorded("running")
     service["metadata"]["managedFields"] = [{"manager": "raykube", "time": "2026-11-24T12:58:00Z"}]
     found = status(service, apps)
     assert found.started == seconds("2026-11-24T12:58:00Z") > found.submitted
-    assert found.serves.startswith("hello:app, code ")
+    assert found.deployed.startswith("hello:app, code ")
     service["spec"]["serveConfigV2"] = "applications: 3"
-    assert status(service, apps).serves == ""
+    assert status(service, apps).deployed == ""
 
 
 def test_service_tells_which_plan_it_has():

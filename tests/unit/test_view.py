@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from raykube.backends import Status, lines
+from raykube.backends import Status, lines, serveapps
 from raykube.cli import view
 from raykube.errors import Failure, RunFailed
 from raykube.handles import Event
@@ -52,10 +52,18 @@ def test_service_is_shown_without_attempts():
     assert "ATTEMPT" in view.table([service, status()], NOW)
 
 
-def test_service_is_shown_with_what_it_serves_and_since_when():
-    text = view.status_text(status(kind="service", serves="hello:app, code 0123abcd", started=960.0))
+def test_service_is_shown_with_what_was_deployed_and_when():
+    text = view.status_text(status(kind="service", deployed="hello:app, code 0123abcd", started=960.0))
     keys = [line.partition(":")[0] for line in text.splitlines()]
-    assert keys == ["name", "state", "serves", "deployed", "updated"]
+    assert keys == ["name", "state", "deployed", "created", "updated"]
+    assert "deployed:  hello:app, code 0123abcd\n" in text
+
+
+@pytest.mark.parametrize("what", ["the update failed", "the update waits"])
+def test_service_that_goes_on_as_before_is_not_shown_as_serving_what_was_deployed(what):
+    detail = f"{what}; {serveapps.GOES_ON}: ValueError: no"
+    text = view.status_text(status(kind="service", deployed="hello:app, code 0123abcd", detail=detail))
+    assert "deployed:  hello:app, code 0123abcd (not serving)\n" in text
 
 
 def test_ended_run_does_not_grow_older():

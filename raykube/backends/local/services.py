@@ -107,7 +107,7 @@ def status(record: Record) -> Status:
         submitted=record.submitted,
         started=record.deployed or None,
         plan=record.plan_hash,
-        serves=serveapps.described(record.body),
+        deployed=serveapps.described(record.body),
     )
     if not record.head:
         return unknown

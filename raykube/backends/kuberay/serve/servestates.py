@@ -57,7 +57,7 @@ def service_status(seen: Observed, serve: Apps | None) -> Status:
         started=changed(seen.owner) or None,
         url=url_of(seen.owner),
         plan=str(labels_of(seen.owner).get(marks.PLAN) or ""),
-        serves=serveapps.described(apps_of(seen.owner).values()),
+        deployed=serveapps.described(apps_of(seen.owner).values()),
     )
 
 
