@@ -21,6 +21,7 @@ from raykube.backends.kubernetes.kubeapi import Kube
 from raykube.errors import Forbidden
 from tests.cluster import kubectl, layout, namespaces, workloads
 from tests.cluster.shell import until
+from tests.cluster.test_services import HELLO
 from tests.servers import Proxy, serving
 
 pytestmark = pytest.mark.cluster
@@ -84,6 +85,26 @@ def test_pod_without_a_kubeconfig_is_its_service_account_in_its_own_namespace(in
     assert kubectl.get("rayjob", "a", namespace) is not None
     assert inside("job", "delete", "a", *on) == "a deleted\n"
     assert kubectl.get("rayjob", "a", namespace) is None
+
+
+SERVED = """
+import pathlib, urllib.request
+import raykube as rk
+
+app = pathlib.Path("/tmp/app/hello.py")
+app.parent.mkdir()
+app.write_text({hello!r})
+apps = (rk.App(name="hello", import_path="hello:app", ray_actor_options={{"num_cpus": 0.5}}),)
+endpoint = rk.deploy(rk.Service(name="hello", apps=apps, working_dir=app.parent), "/raykube/house.yaml", timeout_s=180)
+# In less than a second, after which a lost connection would be tried again.
+print(urllib.request.urlopen(endpoint.url, timeout=0.9).read().decode())
+"""
+
+
+@pytest.mark.usefixtures("inside")
+def test_service_answers_the_pod_that_deployed_it_at_once(namespace):
+    ask = ("exec", "inside", "--", "python", "-c", SERVED.format(hello=HELLO))
+    assert kubectl.kubectl(*ask, namespace=namespace, timeout_s=240).splitlines()[-1] == "hello 1"
 
 
 def test_submit_without_rights_is_forbidden_and_names_the_rule_to_ask_for(namespace, tmp_path, monkeypatch):

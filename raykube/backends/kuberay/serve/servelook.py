@@ -14,6 +14,7 @@ from raykube.backends.kuberay import objects, rayhead
 from raykube.backends.kuberay.causes.observed import Observed, events_of, head_service
 from raykube.backends.kuberay.polling import Poll, looks, unreachable
 from raykube.backends.kuberay.serve import servestates
+from raykube.backends.kuberay.serve.serveaddress import Address
 from raykube.backends.kuberay.serve.servestates import Apps
 from raykube.backends.kubernetes.fields import name_of, spec_of
 from raykube.backends.kubernetes.kubeapi import Kube, Object, Stop
@@ -66,13 +67,13 @@ def status(kube: Kube, name: str) -> Status:
 
 
 def changes(kube: Kube, name: str) -> Iterator[Status]:
-    """Yield the status now, at each change, and every half second."""
+    """Yield the status now, at each change, and every half second; RUNNING once the address answers here, too."""
     watching, stop = Watching(kube), Stop()
     serve: _ServePoll = Poll(ServeHead.applications, lambda head: {} if head else None, watching.touch)
     try:
         watching.watch("RayService", fieldSelector=f"metadata.name={name}")
         threading.Thread(target=serve.run, args=(stop,), daemon=True, name="raykube-serve").start()
-        yield from _Follower(kube, name, watching, serve).follow()
+        yield from map(Address(kube.server).checked, _Follower(kube, name, watching, serve).follow())
     finally:
         stop.set()
         watching.close()
