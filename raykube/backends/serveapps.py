@@ -201,7 +201,8 @@ def _to_fit(said: Iterable[str]) -> str:
     }
     if lacking:
         what = f"the cluster does not have {' and '.join(lacking.values())} free for a replica"
-        return f"{what}: ask for less (--num-gpus, --replicas, ray_actor_options), or give it more"
+        more = "or give it more (on Kubernetes, --workers N)"
+        return f"{what}: ask for less (--num-gpus, --replicas, ray_actor_options), {more}"
     return "wait if its packages are being installed; else ask for less (ray_actor_options): no node may have that much"
 
 

@@ -110,6 +110,7 @@ def test_replica_that_finds_no_place_is_told_with_what_it_lacks():
     found = serveapps.failure("hello", unplaced())
     assert (found.reason, found.message.startswith("Deployment 'Model'")) == ("ReplicaUnschedulable", True)
     assert found.next_step.startswith("the cluster does not have 1 GPU free for a replica: ask for less (--num-gpus")
+    assert found.next_step.endswith("or give it more (on Kubernetes, --workers N)")
 
 
 @pytest.mark.parametrize("required", ['{"CPU": 1}', '[{"GPU": 1.0}]', "UNKNOWN"])
