@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +13,7 @@ from raykube import wire
 from raykube.backends import endings
 from raykube.differences import of_objects
 from raykube.errors import Failure
-from raykube.shapes import mapping
+from raykube.shapes import entries, mapping
 
 Apps = Mapping[str, Mapping[str, Any]]
 
@@ -29,6 +29,10 @@ MAY_GO_ON = "what was deployed before may still answer"
 #: Said where it does not go on: Serve stops a single replica before it starts the new one.
 _STOPPED = "what was deployed before was stopped, and comes back when its code is deployed again"
 
+#: Said of an update, with the service's name and what it changes.
+CHANGES = "%s changes: %s"
+
+_UNSAID = "as the application says"
 _UNDONE = ("DEPLOY_FAILED", "UNHEALTHY")
 _MARK = "Error:\n"  # in a deployment's message, before the error of a replica that did not start
 _UPDATE = "rolling update"  # before that mark: there were replicas of another version
@@ -84,6 +88,36 @@ def logs_apart(app: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
     said = {**environment, **_variables(app)}
     default = "0" if said.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else "1"
     return bool(said.get("RAY_SERVE_LOG_TO_STDERR", default) != "1")
+
+
+def resized(before: Iterable[Mapping[str, Any]], after: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the numbers that an update changes: ``replicas 2 -> 1``; of applications that it adds or removes, none."""
+    old, new = ({name_of(app): app for app in apps} for apps in (before, after))
+    then, now = (_numbers(apps[name] for name in apps if name in old and name in new) for apps in (old, new))
+    keys = [*then, *(key for key in now if key not in then)]
+    several = len({key[:2] for key in keys}) > 1
+    for app, deployment, what in keys:
+        was, will = (told.get((app, deployment, what), _UNSAID) for told in (then, now))
+        if was != will:
+            of = f" of {app}'s {deployment}" if several else ""
+            yield f"{what}{of} {was} -> {will}"
+
+
+def _numbers(configs: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], str]:
+    """Return what configurations say of numbers, by application, deployment and what is counted."""
+    found: dict[tuple[str, str, str], str] = {}
+    for config in configs:
+        for said in map(mapping, entries(config.get("deployments"))):
+            bounds, options = mapping(said.get("autoscaling_config")), mapping(said.get("ray_actor_options"))
+            scaled = f"{bounds.get('min_replicas', 1)}..{bounds.get('max_replicas', 1)}" if bounds else None
+            numbers = {"replicas": said.get("num_replicas", scaled), "GPUs of a replica": options.get("num_gpus")}
+            key = name_of(config), str(said.get("name"))
+            found |= {(*key, what): _written(number) for what, number in numbers.items() if number is not None}
+    return found
+
+
+def _written(number: Any) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)
 
 
 def described(configs: Iterable[Mapping[str, Any]]) -> str:

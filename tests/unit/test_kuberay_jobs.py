@@ -785,6 +785,22 @@ def test_service_with_another_count_of_workers_has_the_cluster_that_serves_resiz
     assert workers(kept) == (3, 3)
 
 
+@pytest.mark.usefixtures("serving_one")
+def test_update_tells_which_counts_it_changes(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "raykube")
+
+    def deploy(workers, **app):
+        apps = (rk.App(import_path="hello:app", num_replicas=2, **app),)
+        work = rk.Service(name="hello", apps=apps, working_dir=tmp_path / "served")
+        services.deploy(Kube(), rk.plan(work, Cluster.load("cpu-small").sized(workers)))
+
+    deploy(2)
+    deploy(2, args={"word": "bye"})
+    assert caplog.messages == ["hello changes: replicas as the application says -> 2, worker pods 4 -> 2"]
+    deploy((1, 3))
+    assert caplog.messages[1:] == ["hello changes: worker pods 2 -> 1..3"]
+
+
 def test_counts_come_with_what_kuberay_makes_no_other_cluster_for(kept, serving_one):
     changed = other(serving_one, "three", replicas=3, maxReplicas=3, scaleStrategy={"workersToDelete": ["a"]})
     changed.body[-1]["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["tolerations"] = [{"key": "a"}]

@@ -1,6 +1,7 @@
 """Services on this machine, before a Serve that answers as it is told."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from tests.basics import until
 from tests.support import pressed, typed
 
 
-def service(code, name, word="accept", app=""):
+def service(code, name, word="accept", app="", **more):
     """Return the plan of a service."""
-    app = rk.App(name=app or name, route_prefix=f"/{name}", import_path="hello:app", env_vars={"WORD": word})
+    named = {"name": app or name, "route_prefix": f"/{name}", **more}
+    app = rk.App(import_path="hello:app", env_vars={"WORD": word}, **named)
     return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
 
 
@@ -101,6 +103,14 @@ def test_service_that_failed_is_tried_again_by_the_same_plan_and_stays_as_it_was
     services.deploy(service(code, "good"))
     services.deploy(service(code, "other"))
     assert answering.attempts == [[None], ["2"], ["2"], ["2", None]]
+
+
+@pytest.mark.usefixtures("answering")
+def test_update_tells_which_counts_it_changes(code, caplog):
+    caplog.set_level(logging.INFO, "raykube")
+    services.deploy(service(code, "good", num_replicas=2))
+    services.deploy(service(code, "good"))
+    assert caplog.messages == ["good changes: replicas 2 -> as the application says"]
 
 
 @pytest.mark.usefixtures("answering")

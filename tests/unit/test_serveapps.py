@@ -124,6 +124,41 @@ def test_replica_that_failed_to_start_is_told_before_one_that_finds_no_place():
     assert serveapps.failure("hello", apps).reason == "ReplicaFailed"
 
 
+def of_replicas(app="hello", deployment="Model", **said):
+    return {"name": app, "deployments": [{"name": deployment, **said}]}
+
+
+UNSAID = {"name": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([of_replicas(num_replicas=2)], [of_replicas(num_replicas=2)], []),
+        ([of_replicas(num_replicas=2)], [UNSAID], ["replicas 2 -> as the application says"]),
+        (
+            [of_replicas(autoscaling_config={"min_replicas": 1, "max_replicas": 4})],
+            [of_replicas(num_replicas=1)],
+            ["replicas 1..4 -> 1"],
+        ),
+        (
+            [of_replicas(ray_actor_options={"num_gpus": 1})],
+            [of_replicas(num_replicas=3)],
+            ["GPUs of a replica 1 -> as the application says", "replicas as the application says -> 3"],
+        ),
+        (
+            [of_replicas(num_replicas=2), of_replicas("bye", num_replicas=2), of_replicas("gone", num_replicas=2)],
+            [of_replicas(num_replicas=2), of_replicas("bye", num_replicas=3)],
+            ["replicas of bye's Model 2 -> 3"],
+        ),
+        ([of_replicas(ray_actor_options={"num_gpus": 1})], [of_replicas(ray_actor_options={"num_gpus": 1.0})], []),
+        ([{"name": "hello", "deployments": "text"}], [UNSAID], []),
+    ],
+)
+def test_counts_that_an_update_changes_are_told(before, after, told):
+    assert [*serveapps.resized(before, after)] == told
+
+
 def test_application_is_described_by_its_import_path_its_model_and_the_version_of_its_code():
     digits = {"import_path": "jobs.digits_app:app", "args": {"model": "run:digits-a1"}}
     digits["runtime_env"] = {"working_dir": "file:///etc/raykube/code/0123abcd.zip"}

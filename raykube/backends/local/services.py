@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from raykube.backends.local.head import Head
 from raykube.backends.local.records import Record
 from raykube.errors import BackendError, Conflict, Failure, NotFound, Unreachable
 from raykube.plans import Plan
+
+_log = logging.getLogger("raykube")
 
 #: How often to ask Serve whether a followed service goes on.
 _ASK_S = 0.2
@@ -47,6 +50,8 @@ def deploy(plan: Plan) -> None:
     )
     # Saved first: the next deploy would silently remove applications that no record knows.
     records.save(record)
+    if former and (changes := ", ".join(serveapps.resized(former.body, record.body))):
+        _log.info(serveapps.CHANGES, plan.name, changes)
     try:
         _apply([*others, record], running)
     except Unreachable:  # Serve may have taken it

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -36,6 +37,8 @@ _SERVE_S = 0.3
 #: Seconds that Serve takes, at most, to begin with a change.
 _BEGUN_S = 15.0
 _TRIES = 5
+
+_log = logging.getLogger("raykube")
 
 
 def deploy(kube: Kube, plan: Plan) -> None:
@@ -117,6 +120,8 @@ def _must_be_made_anew(service: Object) -> bool:
 def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
     """Change an existing service into the wanted one."""
     is_other = differs(known, wanted)
+    if changes := ", ".join(_changed_counts(known, wanted)):
+        _log.info(serveapps.CHANGES, name_of(known), changes)
     servecode.carry(kube, code, known, wanted if is_other else None)
     undone = _undone(kube, known)
     changed = _patch(kube, code, known, retried(wanted, known, undone)) if is_other else known
@@ -126,6 +131,23 @@ def _change(kube: Kube, known: Object, code: Mapping[str, Any] | None, wanted: M
         _try_again(kube, known, undone)
     if code and (undone or is_other):
         _wait_until_begun(kube, name_of(known), servecode.file_of(code))
+
+
+def _changed_counts(known: Object, wanted: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which numbers of replicas and of worker pods an update changes: it sets all anew, also those not given."""
+    yield from serveapps.resized(*(servestates.apps_of(each).values() for each in (known, wanted)))
+    then, now = (_worker_pods(each["spec"]["rayClusterConfig"]) for each in (known, wanted))
+    for name in then:
+        if then[name] != now.get(name, then[name]):
+            yield f"worker pods{f' of {name}' if len(then) > 1 else ''} {then[name]} -> {now[name]}"
+
+
+def _worker_pods(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return how many pods each worker group is to have; with the autoscaler, its bounds."""
+    groups = spec.get("workerGroupSpecs") or []
+    if not spec.get(_SCALES):
+        return {group["groupName"]: str(manifests.pods(group)) for group in groups}
+    return {group["groupName"]: f"{group.get('minReplicas') or 0}..{manifests.max_replicas(group)}" for group in groups}
 
 
 def _patch(kube: Kube, code: Mapping[str, Any] | None, known: Object, wanted: Mapping[str, Any]) -> Object:
