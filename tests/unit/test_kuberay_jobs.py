@@ -801,6 +801,14 @@ def test_update_tells_which_counts_it_changes(tmp_path, caplog):
     assert caplog.messages[1:] == ["hello changes: worker pods 2 -> 1..3"]
 
 
+def test_counts_come_to_a_service_in_which_kuberay_has_written_empty_metadata(kept, serving_one):
+    known = kept[SERVICE]["spec"]["rayClusterConfig"]
+    for group in (known["headGroupSpec"], *known["workerGroupSpecs"]):
+        group["template"]["metadata"] = {}
+    services.deploy(Kube(), other(serving_one, "three", replicas=3, maxReplicas=3))
+    assert workers(kept) == (3, 3)
+
+
 def test_counts_come_with_what_kuberay_makes_no_other_cluster_for(kept, serving_one):
     changed = other(serving_one, "three", replicas=3, maxReplicas=3, scaleStrategy={"workersToDelete": ["a"]})
     changed.body[-1]["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["tolerations"] = [{"key": "a"}]

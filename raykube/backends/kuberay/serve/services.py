@@ -302,7 +302,8 @@ def _uncounted(service: Object) -> dict[str, Any]:
 
 
 def _lasting(group: Mapping[str, Any]) -> dict[str, Any]:
-    template = group.get("template") or {}
+    # KubeRay writes empty metadata where there was none.
+    template = {key: value for key, value in (group.get("template") or {}).items() if value}
     pod = {key: value for key, value in spec_of(template).items() if key not in _NOT_HASHED}
     return {key: group[key] for key in group if key not in _COUNTS} | {"template": {**template, "spec": pod}}
 
