@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from raykube.backends import Status
+from raykube.backends import Status, serveapps
 from raykube.backends.lines import age, number, reported
 from raykube.errors import Failure, tail_title
 from raykube.wire import Result, finite
@@ -22,8 +22,6 @@ _CLUSTER_COLUMNS = ("NAME", "STATE", "PODS", "AGE", "ADDRESS")
 
 def status_text(status: Status) -> str:
     """Return a status as lines of ``key: value``."""
-    from raykube.backends import serveapps
-
     first, latest = ("submitted", "started") if status.kind == "job" else ("created", "updated")
     when = {first: _clock(status.submitted), latest: _clock(status.started), "ended": _clock(status.ended)}
     attempt = status.attempt if status.kind == "job" else 0
