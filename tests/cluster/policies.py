@@ -47,11 +47,19 @@ def clean():
     jumps = [f"-D{line[2:]}" for line in lines if line.startswith(_HOOKS) and " -j KUBE-ROUTER-" in line]
     script = ["*filter", *jumps, *(f"-F {name}" for name in chains), *(f"-X {name}" for name in chains), "COMMIT"]
     run("iptables-restore", "--noflush", stdin="\n".join([*script, ""]).encode())
-    for name in run("ipset", "list", "-name").split():
-        if name.startswith(_SETS):
-            run("ipset", "destroy", name)
+    until(_sets_gone, "kube-router's sets are gone: the kernel lets go of them a moment after their rules", 10)
     if not any(line.startswith("-A") for line in _rules()):
         run("nft", "delete", "table", "ip", "filter", check=False)
+
+
+def _sets_gone():
+    for name in _sets():
+        run("ipset", "destroy", name, check=False)
+    return not _sets()
+
+
+def _sets():
+    return [name for name in run("ipset", "list", "-name").split() if name.startswith(_SETS)]
 
 
 def _rules():
