@@ -1,6 +1,6 @@
 """What raykube costs: the optimizer step compared with plain Ray Train and torchrun, a report, the first step's delay.
 
-Run: python -m benchmarks.overhead          (about 70 minutes on 2 cores)
+Run: python -m benchmarks.overhead          (about an hour on 2 cores)
      python -m benchmarks.overhead --quick  (about 3 minutes; shows that it works, resolves no tight goal)
      python -m benchmarks.overhead --device cuda  (on one GPU, which has nobody to exchange gradients with)
 
