@@ -26,6 +26,17 @@ def service(code, name, word="accept", app="", **more):
     return rk.plan(rk.Service(name=name, apps=(app,), working_dir=code), "local")
 
 
+#: With which Ray marks the output of the replica of the service good.
+MARK = ":actor_name:ServeReplica:good:Model"
+
+
+def logs_folder():
+    """Return the folder in which Ray keeps what workers write."""
+    folder = Path(head.current().session_dir, "logs")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def test_service_that_serve_refuses_is_not_in_the_way_of_others(dashboard, code):
     with pytest.raises(rk.BackendError):
         services.deploy(service(code, "bad", "refuse"))
@@ -138,11 +149,10 @@ def test_service_whose_change_has_not_come_to_serve_is_not_running(answering, co
 
 
 @pytest.mark.usefixtures("dashboard")
-def test_log_of_a_service_is_not_that_of_another_whose_name_goes_on(running, code):
+def test_log_of_a_service_is_not_that_of_another_whose_name_goes_on(code):
     for name in ("roll", "roll_two"):
         services.deploy(service(code, name.replace("_", "-"), app=name))
-    folder = Path(running.session_dir) / "logs"
-    folder.mkdir(exist_ok=True)
+    folder = logs_folder()
     for app in ("roll", "roll_two"):
         (folder / f"worker-{app}-01-1.err").write_text(f":actor_name:ServeReplica:{app}:Model\nof {app}\n")
     assert list(rk.attach("roll", "local").logs()) == ["of roll"]
@@ -198,10 +208,8 @@ def test_ctrl_c_while_a_service_is_sent_says_how_to_look_at_it(code, monkeypatch
 @pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file_is_begun_anew(code, monkeypatch):
     services.deploy(service(code, "good"))
-    log = Path(head.current().session_dir, "logs", "worker-a-01-1.err")
-    log.parent.mkdir(exist_ok=True)
-    mark = ":actor_name:ServeReplica:good:Model\n"
-    log.write_text(f"{mark}one\ntwo\n")
+    log = logs_folder() / "worker-a-01-1.err"
+    log.write_text(f"{MARK}\none\ntwo\n")
 
     def seen():
         yield Status("good", "service", "FAILED", failure=Failure("DeployFailed", "UNHEALTHY"))
@@ -217,21 +225,19 @@ def test_followed_log_of_a_service_goes_on_while_it_is_unwell_and_where_its_file
 @pytest.mark.usefixtures("dashboard")
 def test_log_of_a_service_is_in_the_order_of_time_and_a_traceback_stays_with_its_line(code):
     services.deploy(service(code, "good"))
-    folder = Path(head.current().session_dir, "logs")
-    folder.mkdir(exist_ok=True)
-    text, mark = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200", ":actor_name:ServeReplica:good:Model"
+    folder = logs_folder()
+    text = "{} 2026-11-28 12:49:4{} good_Model one -- GET / 200"
     one = [text.format("ERROR", "0,900"), "Traceback (most recent call last):", text.format("INFO", "1,002")]
     two = [text.format("INFO", "1,001")]
     for name, lines in {"two": two, "one": one}.items():
-        (folder / f"worker-{name}-01-1.err").write_text("".join(f"{line}\n" for line in [mark, *lines]))
+        (folder / f"worker-{name}-01-1.err").write_text("".join(f"{line}\n" for line in [MARK, *lines]))
     assert list(services.logs(records.load("good"), follow=False)) == [*one[:2], *two, one[2]]
 
 
 @pytest.mark.usefixtures("dashboard")
 def test_log_of_a_service_has_what_its_replicas_print_and_no_other_process(code):
     services.deploy(service(code, "good"))
-    folder = Path(head.current().session_dir, "logs")
-    folder.mkdir(exist_ok=True)
+    folder = logs_folder()
     record = "INFO 2026-11-28 12:49:41,000 good_Model one -- GET / 200"
     texts = {
         "worker-a-01-1.out": ":job_id:01\n:actor_name:ServeReplica:good:Model\nprinted\nunfinished",
@@ -248,12 +254,10 @@ def test_log_of_a_service_has_what_its_replicas_print_and_no_other_process(code)
 @pytest.mark.usefixtures("dashboard")
 def test_log_of_a_service_ends_with_standard_output_of_the_replica_that_wrote_last_and_begins_with_full_files(code):
     services.deploy(service(code, "good"))
-    folder = Path(head.current().session_dir, "logs")
-    folder.mkdir(exist_ok=True)
-    mark = ":actor_name:ServeReplica:good:Model"
+    folder = logs_folder()
     texts = {
-        "b-01-2.out": f"{mark}\none",
-        "a-01-1.out.2": f"{mark}\ntwo",
+        "b-01-2.out": f"{MARK}\none",
+        "a-01-1.out.2": f"{MARK}\ntwo",
         "a-01-1.out.1": "three",
         "a-01-1.out": "four",
     }
@@ -266,8 +270,7 @@ def test_log_of_a_service_ends_with_standard_output_of_the_replica_that_wrote_la
 @pytest.mark.usefixtures("dashboard")
 def test_followed_log_of_a_service_has_prints_of_a_worker_that_became_its_replica(code, monkeypatch):
     services.deploy(service(code, "good"))
-    out = Path(head.current().session_dir, "logs", "worker-a-01-1.out")
-    out.parent.mkdir(exist_ok=True)
+    out = logs_folder() / "worker-a-01-1.out"
     out.write_text(":job_id:01\n")
 
     def seen():
