@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,9 +36,9 @@ class Comparison:
     """One statistic of one loop, raykube against a base.
 
     Attributes:
-        case: the loop, as in ``"mlp, 2 workers"``.
-        statistic: ``"mean"``, ``"p50"`` or ``"p99"`` of the steps of a sample.
-        ours, base: medians over the samples, in milliseconds.
+        case: the loop, as in ``"mlp, 2 workers"``; empty for a start on KubeRay.
+        statistic: ``"mean"``, ``"p50"`` or ``"p99"`` of the steps of a sample; ``"running"`` for a start on KubeRay.
+        ours, base: medians over the samples, in milliseconds; of a start on KubeRay, in seconds.
         arm, against: the two arms that are compared.
         ratio: of the medians.
         floor: how far from 1 the ratio of the base (torchrun, or steps without a report) to itself may be, by its
@@ -87,7 +87,7 @@ def pairs_of(rows: Sequence[Row], ours: str, base: str, value: str) -> tuple[lis
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     """Compare raykube with torchrun and with plain Ray Train, for every loop and statistic."""
     return [
-        _compare(case, group, statistic, "raykube", against)
+        _compare(case, group, f"{statistic}_ms", "raykube", against)
         for case, group in _cases(rows)
         for against in ("torchrun", "ray")
         for statistic in STATISTICS
@@ -99,13 +99,15 @@ def turns(rows: Sequence[Row]) -> list[Comparison]:
     found = of(rows, "turn")
     models = sorted({row.case["model"] for row in found}, reverse=True)
     groups = {model: [row for row in found if row.case["model"] == model] for model in models}
-    return [_compare(model, group, "p50", "raykube", "no report", base="no report") for model, group in groups.items()]
+    return [
+        _compare(model, group, "p50_ms", "raykube", "no report", base="no report") for model, group in groups.items()
+    ]
 
 
 def floors(rows: Sequence[Row]) -> list[Comparison]:
     """Compare torchrun with itself, for every loop and statistic: what this machine can resolve."""
     return [
-        _compare(case, group, statistic, "torchrun again", "torchrun")
+        _compare(case, group, f"{statistic}_ms", "torchrun again", "torchrun")
         for case, group in _cases(rows)
         for statistic in STATISTICS
     ]
@@ -119,10 +121,8 @@ def _cases(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
             yield f"{model}, {world} worker{'s' if world > 1 else ''}", group
 
 
-def _compare(
-    case: str, rows: list[Row], statistic: str, arm: str, against: str, *, base: str = "torchrun"
-) -> Comparison:
-    value = f"{statistic}_ms"
+def _compare(case: str, rows: list[Row], value: str, arm: str, against: str, *, base: str = "torchrun") -> Comparison:
+    statistic = value.rpartition("_")[0]
     ours, theirs = pairs_of(rows, arm, against, value)
     again, first = pairs_of(rows, f"{base} again", base, value)
     goal = GOALS.get((against, statistic)) if arm == "raykube" else None
@@ -244,15 +244,11 @@ def cluster_starts(rows: Sequence[Row]) -> list[Comparison]:
     """Compare the time from created to RUNNING with kubectl's; the operator is tuned only in the arm that says so."""
     found = of(rows, "running_s")
     taken = {row.arm for row in found}
-    return [_cluster_start(arm, found) for arm in START_GOALS if {arm, "kubectl", "kubectl again"} <= taken]
-
-
-def _cluster_start(arm: str, rows: list[Row]) -> Comparison:
-    ours, base = pairs_of(rows, arm, "kubectl", "running_s")
-    again, first = pairs_of(rows, "kubectl again", "kubectl", "running_s")
-    middles = float(np.median(ours)), float(np.median(base))
-    ratio, floor = stats.compare(ours, base), stats.noise_floor(first, again)
-    return Comparison("created to RUNNING", "median", *middles, arm, "kubectl", ratio, floor, START_GOALS[arm])
+    return [
+        replace(_compare("", found, "running_s", arm, "kubectl", base="kubectl"), goal=goal)
+        for arm, goal in START_GOALS.items()
+        if {arm, "kubectl", "kubectl again"} <= taken
+    ]
 
 
 @dataclass(frozen=True)
