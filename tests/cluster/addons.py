@@ -30,7 +30,7 @@ def start(name):
         "kwok": _start_kwok,
         "metrics": metrics.start,
         "bucket": _start_bucket,
-        "policies": policies.start,
+        "policies": _start_policies,
     }
     folder = binaries.build(name)
     with step(f"start add-on {name}"):
@@ -154,23 +154,28 @@ def _start_kwok(folder):
         "--node-ip=10.246.0.1",
     ]
     processes.launch("kwok", [folder / "kwok", *words])
-    _wait("kwok", f"http://{_KWOK_HEALTH}/healthz")
+    _wait("kwok", lambda: _answers(f"http://{_KWOK_HEALTH}/healthz"))
 
 
 def _start_bucket(folder):
     processes.launch("versitygw", [folder / "versitygw", *bucket.words()])
-    _wait("versitygw", bucket.URL + bucket.HEALTH)
+    _wait("versitygw", lambda: _answers(bucket.URL + bucket.HEALTH))
 
 
-def _wait(name, url):
-    """Wait until a process of an add-on answers; ClusterError if it ended instead."""
+def _start_policies(folder):
+    processes.launch("kube-router", [folder / "kube-router", *policies.words()])
+    _wait("kube-router", policies.enforced)
 
-    def answers():
+
+def _wait(name, fact):
+    """Wait for the fact that shows that a process of an add-on works; ClusterError if it ended instead."""
+
+    def works():
         if end := processes.dead().get(name):
             raise ClusterError(f"{name} ended ({end}); why: python -m tests.cluster logs {name}")
-        return _answers(url)
+        return fact()
 
-    until(answers, f"{name} answers; its log: python -m tests.cluster logs {name}", _READY_S)
+    until(works, f"{name} works; its log: python -m tests.cluster logs {name}", _READY_S)
 
 
 def _answers(url):

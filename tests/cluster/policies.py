@@ -2,19 +2,18 @@
 
 import shutil
 
-from tests.cluster import layout, processes
-from tests.cluster.shell import ClusterError, run, until
+from tests.cluster import layout
+from tests.cluster.shell import run, until
 
 _HEALTH = 20244
-_NAME = "kube-router"
 _CHAINS = (":KUBE-ROUTER-", ":KUBE-POD-FW-", ":KUBE-NWPLCY-")
 _HOOKS = ("-A INPUT", "-A FORWARD", "-A OUTPUT")
 _SETS = ("KUBE-SRC-", "KUBE-DST-")
 
 
-def start(folder):
-    """Enforce policies from now on. Without one that selects a pod, nothing changes for it."""
-    words = [
+def words():
+    """Return kube-router's arguments. Where no policy selects a pod, nothing changes for it."""
+    return [
         "--run-router=false",
         "--run-service-proxy=false",
         "--run-firewall=true",
@@ -25,13 +24,10 @@ def start(folder):
         "--iptables-sync-period=30s",
         "--metrics-port=0",
     ]
-    processes.launch(_NAME, [folder / _NAME, *words])
-    until(_enforces, "kube-router enforces; its log: python -m tests.cluster logs kube-router", 60)
 
 
-def _enforces():
-    if end := processes.dead().get(_NAME):
-        raise ClusterError(f"kube-router ended ({end}); why: python -m tests.cluster logs kube-router")
+def enforced():
+    """Return whether kube-router has made its chains."""
     return "KUBE-ROUTER-FORWARD" in run("iptables", "-S", check=False)
 
 
